@@ -1,0 +1,67 @@
+"""pairpool: a process pool for Linux over SEQPACKET socketpairs, a drop-in for `multiprocessing.Pool`.
+
+Nothing is loaded until it is used: `import pairpool` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pairpool.errors import (
+        CancelledError,
+        InitializerFailed,
+        LargeCaptureWarning,
+        PoolInherited,
+        WorkerDied,
+    )
+    from pairpool.kernel import cpu_allowance
+    from pairpool.pool import Pool
+    from pairpool.results import AsyncResult, IMapIterator, MapResult
+    from pairpool.status import PoolStatus, WorkerStatus
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AsyncResult",
+    "CancelledError",
+    "IMapIterator",
+    "InitializerFailed",
+    "LargeCaptureWarning",
+    "MapResult",
+    "Pool",
+    "PoolInherited",
+    "PoolStatus",
+    "WorkerDied",
+    "WorkerStatus",
+    "cpu_allowance",
+]
+
+_HOMES = {
+    "AsyncResult": "results",
+    "CancelledError": "errors",
+    "IMapIterator": "results",
+    "InitializerFailed": "errors",
+    "LargeCaptureWarning": "errors",
+    "MapResult": "results",
+    "Pool": "pool",
+    "PoolInherited": "errors",
+    "PoolStatus": "status",
+    "WorkerDied": "errors",
+    "WorkerStatus": "status",
+    "cpu_allowance": "kernel",
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

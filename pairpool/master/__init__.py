@@ -1,0 +1,1 @@
+"""What runs in the caller: the loop, the jobs, the sizes of batches, and the crew."""

@@ -1,0 +1,78 @@
+"""How many items go into a batch: by time, not by count. Arithmetic only: no clock, no I/O.
+
+The sizes start at 1, grow while batches prove shorter than the target, shrink at once when they prove longer, and taper
+off towards the end of an input whose length is known, so that the last batches end together (guided self-scheduling,
+Polychronopoulos and Kuck, IEEE Transactions on Computers C-36, 1987).
+"""
+
+from __future__ import annotations
+
+__all__ = ["SHORT_NS", "TARGET_NS", "Sizer"]
+
+TARGET_NS = 1_000_000
+"""A batch should take about this long: some twenty times what a packet and its answer cost."""
+
+SHORT_NS = 5_000_000
+"""A worker gets a second batch behind the one it runs only while batches are shorter than this."""
+
+MAX_ITEMS = 1 << 15
+MAX_BYTES = 64 * 1024
+"""Pickled bytes that a batch of several items should not exceed, so that it fits a packet."""
+
+LOOKAHEAD_BATCHES = 6
+"""Batches for each worker that a stream may be ahead of its reader."""
+
+
+class Sizer:
+    """The size of a call's next batch, learnt from those that came back.
+
+    Args:
+        chunksize: a size to keep to, whatever is learnt; None for automatic sizes.
+    """
+
+    __slots__ = ("_bytes", "_item_ns", "_size", "chunksize")
+
+    def __init__(self, chunksize: int | None = None) -> None:
+        self.chunksize = chunksize
+        self._size = 1
+        self._item_ns = 0.0
+        self._bytes = 0.0
+
+    @property
+    def is_known(self) -> bool:
+        """Whether any batch has come back."""
+        return self._item_ns > 0
+
+    def is_short(self) -> bool:
+        """Whether a batch of the present size is known to be short."""
+        return 0 < self._item_ns * (self.chunksize or self._size) <= SHORT_NS
+
+    def learn(self, count: int, nanoseconds: int) -> None:
+        """A batch of `count` items took this long in its worker, unpickling and pickling included."""
+        if count < 1:
+            return
+        self._item_ns = max(1.0, nanoseconds / count)
+        fitting = max(1, int(TARGET_NS / self._item_ns))
+        if fitting < self._size:
+            self._size = fitting
+        elif count >= self._size:  # what was tapered or split says nothing about larger ones
+            self._size = min(self._size * (4 if nanoseconds * 8 < TARGET_NS else 2), fitting, MAX_ITEMS)
+
+    def learn_bytes(self, count: int, size: int) -> None:
+        """`count` items took `size` bytes, on their way out or back."""
+        self._bytes = max(self._bytes * 0.75, size / count)
+
+    def next(self, remaining: int | None, workers: int) -> int:
+        """How many items to take next, of `remaining` (None: unknown) that `workers` share."""
+        if self.chunksize is not None:
+            return self.chunksize
+        size = self._size
+        if self._bytes * size > MAX_BYTES:
+            size = max(1, int(MAX_BYTES / self._bytes))
+        if remaining is not None and remaining < 2 * size * workers:
+            size = min(size, max(1, -(-remaining // (2 * workers))))
+        return size
+
+    def lookahead(self, workers: int) -> int:
+        """How many items of a stream may be under way or wait for its reader."""
+        return LOOKAHEAD_BATCHES * workers * self.next(None, workers)

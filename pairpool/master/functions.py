@@ -1,0 +1,133 @@
+"""Functions by number: pickled once a call, sent once a worker, named by a number from then on."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import warnings
+from collections import OrderedDict
+from types import BuiltinFunctionType, FunctionType
+from typing import Any
+
+from pairpool.wire.codec import Codec, Encoded
+
+__all__ = ["Function", "Functions"]
+
+KEPT = 64
+LARGE_CAPTURE = 1 << 20
+
+
+def name_of(function: Any) -> str:
+    """What a function is called in errors and views."""
+    inner = function
+    while not hasattr(inner, "__qualname__") and hasattr(inner, "func"):
+        inner = inner.func
+    name = getattr(inner, "__qualname__", None) or type(inner).__qualname__
+    return name if inner is function else f"partial({name})"
+
+
+class Function:
+    """A function as it travels."""
+
+    __slots__ = ("by_value", "deaths", "encoded", "keep", "name", "number", "original", "uses")
+
+    def __init__(self, number: int, name: str, encoded: Encoded, original: Any) -> None:
+        self.number = number
+        self.name = name
+        self.encoded = encoded
+        self.by_value = encoded.by_value
+        self.original = original  # to pickle it again where a worker did not find it by name
+        self.deaths = 0  # workers that died while they unpickled it
+        self.uses = 0
+        self.keep = False
+
+
+class Functions:
+    """The functions of one pool that its workers may know."""
+
+    def __init__(self, codec: Codec) -> None:
+        self._codec = codec
+        self._numbers = itertools.count(1)
+        self._by_name: OrderedDict[Any, Function] = OrderedDict()
+        self._by_number: dict[int, Function] = {}
+        self._warned: set[str] = set()
+        self._lock = threading.Lock()
+
+    def get(self, function: Any) -> Function:
+        """The function, pickled now unless it travels by name alone; from any thread. Each `get` wants one `release`.
+
+        Raises whatever says that it cannot be pickled.
+        """
+        plain = isinstance(function, (FunctionType, BuiltinFunctionType, type))
+        with self._lock:
+            known = self._by_name.get(function) if plain else None
+            if known is not None:
+                known.uses += 1
+        if known is not None:
+            if self._still_named(known, function):
+                return known
+            self.release(known)
+        new = self._add(function, self._codec.encode_function(function))
+        with self._lock:
+            new.uses += 1
+            if plain and not new.by_value:
+                new.keep = True
+                self._by_name[function] = new
+        return new
+
+    def _still_named(self, known: Function, function: Any) -> bool:
+        return type(function) is BuiltinFunctionType or (
+            self._codec.birth is None or self._codec.birth.names(function)
+        )
+
+    def _add(self, function: Any, encoded: Encoded) -> Function:
+        new = Function(next(self._numbers), name_of(function), encoded, function)
+        self._by_number[new.number] = new
+        if encoded.by_value and encoded.size > LARGE_CAPTURE:
+            self._warn(function, new)
+        return new
+
+    def _warn(self, function: Any, new: Function) -> None:
+        if new.name in self._warned:
+            return
+        self._warned.add(new.name)
+        from pairpool.errors import LargeCaptureWarning
+
+        culprits = sorted(self._codec.captures(function), key=lambda pair: -pair[1])
+        what = ", ".join(f"{name} ({size / 2**20:.1f} MiB)" for name, size in culprits[:3] if size > 1 << 16)
+        warnings.warn(
+            f"{new.name} travels by value and drags {new.encoded.size / 2**20:.1f} MiB along to every worker"
+            f"{': ' + what if what else ''}; share large data instead (pool.share), or define it before the pool opens",
+            LargeCaptureWarning,
+            stacklevel=5,
+        )
+
+    def by_number(self, number: int) -> Function:
+        return self._by_number[number]
+
+    def find(self, number: int) -> Function | None:
+        return self._by_number.get(number)
+
+    def again_by_value(self, function: Function) -> Function:
+        """The same function under a new number, for workers that did not find it by name."""
+        new = self._add(function.original, self._codec.encode_function(function.original, by_value=True))
+        if function.keep:
+            function.keep = False
+            self._by_name.pop(function.original, None)
+        return new
+
+    def release(self, function: Function) -> list[int]:
+        """Give back one use; returns the numbers of functions that workers should forget now."""
+        forgotten = []
+        with self._lock:
+            function.uses -= 1
+            if function.uses <= 0 and not function.keep:
+                forgotten.append(function.number)
+            while len(self._by_name) > KEPT:
+                _original, entry = self._by_name.popitem(last=False)
+                entry.keep = False
+                if entry.uses <= 0:
+                    forgotten.append(entry.number)
+        for number in forgotten:
+            self._by_number.pop(number, None)
+        return forgotten

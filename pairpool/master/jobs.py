@@ -1,0 +1,398 @@
+"""Jobs: items in, results out. A job is one call; it knows its items and where their results go, and nothing of workers.
+
+A job hands out batches (`take`) and gets each back exactly once: delivered, or failed, whole or in parts. What comes back undone
+is put into `again` and goes out first. A batch stays in `open` from `take` to delivery; that is what makes it impossible to lose
+one, and harmless to deliver one twice.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from pairpool.master.batching import Sizer
+from pairpool.master.functions import Function
+from pairpool.wire.codec import Encoded
+
+__all__ = ["Batch", "Calls", "Job", "MapJob", "StreamJob"]
+
+_numbers = itertools.count(1)
+
+
+class Batch:
+    """Neighbouring items of one job on their way through a worker."""
+
+    __slots__ = (
+        "by_value",
+        "encoded",
+        "failed",
+        "first",
+        "function",
+        "items",
+        "job",
+        "limit",
+        "limited_at",
+        "number",
+        "since",
+        "solo",
+        "targets",
+    )
+
+    def __init__(self, job: Job, first: int, items: Sequence[Any], targets: list[Any] | None = None) -> None:
+        self.number = next(_numbers)
+        self.job = job
+        self.first = first
+        self.items = items
+        self.targets = targets  # for calls: where each result goes
+        self.function: Function | None = None
+        self.encoded: Encoded | None = None
+        self.failed: dict[int, BaseException] = {}
+        self.by_value = False
+        self.solo = False  # to be sent one item at a time
+        self.since = 0.0  # when it became the one that its worker runs
+        self.limit = 0  # index before which the worker was told to stop, 0 for none
+        self.limited_at = 0.0
+        job.open[self.number] = self
+
+    @property
+    def count(self) -> int:
+        return len(self.items)
+
+    def part(self, start: int, stop: int) -> Batch:
+        """A new batch of the items from offset `start` to `stop`; this one still holds them, until it is closed."""
+        batch = Batch(
+            self.job, self.first + start, self.items[start:stop], self.targets and self.targets[start:stop]
+        )
+        batch.by_value = self.by_value
+        batch.solo = self.solo
+        return batch
+
+    def keep(self, stop: int) -> Batch:
+        """Cut this batch down to its first `stop` items; returns a new one with the others."""
+        rest = self.part(stop, self.count)
+        self.items = self.items[:stop]
+        self.targets = self.targets and self.targets[:stop]
+        self.failed = {offset: error for offset, error in self.failed.items() if offset < stop}
+        return rest
+
+
+class Job:
+    """One call. Subclasses say where items come from and where results go."""
+
+    def __init__(self, function: Function | None, mode: int, chunksize: int | None) -> None:
+        self.function = function
+        self.mode = mode
+        self.sizer = Sizer(chunksize)
+        self.again: deque[Batch] = deque()
+        self.open: dict[int, Batch] = {}
+        self.cancelled = False
+
+    def take(self, workers: int) -> Batch | None:
+        """The next batch to send, or None if there is none now. May run the caller's own iterator."""
+        while self.again:
+            batch = self.again.popleft()
+            if batch.number not in self.open:
+                continue
+            size = 1 if batch.solo else max(1, self.sizer.next(batch.count, workers))
+            if batch.count > size and (batch.solo or self.sizer.chunksize is None):
+                batch.encoded = None
+                self.again.appendleft(batch.keep(size))
+            return batch
+        return None if self.cancelled else self.take_fresh(workers)
+
+    def take_fresh(self, workers: int) -> Batch | None:
+        raise NotImplementedError
+
+    @property
+    def has_more(self) -> bool:
+        """Whether `take` may yet give something, now or later."""
+        raise NotImplementedError
+
+    @property
+    def done(self) -> bool:
+        return not self.open and (self.cancelled or not self.has_more)
+
+    def deliver(self, batch: Batch, values: list[Any], failed: dict[int, BaseException]) -> None:
+        """Take the outcome of a whole batch: a value for each item, or an exception under its offset."""
+        if self.open.pop(batch.number, None) is not None and not self.cancelled:
+            self.accept(batch, values, failed)
+
+    def accept(self, batch: Batch, values: list[Any], failed: dict[int, BaseException]) -> None:
+        raise NotImplementedError
+
+    def put_back(self, batch: Batch) -> None:
+        """Take back a batch that was not run; it goes out again before anything new."""
+        if self.cancelled:
+            self.open.pop(batch.number, None)
+        elif batch.number in self.open:
+            batch.limit = 0
+            self.again.append(batch)
+
+    def replace(self, batch: Batch, parts: Sequence[Batch]) -> None:
+        """Put parts of a batch back in its place."""
+        if self.open.pop(batch.number, None) is None:
+            for part in parts:
+                self.open.pop(part.number, None)
+        else:
+            self.again.extend(parts)
+
+    def end(self) -> None:
+        """Called when the job has nothing to do from the start."""
+
+    def cancel(self, reason: BaseException) -> None:
+        """End all that has not ended, with `reason`."""
+        self.cancelled = True
+        self.open.clear()
+        self.again.clear()
+
+
+class MapJob(Job):
+    """All items of a sequence, and one list of results.
+
+    Args:
+        items: something that can be sliced.
+        input_error: raised by the input after these items; it is the call's outcome once they have ended.
+        finish: called once with success and value, when all items have ended.
+    """
+
+    def __init__(
+        self,
+        function: Function,
+        mode: int,
+        items: Sequence[Any],
+        chunksize: int | None,
+        *,
+        return_exceptions: bool,
+        input_error: BaseException | None,
+        finish: Callable[[bool, Any], None],
+    ) -> None:
+        super().__init__(function, mode, chunksize)
+        self._items = items
+        self._next = 0
+        self._length = len(items)
+        self._results: list[Any] = []
+        self._return_exceptions = return_exceptions
+        self._errors: dict[int, BaseException] = {}
+        self._input_error = input_error
+        self._finish: Callable[[bool, Any], None] | None = finish
+
+    @property
+    def has_more(self) -> bool:
+        return self._next < self._length or bool(self.again)
+
+    def take_fresh(self, workers: int) -> Batch | None:
+        remaining = self._length - self._next
+        if not remaining:
+            return None
+        first, size = self._next, min(remaining, self.sizer.next(remaining, workers))
+        batch = Batch(self, first, self._items[first : first + size])
+        self._next = first + size
+        return batch
+
+    def accept(self, batch: Batch, values: list[Any], failed: dict[int, BaseException]) -> None:
+        first = batch.first
+        if not self._results:
+            self._results = [None] * self._length
+        self._results[first : first + len(values)] = values
+        for offset, error in failed.items():
+            if self._return_exceptions:
+                self._results[first + offset] = error
+            else:
+                self._errors[first + offset] = error
+        self.end()
+
+    def end(self) -> None:
+        """Hand the outcome over if nothing is left to do."""
+        if not self.done or self._finish is None:
+            return
+        if self._input_error is not None:
+            self._end(False, self._input_error)
+        elif self._errors:
+            self._end(False, self._errors[min(self._errors)])
+        else:
+            self._end(True, self._results)
+
+    def cancel(self, reason: BaseException) -> None:
+        super().cancel(reason)
+        if self._finish is not None:
+            self._end(False, reason)
+
+    def _end(self, success: bool, value: Any) -> None:
+        finish, self._finish = self._finish, None
+        self._items = ()
+        self._results = []
+        self._errors = {}
+        assert finish is not None
+        finish(success, value)
+
+
+class Calls(Job):
+    """Single calls that were submitted one after the other; each has a result object of its own."""
+
+    def __init__(self, mode: int) -> None:
+        super().__init__(None, mode, None)
+        self._waiting: deque[tuple[Any, tuple[int, Any, Any]]] = deque()
+        self._next = 0
+
+    def add(self, target: Any, number: int, args: Any, kwds: Any) -> None:
+        """Append a call; `target.set_outcome(success, value)` gets its outcome."""
+        self._waiting.append((target, (number, args, kwds)))
+
+    @property
+    def has_more(self) -> bool:
+        return bool(self._waiting) or bool(self.again)
+
+    def take_fresh(self, workers: int) -> Batch | None:
+        waiting = len(self._waiting)
+        if not waiting:
+            return None
+        size = min(waiting, self.sizer.next(waiting, workers))
+        taken = [self._waiting.popleft() for _ in range(size)]
+        batch = Batch(self, self._next, [item for _, item in taken], [target for target, _ in taken])
+        self._next += size
+        return batch
+
+    def accept(self, batch: Batch, values: list[Any], failed: dict[int, BaseException]) -> None:
+        assert batch.targets is not None
+        for offset, target in enumerate(batch.targets):
+            error = failed.get(offset) if failed else None
+            if error is None:
+                target.set_outcome(True, values[offset])
+            else:
+                target.set_outcome(False, error)
+
+    def cancel(self, reason: BaseException) -> None:
+        targets = [target for batch in self.open.values() for target in batch.targets or ()]
+        targets += [target for target, _ in self._waiting]
+        super().cancel(reason)
+        self._waiting.clear()
+        for target in targets:
+            target.set_outcome(False, reason)
+
+
+MANY = 1 << 30
+
+
+class Raised:
+    """An exception among the results of a stream."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+class StreamJob(Job):
+    """Items of an iterator, results for an iterator; bounded by how far it may be ahead of its reader.
+
+    Args:
+        buffersize: items that may be taken and not yet yielded; None for a bound that follows the size of batches.
+    """
+
+    def __init__(
+        self,
+        function: Function,
+        mode: int,
+        items: Iterator[Any],
+        chunksize: int | None,
+        *,
+        ordered: bool,
+        buffersize: int | None,
+    ) -> None:
+        super().__init__(function, mode, chunksize)
+        self._items = items
+        self._ordered = ordered
+        self._buffersize = buffersize
+        self._taken = 0
+        self._pulling = False
+        self._exhausted = False
+        self._input_error: BaseException | None = None
+        self._arrived: dict[int, list[Any]] = {}
+        self._due = 0
+        self._discarding = False
+        self.unbounded = False
+        """Set when nobody is expected to read before the end."""
+        self.yielded = 0
+        self.ready: deque[Any] = deque()
+        """Results that can be yielded now; failures are `Raised`."""
+
+    @property
+    def has_more(self) -> bool:
+        return not self._exhausted or bool(self.again)
+
+    def _room(self, workers: int) -> int:
+        if self.unbounded:
+            return MANY
+        bound = self._buffersize or self.sizer.lookahead(workers)
+        return bound - (self._taken - self.yielded)
+
+    def take_fresh(self, workers: int) -> Batch | None:
+        if self._pulling or self._exhausted:
+            return None
+        room = self._room(workers)
+        size = self.sizer.next(None, workers)
+        if room < 1 or (room < size and self._taken > self.yielded and self._buffersize is None):
+            return None
+        items = self._pull(min(size, max(1, room)))
+        if self.cancelled or not items:
+            return None
+        batch = Batch(self, self._taken, items)
+        self._taken += len(items)
+        return batch
+
+    def _pull(self, size: int) -> list[Any]:
+        """Up to `size` items; the caller's iterator may use the pool, and so come back here."""
+        items: list[Any] = []
+        self._pulling = True
+        try:
+            items.extend(itertools.islice(self._items, size))
+        except Exception as error:
+            self._exhausted = True
+            self._input_error = error
+            if self.sizer.chunksize not in (None, 1):
+                items.clear()  # as in multiprocessing: a chunk that could not be filled is not run
+        finally:
+            self._pulling = False
+        if len(items) < size:
+            self._exhausted = True
+            self._items = iter(())
+        return items
+
+    def accept(self, batch: Batch, values: list[Any], failed: dict[int, BaseException]) -> None:
+        if self._discarding:
+            return
+        for offset, error in failed.items():
+            values[offset] = Raised(error)
+        if not self._ordered:
+            self.ready.extend(values)
+            return
+        self._arrived[batch.first] = values
+        while self._due in self._arrived:
+            run = self._arrived.pop(self._due)
+            self._due += len(run)
+            self.ready.extend(run)
+
+    def discard(self) -> None:
+        """Run to the end and keep no results: there is no reader."""
+        self._discarding = self.unbounded = True
+        self._arrived.clear()
+        self.ready.clear()
+
+    def take_input_error(self) -> BaseException | None:
+        """What the input raised, once; asked for when all results have been yielded."""
+        error, self._input_error = self._input_error, None
+        return error
+
+    @property
+    def readable(self) -> bool:
+        """Whether a reader need not wait: a result is there, or none will come any more."""
+        return bool(self.ready) or self.done
+
+    def cancel(self, reason: BaseException) -> None:
+        super().cancel(reason)
+        self._exhausted = True
+        self._items = iter(())
+        self._input_error = reason
+        self._arrived.clear()

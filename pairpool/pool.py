@@ -1,0 +1,536 @@
+"""`Pool`: `multiprocessing.Pool` over SEQPACKET socketpairs.
+
+The documentation of `multiprocessing.pool.Pool` is the specification of every method that it has; docstrings here say what is
+the same in a line and what is more in full.
+"""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import operator
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from pairpool import inheritance, kernel
+from pairpool.master.functions import Function
+from pairpool.master.jobs import Calls, MapJob, StreamJob
+from pairpool.master.loop import Master
+from pairpool.results import AsyncResult, IMapIterator, MapResult
+from pairpool.status import PoolStatus
+from pairpool.wire.board import Board
+from pairpool.worker import Mode, WorkerBody
+from pairpool.zygote import DirectZygote, ForkedZygote, FreshZygote, Zygote
+
+__all__ = ["Pool"]
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+RUN, CLOSE, TERMINATE = "RUN", "CLOSE", "TERMINATE"
+START_METHODS = ("fork", "forkserver", "direct")
+SLOTS = 4096
+DESCRIPTORS_EACH = 3
+DESCRIPTORS_BESIDE = 16
+
+_names = itertools.count(1)
+_open_masters: weakref.WeakSet[Master] = weakref.WeakSet()
+
+
+def _end_all() -> None:
+    """At interpreter exit: no pool outlives its program."""
+    for master in list(_open_masters):
+        if master.identity.is_here():
+            master.terminate()
+
+
+atexit.register(_end_all)
+
+
+class Pool:
+    """A pool of worker processes with the methods of `multiprocessing.Pool`.
+
+    Args:
+        processes: how many workers; by default as many as this process may use cores (affinity and cgroup quota).
+        initializer: called in every worker before its first task, with `initargs`.
+        initargs: arguments of the initializer.
+        maxtasksperchild: tasks after which a worker is replaced by a fresh one; None for never.
+        start_method: `"fork"` (workers inherit what the program has loaded), `"forkserver"` (they come from a fresh interpreter:
+            for programs with threads, CUDA or gRPC), or `"direct"` (forked by this very process, which then ignores SIGCHLD
+            while the pool is open).
+        name: what views call the pool.
+
+    Raises:
+        ValueError, TypeError: an argument is out of range or of the wrong type.
+        OSError: the platform, or a limit on descriptors or processes, does not allow it; the text names which.
+
+    Example:
+        >>> from pairpool import Pool
+        >>> with Pool(2) as pool:
+        ...     pool.map(abs, [-1, 2, -3])
+        [1, 2, 3]
+    """
+
+    _master: Master
+
+    def __init__(
+        self,
+        processes: int | None = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: Iterable[Any] = (),
+        maxtasksperchild: int | None = None,
+        *,
+        start_method: str = "fork",
+        name: str | None = None,
+    ) -> None:
+        self._state = "INIT"
+        kernel.require_linux()
+        self._processes = _check_processes(kernel.cpu_allowance() if processes is None else processes)
+        if maxtasksperchild is not None and (not isinstance(maxtasksperchild, int) or maxtasksperchild <= 0):
+            raise ValueError("maxtasksperchild must be a positive int or None")
+        if initializer is not None and not callable(initializer):
+            raise TypeError("initializer must be a callable")
+        if start_method not in START_METHODS:
+            raise ValueError(f"start_method must be one of {', '.join(START_METHODS)}, not {start_method!r}")
+        if start_method == "direct" and threading.current_thread() is not threading.main_thread():
+            raise ValueError('start_method="direct" sets SIGCHLD, which only the main thread can do')
+        self._name = name or f"pool-{next(_names)}"
+        self._start_method = start_method
+        kernel.require_descriptors(
+            DESCRIPTORS_EACH * self._processes + DESCRIPTORS_BESIDE, f"a pool of {self._processes} workers"
+        )
+        self._master = self._open(initializer, tuple(initargs), maxtasksperchild)
+        self._state = RUN
+
+    def _open(
+        self, initializer: Callable[..., object] | None, initargs: tuple[Any, ...], maxtasks: int | None
+    ) -> Master:
+        board_number, board = Board.create(max(SLOTS, 2 * self._processes), self._name, time.monotonic_ns())
+        board_fd = kernel.Descriptor(board_number)
+        stacks = kernel.Descriptor(kernel.memfd("pairpool-stacks", 0))
+        kernel.own(board_fd)
+        kernel.own(stacks)
+        master = None
+        try:
+            make = self._zygote_maker(board, board_fd, stacks, initializer, initargs)
+            has_initializer = initializer is not None
+            master = Master(make, board, board_fd, stacks, self._processes, maxtasks, has_initializer)
+            master.start()
+        except BaseException:
+            if master is not None:
+                master.terminate()
+            else:
+                for thing in (board_fd, stacks):
+                    kernel.disown(thing)
+                    thing.close()
+                board.close()
+            raise
+        _open_masters.add(master)
+        return master
+
+    def _zygote_maker(
+        self,
+        board: Board,
+        board_fd: kernel.Descriptor,
+        stacks: kernel.Descriptor,
+        initializer: Callable[..., object] | None,
+        initargs: tuple[Any, ...],
+    ) -> Callable[[], Zygote]:
+        if self._start_method != "forkserver":
+            body = WorkerBody(board, stacks.fileno(), os.getpid(), initializer, initargs)
+            if self._start_method == "direct":
+                return lambda: DirectZygote(body)
+            return lambda: ForkedZygote(body, keep=[stacks])
+        arguments, fds = None, []
+        if initializer is not None:
+            arguments, fds = inheritance.pickle_for_child((initializer, initargs))
+        setup = pickle.dumps((os.getpid(), arguments))
+        factory = f"{WorkerBody.__module__}:make_body"
+        return lambda: FreshZygote(factory, [board_fd.fileno(), stacks.fileno(), *fds], setup)
+
+    # --- calls ----------------------------------------------------------------------------------
+
+    def apply(
+        self, func: Callable[..., R], args: Iterable[Any] = (), kwds: Mapping[str, Any] | None = None
+    ) -> R:
+        """`func(*args, **kwds)` in a worker; waits for the result."""
+        self._check_running()
+        result: AsyncResult[R] = AsyncResult(self, self._master)
+        job = Calls(Mode.CALL)
+        function = self._function(func, result)
+        if function is not None:
+            job.add(result, function.number, tuple(args), dict(kwds or {}))
+            self._submit_job(job)
+        self._wait_or_cancel(result, job)
+        return result.get()
+
+    def apply_async(
+        self,
+        func: Callable[..., R],
+        args: Iterable[Any] = (),
+        kwds: Mapping[str, Any] | None = None,
+        callback: Callable[[R], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+    ) -> AsyncResult[R]:
+        """`apply` that returns at once; callbacks run in the thread that drives the pool."""
+        self._check_running()
+        master = self._master
+        result = AsyncResult(self, master, callback, error_callback)
+        function = self._function(func, result)
+        if function is not None:
+            number, args, kwds = function.number, tuple(args), dict(kwds or {})
+            master.submit(lambda: master.add_call(result, number, args, kwds))
+        master.drive_in_background()
+        return result
+
+    def map(
+        self,
+        func: Callable[[T], R],
+        iterable: Iterable[T],
+        chunksize: int | None = None,
+        *,
+        return_exceptions: bool = False,
+    ) -> list[R]:
+        """`[func(x) for x in iterable]`, in the workers.
+
+        All items are over before it returns or raises. Items go out in batches that take about a millisecond.
+
+        Args:
+            chunksize: items to a batch, if you want to fix it; with 1, no item ever runs twice.
+            return_exceptions: put exceptions into the list in place of results, instead of raising the first.
+        """
+        return self._map_now(func, iterable, Mode.MAP, chunksize, return_exceptions)
+
+    def starmap(
+        self,
+        func: Callable[..., R],
+        iterable: Iterable[Iterable[Any]],
+        chunksize: int | None = None,
+        *,
+        return_exceptions: bool = False,
+    ) -> list[R]:
+        """`map` for a function of several arguments: each item is unpacked, `func(*item)`."""
+        return self._map_now(func, iterable, Mode.STAR, chunksize, return_exceptions)
+
+    def map_async(
+        self,
+        func: Callable[[T], R],
+        iterable: Iterable[T],
+        chunksize: int | None = None,
+        callback: Callable[[list[R]], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+        *,
+        return_exceptions: bool = False,
+    ) -> MapResult[list[R]]:
+        """`map` that returns at once."""
+        result: MapResult[list[R]] = MapResult(self, self._master, callback, error_callback)
+        self._start_map(result, func, iterable, Mode.MAP, chunksize, return_exceptions)
+        self._master.drive_in_background()
+        return result
+
+    def starmap_async(
+        self,
+        func: Callable[..., R],
+        iterable: Iterable[Iterable[Any]],
+        chunksize: int | None = None,
+        callback: Callable[[list[R]], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+        *,
+        return_exceptions: bool = False,
+    ) -> MapResult[list[R]]:
+        """`starmap` that returns at once."""
+        result: MapResult[list[R]] = MapResult(self, self._master, callback, error_callback)
+        self._start_map(result, func, iterable, Mode.STAR, chunksize, return_exceptions)
+        self._master.drive_in_background()
+        return result
+
+    def imap(
+        self,
+        func: Callable[[T], R],
+        iterable: Iterable[T],
+        chunksize: int | None = None,
+        *,
+        buffersize: int | None = None,
+        return_exceptions: bool = False,
+    ) -> IMapIterator[R]:
+        """Results in the order of the input, as they come; the input may be endless.
+
+        Args:
+            chunksize: as for `map`.
+            buffersize: how many items may be taken from the input and not yet yielded; by default a few batches for each worker.
+            return_exceptions: yield exceptions instead of raising them.
+        """
+        return self._start_stream(func, iterable, chunksize, buffersize, return_exceptions, ordered=True)
+
+    def imap_unordered(
+        self,
+        func: Callable[[T], R],
+        iterable: Iterable[T],
+        chunksize: int | None = None,
+        *,
+        buffersize: int | None = None,
+        return_exceptions: bool = False,
+    ) -> IMapIterator[R]:
+        """`imap` with results in the order in which they are ready."""
+        return self._start_stream(func, iterable, chunksize, buffersize, return_exceptions, ordered=False)
+
+    def _function(self, func: Callable[..., Any], result: AsyncResult[Any]) -> Function | None:
+        """The function, ready to travel; if it cannot be pickled, that is the result, and None is returned."""
+        if not callable(func):
+            raise TypeError(f"{type(func).__name__!r} object is not callable")
+        try:
+            return self._master.functions.get(func)
+        except Exception as error:
+            self._master.submit(lambda: result.set_outcome(False, error))
+            return None
+
+    def _submit_job(self, job: Calls | MapJob | StreamJob) -> None:
+        self._master.submit(lambda: self._master.add_job(job))
+
+    def _map_now(
+        self, func: Callable[..., R], iterable: Iterable[Any], mode: int, chunksize: int | None, keep: bool
+    ) -> list[R]:
+        result: MapResult[list[R]] = MapResult(self, self._master)
+        job = self._start_map(result, func, iterable, mode, chunksize, keep)
+        if job is not None:
+            self._wait_or_cancel(result, job)
+        return result.get()
+
+    def _start_map(
+        self,
+        result: MapResult[Any],
+        func: Callable[..., Any],
+        iterable: Iterable[Any],
+        mode: int,
+        chunksize: int | None,
+        return_exceptions: bool,
+    ) -> MapJob | None:
+        self._check_running()
+        chunksize = _check_chunksize(chunksize)
+        items, input_error = _gather(iterable)
+        function = self._function(func, result)
+        if function is None:
+            return None
+        job = MapJob(
+            function,
+            mode,
+            items,
+            chunksize,
+            return_exceptions=return_exceptions,
+            input_error=input_error,
+            finish=result.set_outcome,
+        )
+        self._submit_job(job)
+        return job
+
+    def _start_stream(
+        self,
+        func: Callable[[T], R],
+        iterable: Iterable[T],
+        chunksize: int | None,
+        buffersize: int | None,
+        return_exceptions: bool,
+        *,
+        ordered: bool,
+    ) -> IMapIterator[R]:
+        self._check_running()
+        chunksize = _check_chunksize(chunksize)
+        buffersize = _check_buffersize(buffersize)
+        items = iter(iterable)
+        if not callable(func):
+            raise TypeError(f"{type(func).__name__!r} object is not callable")
+        function = self._master.functions.get(func)
+        job = StreamJob(function, Mode.MAP, items, chunksize, ordered=ordered, buffersize=buffersize)
+        self._submit_job(job)
+        iterator: IMapIterator[R] = IMapIterator(
+            self, self._master, job, return_exceptions=return_exceptions
+        )
+        self._master.poke()
+        return iterator
+
+    def _wait_or_cancel(self, result: AsyncResult[Any], job: Calls | MapJob) -> None:
+        """Wait for a call that nobody can come back to: if the wait is interrupted, its tasks end."""
+        try:
+            result.wait()
+        except BaseException as error:
+            reason = error if isinstance(error, Exception) else _cancelled(error)
+            master = self._master
+            master.submit(lambda: master.cancel_job(job, reason))
+            master.poke()
+            raise
+
+    # --- the pool itself ------------------------------------------------------------------------
+
+    def resize(self, processes: int) -> None:
+        """Keep this many workers from now on; those that are too many finish what they hold."""
+        self._check_running()
+        processes = _check_processes(processes)
+        if processes > self._master.board.slots:
+            raise ValueError(f"this pool can have at most {self._master.board.slots} processes")
+        more = max(0, processes - self._processes)
+        kernel.require_descriptors(DESCRIPTORS_EACH * more, f"{more} more workers")
+        master = self._master
+        done = False
+
+        def action() -> None:
+            nonlocal done
+            master.resize(processes)
+            done = True
+
+        master.submit(action)
+        master.wait(lambda: done and not master.is_waiting_for_workers)
+        self._processes = processes
+
+    def status(self) -> PoolStatus:
+        """What the pool and each worker are doing, read from the status board without disturbing them."""
+        from pairpool import snapshot
+
+        kernel.require_owner(self._master.identity)
+        return snapshot.take(self._master, self._name, self._state, self._start_method)
+
+    def close(self) -> None:
+        """Take no more calls; those there are run to their ends."""
+        if self._state == RUN:
+            kernel.require_owner(self._master.identity)
+            self._state = CLOSE
+            self._master.submit(self._master.close)
+            self._master.poke()
+
+    def terminate(self) -> None:
+        """End at once: running tasks are killed, and calls that have not ended raise `CancelledError`."""
+        kernel.require_owner(self._master.identity)
+        self._state = TERMINATE
+        self._master.terminate()
+
+    def join(self) -> None:
+        """Wait until all calls have ended and all workers have exited; `close` or `terminate` comes first."""
+        if self._state == RUN:
+            raise ValueError("Pool is still running")
+        if self._state not in (CLOSE, TERMINATE):
+            raise ValueError("In unknown state")
+        master = self._master
+        kernel.require_owner(master.identity)
+        if self._state == CLOSE:
+            master.submit(master.expect_no_reader)
+            master.wait(lambda: master.is_idle or master.ended)
+        master.terminate(patient=self._state == CLOSE)
+
+    def __enter__(self) -> Pool:
+        self._check_running()
+        return self
+
+    def __exit__(self, *_exc_info: object) -> None:
+        self.terminate()
+
+    def _check_running(self) -> None:
+        if self._state != RUN:
+            raise ValueError("Pool not running")
+        kernel.require_owner(self._master.identity)
+
+    def __reduce__(self) -> Any:
+        raise NotImplementedError("pool objects cannot be passed between processes or pickled")
+
+    def __repr__(self) -> str:
+        cls = type(self)
+        size = len(self._pool) if hasattr(self, "_master") else 0
+        return f"<{cls.__module__}.{cls.__qualname__} state={self._state} pool_size={size}>"
+
+    def __del__(self, _warn: Any = warnings.warn, _run: str = RUN) -> None:
+        master = getattr(self, "_master", None)
+        if master is None or not master.identity.is_here():
+            return
+        if self._state == _run:
+            _warn(f"unclosed running multiprocessing pool {self!r}", ResourceWarning, source=self)
+        master.terminate()
+
+    # --- what users of multiprocessing.Pool look at though they should not ----------------------
+
+    @property
+    def _pool(self) -> list[_Process]:
+        members = self._master.members
+        return [_Process(members[number].pid) for number in sorted(members)]
+
+    def _repopulate_pool(self) -> None:
+        master = self._master
+        master.wait(lambda: not master.is_waiting_for_workers)
+
+
+class _Process:
+    """A worker as `multiprocessing.Process` shows one, for those who list `pool._pool`."""
+
+    daemon = True
+
+    def __init__(self, pid: int) -> None:
+        self.pid = self.ident = pid
+
+    def is_alive(self) -> bool:
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        return True
+
+    def terminate(self) -> None:
+        os.kill(self.pid, signal.SIGTERM)
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+
+
+def _cancelled(error: BaseException) -> BaseException:
+    from pairpool.errors import CancelledError
+
+    return CancelledError(f"the call was left by {type(error).__name__}")
+
+
+def _check_processes(processes: int) -> int:
+    try:
+        number = operator.index(processes)
+    except TypeError:
+        raise TypeError(f"processes must be a positive int, not {processes!r}") from None
+    if number < 1:
+        raise ValueError("Number of processes must be at least 1")
+    return number
+
+
+def _check_chunksize(chunksize: int | None) -> int | None:
+    if chunksize is None:
+        return None
+    try:
+        number = operator.index(chunksize)
+    except TypeError:
+        raise TypeError(f"chunksize must be an int or None, not {chunksize!r}") from None
+    if number < 1:
+        raise ValueError(f"Chunksize must be 1+, not {chunksize!r}")
+    return number
+
+
+def _check_buffersize(buffersize: int | None) -> int | None:
+    if buffersize is None:
+        return None
+    if not isinstance(buffersize, int):
+        raise TypeError("buffersize must be an integer or None")
+    if buffersize < 1:
+        raise ValueError("buffersize must be None or > 0")
+    return buffersize
+
+
+def _gather(iterable: Iterable[Any]) -> tuple[Sequence[Any], BaseException | None]:
+    """The items as something that can be sliced, and what the input raised after them, if it did."""
+    if type(iterable) in (list, tuple, range):
+        return iterable, None  # type: ignore[return-value]
+    items: list[Any] = []
+    iterator = iter(iterable)
+    try:
+        items.extend(iterator)
+    except Exception as error:
+        return items, error
+    return items, None

@@ -1,0 +1,178 @@
+"""Results as the caller holds them: of one call, of a map, of a stream."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from pairpool import kernel
+from pairpool.master.jobs import Raised, StreamJob
+
+if TYPE_CHECKING:
+    from pairpool.master.loop import Master
+
+__all__ = ["AsyncResult", "IMapIterator", "MapResult"]
+
+R = TypeVar("R")
+
+
+class AsyncResult(Generic[R]):
+    """The outcome of a call to come, as `multiprocessing.pool.AsyncResult` has it.
+
+    Waiting for it drives the pool. The pool lives at least as long as the call.
+    """
+
+    def __init__(
+        self,
+        pool: object,
+        master: Master,
+        callback: Callable[[R], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+    ) -> None:
+        self._pool: object | None = pool
+        self._master = master
+        self._callback = callback
+        self._error_callback = error_callback
+        self._done = False
+        self._success = False
+        self._value: Any = None
+
+    def _is_done(self) -> bool:
+        return self._done
+
+    def ready(self) -> bool:
+        """Whether the call has ended, with a result or an exception."""
+        if not self._done:
+            kernel.require_owner(self._master.identity)
+            self._master.poke()
+        return self._done
+
+    def successful(self) -> bool:
+        """Whether the call ended without an exception. Raises `ValueError` if it has not ended."""
+        if not self.ready():
+            raise ValueError(f"{self!r} not ready")
+        return self._success
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait until the call has ended, or for `timeout` seconds."""
+        if not self._done:
+            kernel.require_owner(self._master.identity)
+            self._master.wait(self._is_done, timeout)
+
+    def get(self, timeout: float | None = None) -> R:
+        """The result, or its exception raised.
+
+        Raises:
+            multiprocessing.TimeoutError: it was not there within `timeout` seconds.
+            WorkerDied: the worker ended while it ran the call.
+        """
+        self.wait(timeout)
+        if not self._done:
+            from pairpool.errors import timeout_error
+
+            raise timeout_error()
+        if self._success:
+            return self._value  # type: ignore[no-any-return]
+        try:
+            raise self._value
+        finally:
+            self = None  # type: ignore[assignment]  # no cycle through the traceback
+
+    def set_outcome(self, success: bool, value: Any) -> None:
+        """Called once by the loop."""
+        self._success, self._value = success, value
+        callback = self._callback if success else self._error_callback
+        if callback is None:
+            self._end()
+        else:
+            self._master.later.append(lambda: self._call(callback))
+
+    def _call(self, callback: Callable[[Any], object]) -> None:
+        try:
+            callback(self._value)
+        except KeyboardInterrupt:
+            raise
+        except BaseException:
+            import logging
+
+            logging.getLogger("pairpool").exception("a callback of %r raised", self)
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        self._done = True
+        self._pool = self._callback = self._error_callback = None
+
+    __class_getitem__ = classmethod(types.GenericAlias)  # type: ignore[assignment]
+
+
+class MapResult(AsyncResult[R]):
+    """The outcome of `map_async` and `starmap_async`: all results in a list, or the first item's exception."""
+
+
+class IMapIterator(Iterator[R]):
+    """Results as they come (`imap_unordered`) or in the order of the input (`imap`).
+
+    An item's exception is raised in its place, and the iteration can go on after it. Dropping a half-used iterator ends the
+    rest of the call; one that was never used lets the call run to its end.
+    """
+
+    def __init__(self, pool: object, master: Master, job: StreamJob, *, return_exceptions: bool) -> None:
+        self._pool: object | None = pool
+        self._master = master
+        self._job = job
+        self._return_exceptions = return_exceptions
+        self._used = False
+        self._look_at = 0
+
+    def __iter__(self) -> IMapIterator[R]:
+        return self
+
+    def __next__(self) -> R:
+        return self.next()
+
+    def next(self, timeout: float | None = None) -> R:
+        """The next result.
+
+        Raises:
+            StopIteration: there is none any more.
+            multiprocessing.TimeoutError: it was not there within `timeout` seconds.
+        """
+        job = self._job
+        self._used = True
+        if job.yielded >= self._look_at or not job.ready:
+            self._drive(timeout)
+        if not job.ready:
+            error = job.take_input_error()
+            if error is not None:
+                raise error
+            self._pool = None
+            raise StopIteration
+        job.yielded += 1
+        value = job.ready.popleft()
+        if type(value) is not Raised:
+            return value  # type: ignore[no-any-return]
+        if self._return_exceptions:
+            return value.error  # type: ignore[return-value]
+        try:
+            raise value.error
+        finally:
+            del value
+
+    def _drive(self, timeout: float | None) -> None:
+        """Keep the workers busy once for each batch that was read, and wait if nothing is there."""
+        job, master = self._job, self._master
+        kernel.require_owner(master.identity)
+        self._look_at = job.yielded + max(1, job.sizer.next(None, 1) // 2)
+        if job.ready:
+            master.poke()
+        elif not job.done and not master.wait(lambda: job.readable, timeout):
+            from pairpool.errors import timeout_error
+
+            raise timeout_error()
+
+    def __del__(self) -> None:
+        job = getattr(self, "_job", None)
+        if job is not None and not job.done and self._master.identity.is_here():
+            self._master.abandon(job, half_used=self._used)

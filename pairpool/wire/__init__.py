@@ -1,0 +1,1 @@
+"""What passes between the processes: packets and descriptors, large payloads, pickles, and the status board."""

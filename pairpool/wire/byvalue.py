@@ -1,0 +1,50 @@
+"""Pickling by value, through cloudpickle, except for what the other side knows by name.
+
+cloudpickle alone would send every function and class of `__main__` by value, with every global that they touch, and would make
+of an inherited class a second one. Here the knowledge of what was inherited comes first. Imported only when needed.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any, Protocol
+
+from cloudpickle import cloudpickle
+
+__all__ = ["ByValuePickler", "Knowledge"]
+
+HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: only such classes can be taken apart and sent
+
+
+class Knowledge(Protocol):
+    """Something that tells which functions and classes the other side finds by name."""
+
+    def names(self, thing: Any) -> bool: ...
+
+
+class ByValuePickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
+    """A cloudpickle pickler that asks `knowledge` before it sends a function or class by value.
+
+    Args:
+        file: where the pickle goes.
+        knowledge: what the other side knows.
+        keep: a `buffer_callback`, or None for protocol 4 with all buffers in the pickle.
+    """
+
+    def __init__(self, file: io.BytesIO, knowledge: Knowledge, keep: Callable[[Any], Any] | None) -> None:
+        super().__init__(file, protocol=4 if keep is None else 5, buffer_callback=keep)
+        self._knowledge = knowledge
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, FunctionType):
+            if self._knowledge.names(obj):
+                return NotImplemented
+            return self._dynamic_function_reduce(obj)
+        if isinstance(obj, type) and obj.__module__ != "builtins":
+            if self._knowledge.names(obj):
+                return NotImplemented
+            if obj.__flags__ & HEAP_TYPE:
+                return cloudpickle._dynamic_class_reduce(obj)
+        return super().reducer_override(obj)

@@ -1,0 +1,189 @@
+"""Packets over a SEQPACKET socketpair: a typed header, a payload, and descriptors.
+
+What the kernel does (unix(7), recvmsg(2)), and what follows:
+
+- a packet arrives whole or not at all, in order, and nothing is lost: there is no half-read message to cope with;
+- a packet may be at most SO_SNDBUF - 32 bytes: payloads above INLINE_LIMIT travel in a lane (`lanes.py`);
+- a receive buffer that is too small cuts the packet off (MSG_TRUNC), and descriptors that do not fit, in the buffer
+  or in the process's table, are lost (MSG_CTRUNC): both are errors here, never a short read;
+- an empty packet reads like EOF: none is ever sent, for every packet begins with a header;
+- O_NONBLOCK belongs to the open file, which the master and a worker share for the worker's end: so nothing here sets
+  it, and each call says MSG_DONTWAIT for itself.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import os
+import socket
+import struct
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from pairpool import kernel
+
+__all__ = ["HEADER", "INLINE_LIMIT", "Buffer", "Channel", "Header", "Kind", "Lost"]
+
+Buffer = bytes | bytearray | memoryview
+
+INLINE_LIMIT = 96 * 1024
+PACKET_LIMIT = 212_992
+MAX_DESCRIPTORS = 16
+
+HEADER = struct.Struct("<BBBBIQQIIQQ")
+
+
+class Kind:
+    """What a packet is. Control is never in band: a payload cannot be mistaken for one of these."""
+
+    TEXT = 1  # a bare payload, for programs that use a Channel on their own
+    SPAWN = 2  # master to zygote: fork a worker for slot `first`
+    SPAWNED = 3  # zygote to master: pid in `count`; the two ends and a pidfd are attached
+    SPAWN_FAILED = 4  # zygote to master: errno in `count`, its text as payload
+    REAPED = 5  # master to zygote: worker with pid `count` has ended
+    HELLO = 6  # zygote to master: ready; names that its `__main__` has as payload
+    START = 7  # master to worker: you are known, run the initializer
+    READY = 8  # worker to master: the initializer has returned
+    INIT_FAILED = 9  # worker to master: the initializer raised; its traceback as payload
+    FUNCTION = 10  # master to worker: the function numbered `function`
+    FORGET = 11  # master to worker: drop the function numbered `function`
+    BATCH = 12  # master to worker: `count` items from index `first` on
+    RESULT = 13  # worker to master: what became of a batch
+
+
+class Header(NamedTuple):
+    """The fixed part of a packet; which fields mean something depends on the kind."""
+
+    kind: int
+    flags: int = 0
+    mode: int = 0
+    format: int = 0
+    function: int = 0
+    batch: int = 0
+    first: int = 0
+    count: int = 0
+    split: int = 0  # bytes of the payload's first section
+    nanoseconds: int = 0
+    size: int = 0  # bytes of the payload, in the packet or in the lane
+
+
+class Lost(Exception):
+    """The other side is gone: nothing will arrive on this channel any more."""
+
+
+class Channel:
+    """One end of a SEQPACKET pair. Not for two threads at once on the same side and direction.
+
+    Example:
+        >>> near, far = Channel.pair()
+        >>> near.send(Header(Kind.TEXT), b"I am Father")
+        True
+        >>> bytes(far.receive()[1])
+        b'I am Father'
+    """
+
+    __slots__ = ("_buffer", "_pieces", "sock")
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self._buffer: bytearray | None = None
+        self._pieces: list[memoryview] = []
+
+    @classmethod
+    def pair(cls) -> tuple[Channel, Channel]:
+        """Two connected channels, closed on exec."""
+        near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        return cls(near), cls(far)
+
+    @classmethod
+    def from_fd(cls, fd: int) -> Channel:
+        """A channel over a descriptor that it now owns."""
+        return cls(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=fd))
+
+    def fileno(self) -> int:
+        return self.sock.fileno()
+
+    def close(self) -> None:
+        self.sock.close()
+
+    def send(
+        self, header: Header, payload: Buffer = b"", fds: Sequence[int] = (), *, wait: bool = True
+    ) -> bool:
+        """Send one packet; False if it would block and `wait` is not set. Raises `Lost` if nobody can read it."""
+        return self.send_packet(
+            [HEADER.pack(*header[:-1], len(payload)), payload] if payload else [HEADER.pack(*header)],
+            fds,
+            wait=wait,
+        )
+
+    def send_reference(
+        self, header: Header, reference: Buffer, fds: Sequence[int] = (), *, wait: bool = True
+    ) -> bool:
+        """`send` for a payload of `header.size` bytes that is elsewhere, and that `reference` names."""
+        return self.send_packet([HEADER.pack(*header), reference], fds, wait=wait)
+
+    def send_packet(self, pieces: Sequence[Buffer], fds: Sequence[int] = (), *, wait: bool = True) -> bool:
+        """`send` for a packet that is already put together."""
+        flags = socket.MSG_NOSIGNAL if wait else socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
+        try:
+            if fds:
+                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
+                self.sock.sendmsg(pieces, rights, flags)
+            elif len(pieces) == 1:
+                self.sock.send(pieces[0], flags)
+            else:
+                self.sock.sendmsg(pieces, (), flags)
+        except BlockingIOError:
+            return False
+        except (BrokenPipeError, ConnectionResetError):
+            raise Lost from None
+        except OSError as error:
+            if error.errno == errno.ENOBUFS and not wait:
+                return False
+            raise
+        return True
+
+    def receive(self, *, wait: bool = True) -> tuple[Header, memoryview, list[int]]:
+        """The next packet as header, payload and descriptors (now the caller's).
+
+        The payload is a view of this channel's buffer: it is overwritten by the next call.
+
+        Raises:
+            Lost: end of file, for the other side has closed or died.
+            BlockingIOError: nothing is there and `wait` is not set.
+            OSError: a packet or its descriptors were cut off.
+        """
+        if self._buffer is None:
+            self._buffer = bytearray(PACKET_LIMIT)
+            self._pieces = [memoryview(self._buffer)]
+        try:
+            size, ancillary, flags, _address = self.sock.recvmsg_into(
+                self._pieces, _RIGHTS_SPACE, _RECEIVE if wait else _RECEIVE_NOW
+            )
+        except ConnectionResetError:
+            raise Lost from None
+        fds: list[int] = []
+        if ancillary:
+            for _level, _type, data in ancillary:
+                fds.extend(array.array("i", data[: len(data) - len(data) % 4]))
+        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            for fd in fds:
+                os.close(fd)
+            what = "a packet" if flags & socket.MSG_TRUNC else "the descriptors of a packet"
+            raise OSError(errno.EMFILE, f"{what} did not fit: too many open files in this process?")
+        if not size:
+            raise Lost
+        view = self._pieces[0]
+        return Header._make(HEADER.unpack_from(view)), view[HEADER.size : size], fds
+
+
+_RIGHTS_SPACE = socket.CMSG_SPACE(MAX_DESCRIPTORS * 4)
+_RECEIVE = socket.MSG_CMSG_CLOEXEC
+_RECEIVE_NOW = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
+
+
+def own_channel(channel: Channel) -> Channel:
+    """Register a channel's socket to be closed in every forked child."""
+    kernel.own(channel)
+    return channel

@@ -1,0 +1,397 @@
+"""Pickles: by name what the other side knows, by value what it cannot know, one item's failure never another's.
+
+Two formats for the items of a batch:
+
+- BULK: one pickle of the whole sequence, where no item can fail to load: scalars and containers of scalars, recognised by a
+  pickle that names no class or function;
+- EACH: a table of lengths, then a pickle an item with its protocol 5 buffers behind it. Whatever an item's class does while it is
+  loaded, it does to that item alone, and the board says which one it was.
+
+A buffer that is read-only in its array would arrive read-only by protocol 5, where multiprocessing's users get a
+writable array: such items go in protocol 4, which copies them into the pickle.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import struct
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from types import FunctionType, ModuleType
+from typing import Any, NamedTuple
+
+from pairpool.wire.channel import Buffer
+from pairpool.wire.lanes import private_copy
+
+__all__ = ["BULK", "EACH", "Birth", "Codec", "Encoded", "each_item", "load_item"]
+
+BULK, EACH = 0, 1
+
+SCALARS = frozenset({int, float, complex, bool, str, bytes, type(None)})
+CONTAINERS = frozenset({list, tuple, dict, set, frozenset, bytearray})
+OUT_OF_BAND_FROM = 32 * 1024
+_STACK_GLOBAL = b"\x93"
+_MAIN = b"__main__"
+_WORD = struct.Struct("<Q")
+_UNPICKLABLE = (pickle.PicklingError, AttributeError, TypeError)
+"""What the pickle module raises itself for an object that it cannot name or reduce."""
+
+
+class Encoded(NamedTuple):
+    """Pieces of memory that make a payload, one after the other."""
+
+    format: int
+    pieces: list[Buffer]
+    size: int
+    by_value: bool  # something had to go by value that multiprocessing would have refused
+
+
+class _Unnamed(Exception):
+    """A function or class that the workers do not know by name was met."""
+
+
+class _ReadOnlyBuffer(Exception):
+    """A buffer that would arrive read-only was met."""
+
+
+def resolve(thing: Any) -> object | None:
+    """The module-level object under which a function or class is found by name; None if it is not found there."""
+    module = sys.modules.get(getattr(thing, "__module__", None) or "")
+    qualname = getattr(thing, "__qualname__", None)
+    if module is None or not isinstance(qualname, str):
+        return None
+    first, *rest = qualname.split(".")
+    head = found = getattr(module, first, None)
+    for name in rest:
+        found = getattr(found, name, None)
+    return head if found is thing else None
+
+
+class Birth:
+    """What the workers were born with: the functions and classes there were, by identity, when the zygote was forked.
+
+    The objects themselves are kept, so that none of their identities can be used again while the pool lives.
+
+    Args:
+        main_names: names that the workers' `__main__` has, where it is not the fork of this process's; None for a fork.
+    """
+
+    def __init__(self, main_names: frozenset[str] | None = None) -> None:
+        self.main_names = main_names
+        self._distrusted: set[str] = set()
+        self._modules = frozenset(sys.modules)
+        self._objects: dict[int, object] = {}
+        keep = self._objects
+        for module in list(sys.modules.values()):
+            if isinstance(module, ModuleType):
+                for value in list(vars(module).values()):
+                    if isinstance(value, _NAMEABLE):
+                        keep[id(value)] = value
+
+    def distrust(self, module_name: str) -> None:
+        """Name nothing of this module any more: a worker did not find there what it should."""
+        self._distrusted.add(module_name)
+
+    def names(self, thing: Any) -> bool:
+        """Whether every worker finds this very function or class under its name."""
+        module_name = getattr(thing, "__module__", None)
+        if module_name == "builtins":
+            return True
+        head = resolve(thing)
+        if head is None or module_name in self._distrusted:
+            return False
+        if module_name not in self._modules:
+            # imported since: the workers can import it too, if it came from somewhere
+            return getattr(sys.modules[module_name], "__spec__", None) is not None
+        if module_name == "__main__" and self.main_names is not None:
+            return thing.__qualname__.partition(".")[0] in self.main_names and id(head) in self._objects
+        return id(head) in self._objects or not isinstance(head, _NAMEABLE)
+
+    def main_is_unchanged(self) -> bool:
+        """Whether `__main__` has no function or class that was not there at birth."""
+        if self.main_names is not None:
+            return False
+        main = sys.modules.get("__main__")
+        return main is not None and all(
+            id(value) in self._objects
+            for value in list(vars(main).values())
+            if isinstance(value, _NAMEABLE) and getattr(value, "__module__", None) == "__main__"
+        )
+
+
+class _Home:
+    """What a worker may name towards its master: all that it finds by name itself."""
+
+    def names(self, thing: Any) -> bool:
+        return getattr(thing, "__module__", None) == "builtins" or resolve(thing) is not None
+
+
+_NAMEABLE = (FunctionType, type)
+_HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: set for every class made by a class statement
+
+
+class _NamingPickler(pickle.Pickler):
+    """The plain pickler, but stops with `_Unnamed` at what has to go by value."""
+
+    def __init__(self, file: io.BytesIO, birth: Birth, keep: Callable[[Any], Any]) -> None:
+        super().__init__(file, 5, buffer_callback=keep)
+        self._birth = birth
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, _NAMEABLE) and not self._birth.names(obj):
+            raise _Unnamed
+        return NotImplemented
+
+
+class _NoNames(pickle.Unpickler):
+    """Loads nothing but plain data; used to tell a class's name from data that looks like one."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise _Unnamed
+
+
+def each_item(payload: memoryview) -> Iterator[tuple[memoryview, list[memoryview]]]:
+    """The items of an EACH payload: pickle and buffers as views of it; an empty pickle stands for a missing item."""
+    words = _WORD.unpack_from(payload)[0]
+    table = payload[8 : 8 + 8 * words].cast("Q")
+    at = 8 + 8 * words
+    index = 0
+    while index < words:
+        size, buffers = table[index], table[index + 1]
+        pickled = payload[at : at + size]
+        at += size
+        views = []
+        for length in table[index + 2 : index + 2 + buffers]:
+            views.append(payload[at : at + length])
+            at += length
+        index += 2 + buffers
+        yield pickled, views
+
+
+def load_item(pickled: memoryview, buffers: list[memoryview]) -> Any:
+    """Unpickle one item of an EACH payload; its arrays are writable and own their memory."""
+    if buffers:
+        return pickle.loads(pickled, buffers=[private_copy(view) for view in buffers])
+    return pickle.loads(pickled)
+
+
+class Codec:
+    """How one side pickles.
+
+    Args:
+        birth: what the other side knows; None in a worker, whose master knows all it may name.
+    """
+
+    def __init__(self, birth: Birth | None = None) -> None:
+        self.birth = birth
+        self._failures = Exception if birth is not None else BaseException
+        self._named_types: dict[type, bool] = {}
+
+    def encode(
+        self,
+        items: Sequence[Any],
+        fail: Callable[[int, BaseException], None],
+        *,
+        mark: Callable[[int], None] | None = None,
+        by_value: bool = False,
+        may_go_by_value: bool = True,
+    ) -> Encoded:
+        """Pickle the items of a batch.
+
+        Args:
+            fail: called with the offset of each item that cannot be pickled and the error; the item is left out.
+            mark: called with the offset of each item before it is pickled on its own.
+            by_value: look at every function and class that is met, not only at those of `__main__`.
+            may_go_by_value: whether cloudpickle may be used where plain pickle fails.
+        """
+        if not by_value:
+            data = self._bulk(items)
+            if data is not None:
+                return Encoded(BULK, [data], len(data), False)
+        return self._each(items, fail, mark, by_value, may_go_by_value)
+
+    def _bulk(self, items: Sequence[Any]) -> bytes | None:
+        if type(items) is range:
+            return pickle.dumps(items, 5)
+        first = type(items[0])
+        if first in SCALARS:
+            if SCALARS.issuperset(map(type, items)):
+                return pickle.dumps(items, 5)
+        elif first not in CONTAINERS:
+            return None
+        try:
+            data = pickle.dumps(items, 5)
+        except Exception:
+            return None  # item by item, to tell which one it was
+        if _STACK_GLOBAL in data:
+            try:
+                _NoNames(io.BytesIO(data)).load()
+            except _Unnamed:
+                return None
+        return data
+
+    def _each(
+        self,
+        items: Sequence[Any],
+        fail: Callable[[int, BaseException], None],
+        mark: Callable[[int], None] | None,
+        by_value: bool,
+        may_go_by_value: bool,
+    ) -> Encoded:
+        table: list[int] = []
+        pieces: list[Buffer] = []
+        went_by_value = False
+        main_is_unchanged = self.birth is None or self.birth.main_is_unchanged()
+        for offset, item in enumerate(items):
+            buffers: list[Any] = []
+            if mark is not None:
+                mark(offset)
+            try:
+                data, valued = self._dump(item, buffers, by_value, may_go_by_value, main_is_unchanged)
+            except self._failures as error:
+                fail(offset, error)
+                table += (0, 0)
+                continue
+            went_by_value |= valued
+            pieces.append(data)
+            raws = [buffer.raw() for buffer in buffers]
+            table += (len(data), len(raws), *(raw.nbytes for raw in raws))
+            pieces += raws
+        head = struct.pack(f"<{len(table) + 1}Q", len(table), *table)
+        size = len(head) + sum(piece.nbytes if isinstance(piece, memoryview) else len(piece) for piece in pieces)
+        return Encoded(EACH, [head, *pieces], size, went_by_value)
+
+    def _dump(
+        self, item: Any, buffers: list[Any], by_value: bool, may_go_by_value: bool, main_is_unchanged: bool
+    ) -> tuple[bytes, bool]:
+        """One item's pickle, and whether something in it went by value; fills `buffers`."""
+        if not by_value and (self.birth is None or self._type_is_named(type(item))):
+            try:
+                data = _dumps(item, buffers)
+            except _UNPICKLABLE:
+                if not may_go_by_value:
+                    raise
+            else:
+                if main_is_unchanged or _MAIN not in data:
+                    return data, False
+        elif not may_go_by_value:
+            return _dumps(item, buffers), False
+        buffers.clear()
+        return self._dump_by_value(item, buffers), True
+
+    def _dump_by_value(self, item: Any, buffers: list[Any] | None) -> bytes:
+        from pairpool.wire.byvalue import ByValuePickler
+
+        knowledge = self.birth or _Home()
+        if buffers is not None:
+            file = io.BytesIO()
+            try:
+                ByValuePickler(file, knowledge, _keeper(buffers)).dump(item)
+                return file.getvalue()
+            except _ReadOnlyBuffer:
+                buffers.clear()
+        file = io.BytesIO()
+        ByValuePickler(file, knowledge, None).dump(item)
+        return file.getvalue()
+
+    def _type_is_named(self, cls: type) -> bool:
+        named = self._named_types.get(cls)
+        if named is None:
+            assert self.birth is not None
+            named = not cls.__flags__ & _HEAP_TYPE or self.birth.names(cls)
+            self._named_types[cls] = named
+        return named
+
+    def dump_alone(self, item: Any) -> bytes:
+        """One self-contained pickle: plainly if that works, else by value."""
+        try:
+            return pickle.dumps(item, 5)
+        except _UNPICKLABLE:
+            return self._dump_by_value(item, None)
+
+    def encode_function(self, function: Any, *, by_value: bool = False) -> Encoded:
+        """Pickle a function: by name where every worker knows it, else by value with what it captures.
+
+        Raises whatever says that it cannot be pickled.
+        """
+        buffers: list[Any] = []
+        went_by_value = by_value
+        data = None
+        if not by_value:
+            try:
+                data = self._dump_by_name(function, buffers)
+            except (_Unnamed, *_UNPICKLABLE):
+                went_by_value = True
+                buffers.clear()
+        if data is None:
+            data = self._dump_by_value(function, buffers)
+        raws = [buffer.raw() for buffer in buffers]
+        table = [len(data), len(raws), *(raw.nbytes for raw in raws)]
+        head = struct.pack(f"<{len(table) + 1}Q", len(table), *table)
+        size = len(head) + len(data) + sum(raw.nbytes for raw in raws)
+        return Encoded(EACH, [head, data, *raws], size, went_by_value)
+
+    def _dump_by_name(self, function: Any, buffers: list[Any]) -> bytes:
+        assert self.birth is not None
+        file = io.BytesIO()
+        try:
+            _NamingPickler(file, self.birth, _keeper(buffers)).dump(function)
+        except _ReadOnlyBuffer:
+            raise _Unnamed from None
+        return file.getvalue()
+
+    def captures(self, function: Any) -> Iterator[tuple[str, int]]:
+        """What a function that goes by value drags along: a name for each captured value, and its size in bytes."""
+        inner = getattr(function, "__func__", function)
+        named: list[tuple[str, Any]] = []
+        if isinstance(inner, FunctionType):
+            used = _names_used(inner.__code__)
+            named += [(f"global {name!r}", inner.__globals__[name]) for name in used if name in inner.__globals__]
+            cells = zip(inner.__code__.co_freevars, inner.__closure__ or (), strict=False)
+            named += [(f"captured variable {name!r}", cell.cell_contents) for name, cell in cells]
+            named += [("a default value", value) for value in inner.__defaults__ or ()]
+        for position, value in enumerate(getattr(function, "args", ())):
+            named.append((f"argument {position} of the partial", value))
+        for name, value in getattr(function, "keywords", {}).items():
+            named.append((f"argument {name!r} of the partial", value))
+        if getattr(function, "__self__", None) is not None:
+            named.append(("the object that the method is bound to", function.__self__))
+        for name, value in named:
+            buffers: list[Any] = []
+            try:
+                size = len(self._dump_by_value(value, buffers))
+            except Exception:
+                continue  # only a hint for a warning: what has no size of its own is not named in it
+            yield name, size + sum(buffer.raw().nbytes for buffer in buffers)
+
+
+def _names_used(code: Any) -> list[str]:
+    names = dict.fromkeys(code.co_names)
+    for constant in code.co_consts:
+        if type(constant) is type(code):
+            names.update(dict.fromkeys(_names_used(constant)))
+    return list(names)
+
+
+def _keeper(buffers: list[Any]) -> Callable[[Any], bool]:
+    """A buffer_callback that keeps large buffers out of the pickle, and refuses read-only ones."""
+
+    def keep(buffer: Any) -> bool:
+        with buffer.raw() as raw:
+            if raw.readonly:
+                raise _ReadOnlyBuffer
+            if raw.nbytes < OUT_OF_BAND_FROM:
+                return True
+        buffers.append(buffer)
+        return False
+
+    return keep
+
+
+def _dumps(item: Any, buffers: list[Any]) -> bytes:
+    try:
+        return pickle.dumps(item, 5, buffer_callback=_keeper(buffers))
+    except _ReadOnlyBuffer:
+        buffers.clear()
+        return pickle.dumps(item, 4)

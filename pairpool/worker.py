@@ -1,0 +1,500 @@
+"""The worker: one thread, one loop. Receive a batch, run its items, send what became of them.
+
+    packet ─► load items ─► for each: store its index on the board, call, keep the value ─► save values ─► packet
+
+Whatever happens to an item happens to it alone: an exception becomes its outcome; a crash is blamed on the index that the
+board shows, with the state that says in which of these steps it was.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import pickle
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from pairpool import inheritance
+from pairpool.wire.board import NOTHING, Board, Slot, State, Word
+from pairpool.wire.channel import INLINE_LIMIT, Buffer, Channel, Header, Kind, Lost
+from pairpool.wire.codec import BULK, EACH, Codec, Encoded, each_item, load_item
+from pairpool.wire.lanes import LaneReader, Lanes
+
+__all__ = ["STACK_ROOM", "Failure", "Fault", "Flag", "Mode", "Worker", "WorkerBody"]
+
+STACK_ROOM = 1 << 20
+"""Bytes of the stacks memfd that belong to one slot; only touched pages take memory."""
+
+TIMED_UP_TO = 16
+"""Batches of at most this many items have each item's start on the board; in larger ones items are too short for a clock."""
+
+
+class Flag:
+    """Bits of `Header.flags`."""
+
+    LANE = 1  # the payload is in a lane, and the packet's own payload names it
+    BY_VALUE = 2  # something in the batch went by value, so results may, too
+    FAILURES = 4  # the payload's first section lists failures
+
+
+class Mode:
+    """How a function is applied to an item."""
+
+    MAP = 0  # function(item)
+    STAR = 1  # function(*item)
+    CALL = 2  # item is (number of the function, args, kwds)
+
+
+class Fault:
+    """What kind of failure an item had."""
+
+    RAISED = 0
+    RESULT = 1  # the result could not be pickled
+    ARGUMENT = 2  # the argument could not be unpickled
+    FUNCTION = 3  # the function could not be unpickled
+
+
+class Failure(NamedTuple):
+    """One item's failure on its way to the master; plain data, so that it always arrives."""
+
+    offset: int
+    fault: int
+    pickled: bytes | None  # the exception, if it can travel
+    kind: str  # its type's name
+    text: str
+    remote: str  # the formatted traceback
+    missing: str | None = None  # module in which something was not found
+
+
+class _Broken(NamedTuple):
+    """A function that could not be unpickled, kept in its place with the reason."""
+
+    error: Failure
+
+
+class _Missing:
+    """Stands in a batch for an item that is not to be run."""
+
+
+def safe(text: Callable[[], str]) -> str:
+    """`repr` or `str` of something that may raise."""
+    try:
+        return text()
+    except BaseException as error:
+        return f"<unprintable: {type(error).__name__}>"
+
+
+def describe_failure(
+    codec: Codec, offset: int, fault: int, error: BaseException, missing: str | None = None
+) -> Failure:
+    """Take an exception apart for its journey; keeps no reference to it or its frames."""
+    inner = error.__traceback__
+    if inner is not None and inner.tb_next is not None:
+        inner = inner.tb_next  # the first frame is this module's own
+    remote = safe(lambda: "".join(traceback.format_exception(type(error), error, inner)))
+    pickled = None
+    for attempt in (_dump_exception, _dump_taken_apart):
+        try:
+            pickled = attempt(codec, error)
+            pickle.loads(pickled)
+            break
+        except BaseException:
+            pickled = None  # it cannot travel this way: try the next, or go as text
+    cls = type(error)
+    return Failure(offset, fault, pickled, cls.__qualname__, safe(lambda: str(error)), remote, missing)
+
+
+def _dump_exception(codec: Codec, error: BaseException) -> bytes:
+    return codec.dump_alone(error)
+
+
+def _dump_taken_apart(codec: Codec, error: BaseException) -> bytes:
+    """For exceptions whose constructor does not take what they hold in `args`: without the constructor."""
+    return codec.dump_alone(_TakenApart(type(error), error.args, dict(error.__dict__)))
+
+
+class _TakenApart:
+    def __init__(self, cls: type[BaseException], args: tuple[Any, ...], attributes: dict[str, Any]) -> None:
+        self.parts = (cls, args, attributes)
+
+    def __reduce__(self) -> Any:
+        return rebuild_exception, self.parts
+
+
+def rebuild_exception(
+    cls: type[BaseException], args: tuple[Any, ...], attributes: dict[str, Any]
+) -> BaseException:
+    """An exception as it was, without calling its own constructor."""
+    error = cls.__new__(cls, *args)
+    error.args = args
+    error.__dict__.update(attributes)
+    return error
+
+
+class _Finder(pickle.Unpickler):
+    """Repeats an unpickling that failed to learn in which module something was missing."""
+
+    missing: str | None = None
+
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return super().find_class(module, name)
+        except (AttributeError, ImportError):
+            self.missing = module
+            raise
+
+
+def _missing_module(pickled: Buffer, error: BaseException) -> str | None:
+    if not isinstance(error, (AttributeError, ImportError)):
+        return None
+    import io
+
+    finder = _Finder(io.BytesIO(bytes(pickled)), buffers=())
+    try:
+        finder.load()
+    except BaseException:
+        return finder.missing
+    return None
+
+
+class Worker:
+    """A worker's state between packets.
+
+    Args:
+        channel: its end of the pair.
+        slot: its part of the board.
+        initializer: called once, before the first batch.
+    """
+
+    def __init__(
+        self, channel: Channel, slot: Slot, initializer: Callable[..., object] | None, initargs: Sequence[Any]
+    ) -> None:
+        self.channel = channel
+        self.words = slot.words
+        self.initializer = initializer
+        self.initargs = initargs
+        self.codec = Codec()
+        self.functions: dict[int, Any] = {}
+        self.reader = LaneReader()
+        self.lanes = Lanes()
+        self.failures: list[Failure] = []
+
+    def run(self) -> None:
+        """Serve until the master closes its end."""
+        receive = self.channel.receive
+        batch = Kind.BATCH
+        self.words[Word.STATE] = State.IDLE
+        try:
+            while True:
+                header, payload, fds = receive()
+                if header.kind == batch:
+                    self._serve_batch(header, payload, fds)
+                else:
+                    self._serve_other(header, payload, fds)
+        except Lost:
+            return
+
+    def _serve_other(self, header: Header, payload: memoryview, fds: list[int]) -> None:
+        if header.kind == Kind.FUNCTION:
+            self._learn(header, payload, fds)
+        elif header.kind == Kind.FORGET:
+            self.functions.pop(header.function, None)
+        elif header.kind == Kind.START:
+            self._initialize()
+        else:
+            raise AssertionError(f"a packet of unknown kind {header.kind}")
+
+    def _initialize(self) -> None:
+        if self.initializer is None:
+            return
+        self.words[Word.STATE] = State.STARTING
+        try:
+            self.initializer(*self.initargs)
+        except BaseException as error:
+            text = safe(lambda: "".join(traceback.format_exception(error)))
+            self.channel.send(Header(Kind.INIT_FAILED), text.encode("utf-8", "replace")[-INLINE_LIMIT:])
+            raise SystemExit(1) from None
+        self.words[Word.STATE] = State.IDLE
+        self.channel.send(Header(Kind.READY))
+
+    def _content(
+        self, header: Header, payload: memoryview, fds: list[int], use: Callable[[memoryview], None]
+    ) -> None:
+        if header.flags & Flag.LANE:
+            self.reader.read(payload, header.size, fds, use)
+        else:
+            use(payload)
+
+    def _learn(self, header: Header, payload: memoryview, fds: list[int]) -> None:
+        self.words[Word.FUNCTION] = header.function
+        self.words[Word.STATE] = State.FUNCTION
+
+        def load(content: memoryview) -> None:
+            pickled, buffers = next(each_item(content))
+            try:
+                self.functions[header.function] = load_item(pickled, buffers)
+            except BaseException as error:
+                missing = _missing_module(pickled, error)
+                self.functions[header.function] = _Broken(
+                    describe_failure(self.codec, 0, Fault.FUNCTION, error, missing)
+                )
+
+        self._content(header, payload, fds, load)
+        self.words[Word.STATE] = State.IDLE
+
+    # --- a batch --------------------------------------------------------------------------------
+
+    def _serve_batch(self, header: Header, payload: memoryview, fds: list[int]) -> None:
+        words = self.words
+        began = time.monotonic_ns()
+        words[Word.STATE] = State.LOADING
+        words[Word.ITEM] = NOTHING
+        words[Word.FUNCTION] = header.function
+        words[Word.FIRST] = header.first
+        words[Word.COUNT] = header.count
+        words[Word.STARTED] = began
+        words[Word.BATCH] = header.batch
+        items = self._load(header, payload, fds)
+        values: list[Any] = []
+        words[Word.STATE] = State.RUNNING
+        if isinstance(items, _Loaded):
+            self._run(self._careful(header), items.items, header, values)
+        else:
+            self._run(self._plain(header), items, header, values)
+        del items
+        words[Word.STATE] = State.SAVING
+        words[Word.ITEM] = NOTHING
+        self._report(header, values, began)
+        words[Word.STATE] = State.IDLE
+
+    def _load(self, header: Header, payload: memoryview, fds: list[int]) -> Any:
+        """The items of a batch: a sequence, or `_Loaded` where some of them may have failed to load."""
+        loaded: Any = None
+
+        def load(content: memoryview) -> None:
+            nonlocal loaded
+            if header.format == BULK:
+                loaded = pickle.loads(content)
+                return
+            loaded = _Loaded([])
+            words = self.words
+            for offset, (pickled, buffers) in enumerate(each_item(content)):
+                words[Word.ITEM] = header.first + offset
+                item: Any = _Missing
+                if pickled:
+                    try:
+                        item = load_item(pickled, buffers)
+                    except BaseException as error:
+                        missing = _missing_module(pickled, error)
+                        self.failures.append(
+                            describe_failure(self.codec, offset, Fault.ARGUMENT, error, missing)
+                        )
+                loaded.items.append(item)
+
+        self._content(header, payload, fds, load)
+        return loaded
+
+    def _plain(self, header: Header) -> Callable[[Any], Any] | None:
+        """The function as one of one argument; None where the loop can call it as it is."""
+        if header.mode == Mode.CALL:
+            return self._call
+        function = self.functions[header.function]
+        if isinstance(function, _Broken):
+            return lambda _item: _raise_broken(function)
+        if header.mode == Mode.STAR:
+            return lambda item: function(*item)
+        return function  # type: ignore[no-any-return]
+
+    def _careful(self, header: Header) -> Callable[[Any], Any]:
+        plain = self._plain(header)
+        assert plain is not None
+        return lambda item: None if item is _Missing else plain(item)
+
+    def _call(self, item: tuple[int, Sequence[Any], dict[str, Any]]) -> Any:
+        number, args, kwds = item
+        self.words[Word.FUNCTION] = number
+        function = self.functions[number]
+        if isinstance(function, _Broken):
+            _raise_broken(function)
+        return function(*args, **kwds)
+
+    def _run(self, function: Any, items: Sequence[Any], header: Header, values: list[Any]) -> None:
+        """Run the items in order; one value each is appended, None for a failure."""
+        words, item_word, limit = self.words, Word.ITEM, Word.LIMIT
+        timed = header.count <= TIMED_UP_TO
+        index = header.first
+        append = values.append
+        remaining = iter(items)
+        while True:
+            try:
+                for item in remaining:
+                    words[item_word] = index
+                    if index >= words[limit]:
+                        return
+                    if timed:
+                        words[8] = time.monotonic_ns()
+                    append(function(item))
+                    index += 1
+                return
+            except _FunctionBroken as broken:
+                self.failures.append(broken.failure._replace(offset=index - header.first))
+            except BaseException as error:
+                self.failures.append(describe_failure(self.codec, index - header.first, Fault.RAISED, error))
+            append(None)
+            index += 1
+
+    # --- the report -----------------------------------------------------------------------------
+
+    def _report(self, header: Header, values: list[Any], began: int) -> None:
+        failures, self.failures = self.failures, []
+        count = len(values)
+        failures = [failure for failure in failures if failure.offset < count]
+        took = time.monotonic_ns() - began
+        encoded = self._save(header, values, failures)
+        values.clear()
+        self.words[Word.DONE] += count
+        self.words[Word.FAILED] += len(failures)
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                _flush(stream)
+        reply = Header(Kind.RESULT, batch=header.batch, first=header.first, count=count, nanoseconds=took)
+        try:
+            self._send(reply, encoded, failures)
+        except (OSError, MemoryError) as error:
+            self._send(reply, None, [self._lost_result(offset, error) for offset in range(count)])
+
+    def _lost_result(self, offset: int, error: BaseException) -> Failure:
+        return describe_failure(self.codec, offset, Fault.RAISED, error)
+
+    def _save(self, header: Header, values: list[Any], failures: list[Failure]) -> Encoded | None:
+        if not values:
+            return None
+
+        def fail(offset: int, error: BaseException) -> None:
+            reason, value = safe(lambda: repr(error)), safe(lambda: repr(values[offset]))
+            remote = safe(lambda: "".join(traceback.format_exception(error)))
+            failures.append(Failure(offset, Fault.RESULT, None, reason, value, remote))
+
+        def mark(offset: int) -> None:
+            self.words[Word.ITEM] = header.first + offset
+
+        return self.codec.encode(
+            values, fail, mark=mark, may_go_by_value=bool(header.flags & Flag.BY_VALUE)
+        )
+
+    def _send(self, reply: Header, encoded: Encoded | None, failures: list[Failure]) -> None:
+        """Send a report; the failures come first, so that values can be read in place."""
+        first = pickle.dumps([tuple(failure) for failure in failures], 5) if failures else b""
+        pieces: list[Buffer] = [first] if first else []
+        size = len(first)
+        if encoded is not None:
+            pieces += encoded.pieces
+            size += encoded.size
+        reply = reply._replace(
+            format=BULK if encoded is None else encoded.format,
+            flags=Flag.FAILURES if first else 0,
+            split=len(first),
+            size=size,
+        )
+        if size <= INLINE_LIMIT:
+            self.words[Word.STATE] = State.SENDING
+            self.channel.send(reply, b"".join(pieces) if len(pieces) > 1 else (pieces or [b""])[0])
+            return
+        lane = self.lanes.put(pieces, size)
+        self.words[Word.STATE] = State.SENDING
+        fds = () if lane.known else (lane.fd.fileno(),)
+        self.channel.send_reference(reply._replace(flags=reply.flags | Flag.LANE), lane.reference(), fds)
+        lane.known = True
+
+
+class _Loaded(NamedTuple):
+    """Items that were loaded one by one."""
+
+    items: list[Any]
+
+
+class _FunctionBroken(BaseException):
+    """Carries the failure of a function that could not be unpickled to the item that needed it."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__()
+        self.failure = failure
+
+
+def _raise_broken(function: _Broken) -> None:
+    raise _FunctionBroken(function.error)
+
+
+def _flush(stream: Any) -> None:
+    try:
+        stream.flush()
+    except (OSError, ValueError):
+        pass  # the task's own output is closed or full: nobody to tell, and its result still counts
+
+
+class WorkerBody(NamedTuple):
+    """What the zygote runs in each child: everything that a worker is made of, inherited.
+
+    Args:
+        board: the status board.
+        stacks: descriptor of the memfd that receives the Python stack at a fault.
+        master: pid of the master.
+    """
+
+    board: Board
+    stacks: int
+    master: int
+    initializer: Callable[..., object] | None
+    initargs: Sequence[Any]
+
+    def __call__(self, channel: Channel, number: int, serial: int) -> int:
+        slot = self.board.slot(number)
+        slot.clear()
+        slot.words[Word.PID] = os.getpid()
+        slot.words[Word.BORN] = time.monotonic_ns()
+        _catch_faults(self.stacks, number)
+        _close_stdin()
+        inheritance.become_pool_worker(serial, self.master)
+        Worker(channel, slot, self.initializer, self.initargs).run()
+        inheritance.finish_pool_worker()
+        return 0
+
+
+def _catch_faults(stacks: int, number: int) -> None:
+    """Have the Python stack of a crash in native code written to this slot's room in the stacks memfd."""
+    try:
+        own = os.open(f"/proc/self/fd/{stacks}", os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return  # no /proc: crashes are still noticed, only without a stack
+    start = number * STACK_ROOM
+    used = os.pread(own, STACK_ROOM, start).rstrip(b"\0")
+    if used:
+        os.pwrite(own, bytes(len(used)), start)
+    os.lseek(own, start, os.SEEK_SET)
+    faulthandler.enable(own)
+
+
+def _close_stdin() -> None:
+    """Tasks read nothing from the program's terminal, as in multiprocessing."""
+    null = os.open(os.devnull, os.O_RDONLY)
+    if null != 0:
+        os.dup2(null, 0)
+        os.close(null)
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115  # lives as long as the process
+
+
+def make_body(fds: list[int], setup: bytes) -> WorkerBody:
+    """The body in a fresh zygote: `fds` are board, stacks and what the initializer's arguments need."""
+    board_fd, stacks, *inherited = fds
+    inheritance.remember_inherited(inherited)
+    master, arguments = pickle.loads(setup)
+    return WorkerBody(Board.attach(board_fd), stacks, master, _load_initializer, (arguments,))
+
+
+def _load_initializer(pickled: bytes | None) -> None:
+    if pickled is not None:
+        initializer, initargs = pickle.loads(pickled)
+        initializer(*initargs)

@@ -1,0 +1,393 @@
+"""The zygote: a process with one thread that forks the workers, and the three ways to have one.
+
+    master ── control pair ──► zygote ── fork ──► worker
+       ▲                          │
+       └── pid, near end, far end, pidfd (SCM_RIGHTS) ──┘
+
+What the kernel does, and what follows:
+
+- with SIGCHLD ignored children leave no zombie and no status (sigaction(2)): the zygote ignores it, so that the caller need not;
+- a pidfd can be opened only while its process is there, so a new worker does nothing until its master has sent it a packet;
+- PDEATHSIG fires when the *thread* that forked ends: the zygote has one thread, and it is the process;
+- every fork copies every descriptor, so pairs are made where no other pair is open: the zygote passes its ends on and closes them;
+- orphans of killed workers become children of the nearest subreaper: the zygote is one, and ends them with the worker.
+
+`fork_worker` serves all start methods: "fork" (the zygote is a fork of the program), "forkserver" (a fresh interpreter),
+"direct" (no zygote: the master forks and ignores SIGCHLD itself).
+"""
+
+from __future__ import annotations
+
+import errno
+import gc
+import os
+import select
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from pairpool import kernel
+from pairpool.wire.channel import Channel, Header, Kind, Lost
+
+__all__ = ["Body", "DirectZygote", "ForkedZygote", "FreshZygote", "SpawnFailed", "Spawned", "Zygote", "fork_worker", "ignore_interrupts"]
+
+Body = Callable[[Channel, int, int], int]
+"""What a worker runs: called with its channel, slot and serial number in the new process; returns its exit status."""
+
+
+class Spawned(NamedTuple):
+    """A new worker as its master gets it; the master owns the three descriptors."""
+
+    slot: int
+    pid: int
+    near: Channel
+    far: Channel
+    pidfd: kernel.Descriptor
+
+
+class SpawnFailed(NamedTuple):
+    """A fork that failed, with the error."""
+
+    slot: int
+    error: OSError
+
+
+class Zygote(Protocol):
+    """Where workers come from."""
+
+    main_names: frozenset[str] | None
+    """Names that the workers' `__main__` has, where it was imported anew; None where it is inherited."""
+
+    def request(self, slot: int) -> None:
+        """Ask for a worker; it comes out of `receive` later."""
+
+    def receive(self) -> Spawned | SpawnFailed | None:
+        """The next answer to a request, if one is there. Raises `Lost` if the zygote is gone."""
+
+    def wait(self, timeout: float | None) -> None:
+        """Wait until `receive` has something or the zygote has ended."""
+
+    def reaped(self, pid: int) -> None:
+        """Tell that a worker has ended, so that what it left running is ended too."""
+
+    def watched(self) -> list[int]:
+        """Descriptors that become readable when there is something to receive or the zygote has ended."""
+
+    def close(self, patience: float = 10.0) -> None:
+        """End the zygote and all that is below it, and let go of everything."""
+
+
+# --- in the child -----------------------------------------------------------------------------------
+
+
+def _ignore_interrupt(_number: int, _frame: Any) -> None:
+    """SIGINT is the master's business; a no-op and not SIG_IGN, which programs that a task starts would inherit."""
+
+
+def ignore_interrupts() -> None:
+    """Leave SIGINT to the master, and let it in where it was held back while this process started."""
+    signal.signal(signal.SIGINT, _ignore_interrupt)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def _default_signals() -> None:
+    signal.set_wakeup_fd(-1)
+    for number in signal.valid_signals():
+        if callable(signal.getsignal(number)):
+            signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, _ignore_interrupt)
+
+
+def _run_child(body: Callable[[], int], mask: set[int]) -> None:
+    """Run `body` in a freshly forked child and end the process, whatever happens."""
+    status = 1
+    try:
+        _default_signals()
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        status = body()
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(status)
+
+
+def _fork_with(body: Callable[[], int]) -> int:
+    """Fork a child that runs `body` from clean signals on; signals wait while it is between two worlds."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        pid = kernel.fork()
+        if pid == 0:
+            _run_child(body, {int(number) for number in mask})
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    return pid
+
+
+def fork_worker(body: Body, slot: int, serial: int) -> Spawned:
+    """Make a pair, fork a child that runs `body` on the far end, and return the master's side of it.
+
+    The child is killed when its parent ends, if the forking thread is the parent's main thread. Raises `OSError` if the
+    kernel refuses a descriptor or a process; nothing is left behind then.
+    """
+    near, far = Channel.pair()
+    parent = os.getpid()
+    in_main_thread = threading.current_thread() is threading.main_thread()
+
+    def child() -> int:
+        near.close()
+        if in_main_thread:
+            kernel.die_with_parent(parent)
+        return body(far, slot, serial)
+
+    try:
+        pid = _fork_with(child)
+        pidfd = kernel.Descriptor(os.pidfd_open(pid))
+    except BaseException:
+        near.close()
+        far.close()
+        raise
+    return Spawned(slot, pid, near, far, pidfd)
+
+
+def serve(control: Channel, body: Body, master: int, names: bytes = b"") -> int:
+    """The zygote's life: fork when asked, end what workers leave behind, and end all when the master is gone.
+
+    Args:
+        control: the pair to the master.
+        body: what workers run.
+        master: a pidfd of the master.
+        names: what the master gets to know in the first packet.
+    """
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    gc.freeze()
+    kernel.adopt_orphans()
+    kernel.own(control)
+    workers: set[int] = set()
+    poller = select.poll()
+    poller.register(control.fileno(), select.POLLIN)
+    poller.register(master, select.POLLIN)
+    serial = 0
+    try:
+        control.send(Header(Kind.HELLO), names)
+        while (master, select.POLLIN) not in poller.poll():
+            header = control.receive()[0]
+            if header.kind == Kind.SPAWN:
+                serial += 1
+                _spawn_for(control, body, header.first, serial, workers)
+            elif header.kind == Kind.REAPED:
+                workers.discard(header.count)
+                kernel.kill_children(keep=workers)
+    except Lost:
+        pass  # the master has closed the pool, or died: either way this is the end
+    kernel.kill_children(keep=set())
+    return 0
+
+
+def _spawn_for(control: Channel, body: Body, slot: int, serial: int, workers: set[int]) -> None:
+    try:
+        new = fork_worker(body, slot, serial)
+    except OSError as error:
+        number = error.errno or errno.EAGAIN
+        control.send(Header(Kind.SPAWN_FAILED, first=slot, count=number), (error.strerror or str(error)).encode())
+        return
+    workers.add(new.pid)
+    fds = (new.near.fileno(), new.far.fileno(), new.pidfd.fileno())
+    try:
+        control.send(Header(Kind.SPAWNED, first=slot, count=new.pid), fds=fds)
+    finally:
+        new.near.close()
+        new.far.close()
+        new.pidfd.close()
+
+
+# --- in the master ----------------------------------------------------------------------------------
+
+
+class _ZygoteProcess:
+    """The master's side of a zygote that is a process of its own."""
+
+    is_fresh = False
+
+    def __init__(self, control: Channel, pid: int, wait_for: Callable[[], object]) -> None:
+        self._control = control
+        self._wait_for = wait_for
+        self.pid = pid
+        self.pidfd = kernel.Descriptor(os.pidfd_open(pid))
+        self.main_names: frozenset[str] | None = None
+        kernel.own(control)
+        kernel.own(self.pidfd)
+
+    def request(self, slot: int) -> None:
+        self._control.send(Header(Kind.SPAWN, first=slot))
+
+    def reaped(self, pid: int) -> None:
+        try:
+            self._control.send(Header(Kind.REAPED, count=pid))
+        except Lost:
+            pass  # it died with its workers, and `receive` will say so
+
+    def receive(self) -> Spawned | SpawnFailed | None:
+        while True:
+            try:
+                header, payload, fds = self._control.receive(wait=False)
+            except BlockingIOError:
+                return None
+            if header.kind == Kind.SPAWNED:
+                near, far = Channel.from_fd(fds[0]), Channel.from_fd(fds[1])
+                return Spawned(header.first, header.count, near, far, kernel.Descriptor(fds[2]))
+            if header.kind == Kind.SPAWN_FAILED:
+                return SpawnFailed(header.first, OSError(header.count, bytes(payload).decode()))
+            if self.is_fresh:
+                self.main_names = frozenset(bytes(payload).decode().split())
+
+    def wait(self, timeout: float | None) -> None:
+        poller = select.poll()
+        for fd in self.watched():
+            poller.register(fd, select.POLLIN)
+        poller.poll(None if timeout is None else timeout * 1000)
+
+    def watched(self) -> list[int]:
+        return [self._control.fileno(), self.pidfd.fileno()]
+
+    def close(self, patience: float = 10.0) -> None:
+        kernel.disown(self._control)
+        kernel.disown(self.pidfd)
+        self._control.close()
+        if not kernel.wait_ended(self.pidfd.fileno(), patience):
+            kernel.send_signal(self.pidfd.fileno(), signal.SIGKILL)
+        self._wait_for()
+        self.pidfd.close()
+
+
+def _wait_for_child(pid: int) -> None:
+    try:
+        os.waitpid(pid, 0)
+    except ChildProcessError:
+        pass  # the caller ignores SIGCHLD, or has waited for all its children
+
+
+class ForkedZygote(_ZygoteProcess):
+    """`start_method="fork"`: the zygote is a fork of this process as it is now."""
+
+    def __init__(self, body: Body, keep: Sequence[kernel.Closable] = ()) -> None:
+        """Fork; `keep` names what is closed in other children of this process, but not in this one."""
+        near, far = Channel.pair()
+        master = os.pidfd_open(os.getpid())
+
+        def child() -> int:
+            near.close()
+            return serve(far, body, master)
+
+        try:
+            for stream in (sys.stdout, sys.stderr):
+                if stream is not None:
+                    stream.flush()  # or the child would write the same once more
+            for thing in keep:
+                kernel.disown(thing)
+            pid = _fork_with(child)
+        except BaseException:
+            near.close()
+            raise
+        finally:
+            for thing in keep:
+                kernel.own(thing)
+            far.close()
+            os.close(master)
+        super().__init__(near, pid, lambda: _wait_for_child(pid))
+
+
+class FreshZygote(_ZygoteProcess):
+    """`start_method="forkserver"`: the zygote is a fresh interpreter that imports the program's main module.
+
+    Args:
+        factory: importable name `module:function` of what makes the worker's body from `fds` and `setup`.
+        fds: descriptors that the body needs.
+        setup: its pickled setup.
+    """
+
+    is_fresh = True
+
+    def __init__(self, factory: str, fds: list[int], setup: bytes) -> None:
+        import subprocess
+
+        from pairpool import inheritance
+
+        near, far = Channel.pair()
+        code = (
+            f"import sys; sys.path[:] = {sys.path!r}; from pairpool.inheritance import run_fresh_zygote; "
+            f"run_fresh_zygote({far.fileno()}, {os.getpid()}, {factory!r}, {fds!r})"
+        )
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            process = subprocess.Popen(
+                [sys.executable, *inheritance.interpreter_flags(), "-c", code],
+                pass_fds=[far.fileno(), *fds],
+                stdin=subprocess.DEVNULL,
+            )
+        except BaseException:
+            near.close()
+            raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            far.close()
+        super().__init__(near, process.pid, process.wait)
+        try:
+            inheritance.send_preparation(near, setup)
+        except Lost:
+            pass  # it could not start; `receive` will say so
+
+
+class DirectZygote:
+    """`start_method="direct"`: no zygote. The master forks the workers, and ignores SIGCHLD while any such pool is open.
+
+    The price: `subprocess.run(["false"]).returncode` is 0 in the master meanwhile; a worker that is replaced is forked from
+    the program as it is then, with its threads. SIGCHLD can be set from the main thread alone (signal(7)).
+    """
+
+    main_names: frozenset[str] | None = None
+    _open = 0
+    _before: Any = None
+
+    def __init__(self, body: Body) -> None:
+        self._body = body
+        self._serial = 0
+        self._answers: list[Spawned | SpawnFailed] = []
+        self._closed = False
+        if DirectZygote._open == 0:
+            DirectZygote._before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        DirectZygote._open += 1
+
+    def request(self, slot: int) -> None:
+        self._serial += 1
+        sys.stdout.flush()
+        sys.stderr.flush()
+        try:
+            self._answers.append(fork_worker(self._body, slot, self._serial))
+        except OSError as error:
+            self._answers.append(SpawnFailed(slot, error))
+
+    def receive(self) -> Spawned | SpawnFailed | None:
+        return self._answers.pop(0) if self._answers else None
+
+    def wait(self, timeout: float | None) -> None:
+        """Requests are answered at once."""
+
+    def reaped(self, pid: int) -> None:
+        """The kernel has reaped it, and orphans are not ours."""
+
+    def watched(self) -> list[int]:
+        return []
+
+    def close(self, patience: float = 10.0) -> None:
+        if not self._closed:
+            self._closed = True
+            DirectZygote._open -= 1
+            if DirectZygote._open == 0:
+                signal.signal(signal.SIGCHLD, DirectZygote._before)
