@@ -86,16 +86,19 @@ def timeout_error() -> Exception:
 
 def encoding_error(reason: str, value: str) -> Exception:
     """A `multiprocessing.pool.MaybeEncodingError` from the texts of the reason and the value."""
-    from multiprocessing.pool import MaybeEncodingError
+    import multiprocessing.pool
 
-    error: Any = MaybeEncodingError("", "")
-    error.exc, error.value = reason, value
+    names: Any = multiprocessing.pool
+    error: Exception = names.MaybeEncodingError("", "")
+    error.__dict__.update(exc=reason, value=value)
     error.args = (reason, value)
-    return error  # type: ignore[no-any-return]
+    return error
 
 
 def remote_cause(traceback: str) -> Exception:
     """A `multiprocessing.pool.RemoteTraceback` that shows the traceback as multiprocessing does."""
-    from multiprocessing.pool import RemoteTraceback
+    import multiprocessing.pool
 
-    return RemoteTraceback(f'\n"""\n{traceback}"""')
+    names: Any = multiprocessing.pool
+    cause: Exception = names.RemoteTraceback(f'\n"""\n{traceback}"""')
+    return cause

@@ -1,8 +1,8 @@
 """What a worker has from its program the way multiprocessing's workers have it.
 
-Scripts ask `multiprocessing.current_process()` for a name, hand locks and queues to initializers, and rely on their main module
-being imported (but not run) in a fresh interpreter. The standard library does that work here; this module puts pairpool's
-processes in the places where it looks for its own.
+Scripts ask `multiprocessing.current_process()` for a name, hand locks and queues to initializers, and rely on their
+main module being imported (but not run) in a fresh interpreter. The standard library does that work here; this
+module puts pairpool's processes in the places where it looks for its own.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class _Spawning:
         self.fds.append(fd)
         return len(self.fds) - 1
 
-    def DupFd(self, fd: int) -> Any:  # noqa: N802  # the name that multiprocessing looks for
+    def DupFd(self, fd: int) -> Any:  # the name that multiprocessing looks for
         return _InheritedFd(self.duplicate_for_child(fd))
 
 
@@ -133,15 +133,14 @@ def pickle_for_child(thing: Any) -> tuple[bytes, list[int]]:
 
 def send_preparation(control: Channel, setup: bytes) -> None:
     """Send a fresh zygote what multiprocessing tells its own children, and the worker's setup."""
-    import multiprocessing.process
     from multiprocessing.spawn import get_preparation_data
 
     data = get_preparation_data("pairpool-zygote")
     # the children of a process that runs a script by name call its module __mp_main__, and so must this process
     sys.modules.setdefault("__mp_main__", sys.modules["__main__"])
-    message = pickle.dumps(data)
+    message, _no_descriptors = pickle_for_child(data)
     message = struct.pack("<Q", len(message)) + message + setup
-    control.send(Header(Kind.TEXT, count=-(-len(message) // INLINE_LIMIT)))
+    control.send(Header(Kind.TEXT, items=-(-len(message) // INLINE_LIMIT)))
     for at in range(0, len(message), INLINE_LIMIT):
         control.send(Header(Kind.TEXT), message[at : at + INLINE_LIMIT])
 
@@ -158,8 +157,11 @@ def run_fresh_zygote(control_fd: int, master: int, factory: str, fds: list[int])
     control = Channel.from_fd(control_fd)
     for fd in (control_fd, *fds):
         os.set_inheritable(fd, False)
-    pidfd = os.pidfd_open(master)
-    parts = [bytes(control.receive()[1]) for _ in range(control.receive()[0].count)]
+    try:
+        pidfd = os.pidfd_open(master)
+    except ProcessLookupError:
+        os._exit(1)  # the master is gone, and so is all reason to start
+    parts = [bytes(control.receive()[1]) for _ in range(control.receive()[0].items)]
     message = b"".join(parts)
     size = struct.unpack_from("<Q", message)[0]
     state.current_process()._inheriting = True

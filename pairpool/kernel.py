@@ -42,6 +42,8 @@ __all__ = [
 
 NEEDS = "pairpool needs Linux 5.4 or later with pidfd_open and memfd_create"
 
+SIGKILL = signal.SIGKILL
+
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 PIDFD_GET_INFO = (3 << 30) | (64 << 16) | (0xFF << 8) | 11

@@ -1,7 +1,7 @@
 """`Pool`: `multiprocessing.Pool` over SEQPACKET socketpairs.
 
-The documentation of `multiprocessing.pool.Pool` is the specification of every method that it has; docstrings here say what is
-the same in a line and what is more in full.
+The documentation of `multiprocessing.pool.Pool` is the specification of every method that it has; docstrings here
+say what is the same in a line and what is more in full.
 """
 
 from __future__ import annotations
@@ -12,23 +12,24 @@ import operator
 import os
 import pickle
 import signal
-import sys
 import threading
 import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pairpool import inheritance, kernel
+from pairpool.master.engine import Master
 from pairpool.master.functions import Function
 from pairpool.master.jobs import Calls, MapJob, StreamJob
-from pairpool.master.loop import Master
 from pairpool.results import AsyncResult, IMapIterator, MapResult
-from pairpool.status import PoolStatus
 from pairpool.wire.board import Board
 from pairpool.worker import Mode, WorkerBody
 from pairpool.zygote import DirectZygote, ForkedZygote, FreshZygote, Zygote
+
+if TYPE_CHECKING:
+    from pairpool.status import PoolStatus
 
 __all__ = ["Pool"]
 
@@ -63,9 +64,9 @@ class Pool:
         initializer: called in every worker before its first task, with `initargs`.
         initargs: arguments of the initializer.
         maxtasksperchild: tasks after which a worker is replaced by a fresh one; None for never.
-        start_method: `"fork"` (workers inherit what the program has loaded), `"forkserver"` (they come from a fresh interpreter:
-            for programs with threads, CUDA or gRPC), or `"direct"` (forked by this very process, which then ignores SIGCHLD
-            while the pool is open).
+        start_method: `"fork"` (workers inherit what the program has loaded), `"forkserver"` (they come from a fresh
+            interpreter: for programs with threads, CUDA or gRPC), or `"direct"` (forked by this very process, which
+            then ignores SIGCHLD while the pool is open).
         name: what views call the pool.
 
     Raises:
@@ -94,7 +95,8 @@ class Pool:
         self._state = "INIT"
         kernel.require_linux()
         self._processes = _check_processes(kernel.cpu_allowance() if processes is None else processes)
-        if maxtasksperchild is not None and (not isinstance(maxtasksperchild, int) or maxtasksperchild <= 0):
+        tasks: Any = maxtasksperchild
+        if tasks is not None and (not isinstance(tasks, int) or tasks <= 0):
             raise ValueError("maxtasksperchild must be a positive int or None")
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
@@ -123,7 +125,7 @@ class Pool:
             make = self._zygote_maker(board, board_fd, stacks, initializer, initargs)
             has_initializer = initializer is not None
             master = Master(make, board, board_fd, stacks, self._processes, maxtasks, has_initializer)
-            master.start()
+            master.nursery.start()
         except BaseException:
             if master is not None:
                 master.terminate()
@@ -147,9 +149,10 @@ class Pool:
         if self._start_method != "forkserver":
             body = WorkerBody(board, stacks.fileno(), os.getpid(), initializer, initargs)
             if self._start_method == "direct":
-                return lambda: DirectZygote(body)
+                return lambda: DirectZygote(body, keep=[stacks])
             return lambda: ForkedZygote(body, keep=[stacks])
-        arguments, fds = None, []
+        arguments: bytes | None = None
+        fds: list[int] = []
         if initializer is not None:
             arguments, fds = inheritance.pickle_for_child((initializer, initargs))
         setup = pickle.dumps((os.getpid(), arguments))
@@ -168,7 +171,7 @@ class Pool:
         function = self._function(func, result)
         if function is not None:
             job.add(result, function.number, tuple(args), dict(kwds or {}))
-            self._submit_job(job)
+            self._master.submit_job(job)
         self._wait_or_cancel(result, job)
         return result.get()
 
@@ -186,8 +189,7 @@ class Pool:
         result = AsyncResult(self, master, callback, error_callback)
         function = self._function(func, result)
         if function is not None:
-            number, args, kwds = function.number, tuple(args), dict(kwds or {})
-            master.submit(lambda: master.add_call(result, number, args, kwds))
+            master.submit_call(result, function.number, tuple(args), dict(kwds or {}))
         master.drive_in_background()
         return result
 
@@ -265,7 +267,8 @@ class Pool:
 
         Args:
             chunksize: as for `map`.
-            buffersize: how many items may be taken from the input and not yet yielded; by default a few batches for each worker.
+            buffersize: how many items may be taken from the input and not yet yielded; by default a few batches for
+                each worker.
             return_exceptions: yield exceptions instead of raising them.
         """
         return self._start_stream(func, iterable, chunksize, buffersize, return_exceptions, ordered=True)
@@ -289,11 +292,9 @@ class Pool:
         try:
             return self._master.functions.get(func)
         except Exception as error:
-            self._master.submit(lambda: result.set_outcome(False, error))
-            return None
-
-    def _submit_job(self, job: Calls | MapJob | StreamJob) -> None:
-        self._master.submit(lambda: self._master.add_job(job))
+            reason = error
+        self._master.loop.submit(lambda: result.set_outcome(False, reason))
+        return None
 
     def _map_now(
         self, func: Callable[..., R], iterable: Iterable[Any], mode: int, chunksize: int | None, keep: bool
@@ -328,7 +329,7 @@ class Pool:
             input_error=input_error,
             finish=result.set_outcome,
         )
-        self._submit_job(job)
+        self._master.submit_job(job)
         return job
 
     def _start_stream(
@@ -349,11 +350,11 @@ class Pool:
             raise TypeError(f"{type(func).__name__!r} object is not callable")
         function = self._master.functions.get(func)
         job = StreamJob(function, Mode.MAP, items, chunksize, ordered=ordered, buffersize=buffersize)
-        self._submit_job(job)
+        self._master.submit_job(job)
         iterator: IMapIterator[R] = IMapIterator(
             self, self._master, job, return_exceptions=return_exceptions
         )
-        self._master.poke()
+        self._master.loop.poke()
         return iterator
 
     def _wait_or_cancel(self, result: AsyncResult[Any], job: Calls | MapJob) -> None:
@@ -362,9 +363,7 @@ class Pool:
             result.wait()
         except BaseException as error:
             reason = error if isinstance(error, Exception) else _cancelled(error)
-            master = self._master
-            master.submit(lambda: master.cancel_job(job, reason))
-            master.poke()
+            self._master.cancel(job, reason)
             raise
 
     # --- the pool itself ------------------------------------------------------------------------
@@ -377,16 +376,7 @@ class Pool:
             raise ValueError(f"this pool can have at most {self._master.board.slots} processes")
         more = max(0, processes - self._processes)
         kernel.require_descriptors(DESCRIPTORS_EACH * more, f"{more} more workers")
-        master = self._master
-        done = False
-
-        def action() -> None:
-            nonlocal done
-            master.resize(processes)
-            done = True
-
-        master.submit(action)
-        master.wait(lambda: done and not master.is_waiting_for_workers)
+        self._master.resize(processes)
         self._processes = processes
 
     def status(self) -> PoolStatus:
@@ -401,8 +391,7 @@ class Pool:
         if self._state == RUN:
             kernel.require_owner(self._master.identity)
             self._state = CLOSE
-            self._master.submit(self._master.close)
-            self._master.poke()
+            self._master.close()
 
     def terminate(self) -> None:
         """End at once: running tasks are killed, and calls that have not ended raise `CancelledError`."""
@@ -416,12 +405,11 @@ class Pool:
             raise ValueError("Pool is still running")
         if self._state not in (CLOSE, TERMINATE):
             raise ValueError("In unknown state")
-        master = self._master
-        kernel.require_owner(master.identity)
+        kernel.require_owner(self._master.identity)
         if self._state == CLOSE:
-            master.submit(master.expect_no_reader)
-            master.wait(lambda: master.is_idle or master.ended)
-        master.terminate(patient=self._state == CLOSE)
+            self._master.finish()
+        else:
+            self._master.terminate()
 
     def __enter__(self) -> Pool:
         self._check_running()
@@ -455,12 +443,11 @@ class Pool:
 
     @property
     def _pool(self) -> list[_Process]:
-        members = self._master.members
+        members = self._master.crew.members
         return [_Process(members[number].pid) for number in sorted(members)]
 
     def _repopulate_pool(self) -> None:
-        master = self._master
-        master.wait(lambda: not master.is_waiting_for_workers)
+        self._master.wait_for_workers()
 
 
 class _Process:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import types
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -10,7 +9,7 @@ from pairpool import kernel
 from pairpool.master.jobs import Raised, StreamJob
 
 if TYPE_CHECKING:
-    from pairpool.master.loop import Master
+    from pairpool.master.engine import Master
 
 __all__ = ["AsyncResult", "IMapIterator", "MapResult"]
 
@@ -45,7 +44,7 @@ class AsyncResult(Generic[R]):
         """Whether the call has ended, with a result or an exception."""
         if not self._done:
             kernel.require_owner(self._master.identity)
-            self._master.poke()
+            self._master.loop.poke()
         return self._done
 
     def successful(self) -> bool:
@@ -58,7 +57,7 @@ class AsyncResult(Generic[R]):
         """Wait until the call has ended, or for `timeout` seconds."""
         if not self._done:
             kernel.require_owner(self._master.identity)
-            self._master.wait(self._is_done, timeout)
+            self._master.loop.wait(self._is_done, timeout)
 
     def get(self, timeout: float | None = None) -> R:
         """The result, or its exception raised.
@@ -86,7 +85,7 @@ class AsyncResult(Generic[R]):
         if callback is None:
             self._end()
         else:
-            self._master.later.append(lambda: self._call(callback))
+            self._master.loop.later.append(lambda: self._call(callback))
 
     def _call(self, callback: Callable[[Any], object]) -> None:
         try:
@@ -104,8 +103,6 @@ class AsyncResult(Generic[R]):
         self._done = True
         self._pool = self._callback = self._error_callback = None
 
-    __class_getitem__ = classmethod(types.GenericAlias)  # type: ignore[assignment]
-
 
 class MapResult(AsyncResult[R]):
     """The outcome of `map_async` and `starmap_async`: all results in a list, or the first item's exception."""
@@ -114,8 +111,8 @@ class MapResult(AsyncResult[R]):
 class IMapIterator(Iterator[R]):
     """Results as they come (`imap_unordered`) or in the order of the input (`imap`).
 
-    An item's exception is raised in its place, and the iteration can go on after it. Dropping a half-used iterator ends the
-    rest of the call; one that was never used lets the call run to its end.
+    An item's exception is raised in its place, and the iteration can go on after it. Dropping a half-used iterator
+    ends the rest of the call; one that was never used lets the call run to its end.
     """
 
     def __init__(self, pool: object, master: Master, job: StreamJob, *, return_exceptions: bool) -> None:
@@ -166,8 +163,8 @@ class IMapIterator(Iterator[R]):
         kernel.require_owner(master.identity)
         self._look_at = job.yielded + max(1, job.sizer.next(None, 1) // 2)
         if job.ready:
-            master.poke()
-        elif not job.done and not master.wait(lambda: job.readable, timeout):
+            master.loop.poke()
+        elif not job.done and not master.loop.wait(lambda: job.readable, timeout):
             from pairpool.errors import timeout_error
 
             raise timeout_error()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from pairpool.master.loop import Master
+from pairpool.master.engine import Master
 from pairpool.status import PoolStatus, WorkerStatus
 from pairpool.wire.board import NOTHING, Board, State, Word
 
@@ -34,14 +34,15 @@ def read_worker(board: Board, number: int, now: int) -> WorkerStatus:
 def take(master: Master, name: str, state: str, start_method: str) -> PoolStatus:
     """A snapshot of a pool of this process; of an ended one, without workers."""
     now = time.monotonic_ns()
-    workers = () if master.ended else tuple(read_worker(master.board, one, now) for one in sorted(master.members))
+    numbers = [] if master.loop.ended else sorted(master.crew.members)
+    workers = tuple(read_worker(master.board, number, now) for number in numbers)
     return PoolStatus(
         name=name,
         pid=master.identity.pid,
         state=state,
         start_method=start_method,
-        processes=master.processes,
+        processes=master.nursery.processes,
         uptime=(now - master.created) / 1e9,
-        calls=len(master.unfinished),
+        calls=len(master.agenda.unfinished),
         workers=workers,
     )

@@ -2,8 +2,8 @@
 
     packet ─► load items ─► for each: store its index on the board, call, keep the value ─► save values ─► packet
 
-Whatever happens to an item happens to it alone: an exception becomes its outcome; a crash is blamed on the index that the
-board shows, with the state that says in which of these steps it was.
+Whatever happens to an item happens to it alone: an exception becomes its outcome; a crash is blamed on the index
+that the board shows, with the state that says in which of these steps it was.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from pairpool import inheritance
 from pairpool.wire.board import NOTHING, Board, Slot, State, Word
 from pairpool.wire.channel import INLINE_LIMIT, Buffer, Channel, Header, Kind, Lost
-from pairpool.wire.codec import BULK, EACH, Codec, Encoded, each_item, load_item
+from pairpool.wire.codec import BULK, Codec, Encoded, each_item, load_item
 from pairpool.wire.lanes import LaneReader, Lanes
 
 __all__ = ["STACK_ROOM", "Failure", "Fault", "Flag", "Mode", "Worker", "WorkerBody"]
@@ -29,7 +29,7 @@ STACK_ROOM = 1 << 20
 """Bytes of the stacks memfd that belong to one slot; only touched pages take memory."""
 
 TIMED_UP_TO = 16
-"""Batches of at most this many items have each item's start on the board; in larger ones items are too short for a clock."""
+"""Items in a batch up to which each item's start is on the board; in larger batches they are too short for a clock."""
 
 
 class Flag:
@@ -213,8 +213,8 @@ class Worker:
         self.words[Word.STATE] = State.STARTING
         try:
             self.initializer(*self.initargs)
-        except BaseException as error:
-            text = safe(lambda: "".join(traceback.format_exception(error)))
+        except BaseException:
+            text = safe(traceback.format_exc)
             self.channel.send(Header(Kind.INIT_FAILED), text.encode("utf-8", "replace")[-INLINE_LIMIT:])
             raise SystemExit(1) from None
         self.words[Word.STATE] = State.IDLE
@@ -254,7 +254,7 @@ class Worker:
         words[Word.ITEM] = NOTHING
         words[Word.FUNCTION] = header.function
         words[Word.FIRST] = header.first
-        words[Word.COUNT] = header.count
+        words[Word.COUNT] = header.items
         words[Word.STARTED] = began
         words[Word.BATCH] = header.batch
         items = self._load(header, payload, fds)
@@ -323,8 +323,8 @@ class Worker:
 
     def _run(self, function: Any, items: Sequence[Any], header: Header, values: list[Any]) -> None:
         """Run the items in order; one value each is appended, None for a failure."""
-        words, item_word, limit = self.words, Word.ITEM, Word.LIMIT
-        timed = header.count <= TIMED_UP_TO
+        words, item_word, limit, started = self.words, Word.ITEM, Word.LIMIT, Word.STARTED
+        timed = header.items <= TIMED_UP_TO
         index = header.first
         append = values.append
         remaining = iter(items)
@@ -335,7 +335,7 @@ class Worker:
                     if index >= words[limit]:
                         return
                     if timed:
-                        words[8] = time.monotonic_ns()
+                        words[started] = time.monotonic_ns()
                     append(function(item))
                     index += 1
                 return
@@ -360,7 +360,7 @@ class Worker:
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
                 _flush(stream)
-        reply = Header(Kind.RESULT, batch=header.batch, first=header.first, count=count, nanoseconds=took)
+        reply = Header(Kind.RESULT, batch=header.batch, first=header.first, items=count, nanoseconds=took)
         try:
             self._send(reply, encoded, failures)
         except (OSError, MemoryError) as error:

@@ -6,14 +6,17 @@
 
 What the kernel does, and what follows:
 
-- with SIGCHLD ignored children leave no zombie and no status (sigaction(2)): the zygote ignores it, so that the caller need not;
-- a pidfd can be opened only while its process is there, so a new worker does nothing until its master has sent it a packet;
+- with SIGCHLD ignored children leave no zombie and no status (sigaction(2)): the zygote ignores it, so that the
+  caller need not;
+- a pidfd can be opened only while its process is there, so a new worker does nothing until its master has sent it a
+  packet;
 - PDEATHSIG fires when the *thread* that forked ends: the zygote has one thread, and it is the process;
-- every fork copies every descriptor, so pairs are made where no other pair is open: the zygote passes its ends on and closes them;
+- every fork copies every descriptor, so pairs are made where no other pair is open: the zygote passes its ends on
+  and closes them;
 - orphans of killed workers become children of the nearest subreaper: the zygote is one, and ends them with the worker.
 
-`fork_worker` serves all start methods: "fork" (the zygote is a fork of the program), "forkserver" (a fresh interpreter),
-"direct" (no zygote: the master forks and ignores SIGCHLD itself).
+`fork_worker` serves all start methods: "fork" (the zygote is a fork of the program), "forkserver" (a fresh
+interpreter), "direct" (no zygote: the master forks and ignores SIGCHLD itself).
 """
 
 from __future__ import annotations
@@ -31,10 +34,24 @@ from typing import Any, NamedTuple, Protocol
 from pairpool import kernel
 from pairpool.wire.channel import Channel, Header, Kind, Lost
 
-__all__ = ["Body", "DirectZygote", "ForkedZygote", "FreshZygote", "SpawnFailed", "Spawned", "Zygote", "fork_worker", "ignore_interrupts"]
+__all__ = [
+    "Body",
+    "DirectZygote",
+    "ForkedZygote",
+    "FreshZygote",
+    "SpawnFailed",
+    "Spawned",
+    "Zygote",
+    "fork_worker",
+    "ignore_interrupts",
+]
 
-Body = Callable[[Channel, int, int], int]
-"""What a worker runs: called with its channel, slot and serial number in the new process; returns its exit status."""
+
+class Body(Protocol):
+    """What a worker runs, with its channel, slot and serial number, in the new process; returns the exit status."""
+
+    def __call__(self, channel: Channel, slot: int, serial: int, /) -> int: ...
+
 
 
 class Spawned(NamedTuple):
@@ -56,6 +73,9 @@ class SpawnFailed(NamedTuple):
 
 class Zygote(Protocol):
     """Where workers come from."""
+
+    was_ready: bool
+    """Whether it has been able to fork."""
 
     main_names: frozenset[str] | None
     """Names that the workers' `__main__` has, where it was imported anew; None where it is inherited."""
@@ -101,6 +121,16 @@ def _default_signals() -> None:
     signal.signal(signal.SIGINT, _ignore_interrupt)
 
 
+def _flush_output() -> None:
+    """What waits in a buffer while a process forks is written twice, and what waits when it exits, never."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except (OSError, ValueError):
+            pass  # closed or full: that is for its owner to notice when it writes
+
+
 def _run_child(body: Callable[[], int], mask: set[int]) -> None:
     """Run `body` in a freshly forked child and end the process, whatever happens."""
     status = 1
@@ -112,8 +142,7 @@ def _run_child(body: Callable[[], int], mask: set[int]) -> None:
         sys.excepthook(*sys.exc_info())
     finally:
         try:
-            sys.stdout.flush()
-            sys.stderr.flush()
+            _flush_output()
         finally:
             os._exit(status)
 
@@ -182,7 +211,7 @@ def serve(control: Channel, body: Body, master: int, names: bytes = b"") -> int:
                 serial += 1
                 _spawn_for(control, body, header.first, serial, workers)
             elif header.kind == Kind.REAPED:
-                workers.discard(header.count)
+                workers.discard(header.items)
                 kernel.kill_children(keep=workers)
     except Lost:
         pass  # the master has closed the pool, or died: either way this is the end
@@ -195,12 +224,12 @@ def _spawn_for(control: Channel, body: Body, slot: int, serial: int, workers: se
         new = fork_worker(body, slot, serial)
     except OSError as error:
         number = error.errno or errno.EAGAIN
-        control.send(Header(Kind.SPAWN_FAILED, first=slot, count=number), (error.strerror or str(error)).encode())
+        control.send(Header(Kind.SPAWN_FAILED, first=slot, items=number), (error.strerror or str(error)).encode())
         return
     workers.add(new.pid)
     fds = (new.near.fileno(), new.far.fileno(), new.pidfd.fileno())
     try:
-        control.send(Header(Kind.SPAWNED, first=slot, count=new.pid), fds=fds)
+        control.send(Header(Kind.SPAWNED, first=slot, items=new.pid), fds=fds)
     finally:
         new.near.close()
         new.far.close()
@@ -221,6 +250,7 @@ class _ZygoteProcess:
         self.pid = pid
         self.pidfd = kernel.Descriptor(os.pidfd_open(pid))
         self.main_names: frozenset[str] | None = None
+        self.was_ready = False
         kernel.own(control)
         kernel.own(self.pidfd)
 
@@ -229,7 +259,7 @@ class _ZygoteProcess:
 
     def reaped(self, pid: int) -> None:
         try:
-            self._control.send(Header(Kind.REAPED, count=pid))
+            self._control.send(Header(Kind.REAPED, items=pid))
         except Lost:
             pass  # it died with its workers, and `receive` will say so
 
@@ -241,9 +271,10 @@ class _ZygoteProcess:
                 return None
             if header.kind == Kind.SPAWNED:
                 near, far = Channel.from_fd(fds[0]), Channel.from_fd(fds[1])
-                return Spawned(header.first, header.count, near, far, kernel.Descriptor(fds[2]))
+                return Spawned(header.first, header.items, near, far, kernel.Descriptor(fds[2]))
             if header.kind == Kind.SPAWN_FAILED:
-                return SpawnFailed(header.first, OSError(header.count, bytes(payload).decode()))
+                return SpawnFailed(header.first, OSError(header.items, bytes(payload).decode()))
+            self.was_ready = True
             if self.is_fresh:
                 self.main_names = frozenset(bytes(payload).decode().split())
 
@@ -259,6 +290,8 @@ class _ZygoteProcess:
     def close(self, patience: float = 10.0) -> None:
         kernel.disown(self._control)
         kernel.disown(self.pidfd)
+        if self.pidfd.fileno() < 0:
+            return
         self._control.close()
         if not kernel.wait_ended(self.pidfd.fileno(), patience):
             kernel.send_signal(self.pidfd.fileno(), signal.SIGKILL)
@@ -286,9 +319,7 @@ class ForkedZygote(_ZygoteProcess):
             return serve(far, body, master)
 
         try:
-            for stream in (sys.stdout, sys.stderr):
-                if stream is not None:
-                    stream.flush()  # or the child would write the same once more
+            _flush_output()
             for thing in keep:
                 kernel.disown(thing)
             pid = _fork_with(child)
@@ -345,18 +376,23 @@ class FreshZygote(_ZygoteProcess):
 
 
 class DirectZygote:
-    """`start_method="direct"`: no zygote. The master forks the workers, and ignores SIGCHLD while any such pool is open.
+    """`start_method="direct"`: no zygote. The master forks the workers, and ignores SIGCHLD while any such pool is
+    open.
 
-    The price: `subprocess.run(["false"]).returncode` is 0 in the master meanwhile; a worker that is replaced is forked from
-    the program as it is then, with its threads. SIGCHLD can be set from the main thread alone (signal(7)).
+    The price: `subprocess.run(["false"]).returncode` is 0 in the master meanwhile; a worker that is replaced is
+    forked from the program as it is then, with its threads. SIGCHLD can be set from the main thread alone
+    (signal(7)).
     """
 
+    was_ready = True
     main_names: frozenset[str] | None = None
     _open = 0
     _before: Any = None
 
-    def __init__(self, body: Body) -> None:
+    def __init__(self, body: Body, keep: Sequence[kernel.Closable] = ()) -> None:
+        """`keep` names what is closed in other children of this process, but not in workers."""
         self._body = body
+        self._keep = keep
         self._serial = 0
         self._answers: list[Spawned | SpawnFailed] = []
         self._closed = False
@@ -366,12 +402,16 @@ class DirectZygote:
 
     def request(self, slot: int) -> None:
         self._serial += 1
-        sys.stdout.flush()
-        sys.stderr.flush()
+        _flush_output()
+        for thing in self._keep:
+            kernel.disown(thing)
         try:
             self._answers.append(fork_worker(self._body, slot, self._serial))
         except OSError as error:
             self._answers.append(SpawnFailed(slot, error))
+        finally:
+            for thing in self._keep:
+                kernel.own(thing)
 
     def receive(self) -> Spawned | SpawnFailed | None:
         return self._answers.pop(0) if self._answers else None

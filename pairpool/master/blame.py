@@ -6,10 +6,10 @@ import os
 import pickle
 from typing import TYPE_CHECKING, Any
 
-from pairpool import kernel
+from pairpool import kernel, worker
 from pairpool.master.functions import Function
 from pairpool.master.jobs import Batch
-from pairpool.wire.board import Board, State, Word
+from pairpool.wire.board import State, Word
 from pairpool.wire.channel import Header
 from pairpool.wire.codec import BULK, each_item, load_item
 from pairpool.worker import STACK_ROOM, Failure, Fault, Flag
@@ -47,7 +47,7 @@ def read_outcome(header: Header, content: memoryview) -> Outcome:
     values: list[Any] = []
     failed: dict[int, BaseException] = {}
     if not len(content):
-        values = [None] * header.count
+        values = [None] * header.items
     elif header.format == BULK:
         values = pickle.loads(content)
     else:
@@ -85,7 +85,7 @@ def error_of(failure: Failure) -> BaseException:
 class Death:
     """What can be told of a worker that has ended."""
 
-    def __init__(self, member: Member, stacks: int, board: Board) -> None:
+    def __init__(self, member: Member, stacks: int) -> None:
         self._member = member
         words = member.slot.words
         self.state = words[Word.STATE]
@@ -94,7 +94,7 @@ class Death:
         self.function = words[Word.FUNCTION]
         self.status = kernel.exit_status(member.pidfd.fileno())
         room = os.pread(stacks, STACK_ROOM, member.number * STACK_ROOM)
-        self.stack = room.split(b"\0", 1)[0].decode("utf-8", "replace")
+        self.stack = _task_frames(room.split(b"\0", 1)[0].decode("utf-8", "replace"))
 
     @property
     def exitcode(self) -> int | None:
@@ -132,6 +132,15 @@ class Death:
 
     def __str__(self) -> str:
         return f"worker {self._member.number} (pid {self._member.pid}) ended with {self.reason}"
+
+
+def _task_frames(stack: str) -> str:
+    """A faulthandler report without the frames below the task: those are the worker's, and how it was forked."""
+    lines = stack.splitlines()
+    for position, line in enumerate(lines):
+        if f'"{worker.__file__}"' in line:
+            return "\n".join(lines[:position])
+    return stack
 
 
 def terminated() -> BaseException:

@@ -1,26 +1,32 @@
-"""The crew: one worker as the master sees it. What it holds, what it knows, and what waits to be sent to it.
+"""The crew: workers as the master sees them. What each holds, what it knows, and what waits to be sent to it.
 
 The master holds both ends of the pair. Its own end is for sending and receiving; through the worker's end it takes back
-the packets that the worker has not read (`recall`): the kernel gives each packet to exactly one reader. Because of that second
-handle a dead worker shows no EOF, and sending to it does not fail: its pidfd tells.
+the packets that the worker has not read (`recall`): the kernel gives each packet to exactly one reader. Because of
+that second handle a dead worker shows no EOF, and sending to it does not fail: its pidfd tells.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
+import signal
+import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from pairpool import kernel
 from pairpool.master.jobs import Batch
 from pairpool.wire.board import Slot
-from pairpool.wire.channel import HEADER, INLINE_LIMIT, Buffer, Channel, Header, Kind, Lost
+from pairpool.wire.channel import HEADER, INLINE_LIMIT, Buffer, Header, Kind, Lost
 from pairpool.wire.lanes import Lane, LaneReader, Lanes
 from pairpool.worker import Flag
 from pairpool.zygote import Spawned
 
-__all__ = ["Member"]
+__all__ = ["Crew", "Member"]
+
+LOOK_AT = 8
+"""Workers with one batch that are looked at for room: one call's batches are as long on each."""
 
 
 class _Outgoing(NamedTuple):
@@ -173,3 +179,104 @@ class Member:
         self.lanes.close()
         self.reader.close()
         self._outbox.clear()
+
+
+class Crew:
+    """All workers of a pool, and which of them have room.
+
+    Attributes:
+        members: those that get work, by number.
+        leaving: those that were told to exit and have not ended.
+        touching: the one that is being dealt with; if an exception strikes then, its state is in doubt.
+        watched: those that run a batch of several items, which may turn out to be long.
+    """
+
+    def __init__(self) -> None:
+        self.members: dict[int, Member] = {}
+        self.leaving: list[Member] = []
+        self.touching: Member | None = None
+        self.watched: dict[Member, None] = {}
+        self.empty: dict[Member, None] = {}
+        self._single: dict[Member, None] = {}
+
+    def __iter__(self) -> Iterator[Member]:
+        yield from list(self.members.values())
+        yield from list(self.leaving)
+
+    @property
+    def size(self) -> int:
+        return max(1, len(self.members))
+
+    def is_on_duty(self, member: Member) -> bool:
+        return self.members.get(member.number) is member
+
+    def place(self, member: Member) -> None:
+        """Note how much room a worker has, after what it holds or may hold has changed."""
+        self.empty.pop(member, None)
+        self._single.pop(member, None)
+        if member.retiring or not self.is_on_duty(member):
+            return
+        if not member.held:
+            self.empty[member] = None
+        elif len(member.held) == 1:
+            self._single[member] = None
+
+    def with_room(self) -> Member | None:
+        """A worker that can take a batch: one that has none, else one whose only batch is short."""
+        if self.empty:
+            return next(iter(self.empty))
+        for member in itertools.islice(self._single, LOOK_AT):
+            if member.held[0].job.sizer.is_short():
+                return member
+        return None
+
+    def begin(self, member: Member, batch: Batch, now: float) -> None:
+        """A batch is now the one that its worker runs."""
+        if batch.count > 1 and batch.job.sizer.chunksize is None:
+            batch.since = now
+            self.watched[member] = None
+
+    def dismiss(self, member: Member) -> None:
+        """Take a worker off duty and let it exit."""
+        member.retiring = True
+        del self.members[member.number]
+        self.leaving.append(member)
+        self.place(member)
+        member.dismiss()
+
+    def remove(self, member: Member) -> None:
+        """A worker has ended."""
+        if self.is_on_duty(member):
+            del self.members[member.number]
+        else:
+            self.leaving.remove(member)
+        self.watched.pop(member, None)
+        self.place(member)
+
+    def mend(self) -> set[int]:
+        """Kill the worker that was being dealt with when an exception struck; returns what the workers hold."""
+        member, self.touching = self.touching, None
+        if member is not None and not member.dismissed:
+            kernel.send_signal(member.pidfd.fileno(), signal.SIGKILL)
+        return {batch.number for one in self for batch in one.held}
+
+    def end(self, grace: float | None, *, is_busy: Callable[[Member], bool]) -> None:
+        """End all workers: the busy ones are killed, the others may take `grace` seconds to exit (None: any time)."""
+        crew = list(self)
+        for member in crew:
+            if is_busy(member):
+                kernel.send_signal(member.pidfd.fileno(), signal.SIGKILL)
+            elif not member.dismissed:
+                member.dismiss()
+        deadline = None if grace is None else time.monotonic() + grace
+        for member in crew:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if not kernel.wait_ended(member.pidfd.fileno(), left):
+                kernel.send_signal(member.pidfd.fileno(), signal.SIGKILL)
+                kernel.wait_ended(member.pidfd.fileno(), None)
+            member.held.clear()
+            member.close()
+        self.members.clear()
+        self.leaving.clear()
+        for place in (self.watched, self.empty, self._single):
+            place.clear()

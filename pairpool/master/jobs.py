@@ -1,8 +1,9 @@
-"""Jobs: items in, results out. A job is one call; it knows its items and where their results go, and nothing of workers.
+"""Jobs: items in, results out. A job is one call; it knows its items and where their results go, and nothing of
+workers.
 
-A job hands out batches (`take`) and gets each back exactly once: delivered, or failed, whole or in parts. What comes back undone
-is put into `again` and goes out first. A batch stays in `open` from `take` to delivery; that is what makes it impossible to lose
-one, and harmless to deliver one twice.
+A job hands out batches (`take`) and gets each back exactly once: delivered, or failed, whole or in parts. What
+comes back undone is put into `again` and goes out first. A batch stays in `open` from `take` to delivery; that is
+what makes it impossible to lose one, and harmless to deliver one twice.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     header (HEADER_SIZE bytes): magic, version, slots, pid, created, pool name, names of functions
     slot 0..n-1 (SLOT_WORDS words of 8 bytes): see `Word`
 
-Every field of a slot is one aligned 8-byte word with one writer, so a reader sees an old or a new value and never a mix;
-on x86 and Arm, plain aligned stores of this size are single. There are no locks, and none are needed.
+Every field of a slot is one aligned 8-byte word with one writer, so a reader sees an old or a new value and never a
+mix; on x86 and Arm, plain aligned stores of this size are single. There are no locks, and none are needed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Pickling by value, through cloudpickle, except for what the other side knows by name.
 
-cloudpickle alone would send every function and class of `__main__` by value, with every global that they touch, and would make
-of an inherited class a second one. Here the knowledge of what was inherited comes first. Imported only when needed.
+cloudpickle alone would send every function and class of `__main__` by value, with every global that they touch, and
+would make of an inherited class a second one. Here the knowledge of what was inherited comes first. Imported only
+when needed.
 """
 
 from __future__ import annotations

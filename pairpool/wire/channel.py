@@ -39,16 +39,16 @@ class Kind:
 
     TEXT = 1  # a bare payload, for programs that use a Channel on their own
     SPAWN = 2  # master to zygote: fork a worker for slot `first`
-    SPAWNED = 3  # zygote to master: pid in `count`; the two ends and a pidfd are attached
-    SPAWN_FAILED = 4  # zygote to master: errno in `count`, its text as payload
-    REAPED = 5  # master to zygote: worker with pid `count` has ended
+    SPAWNED = 3  # zygote to master: pid in `items`; the two ends and a pidfd are attached
+    SPAWN_FAILED = 4  # zygote to master: errno in `items`, its text as payload
+    REAPED = 5  # master to zygote: worker with pid `items` has ended
     HELLO = 6  # zygote to master: ready; names that its `__main__` has as payload
     START = 7  # master to worker: you are known, run the initializer
     READY = 8  # worker to master: the initializer has returned
     INIT_FAILED = 9  # worker to master: the initializer raised; its traceback as payload
     FUNCTION = 10  # master to worker: the function numbered `function`
     FORGET = 11  # master to worker: drop the function numbered `function`
-    BATCH = 12  # master to worker: `count` items from index `first` on
+    BATCH = 12  # master to worker: `items` items from index `first` on
     RESULT = 13  # worker to master: what became of a batch
 
 
@@ -62,7 +62,7 @@ class Header(NamedTuple):
     function: int = 0
     batch: int = 0
     first: int = 0
-    count: int = 0
+    items: int = 0
     split: int = 0  # bytes of the payload's first section
     nanoseconds: int = 0
     size: int = 0  # bytes of the payload, in the packet or in the lane

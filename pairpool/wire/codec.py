@@ -2,10 +2,10 @@
 
 Two formats for the items of a batch:
 
-- BULK: one pickle of the whole sequence, where no item can fail to load: scalars and containers of scalars, recognised by a
-  pickle that names no class or function;
-- EACH: a table of lengths, then a pickle an item with its protocol 5 buffers behind it. Whatever an item's class does while it is
-  loaded, it does to that item alone, and the board says which one it was.
+- BULK: one pickle of the whole sequence, where no item can fail to load: scalars and containers of scalars,
+  recognised by a pickle that names no class or function;
+- EACH: a table of lengths, then a pickle an item with its protocol 5 buffers behind it. Whatever an item's class
+  does while it is loaded, it does to that item alone, and the board says which one it was.
 
 A buffer that is read-only in its array would arrive read-only by protocol 5, where multiprocessing's users get a
 writable array: such items go in protocol 4, which copies them into the pickle.
@@ -103,7 +103,7 @@ class Birth:
             return False
         if module_name not in self._modules:
             # imported since: the workers can import it too, if it came from somewhere
-            return getattr(sys.modules[module_name], "__spec__", None) is not None
+            return getattr(sys.modules[thing.__module__], "__spec__", None) is not None
         if module_name == "__main__" and self.main_names is not None:
             return thing.__qualname__.partition(".")[0] in self.main_names and id(head) in self._objects
         return id(head) in self._objects or not isinstance(head, _NAMEABLE)

@@ -1,14 +1,14 @@
 """Lanes: memfds that carry what does not fit a packet, kept warm and used again.
 
-Facts, measured on 64 MiB (2 cores, Linux 6.18): a copy into fresh pages of a memfd runs at 0.9 GB/s through a mapping and
-at 1.9 by pwrite; into warm pages at 13 through a mapping and at 5.7 by pwrite; out of a mapping into fresh private memory at
-1.4, and at 8 where that memory asked for huge pages. Hence: the first bytes of a lane go in by pwrite, which
-also reports a lack of memory as an error where a store would be a SIGBUS; later ones by a plain copy; and whoever reads copies
-into memory of its own that asked for huge pages.
+Facts, measured on 64 MiB (2 cores, Linux 6.18): a copy into fresh pages of a memfd runs at 0.9 GB/s through a
+mapping and at 1.9 by pwrite; into warm pages at 13 through a mapping and at 5.7 by pwrite; out of a mapping into
+fresh private memory at 1.4, and at 8 where that memory asked for huge pages. Hence: the first bytes of a lane go in
+by pwrite, which also reports a lack of memory as an error where a store would be a SIGBUS; later ones by a plain
+copy; and whoever reads copies into memory of its own that asked for huge pages.
 
-A lane belongs to the side that writes it, and has a number. Its memfd travels once; from then on packets name the number.
-The first word of the lane is its flag: the writer sets it, the reader clears it once it has copied, and no message is
-needed to say that the lane is free. Lanes above ONE_SHOT bytes are not kept.
+A lane belongs to the side that writes it, and has a number. Its memfd travels once; from then on packets name the
+number. The first word of the lane is its flag: the writer sets it, the reader clears it once it has copied, and no
+message is needed to say that the lane is free. Lanes above ONE_SHOT bytes are not kept.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class Lanes:
         self._next = 0
 
     def put(self, pieces: Sequence[Buffer], size: int) -> Lane:
-        """Write `size` bytes into a free lane, made or replaced as needed. Raises `OSError` (ENOSPC, ENOMEM, EMFILE)."""
+        """Write `size` bytes into a free lane, made or replaced as needed. Raises `OSError` for want of memory."""
         lane = self._free_lane(size)
         try:
             lane.write(pieces)
@@ -129,7 +129,7 @@ class Lanes:
         lane.close()
 
     def unsent(self, reference: Buffer, *, known: bool) -> None:
-        """A packet that named a lane was taken back unread; `known` tells whether the reader has the memfd all the same."""
+        """A packet that named a lane was taken back unread; `known`: whether the reader has the memfd all the same."""
         lane = self._lanes[_REFERENCE.unpack_from(reference)[0]]
         lane.known = known
         lane.free()

@@ -1,0 +1,333 @@
+"""Work out and work back: batches to the workers, what became of them to the jobs, and the balance between workers.
+
+    agenda ─next_batch─► encode ─► worker's socket
+    agenda ◄─deliver──── decode ◄─ worker's socket
+"""
+
+from __future__ import annotations
+
+import select
+import time
+from typing import Any
+
+from pairpool.master import blame
+from pairpool.master.agenda import Agenda
+from pairpool.master.crew import Crew, Member
+from pairpool.master.functions import Function
+from pairpool.master.jobs import Batch, Job
+from pairpool.master.loop import Loop
+from pairpool.wire.board import NOTHING, Board, State, Word
+from pairpool.wire.channel import Header, Kind
+from pairpool.wire.codec import Codec
+from pairpool.worker import Failure, Fault, Flag
+
+__all__ = ["Dealer", "Hooks"]
+
+WATCH_EVERY = 0.010
+"""Seconds that a batch of several items may run before its worker is told to hand back the rest."""
+
+SETTLE = 0.002
+"""Seconds after which a store to the board has surely reached the other core."""
+
+LETHAL_FUNCTION = 3
+"""Workers that may die while they unpickle one function before it is held to be the cause."""
+
+
+class Hooks:
+    """What the dealer tells of a worker that is not about work."""
+
+    def on_ready(self, member: Member) -> None:
+        """Its initializer has returned."""
+
+    def on_initializer_failed(self, traceback: str) -> None:
+        """Its initializer raised."""
+
+    def on_result(self) -> None:
+        """It has done something."""
+
+    def retire(self, member: Member) -> None:
+        """It holds nothing any more, and is to be replaced."""
+
+
+class Dealer:
+    """Deals batches to workers and takes in what comes back.
+
+    Args:
+        maxtasks: tasks after which a worker is replaced; None for never.
+    """
+
+    def __init__(
+        self, agenda: Agenda, crew: Crew, loop: Loop, codec: Codec, board: Board, maxtasks: int | None, hooks: Hooks
+    ) -> None:
+        self._agenda = agenda
+        self._crew = crew
+        self._loop = loop
+        self._codec = codec
+        self._board = board
+        self._maxtasks = maxtasks
+        self._hooks = hooks
+        self._last_look = 0.0
+
+    # --- work out -------------------------------------------------------------------------------
+
+    def deal(self) -> None:
+        """Send what can be sent."""
+        agenda, crew = self._agenda, self._crew
+        while True:
+            while agenda.queue and crew.with_room() is not None:
+                batch = agenda.next_batch(crew.size)
+                if batch is None:
+                    break
+                self._send(batch)
+            if not (crew.empty and agenda.unfinished and self._recall_for_idle()):
+                return
+
+    def _send(self, batch: Batch) -> None:
+        """Pickle a batch (the caller's code) and give it to a worker that has room then."""
+        job = batch.job
+        batch.function = job.function
+        if job.function is not None and job.function.deaths >= LETHAL_FUNCTION:
+            self._agenda.fail(batch, blame.lethal_function(job.function))
+            return
+        if batch.encoded is None:
+            batch.failed = {}
+            try:
+                batch.encoded = self._codec.encode(
+                    batch.items, batch.failed.__setitem__, by_value=batch.by_value
+                )
+            except Exception as error:
+                self._agenda.fail(batch, error)
+                return
+        if len(batch.failed) == batch.count:
+            self._agenda.deliver(batch, [None] * batch.count, batch.failed)
+            return
+        member = self._crew.with_room()
+        if member is None:
+            self._agenda.put_back([batch])
+            return
+        self._crew.touching = member
+        self._give(member, batch)
+        self._crew.touching = None
+
+    def _give(self, member: Member, batch: Batch) -> None:
+        job, encoded, crew = batch.job, batch.encoded, self._crew
+        assert encoded is not None
+        functions = self.functions_of(batch)
+        if not member.held:
+            crew.begin(member, batch, time.monotonic())
+        member.held.append(batch)
+        by_value = encoded.by_value or any(function.by_value for function in functions)
+        header = Header(
+            Kind.BATCH,
+            flags=Flag.BY_VALUE if by_value else 0,
+            mode=job.mode,
+            format=encoded.format,
+            function=functions[0].number,
+            batch=batch.number,
+            first=batch.first,
+            items=batch.count,
+        )
+        try:
+            for function in functions:
+                if function.number not in member.knows:
+                    self._teach(member, function)
+            member.post(header, encoded.pieces, encoded.size)
+        except OSError as error:  # no memory or no descriptor for a lane
+            member.held.remove(batch)
+            crew.watched.pop(member, None)
+            crew.place(member)
+            self._agenda.fail(batch, error)
+            return
+        job.sizer.learn_bytes(batch.count, encoded.size)
+        batch.encoded = None
+        if self._maxtasks is not None:
+            member.given += 1 if job.sizer.chunksize is not None else batch.count
+            member.retiring = member.retiring or member.given >= self._maxtasks
+        if member.wants_room:
+            self._loop.watch_for_room(member.channel.fileno(), True)
+        crew.place(member)
+
+    def functions_of(self, batch: Batch) -> list[Function]:
+        """The functions that a batch needs."""
+        if batch.function is not None:
+            return [batch.function]
+        numbers = dict.fromkeys(item[0] for item in batch.items)
+        return [self._agenda.functions.by_number(number) for number in numbers]
+
+    def _teach(self, member: Member, function: Function) -> None:
+        self._board.name_function(function.number, function.name)
+        header = Header(Kind.FUNCTION, function=function.number)
+        member.post(header, function.encoded.pieces, function.encoded.size)
+        member.knows.add(function.number)
+
+    def forget(self, numbers: list[int]) -> None:
+        """Have every worker drop functions that no call needs any more."""
+        if not numbers:
+            return
+        for member in self._crew:
+            for number in numbers:
+                if number in member.knows and not member.dismissed:
+                    member.knows.discard(number)
+                    member.post(Header(Kind.FORGET, function=number))
+
+    # --- work back ------------------------------------------------------------------------------
+
+    def on_packets(self, member: Member, events: int) -> None:
+        """A worker's socket has packets, or room for some."""
+        if events & select.EPOLLOUT and not member.dismissed:
+            member.flush()
+            if not member.wants_room:
+                self._loop.watch_for_room(member.channel.fileno(), False)
+        if events & ~select.EPOLLOUT:
+            self.drain(member, everything=False)
+
+    def drain(self, member: Member, *, everything: bool) -> None:
+        """Deal with the packets from one worker: as many as it owes, or all that are there."""
+        crew = self._crew
+        while not member.dismissed:
+            crew.touching = member
+            packet = member.receive()
+            if packet is None:
+                break
+            header, payload, fds = packet
+            if header.kind == Kind.RESULT:
+                self._on_result(member, header, payload, fds)
+            elif header.kind == Kind.READY:
+                self._hooks.on_ready(member)
+            elif header.kind == Kind.INIT_FAILED:
+                self._hooks.on_initializer_failed(bytes(payload).decode("utf-8", "replace"))
+                break
+            crew.touching = None
+            if not member.held and not everything:
+                break
+        crew.touching = None
+
+    def _on_result(self, member: Member, header: Header, payload: memoryview, fds: list[int]) -> None:
+        batch = member.held[0]
+        assert batch.number == header.batch, "a worker reported a batch that it does not hold"
+        job, count = batch.job, header.items
+        outcome: blame.Outcome = ([], {}, [])
+
+        def use(content: memoryview) -> None:
+            nonlocal outcome
+            outcome = blame.read_outcome(header, content)
+
+        member.content(header, payload, fds, use)
+        if self._loop.ended:
+            return  # by the caller's own code, while it was unpickled
+        values, failed, missing = outcome
+        job.sizer.learn(count, header.nanoseconds)
+        job.sizer.learn_bytes(max(1, count), header.size)
+        if count < batch.count:
+            self._agenda.put_back([batch.keep(count)])
+        elif count > batch.count:
+            del values[batch.count :]
+        failed.update(batch.failed)
+        if missing and not batch.by_value:
+            self._try_by_value(batch, values, failed, missing)
+        elif batch.count:
+            self._agenda.deliver(batch, values, failed)
+        else:
+            self._agenda.put_back([]) if job.open.pop(batch.number, None) is None else self._agenda.settle(job)
+        member.held.popleft()
+        self._after_result(member, batch)
+
+    def _after_result(self, member: Member, batch: Batch) -> None:
+        crew = self._crew
+        self._hooks.on_result()
+        if batch.limit:
+            member.slot.words[Word.LIMIT] = NOTHING
+        crew.watched.pop(member, None)
+        if member.held:
+            crew.begin(member, member.held[0], time.monotonic())
+        elif member.retiring:
+            self._hooks.retire(member)
+        crew.place(member)
+
+    # --- by value after all ---------------------------------------------------------------------
+
+    def _try_by_value(
+        self, batch: Batch, values: list[Any], failed: dict[int, BaseException], missing: list[Failure]
+    ) -> None:
+        """A worker did not find something by name: send the items that need it once more, by value."""
+        assert self._codec.birth is not None
+        for failure in missing:
+            self._codec.birth.distrust(failure.missing or "")
+        again = sorted({failure.offset for failure in missing} - batch.failed.keys())
+        if any(failure.fault == Fault.FUNCTION for failure in missing):
+            try:
+                self._renew_functions(batch.job, batch)
+            except Exception:
+                again = []  # it cannot go by value either: the worker's own error stands
+        retried = [batch.part(offset, offset + 1) for offset in again]
+        ended: list[tuple[Batch, list[Any], dict[int, BaseException]]] = []
+        start = 0
+        for offset in [*again, batch.count]:
+            if offset > start:
+                part_failed = {at - start: error for at, error in failed.items() if start <= at < offset}
+                ended.append((batch.part(start, offset), values[start:offset], part_failed))
+            start = offset + 1
+        for part in retried:
+            part.by_value = True
+        batch.job.replace(batch, retried)
+        self._agenda.requeue(batch.job)
+        for part, part_values, part_failed in ended:
+            self._agenda.deliver(part, part_values, part_failed)
+
+    def _renew_functions(self, job: Job, batch: Batch) -> None:
+        functions = self._agenda.functions
+        if job.function is not None:
+            if batch.function is job.function:
+                job.function = functions.again_by_value(job.function)
+                job.function.uses = 1
+            return
+        renewed: dict[int, Function] = {}
+        items = list(batch.items)
+        for position, (number, args, kwds) in enumerate(items):
+            old = functions.by_number(number)
+            if number not in renewed:
+                renewed[number] = functions.again_by_value(old)
+            renewed[number].uses += 1
+            old.uses -= 1
+            items[position] = (renewed[number].number, args, kwds)
+        batch.items = items
+
+    # --- balance --------------------------------------------------------------------------------
+
+    def _recall_for_idle(self) -> bool:
+        """Workers have room and no work is left to give: take unread batches from behind long ones."""
+        loaded = [member for member in self._crew.members.values() if len(member.held) > 1]
+        loaded.sort(key=lambda member: member.held[0].since)
+        found = False
+        for member in loaded[: len(self._crew.empty)]:
+            recalled = member.recall()
+            self._agenda.put_back(recalled)
+            self._crew.place(member)
+            found = found or any(batch.number in batch.job.open for batch in recalled)
+        return found
+
+    def look_after_batches(self) -> None:
+        """Tell workers whose batch of several items takes long to hand back what they have not begun.
+
+        The worker stores the index of an item on the board and then reads the limit; here the limit is stored, and
+        the index read once that store has surely arrived. If the index is still below the limit, the worker cannot
+        begin an item behind it any more, and those are given to others at once, even while a long item runs.
+        """
+        now = time.monotonic()
+        if now - self._last_look < WATCH_EVERY / 5:
+            return
+        self._last_look = now
+        for member in list(self._crew.watched):
+            batch = member.held[0]
+            words = member.slot.words
+            item = words[Word.ITEM]
+            if words[Word.BATCH] != batch.number or words[Word.STATE] != State.RUNNING or item == NOTHING:
+                continue
+            if not batch.limit:
+                if now - batch.since > WATCH_EVERY and item + 1 < batch.first + batch.count:
+                    batch.limit, batch.limited_at = item + 1, now
+                    words[Word.LIMIT] = batch.limit
+            elif now - batch.limited_at > SETTLE and item < batch.limit:
+                del self._crew.watched[member]
+                if batch.limit < batch.first + batch.count:
+                    self._agenda.put_back([batch.keep(batch.limit - batch.first)])

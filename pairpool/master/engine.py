@@ -1,0 +1,212 @@
+"""The master: what a pool is in its caller's process. Puts the parts together, and is what the public faces talk to.
+
+    submit ─► inbox ─► agenda ─► dealer ─► workers                jobs     agenda.py, jobs.py, batching.py
+    results ◄───────── agenda ◄─ dealer ◄─ workers                packets  dealer.py, crew.py
+                                 nursery ◄─ deaths, zygote        workers  nursery.py, blame.py
+    loop.py turns all of it, in the thread of whoever waits.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from pairpool import kernel
+from pairpool.master import blame
+from pairpool.master.agenda import Agenda
+from pairpool.master.crew import Crew, Member
+from pairpool.master.dealer import WATCH_EVERY, Dealer
+from pairpool.master.functions import Functions
+from pairpool.master.jobs import Job, StreamJob
+from pairpool.master.loop import Driver, Loop
+from pairpool.master.nursery import Nursery
+from pairpool.wire.board import Board
+from pairpool.wire.codec import Codec
+from pairpool.zygote import Zygote
+
+__all__ = ["Master"]
+
+GRACE = 1.0
+"""Seconds that workers without a task get to exit by themselves before they are killed."""
+
+
+class Master:
+    """The engine of one pool.
+
+    Args:
+        make_zygote: makes what workers come from.
+        board, board_fd, stacks: the status board, its memfd, and the memfd for stacks at a fault; owned from here on.
+        processes: how many workers to keep.
+        maxtasks: tasks after which a worker is replaced; None for never.
+        has_initializer: whether workers report when they are ready.
+    """
+
+    def __init__(
+        self,
+        make_zygote: Callable[[], Zygote],
+        board: Board,
+        board_fd: kernel.Descriptor,
+        stacks: kernel.Descriptor,
+        processes: int,
+        maxtasks: int | None,
+        has_initializer: bool,
+    ) -> None:
+        self.identity = kernel.Identity()
+        self.created = time.monotonic_ns()
+        self.board = board
+        self._owned = (board_fd, stacks)
+        self.nursery = Nursery(make_zygote, processes, has_initializer, board, stacks)
+        try:
+            self.loop = Loop(self)
+        except BaseException:
+            self.nursery.zygote.close()
+            raise
+        codec = Codec()
+        self.functions = Functions(codec)
+        self.crew = Crew()
+        self.agenda = Agenda(self.functions, self._forget)
+        self._dealer = Dealer(self.agenda, self.crew, self.loop, codec, board, maxtasks, self.nursery)
+        self.nursery.join(self.agenda, self.crew, self.loop, codec, self._dealer)
+        self._driver: Driver | None = None
+
+    # --- what the loop turns --------------------------------------------------------------------
+
+    def prepare(self) -> float:
+        lacking = self.nursery.request_lacking()
+        self._dealer.deal()
+        return WATCH_EVERY if self.crew.watched or lacking else -1.0
+
+    def tend(self) -> None:
+        if self.crew.watched:
+            self._dealer.look_after_batches()
+        if self.nursery.is_closing:
+            self.nursery.retire_all()
+
+    def mend(self) -> None:
+        """No batch may be lost, and no worker be left in an unknown state."""
+        self.agenda.mend(self.crew.mend())
+
+    # --- calls ----------------------------------------------------------------------------------
+
+    def _forget(self, numbers: list[int]) -> None:
+        self._dealer.forget(numbers)
+
+    def submit_job(self, job: Job) -> None:
+        """Append a job; from any thread."""
+        self.loop.submit(lambda: self.agenda.add(job))
+
+    def submit_call(self, target: Any, number: int, args: Any, kwds: Any) -> None:
+        """Append a single call of function `number`; from any thread."""
+        self.loop.submit(lambda: self.agenda.add_call(target, number, args, kwds))
+
+    def abandon(self, job: StreamJob, *, half_used: bool) -> None:
+        """Nobody will read a stream any more: what is left of a half-used one is not run."""
+        if half_used:
+            self.loop.submit(lambda: self._cancel(job, blame.abandoned()))
+        else:
+            self.loop.submit(job.discard)
+
+    def cancel(self, job: Job, reason: BaseException) -> None:
+        """End a call: take back what is queued, kill the workers that run its items; from any thread."""
+        self.loop.submit(lambda: self._cancel(job, reason))
+        self.loop.poke()
+
+    def _cancel(self, job: Job, reason: BaseException) -> None:
+        if job not in self.agenda.unfinished:
+            return
+        self.agenda.cancel(job, reason)
+        for member in list(self.crew.members.values()):
+            if any(batch.job is job for batch in member.held):
+                self.agenda.put_back(member.recall())
+                if any(batch.job is job for batch in member.held):
+                    kernel.send_signal(member.pidfd.fileno(), kernel.SIGKILL)
+                self.crew.place(member)
+
+    def drive_in_background(self) -> None:
+        """Have a daemon thread wait for what nobody waits for."""
+        if self._driver is None:
+            self._driver = Driver(self.loop, self._is_idle)
+            self._driver.start()
+        else:
+            self._driver.nudge()
+
+    def _is_idle(self) -> bool:
+        return not self.agenda.unfinished and not self.loop.inbox and not self.loop.later
+
+    # --- sizes and ends -------------------------------------------------------------------------
+
+    def resize(self, processes: int) -> None:
+        """Keep this many workers from now on; returns when new ones are there."""
+        resized = False
+
+        def action() -> None:
+            nonlocal resized
+            self.nursery.resize(processes)
+            resized = True
+
+        self.loop.submit(action)
+        self.loop.wait(lambda: self.loop.ended or (resized and not self.nursery.is_waiting))
+
+    def wait_for_workers(self) -> None:
+        """Wait until all workers that were asked for are there."""
+        self.loop.wait(lambda: self.loop.ended or not self.nursery.is_waiting)
+
+    def close(self) -> None:
+        """Let the workers exit as soon as nothing is left to do."""
+
+        def action() -> None:
+            self.nursery.is_closing = True
+            self.nursery.retire_all()
+
+        self.loop.submit(action)
+        self.loop.poke()
+
+    def finish(self) -> None:
+        """Wait for all calls, then for all workers to exit."""
+        self.loop.submit(self.agenda.expect_no_reader)
+        self.loop.wait(lambda: self.loop.ended or self._is_idle())
+        self.terminate(patient=True)
+
+    def terminate(self, *, patient: bool = False) -> None:
+        """End everything now: workers with a task are killed, others exit; calls that have not ended are cancelled.
+
+        With `patient`, workers may take all the time they need to exit; else they have `GRACE`.
+        """
+        loop = self.loop
+        if loop.over.is_set():
+            self._stop_driver()
+            return
+        taken = loop.seize()
+        try:
+            if not loop.over.is_set():
+                self._end(None if patient else GRACE)
+        finally:
+            if taken:
+                loop.release()
+            else:
+                loop.over.set()
+        self.loop.run_later()
+        self._stop_driver()
+
+    def _stop_driver(self) -> None:
+        driver, self._driver = self._driver, None
+        if driver is not None:
+            driver.stop()
+
+    def _end(self, grace: float | None) -> None:
+        while self.loop.inbox:
+            self.loop.inbox.popleft()()
+        reason = self.agenda.broken or blame.terminated()
+        self.agenda.broken = reason
+        self.crew.end(grace, is_busy=self._is_busy)
+        self.agenda.cancel_all(reason)
+        self.nursery.close()
+        self.loop.close()
+        for thing in self._owned:
+            kernel.disown(thing)
+            thing.close()
+        self.board.close()
+
+    def _is_busy(self, member: Member) -> bool:
+        return bool(member.held) or not member.started

@@ -1,0 +1,326 @@
+"""Births and deaths: workers from the zygote, replacements, and what is left of a worker that died."""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable
+
+from pairpool import kernel
+from pairpool.master import blame
+from pairpool.master.agenda import Agenda
+from pairpool.master.crew import Crew, Member
+from pairpool.master.dealer import Dealer, Hooks
+from pairpool.master.functions import Function
+from pairpool.master.jobs import Batch
+from pairpool.master.loop import Loop
+from pairpool.wire.board import Board, Word
+from pairpool.wire.channel import Header, Kind, Lost
+from pairpool.wire.codec import Birth, Codec
+from pairpool.zygote import Spawned, SpawnFailed, Zygote
+
+__all__ = ["Nursery"]
+
+RESPAWN_AFTER = 0.1
+"""Seconds after which a fork that the kernel refused is tried again."""
+
+STILLBORN = 3
+"""Workers in a row that may end before they did anything, beyond one for each place, before the pool gives up."""
+
+_LIMITS = {errno.EAGAIN: "RLIMIT_NPROC or the cgroup's pids.max", errno.EMFILE: "RLIMIT_NOFILE"}
+
+
+class Nursery(Hooks):
+    """Keeps a pool's places filled.
+
+    Args:
+        make_zygote: makes what workers come from; called again if that is killed.
+        processes: how many workers to keep.
+        has_initializer: whether workers report when they are ready.
+    """
+
+    dealer: Dealer
+
+    def __init__(
+        self,
+        make_zygote: Callable[[], Zygote],
+        processes: int,
+        has_initializer: bool,
+        board: Board,
+        stacks: kernel.Descriptor,
+    ) -> None:
+        self._make_zygote = make_zygote
+        self.zygote = make_zygote()
+        self.processes = processes
+        self.has_initializer = has_initializer
+        self._board = board
+        self._stacks = stacks
+        self._expected: set[int] = set()
+        self._lacking: dict[int, float] = {}
+        self._stillborn = 0
+        self.is_closing = False
+
+    def join(self, agenda: Agenda, crew: Crew, loop: Loop, codec: Codec, dealer: Dealer) -> None:
+        """Learn who else there is."""
+        self._agenda = agenda
+        self._crew = crew
+        self._loop = loop
+        self._codec = codec
+        self.dealer = dealer
+        self._watch_zygote()
+
+    # --- births ---------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Ask for all workers and wait until they are there. Raises `OSError` if one cannot be made."""
+        for number in range(self.processes):
+            self._request(number)
+        self._take_stock()
+        while self._expected and self._agenda.broken is None:
+            self.zygote.wait(None)
+            self._on_zygote(0)
+        if self._agenda.broken is not None:
+            raise self._agenda.broken
+        assert self._codec.birth is not None
+        self._codec.birth.main_names = self.zygote.main_names
+
+    def _take_stock(self) -> None:
+        """Note what the workers inherit; done while the zygote forks, for it takes about as long."""
+        self._codec.birth = Birth(self.zygote.main_names)
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether workers that were asked for are not there yet."""
+        return bool(self._expected)
+
+    def _request(self, number: int) -> None:
+        self._expected.add(number)
+        try:
+            self.zygote.request(number)
+        except Lost:
+            return  # its end has been noticed by `_on_zygote`, or will be
+        if not self.zygote.watched():
+            self._on_zygote(0)
+
+    def _watch_zygote(self) -> None:
+        for fd in self.zygote.watched():
+            self._loop.watch(fd, self._on_zygote)
+
+    def _on_zygote(self, _events: int) -> None:
+        """Take what the zygote has sent; if it has ended, make another."""
+        while not self._loop.ended:
+            try:
+                answer = self.zygote.receive()
+            except Lost:
+                self._on_zygote_lost()
+                return
+            if answer is None:
+                return
+            self._expected.discard(answer.slot)
+            if isinstance(answer, SpawnFailed):
+                self._on_spawn_failed(answer)
+            else:
+                self._enlist(answer)
+
+    def _on_spawn_failed(self, answer: SpawnFailed) -> None:
+        """A fork that failed is tried again later while other workers go on; without any, it is the end."""
+        error = answer.error
+        limit = _LIMITS.get(error.errno or 0, "memory")
+        if self._agenda.unfinished and (self._crew.members or self._expected):
+            self._lacking[answer.slot] = time.monotonic() + RESPAWN_AFTER
+            return
+        text = f"worker {answer.slot} of {self.processes} could not be made: {error.strerror} (limit: {limit})"
+        self.break_down(OSError(error.errno or errno.EAGAIN, text))
+
+    def _on_zygote_lost(self) -> None:
+        """The zygote was killed: its workers die with it, a new one is made, and the pool goes on."""
+        for fd in self.zygote.watched():
+            self._loop.unwatch(fd)
+        self.zygote.close()
+        self._stillborn += 1
+        if self._stillborn > STILLBORN or self._codec.birth is None or not self.zygote.was_ready:
+            text = "the zygote, which forks the workers, ended"
+            if not self.zygote.was_ready:
+                text += " before it was ready; its error output says why"
+            self.break_down(OSError(errno.ECHILD, text))
+            return
+        try:
+            self.zygote = self._make_zygote()
+        except OSError as error:
+            self.break_down(error)
+            return
+        self._take_stock()
+        self._watch_zygote()
+        for number in sorted(self._expected):
+            self.zygote.request(number)
+
+    def request_lacking(self) -> bool:
+        """Try again what the kernel refused, when it is time; returns whether something is still lacking."""
+        now = time.monotonic()
+        for number in [number for number, at in self._lacking.items() if at <= now]:
+            del self._lacking[number]
+            if number not in self._crew.members and number < self.processes:
+                self._request(number)
+        return bool(self._lacking)
+
+    def _enlist(self, spawned: Spawned) -> None:
+        crew = self._crew
+        member = Member(spawned, self._board.slot(spawned.slot))
+        crew.members[member.number] = member
+        self._loop.watch(member.channel.fileno(), lambda events: self.dealer.on_packets(member, events))
+        self._loop.watch(member.pidfd.fileno(), lambda _events: self._on_death(member))
+        member.started = not self.has_initializer
+        if self.has_initializer:
+            member.post(Header(Kind.START))
+        if spawned.slot >= self.processes or self._is_done:
+            self.retire(member)
+        crew.place(member)
+
+    # --- life -----------------------------------------------------------------------------------
+
+    def on_ready(self, member: Member) -> None:
+        member.started = True
+        self._stillborn = 0
+
+    def on_result(self) -> None:
+        self._stillborn = 0
+
+    def on_initializer_failed(self, traceback: str) -> None:
+        self.break_down(blame.initializer_failed(traceback))
+
+    @property
+    def _is_done(self) -> bool:
+        return self.is_closing and not self._agenda.unfinished
+
+    def retire(self, member: Member) -> None:
+        """Let a worker exit, and have another in its place at once."""
+        if not self._crew.is_on_duty(member):
+            return
+        self._loop.unwatch(member.channel.fileno())
+        self._crew.dismiss(member)
+        if member.number < self.processes and not self._is_done:
+            member.slot.words[Word.REPLACED] += 1
+            self._request(member.number)
+
+    def retire_all(self) -> None:
+        """Let every worker exit if the pool is closing and nothing is left to do."""
+        if self._is_done:
+            for member in list(self._crew.members.values()):
+                self.retire(member)
+
+    def resize(self, processes: int) -> None:
+        """Keep this many workers from now on."""
+        before, self.processes = self.processes, processes
+        members = self._crew.members
+        for number in range(before, processes):
+            if number not in members and number not in self._expected:
+                self._request(number)
+        for number in range(processes, before):
+            member = members.get(number)
+            if member is not None:
+                member.retiring = True
+                self._crew.place(member)
+                if not member.held:
+                    self.retire(member)
+
+    # --- deaths ---------------------------------------------------------------------------------
+
+    def _on_death(self, member: Member) -> None:
+        """A worker has ended: read what it had sent, take back what it had not read, blame what it was running."""
+        self.dealer.drain(member, everything=True)
+        if self._loop.ended:
+            return
+        self._crew.touching = member
+        self._loop.unwatch(member.pidfd.fileno())
+        was_dismissed = member.dismissed
+        if not was_dismissed:
+            self._loop.unwatch(member.channel.fileno())
+        self._crew.remove(member)
+        if not was_dismissed:
+            recalled = member.recall()
+            unfinished = list(member.held)
+            member.held.clear()
+            self._settle_accounts(member, unfinished, recalled)
+        self.zygote.reaped(member.pid)
+        member.close()
+        self._crew.touching = None
+        if not was_dismissed:
+            self._replace(member)
+
+    def _settle_accounts(self, member: Member, unfinished: list[Batch], recalled: list[Batch]) -> None:
+        death = blame.Death(member, self._stacks.fileno())
+        if not member.started:
+            self.break_down(blame.initializer_died(death))
+            return
+        if death.function_being_loaded is not None:
+            for function in self._functions_numbered(recalled, death.function_being_loaded):
+                function.deaths += 1
+        self._agenda.put_back(recalled)
+        for batch in unfinished:
+            self._settle_batch(death, batch, unfinished)
+
+    def _settle_batch(self, death: blame.Death, batch: Batch, unfinished: list[Batch]) -> None:
+        job = batch.job
+        culprit = death.culprit(batch, unfinished)
+        if culprit is None:
+            batch.solo = batch.solo or death.is_in_doubt(batch)
+            self._agenda.put_back([batch])
+            return
+        error = death.error(self._name_of(batch, culprit), batch.first + culprit if batch.targets is None else 0)
+        parts = [batch.part(start, stop) for start, stop in ((0, culprit), (culprit + 1, batch.count)) if stop > start]
+        victim = batch.part(culprit, culprit + 1)
+        job.replace(batch, parts)
+        self._agenda.requeue(job)
+        self._agenda.fail(victim, error)
+
+    def _functions_numbered(self, batches: list[Batch], number: int) -> list[Function]:
+        for batch in batches:
+            found = [one for one in self.dealer.functions_of(batch) if one.number == number]
+            if found:
+                return found
+        return []
+
+    def _name_of(self, batch: Batch, offset: int) -> str:
+        if batch.function is not None:
+            return batch.function.name
+        function = self._agenda.functions.find(batch.items[offset][0])
+        return "a call" if function is None else function.name
+
+    def _replace(self, member: Member) -> None:
+        """Have a new worker in the place of one that died, unless the pool is at its end or has no use for it."""
+        number = member.number
+        if self._agenda.broken is not None or self._is_done:
+            return
+        if number >= self.processes or number in self._crew.members or number in self._expected:
+            return
+        words = member.slot.words
+        if words[Word.DONE] == 0 and words[Word.BATCH] == 0:
+            self._stillborn += 1
+            if self._stillborn > STILLBORN + self.processes:
+                self.break_down(blame.stillborn(self._stillborn))
+                return
+        words[Word.REPLACED] += 1
+        self._request(number)
+
+    # --- the end --------------------------------------------------------------------------------
+
+    def break_down(self, reason: BaseException) -> None:
+        """The pool cannot work any more: every call, now and later, ends with `reason`."""
+        if self._agenda.broken is None:
+            self._agenda.broken = reason
+        self._agenda.cancel_all(reason)
+
+    def close(self) -> None:
+        """End the zygote, and workers that it had made and that came too late."""
+        while True:
+            try:
+                answer = self.zygote.receive()
+            except (Lost, OSError):
+                break  # it has ended, and was closed already if it had ended before
+            if answer is None:
+                break
+            if isinstance(answer, Spawned):
+                kernel.send_signal(answer.pidfd.fileno(), 9)
+                for thing in (answer.near, answer.far, answer.pidfd):
+                    thing.close()
+        self.zygote.close()

@@ -1,0 +1,34 @@
+"""Promises about the package as a whole."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+IMPORT = """
+import json, sys, threading
+import pairpool
+print(json.dumps([sorted(sys.modules), threading.active_count()]))
+"""
+
+
+def test_the_import_is_light() -> None:
+    """Whoever only maps a function waits for no terminal library, and no thread starts without a pool."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", IMPORT], cwd=ROOT, stdout=subprocess.PIPE, check=True
+    )
+    modules, threads = json.loads(done.stdout)
+    assert threads == 1
+    assert not {"rich", "psutil", "cloudpickle", "numpy"}.intersection(modules)
+
+
+def test_the_version_is_the_one_of_the_distribution() -> None:
+    import pairpool
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert pairpool.__version__ == project["version"]
