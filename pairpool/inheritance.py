@@ -7,6 +7,7 @@ module puts pairpool's processes in the places where it looks for its own.
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import io
 import itertools
@@ -32,6 +33,10 @@ __all__ = [
 ]
 
 
+ATEXIT_RUNS = sys.version_info >= (3, 13)
+"""From 3.13 on, multiprocessing's children run their own exit functions, though never their parent's."""
+
+
 def interpreter_flags() -> list[str]:
     """The command line options that make a fresh interpreter behave like this one."""
     from multiprocessing import util
@@ -45,6 +50,8 @@ def become_pool_worker(serial: int, master: int) -> None:
 
     Only if multiprocessing was loaded by the program: importing it would cost every worker what few need.
     """
+    if ATEXIT_RUNS:
+        atexit._clear()
     if "multiprocessing.context" not in sys.modules:
         return
     import multiprocessing.context
@@ -78,6 +85,8 @@ def finish_pool_worker() -> None:
     util: Any = sys.modules.get("multiprocessing.util")
     if util is not None:
         util._exit_function()
+    if ATEXIT_RUNS:
+        atexit._run_exitfuncs()
 
 
 class _Spawning:

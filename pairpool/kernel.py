@@ -108,7 +108,7 @@ def fork() -> int:
     The warning is for forks that run the program on; ours runs only pairpool's own loop in the child, and whoever
     has threads that hold locks of their own chooses `start_method="forkserver"`.
     """
-    if sys.version_info >= (3, 12):
+    if sys.version_info >= (3, 12) and len(os.listdir("/proc/self/task")) > 1:
         import warnings
 
         warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"pairpool\.kernel$")

@@ -58,6 +58,7 @@ class Spawned(NamedTuple):
     """A new worker as its master gets it; the master owns the three descriptors."""
 
     slot: int
+    serial: int
     pid: int
     near: Channel
     far: Channel
@@ -89,7 +90,7 @@ class Zygote(Protocol):
     def wait(self, timeout: float | None) -> None:
         """Wait until `receive` has something or the zygote has ended."""
 
-    def reaped(self, pid: int) -> None:
+    def reaped(self, serial: int) -> None:
         """Tell that a worker has ended, so that what it left running is ended too."""
 
     def watched(self) -> list[int]:
@@ -182,7 +183,7 @@ def fork_worker(body: Body, slot: int, serial: int) -> Spawned:
         near.close()
         far.close()
         raise
-    return Spawned(slot, pid, near, far, pidfd)
+    return Spawned(slot, serial, pid, near, far, pidfd)
 
 
 def serve(control: Channel, body: Body, master: int, names: bytes = b"") -> int:
@@ -198,7 +199,7 @@ def serve(control: Channel, body: Body, master: int, names: bytes = b"") -> int:
     gc.freeze()
     kernel.adopt_orphans()
     kernel.own(control)
-    workers: set[int] = set()
+    workers: dict[int, int] = {}
     poller = select.poll()
     poller.register(control.fileno(), select.POLLIN)
     poller.register(master, select.POLLIN)
@@ -211,25 +212,25 @@ def serve(control: Channel, body: Body, master: int, names: bytes = b"") -> int:
                 serial += 1
                 _spawn_for(control, body, header.first, serial, workers)
             elif header.kind == Kind.REAPED:
-                workers.discard(header.items)
-                kernel.kill_children(keep=workers)
+                workers.pop(header.batch, None)
+                kernel.kill_children(keep=set(workers.values()))
     except Lost:
         pass  # the master has closed the pool, or died: either way this is the end
     kernel.kill_children(keep=set())
     return 0
 
 
-def _spawn_for(control: Channel, body: Body, slot: int, serial: int, workers: set[int]) -> None:
+def _spawn_for(control: Channel, body: Body, slot: int, serial: int, workers: dict[int, int]) -> None:
     try:
         new = fork_worker(body, slot, serial)
     except OSError as error:
         number = error.errno or errno.EAGAIN
         control.send(Header(Kind.SPAWN_FAILED, first=slot, items=number), (error.strerror or str(error)).encode())
         return
-    workers.add(new.pid)
+    workers[serial] = new.pid
     fds = (new.near.fileno(), new.far.fileno(), new.pidfd.fileno())
     try:
-        control.send(Header(Kind.SPAWNED, first=slot, items=new.pid), fds=fds)
+        control.send(Header(Kind.SPAWNED, first=slot, batch=serial, items=new.pid), fds=fds)
     finally:
         new.near.close()
         new.far.close()
@@ -257,9 +258,9 @@ class _ZygoteProcess:
     def request(self, slot: int) -> None:
         self._control.send(Header(Kind.SPAWN, first=slot))
 
-    def reaped(self, pid: int) -> None:
+    def reaped(self, serial: int) -> None:
         try:
-            self._control.send(Header(Kind.REAPED, items=pid))
+            self._control.send(Header(Kind.REAPED, batch=serial))
         except Lost:
             pass  # it died with its workers, and `receive` will say so
 
@@ -271,7 +272,7 @@ class _ZygoteProcess:
                 return None
             if header.kind == Kind.SPAWNED:
                 near, far = Channel.from_fd(fds[0]), Channel.from_fd(fds[1])
-                return Spawned(header.first, header.items, near, far, kernel.Descriptor(fds[2]))
+                return Spawned(header.first, header.batch, header.items, near, far, kernel.Descriptor(fds[2]))
             if header.kind == Kind.SPAWN_FAILED:
                 return SpawnFailed(header.first, OSError(header.items, bytes(payload).decode()))
             self.was_ready = True
@@ -419,7 +420,7 @@ class DirectZygote:
     def wait(self, timeout: float | None) -> None:
         """Requests are answered at once."""
 
-    def reaped(self, pid: int) -> None:
+    def reaped(self, serial: int) -> None:
         """The kernel has reaped it, and orphans are not ours."""
 
     def watched(self) -> list[int]:

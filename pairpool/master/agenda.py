@@ -59,10 +59,15 @@ class Agenda:
 
     # --- out ------------------------------------------------------------------------------------
 
-    def next_batch(self, workers: int) -> Batch | None:
-        """What goes out next, of the first job that has something. May run the caller's iterators."""
+    def next_batch(self, workers: int, at_most: int) -> Batch | None:
+        """What goes out next, of the first job that has something. May run the caller's iterators.
+
+        Args:
+            workers: among how many the rest of an input is shared.
+            at_most: items that a batch of automatic size may have.
+        """
         for job in list(self.queue):
-            batch = job.take(workers)
+            batch = job.take(workers, at_most)
             if batch is not None:
                 return batch
             if not job.has_more:

@@ -46,6 +46,7 @@ class Member:
 
     def __init__(self, spawned: Spawned, slot: Slot) -> None:
         self.number = spawned.slot
+        self.serial = spawned.serial
         self.pid = spawned.pid
         self.channel = spawned.near
         self.far = spawned.far

@@ -14,7 +14,7 @@ from pairpool.master import blame
 from pairpool.master.agenda import Agenda
 from pairpool.master.crew import Crew, Member
 from pairpool.master.functions import Function
-from pairpool.master.jobs import Batch, Job
+from pairpool.master.jobs import MANY, Batch, Job
 from pairpool.master.loop import Loop
 from pairpool.wire.board import NOTHING, Board, State, Word
 from pairpool.wire.channel import Header, Kind
@@ -74,13 +74,17 @@ class Dealer:
         """Send what can be sent."""
         agenda, crew = self._agenda, self._crew
         while True:
-            while agenda.queue and crew.with_room() is not None:
-                batch = agenda.next_batch(crew.size)
+            while agenda.queue and (member := crew.with_room()) is not None:
+                batch = agenda.next_batch(crew.size, self._allowance(member))
                 if batch is None:
                     break
                 self._send(batch)
             if not (crew.empty and agenda.unfinished and self._recall_for_idle()):
                 return
+
+    def _allowance(self, member: Member) -> int:
+        """How many items a worker may still be given before it is replaced."""
+        return MANY if self._maxtasks is None else max(1, self._maxtasks - member.given)
 
     def _send(self, batch: Batch) -> None:
         """Pickle a batch (the caller's code) and give it to a worker that has room then."""
@@ -228,7 +232,7 @@ class Dealer:
         elif batch.count:
             self._agenda.deliver(batch, values, failed)
         else:
-            self._agenda.put_back([]) if job.open.pop(batch.number, None) is None else self._agenda.settle(job)
+            job.open.pop(batch.number, None)  # nothing of it was begun, and all of it has gone back
         member.held.popleft()
         self._after_result(member, batch)
 

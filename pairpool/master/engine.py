@@ -103,23 +103,23 @@ class Master:
     def abandon(self, job: StreamJob, *, half_used: bool) -> None:
         """Nobody will read a stream any more: what is left of a half-used one is not run."""
         if half_used:
-            self.loop.submit(lambda: self._cancel(job, blame.abandoned()))
+            self.loop.submit(lambda: self._cancel(job, blame.abandoned(), kill=False))
         else:
             self.loop.submit(job.discard)
 
     def cancel(self, job: Job, reason: BaseException) -> None:
         """End a call: take back what is queued, kill the workers that run its items; from any thread."""
-        self.loop.submit(lambda: self._cancel(job, reason))
+        self.loop.submit(lambda: self._cancel(job, reason, kill=True))
         self.loop.poke()
 
-    def _cancel(self, job: Job, reason: BaseException) -> None:
+    def _cancel(self, job: Job, reason: BaseException, *, kill: bool) -> None:
         if job not in self.agenda.unfinished:
             return
         self.agenda.cancel(job, reason)
         for member in list(self.crew.members.values()):
             if any(batch.job is job for batch in member.held):
                 self.agenda.put_back(member.recall())
-                if any(batch.job is job for batch in member.held):
+                if kill and any(batch.job is job for batch in member.held):
                     kernel.send_signal(member.pidfd.fileno(), kernel.SIGKILL)
                 self.crew.place(member)
 
@@ -190,7 +190,7 @@ class Master:
         self._stop_driver()
 
     def _stop_driver(self) -> None:
-        driver, self._driver = self._driver, None
+        driver = self._driver
         if driver is not None:
             driver.stop()
 

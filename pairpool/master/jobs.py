@@ -90,20 +90,26 @@ class Job:
         self.open: dict[int, Batch] = {}
         self.cancelled = False
 
-    def take(self, workers: int) -> Batch | None:
+    def take(self, workers: int, at_most: int) -> Batch | None:
         """The next batch to send, or None if there is none now. May run the caller's own iterator."""
         while self.again:
             batch = self.again.popleft()
             if batch.number not in self.open:
                 continue
-            size = 1 if batch.solo else max(1, self.sizer.next(batch.count, workers))
-            if batch.count > size and (batch.solo or self.sizer.chunksize is None):
+            size = 1 if batch.solo else self.size(batch.count, workers, at_most)
+            if batch.count > size:
                 batch.encoded = None
                 self.again.appendleft(batch.keep(size))
             return batch
-        return None if self.cancelled else self.take_fresh(workers)
+        return None if self.cancelled else self.take_fresh(workers, at_most)
 
-    def take_fresh(self, workers: int) -> Batch | None:
+    def size(self, remaining: int | None, workers: int, at_most: int) -> int:
+        """How many items the next batch has; an explicit chunksize is obeyed."""
+        size = self.sizer.next(remaining, workers)
+        return size if self.sizer.chunksize is not None else min(size, at_most)
+
+    def take_fresh(self, workers: int, at_most: int) -> Batch | None:
+        """A batch of items that were not handed out before."""
         raise NotImplementedError
 
     @property
@@ -183,11 +189,11 @@ class MapJob(Job):
     def has_more(self) -> bool:
         return self._next < self._length or bool(self.again)
 
-    def take_fresh(self, workers: int) -> Batch | None:
+    def take_fresh(self, workers: int, at_most: int) -> Batch | None:
         remaining = self._length - self._next
         if not remaining:
             return None
-        first, size = self._next, min(remaining, self.sizer.next(remaining, workers))
+        first, size = self._next, min(remaining, self.size(remaining, workers, at_most))
         batch = Batch(self, first, self._items[first : first + size])
         self._next = first + size
         return batch
@@ -245,11 +251,11 @@ class Calls(Job):
     def has_more(self) -> bool:
         return bool(self._waiting) or bool(self.again)
 
-    def take_fresh(self, workers: int) -> Batch | None:
+    def take_fresh(self, workers: int, at_most: int) -> Batch | None:
         waiting = len(self._waiting)
         if not waiting:
             return None
-        size = min(waiting, self.sizer.next(waiting, workers))
+        size = min(waiting, self.size(waiting, workers, at_most))
         taken = [self._waiting.popleft() for _ in range(size)]
         batch = Batch(self, self._next, [item for _, item in taken], [target for target, _ in taken])
         self._next += size
@@ -329,11 +335,11 @@ class StreamJob(Job):
         bound = self._buffersize or self.sizer.lookahead(workers)
         return bound - (self._taken - self.yielded)
 
-    def take_fresh(self, workers: int) -> Batch | None:
+    def take_fresh(self, workers: int, at_most: int) -> Batch | None:
         if self._pulling or self._exhausted:
             return None
         room = self._room(workers)
-        size = self.sizer.next(None, workers)
+        size = self.size(None, workers, at_most)
         if room < 1 or (room < size and self._taken > self.yielded and self._buffersize is None):
             return None
         items = self._pull(min(size, max(1, room)))

@@ -241,7 +241,7 @@ class Nursery(Hooks):
             unfinished = list(member.held)
             member.held.clear()
             self._settle_accounts(member, unfinished, recalled)
-        self.zygote.reaped(member.pid)
+        self.zygote.reaped(member.serial)
         member.close()
         self._crew.touching = None
         if not was_dismissed:

@@ -39,9 +39,9 @@ class Kind:
 
     TEXT = 1  # a bare payload, for programs that use a Channel on their own
     SPAWN = 2  # master to zygote: fork a worker for slot `first`
-    SPAWNED = 3  # zygote to master: pid in `items`; the two ends and a pidfd are attached
+    SPAWNED = 3  # zygote to master: pid in `items`, serial number in `batch`; two ends and a pidfd attached
     SPAWN_FAILED = 4  # zygote to master: errno in `items`, its text as payload
-    REAPED = 5  # master to zygote: worker with pid `items` has ended
+    REAPED = 5  # master to zygote: the worker with the serial number `batch` has ended
     HELLO = 6  # zygote to master: ready; names that its `__main__` has as payload
     START = 7  # master to worker: you are known, run the initializer
     READY = 8  # worker to master: the initializer has returned

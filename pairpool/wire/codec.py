@@ -31,7 +31,6 @@ BULK, EACH = 0, 1
 SCALARS = frozenset({int, float, complex, bool, str, bytes, type(None)})
 CONTAINERS = frozenset({list, tuple, dict, set, frozenset, bytearray})
 OUT_OF_BAND_FROM = 32 * 1024
-_STACK_GLOBAL = b"\x93"
 _MAIN = b"__main__"
 _WORD = struct.Struct("<Q")
 _UNPICKLABLE = (pickle.PicklingError, AttributeError, TypeError)
@@ -144,10 +143,10 @@ class _NamingPickler(pickle.Pickler):
         return NotImplemented
 
 
-class _NoNames(pickle.Unpickler):
-    """Loads nothing but plain data; used to tell a class's name from data that looks like one."""
+class _PlainPickler(pickle.Pickler):
+    """Stops at the first object that is not plain data; the pickle module asks only about those."""
 
-    def find_class(self, module: str, name: str) -> Any:
+    def reducer_override(self, obj: Any) -> Any:
         raise _Unnamed
 
 
@@ -220,16 +219,12 @@ class Codec:
                 return pickle.dumps(items, 5)
         elif first not in CONTAINERS:
             return None
+        file = io.BytesIO()
         try:
-            data = pickle.dumps(items, 5)
+            _PlainPickler(file, 5).dump(items)
         except Exception:
             return None  # item by item, to tell which one it was
-        if _STACK_GLOBAL in data:
-            try:
-                _NoNames(io.BytesIO(data)).load()
-            except _Unnamed:
-                return None
-        return data
+        return file.getvalue()
 
     def _each(
         self,
