@@ -188,12 +188,15 @@ class Worker:
         batch = Kind.BATCH
         self.words[Word.STATE] = State.IDLE
         try:
+            packet = receive()
+            self._initialize()
             while True:
-                header, payload, fds = receive()
+                header, payload, fds = packet
                 if header.kind == batch:
                     self._serve_batch(header, payload, fds)
                 else:
                     self._serve_other(header, payload, fds)
+                packet = receive()
         except Lost:
             return
 
@@ -202,12 +205,11 @@ class Worker:
             self._learn(header, payload, fds)
         elif header.kind == Kind.FORGET:
             self.functions.pop(header.function, None)
-        elif header.kind == Kind.START:
-            self._initialize()
-        else:
+        elif header.kind != Kind.START:
             raise AssertionError(f"a packet of unknown kind {header.kind}")
 
     def _initialize(self) -> None:
+        """Run the initializer; the first packet of any kind says that the master knows this worker."""
         if self.initializer is None:
             return
         self.words[Word.STATE] = State.STARTING
@@ -260,10 +262,11 @@ class Worker:
         items = self._load(header, payload, fds)
         values: list[Any] = []
         words[Word.STATE] = State.RUNNING
-        if isinstance(items, _Loaded):
-            self._run(self._careful(header), items.items, header, values)
-        else:
-            self._run(self._plain(header), items, header, values)
+        if self._knows_functions(header, items):
+            if isinstance(items, _Loaded):
+                self._run(self._careful(header), items.items, header, values)
+            else:
+                self._run(self._plain(header), items, header, values)
         del items
         words[Word.STATE] = State.SAVING
         words[Word.ITEM] = NOTHING
@@ -297,8 +300,18 @@ class Worker:
         self._content(header, payload, fds, load)
         return loaded
 
-    def _plain(self, header: Header) -> Callable[[Any], Any] | None:
-        """The function as one of one argument; None where the loop can call it as it is."""
+    def _knows_functions(self, header: Header, items: Any) -> bool:
+        """Whether the batch can be run; if not, it goes back with nothing done.
+
+        The master may take back the packet with a function just before this worker reads the batch that needs it.
+        """
+        if header.mode != Mode.CALL:
+            return header.function in self.functions
+        calls = items.items if isinstance(items, _Loaded) else items
+        return all(call is _Missing or call[0] in self.functions for call in calls)
+
+    def _plain(self, header: Header) -> Callable[[Any], Any]:
+        """The function as one of one argument."""
         if header.mode == Mode.CALL:
             return self._call
         function = self.functions[header.function]
@@ -310,7 +323,6 @@ class Worker:
 
     def _careful(self, header: Header) -> Callable[[Any], Any]:
         plain = self._plain(header)
-        assert plain is not None
         return lambda item: None if item is _Missing else plain(item)
 
     def _call(self, item: tuple[int, Sequence[Any], dict[str, Any]]) -> Any:
@@ -351,7 +363,7 @@ class Worker:
     def _report(self, header: Header, values: list[Any], began: int) -> None:
         failures, self.failures = self.failures, []
         count = len(values)
-        failures = [failure for failure in failures if failure.offset < count]
+        failures = [failure for failure in failures if failure.offset < count]  # those behind it go back undone
         took = time.monotonic_ns() - began
         encoded = self._save(header, values, failures)
         values.clear()

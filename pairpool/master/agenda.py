@@ -69,6 +69,8 @@ class Agenda:
         for job in list(self.queue):
             batch = job.take(workers, at_most)
             if batch is not None:
+                if not job.has_more and self.queue and self.queue[0] is job:
+                    self.queue.popleft()
                 return batch
             if not job.has_more:
                 if job in self.queue:

@@ -21,8 +21,6 @@ import struct
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from pairpool import kernel
-
 __all__ = ["HEADER", "INLINE_LIMIT", "Buffer", "Channel", "Header", "Kind", "Lost"]
 
 Buffer = bytes | bytearray | memoryview
@@ -43,7 +41,7 @@ class Kind:
     SPAWN_FAILED = 4  # zygote to master: errno in `items`, its text as payload
     REAPED = 5  # master to zygote: the worker with the serial number `batch` has ended
     HELLO = 6  # zygote to master: ready; names that its `__main__` has as payload
-    START = 7  # master to worker: you are known, run the initializer
+    START = 7  # master to worker: you are known (as any other packet says), so run the initializer
     READY = 8  # worker to master: the initializer has returned
     INIT_FAILED = 9  # worker to master: the initializer raised; its traceback as payload
     FUNCTION = 10  # master to worker: the function numbered `function`
@@ -125,7 +123,7 @@ class Channel:
 
     def send_packet(self, pieces: Sequence[Buffer], fds: Sequence[int] = (), *, wait: bool = True) -> bool:
         """`send` for a packet that is already put together."""
-        flags = socket.MSG_NOSIGNAL if wait else socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
+        flags = _SEND if wait else _SEND_NOW
         try:
             if fds:
                 rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
@@ -167,7 +165,7 @@ class Channel:
         if ancillary:
             for _level, _type, data in ancillary:
                 fds.extend(array.array("i", data[: len(data) - len(data) % 4]))
-        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+        if flags & _CUT_OFF:
             for fd in fds:
                 os.close(fd)
             what = "a packet" if flags & socket.MSG_TRUNC else "the descriptors of a packet"
@@ -179,11 +177,9 @@ class Channel:
 
 
 _RIGHTS_SPACE = socket.CMSG_SPACE(MAX_DESCRIPTORS * 4)
-_RECEIVE = socket.MSG_CMSG_CLOEXEC
-_RECEIVE_NOW = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
-
-
-def own_channel(channel: Channel) -> Channel:
-    """Register a channel's socket to be closed in every forked child."""
-    kernel.own(channel)
-    return channel
+# plain ints: an operation on the socket module's flags costs more than half a system call
+_SEND = int(socket.MSG_NOSIGNAL)
+_SEND_NOW = int(socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
+_RECEIVE = int(socket.MSG_CMSG_CLOEXEC)
+_RECEIVE_NOW = int(socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
+_CUT_OFF = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
