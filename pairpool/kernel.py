@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import math
 import os
 import resource
 import select
@@ -327,8 +328,8 @@ def _cgroup_quota() -> float:
 
 
 def cpu_allowance() -> int:
-    """How many cores this process may use: its affinity, cut by its cgroup's quota (at least 1)."""
-    return max(1, min(len(os.sched_getaffinity(0)), int(min(_cgroup_quota() + 0.5, 1 << 20))))
+    """How many cores this process may use: its affinity, cut by its cgroup's quota, rounded up."""
+    return max(1, min(len(os.sched_getaffinity(0)), math.ceil(min(_cgroup_quota(), 1 << 20))))
 
 
 class Identity:

@@ -25,6 +25,12 @@ from pairpool.zygote import Spawned
 
 __all__ = ["Crew", "Member"]
 
+AHEAD = 6
+"""Batches that a worker may hold for a stream whose reader is busy."""
+
+AHEAD_AMONG = 64
+"""Workers among which such batches are spread."""
+
 LOOK_AT = 8
 """Workers with one batch that are looked at for room: one call's batches are as long on each."""
 
@@ -230,6 +236,12 @@ class Crew:
             if member.held[0].job.sizer.is_short():
                 return member
         return None
+
+    def least_loaded(self) -> Member | None:
+        """The worker that holds the fewest batches, for work that nobody waits for yet."""
+        on_duty = [member for member in itertools.islice(self.members.values(), AHEAD_AMONG) if not member.retiring]
+        member = min(on_duty, key=lambda one: len(one.held), default=None)
+        return member if member is not None and len(member.held) < AHEAD else None
 
     def begin(self, member: Member, batch: Batch, now: float) -> None:
         """A batch is now the one that its worker runs."""

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import select
 import time
+from collections.abc import Callable
 from typing import Any
 
 from pairpool.master import blame
 from pairpool.master.agenda import Agenda
 from pairpool.master.crew import Crew, Member
 from pairpool.master.functions import Function
-from pairpool.master.jobs import MANY, Batch, Job
+from pairpool.master.jobs import MANY, Batch, Job, StreamJob
 from pairpool.master.loop import Loop
 from pairpool.wire.board import NOTHING, Board, State, Word
 from pairpool.wire.channel import Header, Kind
@@ -78,15 +79,29 @@ class Dealer:
                 batch = agenda.next_batch(crew.size, self._allowance(member))
                 if batch is None:
                     break
-                self._send(batch)
+                self._send(batch, crew.with_room)
+            self._run_ahead()
             if not (crew.empty and agenda.unfinished and self._recall_for_idle()):
                 return
+
+    def _run_ahead(self) -> None:
+        """Queue what streams may be ahead of their readers in the workers' sockets.
+
+        A reader that computes between two results drives nothing meanwhile; the workers go on with what they have.
+        """
+        crew = self._crew
+        for job in list(self._agenda.queue):
+            while isinstance(job, StreamJob) and (member := crew.least_loaded()) is not None:
+                batch = job.take(crew.size, self._allowance(member))
+                if batch is None:
+                    break
+                self._send(batch, crew.least_loaded)
 
     def _allowance(self, member: Member) -> int:
         """How many items a worker may still be given before it is replaced."""
         return MANY if self._maxtasks is None else max(1, self._maxtasks - member.given)
 
-    def _send(self, batch: Batch) -> None:
+    def _send(self, batch: Batch, choose: Callable[[], Member | None]) -> None:
         """Pickle a batch (the caller's code) and give it to a worker that has room then."""
         job = batch.job
         batch.function = job.function
@@ -105,7 +120,7 @@ class Dealer:
         if len(batch.failed) == batch.count:
             self._agenda.deliver(batch, [None] * batch.count, batch.failed)
             return
-        member = self._crew.with_room()
+        member = choose()
         if member is None:
             self._agenda.put_back([batch])
             return
