@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pairpool import inheritance, kernel
+from pairpool.master import blame
 from pairpool.master.engine import Master
 from pairpool.master.functions import Function
 from pairpool.master.jobs import Calls, MapJob, StreamJob
@@ -329,6 +330,7 @@ class Pool:
             input_error=input_error,
             finish=result.set_outcome,
         )
+        result.job = job
         self._master.submit_job(job)
         return job
 
@@ -362,8 +364,7 @@ class Pool:
         try:
             result.wait()
         except BaseException as error:
-            reason = error if isinstance(error, Exception) else _cancelled(error)
-            self._master.cancel(job, reason)
+            self._master.cancel(job, blame.left_by(error), kill=True)
             raise
 
     # --- the pool itself ------------------------------------------------------------------------
@@ -470,12 +471,6 @@ class _Process:
 
     def kill(self) -> None:
         os.kill(self.pid, signal.SIGKILL)
-
-
-def _cancelled(error: BaseException) -> BaseException:
-    from pairpool.errors import CancelledError
-
-    return CancelledError(f"the call was left by {type(error).__name__}")
 
 
 def _check_processes(processes: int) -> int:

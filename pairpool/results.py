@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pairpool import kernel
-from pairpool.master.jobs import Raised, StreamJob
+from pairpool.master import blame
+from pairpool.master.jobs import Calls, MapJob, Raised, StreamJob
 
 if TYPE_CHECKING:
     from pairpool.master.engine import Master
@@ -31,9 +32,11 @@ class AsyncResult(Generic[R]):
     ) -> None:
         self._pool: object | None = pool
         self._master = master
+        self.job: Calls | MapJob | None = None
         self._callback = callback
         self._error_callback = error_callback
         self._done = False
+        self._has_outcome = False
         self._success = False
         self._value: Any = None
 
@@ -57,7 +60,26 @@ class AsyncResult(Generic[R]):
         """Wait until the call has ended, or for `timeout` seconds."""
         if not self._done:
             kernel.require_owner(self._master.identity)
-            self._master.loop.wait(self._is_done, timeout)
+            try:
+                self._master.loop.wait(self._is_done, timeout)
+            except KeyboardInterrupt as interrupt:
+                self._cancel(blame.left_by(interrupt), kill=True)
+                raise
+
+    def cancel(self, *, kill: bool = False) -> bool:
+        """Do not run this call, if it has not begun; with `kill`, end it even if it runs.
+
+        Queued items are taken back, also out of the sockets of workers. Returns whether the call was cancelled: then
+        `get` raises `CancelledError`.
+        """
+        return not self._done and self._cancel(blame.cancelled(), kill=kill)
+
+    def _cancel(self, reason: BaseException, *, kill: bool) -> bool:
+        kernel.require_owner(self._master.identity)
+        self._master.loop.poke()
+        if self.job is None or self._done:
+            return False
+        return self._master.cancel(self.job, reason, kill=kill, target=self)
 
     def get(self, timeout: float | None = None) -> R:
         """The result, or its exception raised.
@@ -79,7 +101,10 @@ class AsyncResult(Generic[R]):
             self = None  # type: ignore[assignment]  # no cycle through the traceback
 
     def set_outcome(self, success: bool, value: Any) -> None:
-        """Called once by the loop."""
+        """Called by the loop; only the first outcome counts."""
+        if self._has_outcome:
+            return
+        self._has_outcome = True
         self._success, self._value = success, value
         callback = self._callback if success else self._error_callback
         if callback is None:
@@ -101,7 +126,7 @@ class AsyncResult(Generic[R]):
 
     def _end(self) -> None:
         self._done = True
-        self._pool = self._callback = self._error_callback = None
+        self._pool = self.job = self._callback = self._error_callback = None
 
 
 class MapResult(AsyncResult[R]):
@@ -164,10 +189,21 @@ class IMapIterator(Iterator[R]):
         self._look_at = job.yielded + max(1, job.sizer.next(None, 1) // 2)
         if job.ready:
             master.loop.poke()
-        elif not job.done and not master.loop.wait(lambda: job.readable, timeout):
+            return
+        try:
+            ready = job.done or master.loop.wait(lambda: job.readable, timeout)
+        except KeyboardInterrupt as interrupt:
+            master.cancel(job, blame.left_by(interrupt), kill=True)
+            raise
+        if not ready:
             from pairpool.errors import timeout_error
 
             raise timeout_error()
+
+    def cancel(self, *, kill: bool = False) -> bool:
+        """End the rest of the call; with `kill`, also what runs. Returns whether there was something to end."""
+        kernel.require_owner(self._master.identity)
+        return self._master.cancel(self._job, blame.cancelled(), kill=kill)
 
     def __del__(self) -> None:
         job = getattr(self, "_job", None)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from pairpool.master.functions import Functions
-from pairpool.master.jobs import Batch, Calls, Job, StreamJob
+from pairpool.master.jobs import Batch, Calls, Job, StreamJob, Target
 from pairpool.worker import Mode
 
 __all__ = ["Agenda"]
@@ -47,7 +47,7 @@ class Agenda:
         else:
             self.queue.append(job)
 
-    def add_call(self, target: Any, number: int, args: Any, kwds: Any) -> None:
+    def add_call(self, target: Target, number: int, args: Any, kwds: Any) -> None:
         """Append a single call, to those before it if no other job stands between."""
         last = self.queue[-1] if self.queue else None
         if isinstance(last, Calls):

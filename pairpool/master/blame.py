@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 __all__ = [
     "Death",
     "abandoned",
+    "cancelled",
     "initializer_died",
     "initializer_failed",
+    "left_by",
     "lethal_function",
     "read_outcome",
     "stillborn",
@@ -147,6 +149,18 @@ def terminated() -> BaseException:
     from pairpool.errors import CancelledError
 
     return CancelledError("the pool was terminated before this task ended")
+
+
+def cancelled() -> BaseException:
+    from pairpool.errors import CancelledError
+
+    return CancelledError("the call was cancelled")
+
+
+def left_by(error: BaseException) -> BaseException:
+    from pairpool.errors import CancelledError
+
+    return CancelledError(f"the call was left by {type(error).__name__}")
 
 
 def abandoned() -> BaseException:

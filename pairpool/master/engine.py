@@ -15,10 +15,11 @@ from typing import Any
 from pairpool import kernel
 from pairpool.master import blame
 from pairpool.master.agenda import Agenda
+from pairpool.master.cancellation import Cancellation
 from pairpool.master.crew import Crew, Member
 from pairpool.master.dealer import WATCH_EVERY, Dealer
 from pairpool.master.functions import Functions
-from pairpool.master.jobs import Job, StreamJob
+from pairpool.master.jobs import Calls, Job, StreamJob, Target
 from pairpool.master.loop import Driver, Loop
 from pairpool.master.nursery import Nursery
 from pairpool.wire.board import Board
@@ -68,6 +69,7 @@ class Master:
         self.agenda = Agenda(self.functions, self._forget)
         self._dealer = Dealer(self.agenda, self.crew, self.loop, codec, board, maxtasks, self.nursery)
         self.nursery.join(self.agenda, self.crew, self.loop, codec, self._dealer)
+        self._cancellation = Cancellation(self.agenda, self.crew)
         self._driver: Driver | None = None
 
     # --- what the loop turns --------------------------------------------------------------------
@@ -96,32 +98,34 @@ class Master:
         """Append a job; from any thread."""
         self.loop.submit(lambda: self.agenda.add(job))
 
-    def submit_call(self, target: Any, number: int, args: Any, kwds: Any) -> None:
+    def submit_call(self, target: Target, number: int, args: Any, kwds: Any) -> None:
         """Append a single call of function `number`; from any thread."""
         self.loop.submit(lambda: self.agenda.add_call(target, number, args, kwds))
 
     def abandon(self, job: StreamJob, *, half_used: bool) -> None:
         """Nobody will read a stream any more: what is left of a half-used one is not run."""
         if half_used:
-            self.loop.submit(lambda: self._cancel(job, blame.abandoned(), kill=False))
+            self.loop.submit(lambda: self._cancellation.job(job, blame.abandoned(), kill=False))
         else:
             self.loop.submit(job.discard)
 
-    def cancel(self, job: Job, reason: BaseException) -> None:
-        """End a call: take back what is queued, kill the workers that run its items; from any thread."""
-        self.loop.submit(lambda: self._cancel(job, reason, kill=True))
-        self.loop.poke()
+    def cancel(self, job: Job, reason: BaseException, *, kill: bool, target: Target | None = None) -> bool:
+        """End a call, or of single calls the one with this target; from any thread.
 
-    def _cancel(self, job: Job, reason: BaseException, *, kill: bool) -> None:
-        if job not in self.agenda.unfinished:
-            return
-        self.agenda.cancel(job, reason)
-        for member in list(self.crew.members.values()):
-            if any(batch.job is job for batch in member.held):
-                self.agenda.put_back(member.recall())
-                if kill and any(batch.job is job for batch in member.held):
-                    kernel.send_signal(member.pidfd.fileno(), kernel.SIGKILL)
-                self.crew.place(member)
+        What is queued is taken back, out of the workers' sockets too; what runs is ended if `kill` says so.
+        Returns whether the call has ended by it.
+        """
+        verdict: list[bool] = []
+
+        def action() -> None:
+            if target is not None and isinstance(job, Calls):
+                verdict.append(self._cancellation.call(job, target, reason, kill=kill))
+            else:
+                verdict.append(self._cancellation.job(job, reason, kill=kill))
+
+        self.loop.submit(action)
+        self.loop.wait(lambda: bool(verdict) or self.loop.ended)
+        return verdict == [True]
 
     def drive_in_background(self) -> None:
         """Have a daemon thread wait for what nobody waits for."""

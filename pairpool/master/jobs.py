@@ -11,15 +11,27 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from pairpool.master.batching import Sizer
 from pairpool.master.functions import Function
 from pairpool.wire.codec import Encoded
 
-__all__ = ["Batch", "Calls", "Job", "MapJob", "StreamJob"]
+__all__ = ["MANY", "Batch", "Calls", "Job", "MapJob", "Raised", "StreamJob", "Target"]
 
 _numbers = itertools.count(1)
+
+
+MANY = 1 << 30
+
+
+class Target(Protocol):
+    """Where the outcome of a single call goes."""
+
+    job: Calls | MapJob | None
+
+    def set_outcome(self, success: bool, value: Any) -> None:
+        """Take the outcome; only the first counts."""
 
 
 class Batch:
@@ -41,7 +53,7 @@ class Batch:
         "targets",
     )
 
-    def __init__(self, job: Job, first: int, items: Sequence[Any], targets: list[Any] | None = None) -> None:
+    def __init__(self, job: Job, first: int, items: Sequence[Any], targets: list[Target] | None = None) -> None:
         self.number = next(_numbers)
         self.job = job
         self.first = first
@@ -69,6 +81,11 @@ class Batch:
         batch.by_value = self.by_value
         batch.solo = self.solo
         return batch
+
+    def without(self, offset: int) -> list[Batch]:
+        """New batches of all items but one."""
+        ranges = ((0, offset), (offset + 1, self.count))
+        return [self.part(start, stop) for start, stop in ranges if stop > start]
 
     def keep(self, stop: int) -> Batch:
         """Cut this batch down to its first `stop` items; returns a new one with the others."""
@@ -240,11 +257,20 @@ class Calls(Job):
 
     def __init__(self, mode: int) -> None:
         super().__init__(None, mode, None)
-        self._waiting: deque[tuple[Any, tuple[int, Any, Any]]] = deque()
+        self._waiting: deque[tuple[Target, tuple[int, Any, Any]]] = deque()
         self._next = 0
 
-    def add(self, target: Any, number: int, args: Any, kwds: Any) -> None:
-        """Append a call; `target.set_outcome(success, value)` gets its outcome."""
+    def withdraw(self, target: Target) -> bool:
+        """Take a call back that has not been handed out; False if there is none with this target."""
+        for entry in self._waiting:
+            if entry[0] is target:
+                self._waiting.remove(entry)
+                return True
+        return False
+
+    def add(self, target: Target, number: int, args: Any, kwds: Any) -> None:
+        """Append a call whose outcome goes to `target`."""
+        target.job = self
         self._waiting.append((target, (number, args, kwds)))
 
     @property
@@ -277,9 +303,6 @@ class Calls(Job):
         self._waiting.clear()
         for target in targets:
             target.set_outcome(False, reason)
-
-
-MANY = 1 << 30
 
 
 class Raised:

@@ -55,7 +55,7 @@ class Loop:
 
     def __init__(self, work: Work) -> None:
         self._work = work
-        self.inbox: deque[Callable[[], None]] = deque()
+        self.inbox: deque[Callable[[], object]] = deque()
         self.later: deque[Callable[[], None]] = deque()
         self.ended = False
         self.over = threading.Event()
@@ -87,7 +87,7 @@ class Loop:
 
     # --- who drives -----------------------------------------------------------------------------
 
-    def submit(self, action: Callable[[], None]) -> None:
+    def submit(self, action: Callable[[], object]) -> None:
         """Have the leader run `action`; from any thread, at any time."""
         self.inbox.append(action)
         self.wake()

@@ -267,9 +267,8 @@ class Nursery(Hooks):
             self._agenda.put_back([batch])
             return
         error = death.error(self._name_of(batch, culprit), batch.first + culprit if batch.targets is None else 0)
-        parts = [batch.part(start, stop) for start, stop in ((0, culprit), (culprit + 1, batch.count)) if stop > start]
         victim = batch.part(culprit, culprit + 1)
-        job.replace(batch, parts)
+        job.replace(batch, batch.without(culprit))
         self._agenda.requeue(job)
         self._agenda.fail(victim, error)
 

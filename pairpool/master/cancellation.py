@@ -1,0 +1,70 @@
+"""Ending calls before they have ended by themselves: what is queued goes nowhere, what runs is killed if so asked."""
+
+from __future__ import annotations
+
+import signal
+
+from pairpool import kernel
+from pairpool.master.agenda import Agenda
+from pairpool.master.crew import Crew, Member
+from pairpool.master.jobs import Batch, Calls, Job, Target
+from pairpool.wire.board import Word
+
+__all__ = ["Cancellation"]
+
+
+class Cancellation:
+    """Cancels jobs and single calls; used by the leader alone."""
+
+    def __init__(self, agenda: Agenda, crew: Crew) -> None:
+        self._agenda = agenda
+        self._crew = crew
+
+    def job(self, job: Job, reason: BaseException, *, kill: bool) -> bool:
+        """End a whole job with `reason`; False if it has ended already."""
+        if job not in self._agenda.unfinished:
+            return False
+        self._agenda.cancel(job, reason)
+        for member in list(self._crew.members.values()):
+            if any(batch.job is job for batch in member.held):
+                self._recall(member)
+                if kill and any(batch.job is job for batch in member.held):
+                    kernel.send_signal(member.pidfd.fileno(), signal.SIGKILL)
+        return True
+
+    def _recall(self, member: Member) -> None:
+        self._agenda.put_back(member.recall())
+        self._crew.place(member)
+
+    def call(self, job: Calls, target: Target, reason: BaseException, *, kill: bool) -> bool:
+        """End one of several calls; False if it has ended, or runs and is not to be killed."""
+        if job.withdraw(target):
+            target.set_outcome(False, reason)
+            self._agenda.settle(job)
+            return True
+        batch = next((one for one in job.open.values() if target in (one.targets or ())), None)
+        if batch is None:
+            return False
+        assert batch.targets is not None
+        offset = batch.targets.index(target)
+        holder = next((member for member in self._crew if batch in member.held), None)
+        if holder is not None and not holder.dismissed:
+            self._recall(holder)
+        if holder is None or batch not in holder.held:
+            self._drop(batch, offset, reason)
+            return True
+        return kill and self._kill(holder, batch, offset, target, reason)
+
+    def _drop(self, batch: Batch, offset: int, reason: BaseException) -> None:
+        victim = batch.part(offset, offset + 1)
+        batch.job.replace(batch, batch.without(offset))
+        self._agenda.requeue(batch.job)
+        self._agenda.fail(victim, reason)
+
+    def _kill(self, holder: Member, batch: Batch, offset: int, target: Target, reason: BaseException) -> bool:
+        """The worker has read the batch: kill it if it runs this very call, or let the outcome go unheard."""
+        words = holder.slot.words
+        if words[Word.BATCH] == batch.number and words[Word.ITEM] == batch.first + offset:
+            kernel.send_signal(holder.pidfd.fileno(), signal.SIGKILL)
+        target.set_outcome(False, reason)
+        return True
