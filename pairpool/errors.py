@@ -28,7 +28,7 @@ class WorkerDied(BrokenExecutor):
     Attributes:
         function: qualified name of the task's function.
         index: position of the item in the call's input (0 for a single call).
-        worker: number of the worker in its pool.
+        worker: number of the worker in its pool; -1 where it is not about a single one.
         pid: its process id.
         exitcode: exit status, or the negated signal number as in `multiprocessing.Process.exitcode`; None if the
             kernel does not tell (before Linux 6.15).
@@ -58,6 +58,8 @@ class WorkerDied(BrokenExecutor):
         super().__init__(function, index, worker, pid, exitcode, reason, stack, doing)
 
     def __str__(self) -> str:
+        if self.worker < 0:
+            return f"item {self.index} of {self.function} was not run: {self.reason}"
         text = (
             f"worker {self.worker} (pid {self.pid}) ended with {self.reason} while {self.doing} "
             f"item {self.index} of {self.function}; only this item failed"

@@ -7,7 +7,6 @@ import pickle
 from typing import TYPE_CHECKING, Any
 
 from pairpool import kernel, worker
-from pairpool.master.functions import Function
 from pairpool.master.jobs import Batch
 from pairpool.wire.board import State, Word
 from pairpool.wire.channel import Header
@@ -184,16 +183,16 @@ def initializer_died(death: Death) -> BaseException:
     return InitializerFailed(f"{text}\n\n{death.stack}" if death.stack else text)
 
 
-def lethal_function(function: Function) -> BaseException:
+def lethal_function(function: str, index: int) -> BaseException:
     from pairpool.errors import WorkerDied
 
-    text = f"the death of {function.deaths} workers, one after the other,"
-    return WorkerDied(function.name, 0, 0, 0, None, text, doing="unpickling the function of")
+    reason = "every worker that unpickled the function died of it, one after the other"
+    return WorkerDied(function, index, -1, 0, None, reason, doing="unpickling the function of")
 
 
 def stillborn(count: int) -> BaseException:
     from pairpool.errors import BrokenExecutor
 
     return BrokenExecutor(
-        f"{count} workers in a row ended before they did anything; something on this machine kills them as they start"
+        f"{count} workers in a row ended before they could receive anything; something on this machine kills them as they start"
     )

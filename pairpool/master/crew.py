@@ -221,6 +221,8 @@ class Crew:
         """Note how much room a worker has, after what it holds or may hold has changed."""
         self.empty.pop(member, None)
         self._single.pop(member, None)
+        if not member.held:
+            self.watched.pop(member, None)
         if member.retiring or not self.is_on_duty(member):
             return
         if not member.held:
@@ -263,7 +265,6 @@ class Crew:
             del self.members[member.number]
         else:
             self.leaving.remove(member)
-        self.watched.pop(member, None)
         self.place(member)
 
     def mend(self) -> set[int]:

@@ -31,7 +31,7 @@ SETTLE = 0.002
 """Seconds after which a store to the board has surely reached the other core."""
 
 LETHAL_FUNCTION = 3
-"""Workers that may die while they unpickle one function before it is held to be the cause."""
+"""Workers that may die one after the other while they unpickle a function before it is held to be the cause."""
 
 
 class Hooks:
@@ -105,8 +105,7 @@ class Dealer:
         """Pickle a batch (the caller's code) and give it to a worker that has room then."""
         job = batch.job
         batch.function = job.function
-        if job.function is not None and job.function.deaths >= LETHAL_FUNCTION:
-            self._agenda.fail(batch, blame.lethal_function(job.function))
+        if self._refuse_lethal(batch):
             return
         if batch.encoded is None:
             batch.failed = {}
@@ -127,6 +126,24 @@ class Dealer:
         self._crew.touching = member
         self._give(member, batch)
         self._crew.touching = None
+
+    def _refuse_lethal(self, batch: Batch) -> bool:
+        """Fail what needs a function that kills every worker which unpickles it; the rest comes by again."""
+        suspects = self._agenda.functions.suspects
+        if not suspects:
+            return False
+        lethal = {one.number: one for one in self.functions_of(batch) if suspects.get(one.number, 0) >= LETHAL_FUNCTION}
+        if not lethal:
+            return False
+        if batch.function is not None:
+            self._agenda.fail(batch, blame.lethal_function(batch.function.name, batch.first))
+            return True
+        offset = next(at for at, item in enumerate(batch.items) if item[0] in lethal)
+        victim = batch.part(offset, offset + 1)
+        batch.job.replace(batch, batch.without(offset))
+        self._agenda.requeue(batch.job)
+        self._agenda.fail(victim, blame.lethal_function(lethal[victim.items[0][0]].name, 0))
+        return True
 
     def _give(self, member: Member, batch: Batch) -> None:
         job, encoded, crew = batch.job, batch.encoded, self._crew
@@ -170,8 +187,12 @@ class Dealer:
         """The functions that a batch needs."""
         if batch.function is not None:
             return [batch.function]
-        numbers = dict.fromkeys(item[0] for item in batch.items)
-        return [self._agenda.functions.by_number(number) for number in numbers]
+        return [self._agenda.functions.by_number(number) for number in self._numbers_of(batch)]
+
+    def _numbers_of(self, batch: Batch) -> list[int]:
+        if batch.function is not None:
+            return [batch.function.number]
+        return list(dict.fromkeys(item[0] for item in batch.items))
 
     def _teach(self, member: Member, function: Function) -> None:
         self._board.name_function(function.number, function.name)
@@ -254,6 +275,8 @@ class Dealer:
     def _after_result(self, member: Member, batch: Batch) -> None:
         crew = self._crew
         self._hooks.on_result()
+        if self._agenda.functions.suspects:
+            self._agenda.functions.acquit(self._numbers_of(batch))
         if batch.limit:
             member.slot.words[Word.LIMIT] = NOTHING
         crew.watched.pop(member, None)

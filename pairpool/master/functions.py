@@ -29,7 +29,7 @@ def name_of(function: Any) -> str:
 class Function:
     """A function as it travels."""
 
-    __slots__ = ("by_value", "deaths", "encoded", "keep", "name", "number", "original", "uses")
+    __slots__ = ("by_value", "encoded", "keep", "name", "number", "original", "uses")
 
     def __init__(self, number: int, name: str, encoded: Encoded, original: Any) -> None:
         self.number = number
@@ -37,7 +37,6 @@ class Function:
         self.encoded = encoded
         self.by_value = encoded.by_value
         self.original = original  # to pickle it again where a worker did not find it by name
-        self.deaths = 0  # workers that died while they unpickled it
         self.uses = 0
         self.keep = False
 
@@ -51,6 +50,8 @@ class Functions:
         self._by_name: OrderedDict[Any, Function] = OrderedDict()
         self._by_number: dict[int, Function] = {}
         self._warned: set[str] = set()
+        self.suspects: dict[int, int] = {}
+        """Workers that died, one after the other, while they unpickled a function, by its number."""
         self._lock = threading.Lock()
 
     def get(self, function: Any) -> Function:
@@ -116,6 +117,16 @@ class Functions:
             self._by_name.pop(function.original, None)
         return new
 
+    def suspect(self, number: int) -> None:
+        """A worker died while it unpickled this function."""
+        if number in self._by_number:
+            self.suspects[number] = self.suspects.get(number, 0) + 1
+
+    def acquit(self, numbers: list[int]) -> None:
+        """A worker has run these functions."""
+        for number in numbers:
+            self.suspects.pop(number, None)
+
     def release(self, function: Function) -> list[int]:
         """Give back one use; returns the numbers of functions that workers should forget now."""
         forgotten = []
@@ -130,4 +141,5 @@ class Functions:
                     forgotten.append(entry.number)
         for number in forgotten:
             self._by_number.pop(number, None)
+            self.suspects.pop(number, None)
         return forgotten

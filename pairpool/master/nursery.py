@@ -11,10 +11,9 @@ from pairpool.master import blame
 from pairpool.master.agenda import Agenda
 from pairpool.master.crew import Crew, Member
 from pairpool.master.dealer import Dealer, Hooks
-from pairpool.master.functions import Function
 from pairpool.master.jobs import Batch
 from pairpool.master.loop import Loop
-from pairpool.wire.board import Board, Word
+from pairpool.wire.board import Board, State, Word
 from pairpool.wire.channel import Header, Kind, Lost
 from pairpool.wire.codec import Birth, Codec
 from pairpool.zygote import Spawned, SpawnFailed, Zygote
@@ -25,7 +24,7 @@ RESPAWN_AFTER = 0.1
 """Seconds after which a fork that the kernel refused is tried again."""
 
 STILLBORN = 3
-"""Workers in a row that may end before they did anything, beyond one for each place, before the pool gives up."""
+"""Workers in a row that may end before they receive anything, beyond one for each place, before the pool gives up."""
 
 _LIMITS = {errno.EAGAIN: "RLIMIT_NPROC or the cgroup's pids.max", errno.EMFILE: "RLIMIT_NOFILE"}
 
@@ -95,6 +94,7 @@ class Nursery(Hooks):
 
     def _request(self, number: int) -> None:
         self._expected.add(number)
+        self._board.slot(number).words[Word.STATE] = State.EMPTY
         try:
             self.zygote.request(number)
         except Lost:
@@ -235,11 +235,11 @@ class Nursery(Hooks):
         was_dismissed = member.dismissed
         if not was_dismissed:
             self._loop.unwatch(member.channel.fileno())
+        recalled = [] if was_dismissed else member.recall()
+        unfinished = list(member.held)
+        member.held.clear()
         self._crew.remove(member)
         if not was_dismissed:
-            recalled = member.recall()
-            unfinished = list(member.held)
-            member.held.clear()
             self._settle_accounts(member, unfinished, recalled)
         self.zygote.reaped(member.serial)
         member.close()
@@ -253,8 +253,7 @@ class Nursery(Hooks):
             self.break_down(blame.initializer_died(death))
             return
         if death.function_being_loaded is not None:
-            for function in self._functions_numbered(recalled, death.function_being_loaded):
-                function.deaths += 1
+            self._agenda.functions.suspect(death.function_being_loaded)
         self._agenda.put_back(recalled)
         for batch in unfinished:
             self._settle_batch(death, batch, unfinished)
@@ -272,13 +271,6 @@ class Nursery(Hooks):
         self._agenda.requeue(job)
         self._agenda.fail(victim, error)
 
-    def _functions_numbered(self, batches: list[Batch], number: int) -> list[Function]:
-        for batch in batches:
-            found = [one for one in self.dealer.functions_of(batch) if one.number == number]
-            if found:
-                return found
-        return []
-
     def _name_of(self, batch: Batch, offset: int) -> str:
         if batch.function is not None:
             return batch.function.name
@@ -293,7 +285,7 @@ class Nursery(Hooks):
         if number >= self.processes or number in self._crew.members or number in self._expected:
             return
         words = member.slot.words
-        if words[Word.DONE] == 0 and words[Word.BATCH] == 0:
+        if words[Word.STATE] == State.EMPTY:
             self._stillborn += 1
             if self._stillborn > STILLBORN + self.processes:
                 self.break_down(blame.stillborn(self._stillborn))
