@@ -99,8 +99,8 @@ class _Spawning:
         self.fds.append(fd)
         return len(self.fds) - 1
 
-    def DupFd(self, fd: int) -> Any:  # the name that multiprocessing looks for
-        return _InheritedFd(self.duplicate_for_child(fd))
+    def DupFd(self, place: int) -> Any:  # the name that multiprocessing looks for
+        return _InheritedFd(place)
 
 
 _inherited: list[int] = []

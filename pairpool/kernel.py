@@ -97,7 +97,10 @@ def _close_owned_in_child() -> None:
     things = list(_owned.values())
     _owned.clear()
     for thing in things:
-        thing.close()
+        try:
+            thing.close()
+        except OSError:
+            pass  # closed already, by a program that closes all that it inherits: nothing is left to do
 
 
 os.register_at_fork(after_in_child=_close_owned_in_child)

@@ -191,7 +191,7 @@ class IMapIterator(Iterator[R]):
             master.loop.poke()
             return
         try:
-            ready = job.done or master.loop.wait(lambda: job.readable, timeout)
+            ready = job.done or master.loop.wait(lambda: job.readable, timeout, focus=job)
         except KeyboardInterrupt as interrupt:
             master.cancel(job, blame.left_by(interrupt), kill=True)
             raise

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import itertools
 import os
 import select
 import signal
@@ -54,6 +55,10 @@ class Body(Protocol):
 
 
 
+_serials = itertools.count(1)
+"""One count for all zygotes of a process: a report about the worker of an old one must not mean one of the new."""
+
+
 class Spawned(NamedTuple):
     """A new worker as its master gets it; the master owns the three descriptors."""
 
@@ -82,7 +87,7 @@ class Zygote(Protocol):
     """Names that the workers' `__main__` has, where it was imported anew; None where it is inherited."""
 
     def request(self, slot: int) -> None:
-        """Ask for a worker; it comes out of `receive` later."""
+        """Ask for a worker; it comes out of `receive` later, with a serial number that no other has."""
 
     def receive(self) -> Spawned | SpawnFailed | None:
         """The next answer to a request, if one is there. Raises `Lost` if the zygote is gone."""
@@ -120,6 +125,7 @@ def _default_signals() -> None:
             signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, _ignore_interrupt)
+    DirectZygote.forget_parents()
 
 
 def _flush_output() -> None:
@@ -176,14 +182,26 @@ def fork_worker(body: Body, slot: int, serial: int) -> Spawned:
             kernel.die_with_parent(parent)
         return body(far, slot, serial)
 
+    pid = 0
     try:
         pid = _fork_with(child)
         pidfd = kernel.Descriptor(os.pidfd_open(pid))
     except BaseException:
         near.close()
         far.close()
+        if pid:
+            _give_up(pid)
         raise
     return Spawned(slot, serial, pid, near, far, pidfd)
+
+
+def _give_up(pid: int) -> None:
+    """End a child that cannot be watched."""
+    try:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    except (ProcessLookupError, ChildProcessError):
+        pass  # it has ended by itself, or the kernel has reaped it
 
 
 def serve(control: Channel, body: Body, master: int, names: bytes = b"") -> int:
@@ -203,14 +221,12 @@ def serve(control: Channel, body: Body, master: int, names: bytes = b"") -> int:
     poller = select.poll()
     poller.register(control.fileno(), select.POLLIN)
     poller.register(master, select.POLLIN)
-    serial = 0
     try:
         control.send(Header(Kind.HELLO), names)
-        while (master, select.POLLIN) not in poller.poll():
+        while master not in [fd for fd, _events in poller.poll()]:
             header = control.receive()[0]
             if header.kind == Kind.SPAWN:
-                serial += 1
-                _spawn_for(control, body, header.first, serial, workers)
+                _spawn_for(control, body, header.first, header.batch, workers)
             elif header.kind == Kind.REAPED:
                 workers.pop(header.batch, None)
                 kernel.kill_children(keep=set(workers.values()))
@@ -256,7 +272,7 @@ class _ZygoteProcess:
         kernel.own(self.pidfd)
 
     def request(self, slot: int) -> None:
-        self._control.send(Header(Kind.SPAWN, first=slot))
+        self._control.send(Header(Kind.SPAWN, first=slot, batch=next(_serials)))
 
     def reaped(self, serial: int) -> None:
         try:
@@ -388,26 +404,26 @@ class DirectZygote:
     was_ready = True
     main_names: frozenset[str] | None = None
     _open = 0
+    _ignoring = False
     _before: Any = None
 
     def __init__(self, body: Body, keep: Sequence[kernel.Closable] = ()) -> None:
         """`keep` names what is closed in other children of this process, but not in workers."""
         self._body = body
         self._keep = keep
-        self._serial = 0
         self._answers: list[Spawned | SpawnFailed] = []
         self._closed = False
-        if DirectZygote._open == 0:
+        if not DirectZygote._ignoring:
             DirectZygote._before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+            DirectZygote._ignoring = True
         DirectZygote._open += 1
 
     def request(self, slot: int) -> None:
-        self._serial += 1
         _flush_output()
         for thing in self._keep:
             kernel.disown(thing)
         try:
-            self._answers.append(fork_worker(self._body, slot, self._serial))
+            self._answers.append(fork_worker(self._body, slot, next(_serials)))
         except OSError as error:
             self._answers.append(SpawnFailed(slot, error))
         finally:
@@ -430,5 +446,38 @@ class DirectZygote:
         if not self._closed:
             self._closed = True
             DirectZygote._open -= 1
-            if DirectZygote._open == 0:
-                signal.signal(signal.SIGCHLD, DirectZygote._before)
+            if threading.current_thread() is threading.main_thread():
+                DirectZygote.restore_sigchld()
+            else:
+                _have_main_thread_restore_sigchld()
+
+    @classmethod
+    def restore_sigchld(cls) -> None:
+        """Give the old disposition back if no such pool is open; in the main thread."""
+        if cls._open == 0 and cls._ignoring:
+            cls._ignoring = False
+            signal.signal(signal.SIGCHLD, cls._before)
+
+    @classmethod
+    def forget_parents(cls) -> None:
+        """In a forked child: the pools that are open are the parent's."""
+        cls._open = 0
+        cls._ignoring = False
+
+
+def _have_main_thread_restore_sigchld() -> None:
+    """Only the main thread can set a disposition; a pending call reaches it at its next step in Python."""
+    import ctypes
+
+    def restore(_argument: Any) -> int:
+        _pending.pop(id(callback), None)
+        DirectZygote.restore_sigchld()
+        return 0
+
+    callback = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(restore)
+    _pending[id(callback)] = callback
+    ctypes.pythonapi.Py_AddPendingCall(callback, None)
+
+
+_pending: dict[int, Any] = {}
+"""Callbacks that the interpreter has not made yet; it keeps no reference of its own."""

@@ -19,6 +19,7 @@ class Agenda:
     Args:
         functions: the functions that the jobs use.
         forget: called with numbers of functions that no job uses any more.
+        is_in_the_way: whether the input of a stream must not be read now.
 
     Attributes:
         queue: jobs that may have something to send.
@@ -26,9 +27,15 @@ class Agenda:
         broken: why nothing can be run any more, if so.
     """
 
-    def __init__(self, functions: Functions, forget: Callable[[list[int]], None]) -> None:
+    def __init__(
+        self,
+        functions: Functions,
+        forget: Callable[[list[int]], None],
+        is_in_the_way: Callable[[object], bool],
+    ) -> None:
         self.functions = functions
         self._forget = forget
+        self._is_in_the_way = is_in_the_way
         self.queue: deque[Job] = deque()
         self.unfinished: dict[Job, None] = {}
         self.broken: BaseException | None = None
@@ -41,6 +48,8 @@ class Agenda:
             job.cancel(self.broken)
             return
         self.unfinished[job] = None
+        if isinstance(job, StreamJob):
+            job.is_in_the_way = self._is_in_the_way
         if job.done:
             job.end()
             self.settle(job)

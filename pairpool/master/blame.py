@@ -194,5 +194,6 @@ def stillborn(count: int) -> BaseException:
     from pairpool.errors import BrokenExecutor
 
     return BrokenExecutor(
-        f"{count} workers in a row ended before they could receive anything; something on this machine kills them as they start"
+        f"{count} workers in a row ended before they could receive anything; "
+        "something on this machine kills them as they start"
     )

@@ -110,9 +110,7 @@ class Dealer:
         if batch.encoded is None:
             batch.failed = {}
             try:
-                batch.encoded = self._codec.encode(
-                    batch.items, batch.failed.__setitem__, by_value=batch.by_value
-                )
+                batch.encoded = self._codec.encode(batch.items, batch.failed.__setitem__)
             except Exception as error:
                 self._agenda.fail(batch, error)
                 return

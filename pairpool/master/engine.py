@@ -66,7 +66,7 @@ class Master:
         codec = Codec()
         self.functions = Functions(codec)
         self.crew = Crew()
-        self.agenda = Agenda(self.functions, self._forget)
+        self.agenda = Agenda(self.functions, self._forget, self.loop.is_in_the_way)
         self._dealer = Dealer(self.agenda, self.crew, self.loop, codec, board, maxtasks, self.nursery)
         self.nursery.join(self.agenda, self.crew, self.loop, codec, self._dealer)
         self._cancellation = Cancellation(self.agenda, self.crew)

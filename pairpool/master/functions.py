@@ -67,6 +67,8 @@ class Functions:
         if known is not None:
             if self._still_named(known, function):
                 return known
+            self._by_name.pop(function, None)  # it is not what the name means any more
+            known.keep = False
             self.release(known)
         new = self._add(function, self._codec.encode_function(function))
         with self._lock:

@@ -342,6 +342,7 @@ class StreamJob(Job):
         self._arrived: dict[int, list[Any]] = {}
         self._due = 0
         self._discarding = False
+        self.is_in_the_way: Callable[[object], bool] = lambda _job: False
         self.unbounded = False
         """Set when nobody is expected to read before the end."""
         self.yielded = 0
@@ -359,7 +360,7 @@ class StreamJob(Job):
         return bound - (self._taken - self.yielded)
 
     def take_fresh(self, workers: int, at_most: int) -> Batch | None:
-        if self._pulling or self._exhausted:
+        if self._pulling or self._exhausted or self.is_in_the_way(self):
             return None
         room = self._room(workers)
         size = self.size(None, workers, at_most)

@@ -61,6 +61,7 @@ class Loop:
         self.over = threading.Event()
         self._lead: dict[int, int] = {}
         self._depth = 0
+        self._focus: object = None
         self._followers: dict[Any, Callable[[], bool]] = {}
         self._polling = False
         self._handlers: dict[int, Callable[[int], None]] = {}
@@ -103,13 +104,17 @@ class Loop:
         """Whether this thread is the leader, and has been called back by the loop."""
         return self._lead.get(_LEADER) == threading.get_ident() and self._depth > 0
 
-    def wait(self, ready: Callable[[], bool], timeout: float | None = None) -> bool:
-        """Drive the loop, or be told, until `ready()` or `timeout` seconds have passed; returns `ready()`."""
+    def wait(self, ready: Callable[[], bool], timeout: float | None = None, focus: object = None) -> bool:
+        """Drive the loop, or be told, until `ready()` or `timeout` seconds have passed; returns `ready()`.
+
+        Args:
+            focus: what is waited for, where it matters (see `is_in_the_way`).
+        """
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
             while not ready():
                 if self.is_mine:
-                    return self._drive(ready, deadline)
+                    return self._drive_within(ready, deadline, focus)
                 if self.ended:
                     self.over.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
                     return ready()
@@ -124,6 +129,23 @@ class Loop:
             self._leave_lead()
             raise
         return True
+
+    def is_in_the_way(self, thing: object) -> bool:
+        """Whether the caller's code for `thing` must not be run now, as other such code is further out on the stack.
+
+        Say that a stream's input reads a second stream, and that one's a third. While the second waits for the third,
+        running the first one's input would wait for the second, which cannot go on below it. So, inside of such code,
+        only that is run which it waits for.
+        """
+        return self._depth > 1 and self._focus is not thing
+
+    def _drive_within(self, ready: Callable[[], bool], deadline: float | None, focus: object) -> bool:
+        """Drive from within the caller's code that this loop has called."""
+        before, self._focus = self._focus, focus
+        try:
+            return self._drive(ready, deadline)
+        finally:
+            self._focus = before
 
     def poke(self) -> None:
         """Do what can be done now without waiting, if nobody else is at it."""
@@ -229,7 +251,7 @@ class Loop:
     def _poll(self, timeout: float) -> list[tuple[int, int]]:
         self._polling = True
         try:
-            return self._epoll.poll(0 if self.inbox else timeout)
+            return self._epoll.poll(0 if self.inbox or self.ended else timeout)
         finally:
             self._polling = False
 

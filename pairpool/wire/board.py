@@ -126,6 +126,8 @@ class Board:
         _magic, version, slots, _pid, _created = _HEAD.unpack(head)
         if version != VERSION:
             raise BoardVersionError(f"a status board of version {version}; this pairpool reads version {VERSION}")
+        if os.fstat(fd).st_size < HEADER_SIZE + slots * SLOT_SIZE:
+            raise BoardVersionError("this status board is shorter than it says")
         return cls(fd, slots)
 
     def slot(self, number: int) -> Slot:

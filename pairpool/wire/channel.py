@@ -155,12 +155,12 @@ class Channel:
         if self._buffer is None:
             self._buffer = bytearray(PACKET_LIMIT)
             self._pieces = [memoryview(self._buffer)]
+        how = _RECEIVE if wait else _RECEIVE_NOW
         try:
-            size, ancillary, flags, _address = self.sock.recvmsg_into(
-                self._pieces, _RIGHTS_SPACE, _RECEIVE if wait else _RECEIVE_NOW
-            )
+            size, ancillary, flags, _address = self.sock.recvmsg_into(self._pieces, _RIGHTS_SPACE, how)
         except ConnectionResetError:
-            raise Lost from None
+            # said once if the other side closed with packets unread; those that it had sent are still here
+            size, ancillary, flags, _address = self.sock.recvmsg_into(self._pieces, _RIGHTS_SPACE, how)
         fds: list[int] = []
         if ancillary:
             for _level, _type, data in ancillary:
@@ -168,8 +168,9 @@ class Channel:
         if flags & _CUT_OFF:
             for fd in fds:
                 os.close(fd)
-            what = "a packet" if flags & socket.MSG_TRUNC else "the descriptors of a packet"
-            raise OSError(errno.EMFILE, f"{what} did not fit: too many open files in this process?")
+            if flags & socket.MSG_TRUNC:
+                raise OSError(errno.EMSGSIZE, f"a packet did not fit into {PACKET_LIMIT} bytes")
+            raise OSError(errno.EMFILE, "the descriptors of a packet did not fit: this process may open no more files")
         if not size:
             raise Lost
         view = self._pieces[0]

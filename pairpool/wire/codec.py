@@ -13,6 +13,7 @@ writable array: such items go in protocol 4, which copies them into the pickle.
 
 from __future__ import annotations
 
+import functools
 import io
 import pickle
 import struct
@@ -31,7 +32,6 @@ BULK, EACH = 0, 1
 SCALARS = frozenset({int, float, complex, bool, str, bytes, type(None)})
 CONTAINERS = frozenset({list, tuple, dict, set, frozenset, bytearray})
 OUT_OF_BAND_FROM = 32 * 1024
-_MAIN = b"__main__"
 _WORD = struct.Struct("<Q")
 _UNPICKLABLE = (pickle.PicklingError, AttributeError, TypeError)
 """What the pickle module raises itself for an object that it cannot name or reduce."""
@@ -107,17 +107,6 @@ class Birth:
             return thing.__qualname__.partition(".")[0] in self.main_names and id(head) in self._objects
         return id(head) in self._objects or not isinstance(head, _NAMEABLE)
 
-    def main_is_unchanged(self) -> bool:
-        """Whether `__main__` has no function or class that was not there at birth."""
-        if self.main_names is not None:
-            return False
-        main = sys.modules.get("__main__")
-        return main is not None and all(
-            id(value) in self._objects
-            for value in list(vars(main).values())
-            if isinstance(value, _NAMEABLE) and getattr(value, "__module__", None) == "__main__"
-        )
-
 
 class _Home:
     """What a worker may name towards its master: all that it finds by name itself."""
@@ -127,14 +116,13 @@ class _Home:
 
 
 _NAMEABLE = (FunctionType, type)
-_HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: set for every class made by a class statement
 
 
 class _NamingPickler(pickle.Pickler):
-    """The plain pickler, but stops with `_Unnamed` at what has to go by value."""
+    """The plain pickler, but stops with `_Unnamed` at what has to go by value; without `keep`, in protocol 4."""
 
-    def __init__(self, file: io.BytesIO, birth: Birth, keep: Callable[[Any], Any]) -> None:
-        super().__init__(file, 5, buffer_callback=keep)
+    def __init__(self, file: io.BytesIO, birth: Birth, keep: Callable[[Any], Any] | None) -> None:
+        super().__init__(file, 4 if keep is None else 5, buffer_callback=keep)
         self._birth = birth
 
     def reducer_override(self, obj: Any) -> Any:
@@ -185,7 +173,6 @@ class Codec:
     def __init__(self, birth: Birth | None = None) -> None:
         self.birth = birth
         self._failures = Exception if birth is not None else BaseException
-        self._named_types: dict[type, bool] = {}
 
     def encode(
         self,
@@ -193,7 +180,6 @@ class Codec:
         fail: Callable[[int, BaseException], None],
         *,
         mark: Callable[[int], None] | None = None,
-        by_value: bool = False,
         may_go_by_value: bool = True,
     ) -> Encoded:
         """Pickle the items of a batch.
@@ -201,14 +187,12 @@ class Codec:
         Args:
             fail: called with the offset of each item that cannot be pickled and the error; the item is left out.
             mark: called with the offset of each item before it is pickled on its own.
-            by_value: look at every function and class that is met, not only at those of `__main__`.
             may_go_by_value: whether cloudpickle may be used where plain pickle fails.
         """
-        if not by_value:
-            data = self._bulk(items)
-            if data is not None:
-                return Encoded(BULK, [data], len(data), False)
-        return self._each(items, fail, mark, by_value, may_go_by_value)
+        data = self._bulk(items)
+        if data is not None:
+            return Encoded(BULK, [data], len(data), False)
+        return self._each(items, fail, mark, may_go_by_value)
 
     def _bulk(self, items: Sequence[Any]) -> bytes | None:
         if type(items) is range:
@@ -231,19 +215,17 @@ class Codec:
         items: Sequence[Any],
         fail: Callable[[int, BaseException], None],
         mark: Callable[[int], None] | None,
-        by_value: bool,
         may_go_by_value: bool,
     ) -> Encoded:
         table: list[int] = []
         pieces: list[Buffer] = []
         went_by_value = False
-        main_is_unchanged = self.birth is None or self.birth.main_is_unchanged()
         for offset, item in enumerate(items):
             buffers: list[Any] = []
             if mark is not None:
                 mark(offset)
             try:
-                data, valued = self._dump(item, buffers, by_value, may_go_by_value, main_is_unchanged)
+                data, valued = self._dump(item, buffers, may_go_by_value)
             except self._failures as error:
                 fail(offset, error)
                 table += (0, 0)
@@ -253,25 +235,15 @@ class Codec:
             raws = [buffer.raw() for buffer in buffers]
             table += (len(data), len(raws), *(raw.nbytes for raw in raws))
             pieces += raws
-        head = struct.pack(f"<{len(table) + 1}Q", len(table), *table)
-        size = len(head) + sum(piece.nbytes if isinstance(piece, memoryview) else len(piece) for piece in pieces)
-        return Encoded(EACH, [head, *pieces], size, went_by_value)
+        return _each_payload(table, pieces, went_by_value)
 
-    def _dump(
-        self, item: Any, buffers: list[Any], by_value: bool, may_go_by_value: bool, main_is_unchanged: bool
-    ) -> tuple[bytes, bool]:
+    def _dump(self, item: Any, buffers: list[Any], may_go_by_value: bool) -> tuple[bytes, bool]:
         """One item's pickle, and whether something in it went by value; fills `buffers`."""
-        if not by_value and (self.birth is None or self._type_is_named(type(item))):
-            try:
-                data = _dumps(item, buffers)
-            except _UNPICKLABLE:
-                if not may_go_by_value:
-                    raise
-            else:
-                if main_is_unchanged or _MAIN not in data:
-                    return data, False
-        elif not may_go_by_value:
-            return _dumps(item, buffers), False
+        try:
+            return self._dump_by_name(item, buffers), False
+        except (_Unnamed, *_UNPICKLABLE):
+            if not may_go_by_value:
+                raise
         buffers.clear()
         return self._dump_by_value(item, buffers), True
 
@@ -290,14 +262,6 @@ class Codec:
         ByValuePickler(file, knowledge, None).dump(item)
         return file.getvalue()
 
-    def _type_is_named(self, cls: type) -> bool:
-        named = self._named_types.get(cls)
-        if named is None:
-            assert self.birth is not None
-            named = not cls.__flags__ & _HEAP_TYPE or self.birth.names(cls)
-            self._named_types[cls] = named
-        return named
-
     def dump_alone(self, item: Any) -> bytes:
         """One self-contained pickle: plainly if that works, else by value."""
         try:
@@ -311,54 +275,59 @@ class Codec:
         Raises whatever says that it cannot be pickled.
         """
         buffers: list[Any] = []
-        went_by_value = by_value
-        data = None
-        if not by_value:
-            try:
-                data = self._dump_by_name(function, buffers)
-            except (_Unnamed, *_UNPICKLABLE):
-                went_by_value = True
-                buffers.clear()
-        if data is None:
-            data = self._dump_by_value(function, buffers)
+        if by_value:
+            data, went_by_value = self._dump_by_value(function, buffers), True
+        else:
+            data, went_by_value = self._dump(function, buffers, may_go_by_value=True)
         raws = [buffer.raw() for buffer in buffers]
-        table = [len(data), len(raws), *(raw.nbytes for raw in raws)]
-        head = struct.pack(f"<{len(table) + 1}Q", len(table), *table)
-        size = len(head) + len(data) + sum(raw.nbytes for raw in raws)
-        return Encoded(EACH, [head, data, *raws], size, went_by_value)
+        return _each_payload([len(data), len(raws), *(raw.nbytes for raw in raws)], [data, *raws], went_by_value)
 
-    def _dump_by_name(self, function: Any, buffers: list[Any]) -> bytes:
-        assert self.birth is not None
+    def _dump_by_name(self, item: Any, buffers: list[Any]) -> bytes:
+        """A pickle that names every function and class; raises `_Unnamed` if the other side does not know one."""
+        if self.birth is None:
+            return _dumps(item, buffers)
         file = io.BytesIO()
         try:
-            _NamingPickler(file, self.birth, _keeper(buffers)).dump(function)
+            _NamingPickler(file, self.birth, _keeper(buffers)).dump(item)
         except _ReadOnlyBuffer:
-            raise _Unnamed from None
+            buffers.clear()
+            file = io.BytesIO()
+            _NamingPickler(file, self.birth, None).dump(item)
         return file.getvalue()
 
     def captures(self, function: Any) -> Iterator[tuple[str, int]]:
         """What a function that goes by value drags along: a name for each captured value, and its size in bytes."""
-        inner = getattr(function, "__func__", function)
-        named: list[tuple[str, Any]] = []
-        if isinstance(inner, FunctionType):
-            used = _names_used(inner.__code__)
-            named += [(f"global {name!r}", inner.__globals__[name]) for name in used if name in inner.__globals__]
-            cells = zip(inner.__code__.co_freevars, inner.__closure__ or (), strict=False)
-            named += [(f"captured variable {name!r}", cell.cell_contents) for name, cell in cells]
-            named += [("a default value", value) for value in inner.__defaults__ or ()]
-        for position, value in enumerate(getattr(function, "args", ())):
-            named.append((f"argument {position} of the partial", value))
-        for name, value in getattr(function, "keywords", {}).items():
-            named.append((f"argument {name!r} of the partial", value))
-        if getattr(function, "__self__", None) is not None:
-            named.append(("the object that the method is bound to", function.__self__))
-        for name, value in named:
+        for name, value in _captured(function):
             buffers: list[Any] = []
             try:
                 size = len(self._dump_by_value(value, buffers))
             except Exception:
                 continue  # only a hint for a warning: what has no size of its own is not named in it
             yield name, size + sum(buffer.raw().nbytes for buffer in buffers)
+
+
+def _captured(function: Any) -> Iterator[tuple[str, Any]]:
+    """The values that a callable carries: globals, closure, defaults, arguments of a partial, a method's object."""
+    while isinstance(function, functools.partial):
+        yield from ((f"argument {position} of the partial", value) for position, value in enumerate(function.args))
+        yield from ((f"argument {name!r} of the partial", value) for name, value in function.keywords.items())
+        function = function.func
+    if getattr(function, "__self__", None) is not None:
+        yield "the object that the method is bound to", function.__self__
+    function = getattr(function, "__func__", function)
+    if isinstance(function, FunctionType):
+        code, space = function.__code__, function.__globals__
+        yield from ((f"global {name!r}", space[name]) for name in _names_used(code) if name in space)
+        for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=False):
+            yield f"captured variable {name!r}", cell.cell_contents
+        yield from (("a default value", value) for value in function.__defaults__ or ())
+        yield from ((f"the default of {name!r}", value) for name, value in (function.__kwdefaults__ or {}).items())
+
+
+def _each_payload(table: list[int], pieces: list[Buffer], by_value: bool) -> Encoded:
+    head = struct.pack(f"<{len(table) + 1}Q", len(table), *table)
+    size = len(head) + sum(piece.nbytes if isinstance(piece, memoryview) else len(piece) for piece in pieces)
+    return Encoded(EACH, [head, *pieces], size, by_value)
 
 
 def _names_used(code: Any) -> list[str]:

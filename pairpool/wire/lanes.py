@@ -42,8 +42,12 @@ class Lane:
         self.number = number
         self.capacity = max(SMALLEST, 1 << (size - 1).bit_length() if size <= ONE_SHOT else size)
         self.fd = kernel.Descriptor(kernel.memfd("pairpool-lane", DATA_AT + self.capacity))
+        try:
+            self._map = mmap.mmap(self.fd.fd, DATA_AT + self.capacity)
+        except BaseException:
+            self.fd.close()
+            raise
         kernel.own(self.fd)
-        self._map = mmap.mmap(self.fd.fd, DATA_AT + self.capacity)
         self._view = memoryview(self._map)
         self._warm = 0
         self.known = False  # the reader has the memfd
@@ -167,6 +171,8 @@ class LaneReader:
             with memoryview(mapped) as whole, whole[DATA_AT : DATA_AT + size] as content:
                 use(content)
         finally:
+            if drop:
+                _give_back(mapped)
             _FLAG.pack_into(mapped, 0, 0)
             if drop:
                 self._forget(number)
@@ -179,6 +185,14 @@ class LaneReader:
     def close(self) -> None:
         for number in list(self._maps):
             self._forget(number)
+
+
+def _give_back(mapped: mmap.mmap) -> None:
+    """Free the memory behind a lane that will not be used again, though its writer still has it open (madvise(2))."""
+    try:
+        mapped.madvise(mmap.MADV_REMOVE, DATA_AT)
+    except OSError:
+        pass  # it goes when the writer closes the lane
 
 
 def private_copy(source: memoryview) -> bytearray | mmap.mmap:

@@ -1,0 +1,1 @@
+"""The violent tests: processes die, pickles break, limits bite."""

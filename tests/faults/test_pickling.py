@@ -1,0 +1,351 @@
+"""What breaks while it is pickled or unpickled, on either side, fails its own item, and nothing else."""
+
+from __future__ import annotations
+
+import functools
+import os
+import resource
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from pairpool import Pool, WorkerDied
+from tests import tasks
+from tests.support import PATIENCE, mp_pool
+from tests.tasks import Fragile, FragileError, FragileFunction, Odd
+
+MakePool = Callable[..., Pool]
+
+VICTIM = 7
+COUNT = 20
+OTHERS = {x: x * 10 for x in range(COUNT) if x != VICTIM}
+DEADLY = {"exit", "segfault"}
+
+
+@pytest.fixture(autouse=True)
+def no_core_dumps() -> Iterator[None]:
+    limits = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_CORE, limits)
+
+
+def others_in(found: list[Any]) -> dict[int, Any]:
+    return {index: result for index, result in enumerate(found) if index != VICTIM}
+
+
+def check_victim(error: object, how: str) -> None:
+    """It is the exception that was raised, or what it came to; or the death that it caused."""
+    if how in DEADLY:
+        assert isinstance(error, WorkerDied)
+        assert error.index == VICTIM
+        return
+    if isinstance(error, mp_pool.MaybeEncodingError):
+        expected = "Odd" if how == "raise" else "SystemExit"
+        assert expected in str(error) + str(error.__cause__)
+    elif how == "raise":
+        assert type(error) is Odd
+        assert error.args == ("on purpose",)
+    else:
+        assert type(error) is SystemExit
+        assert error.args == (7,)
+
+
+# --- the matrix, in the worker ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunksize", [None, 1, 10])
+@pytest.mark.parametrize("how", tasks.BREAKS)
+class TestInTheWorker:
+    """It breaks in the worker. The others deliver, whether they share a batch with it or not."""
+
+    def test_unpickling_the_argument(self, make_pool: MakePool, how: str, chunksize: int | None) -> None:
+        pool = make_pool()
+        items: list[int | Fragile] = [*range(COUNT)]
+        items[VICTIM] = Fragile(how, "unpickle", os.getpid())
+        found: list[Any] = pool.map(tasks.ten_times, items, chunksize, return_exceptions=True)
+        assert others_in(found) == OTHERS
+        check_victim(found[VICTIM], how)
+        assert pool.map(tasks.square, range(5)) == [x * x for x in range(5)]
+
+    def test_pickling_the_result(self, make_pool: MakePool, how: str, chunksize: int | None) -> None:
+        pool = make_pool()
+        function = functools.partial(tasks.return_fragile_at, VICTIM, (how, "pickle", os.getpid()))
+        found: list[Any] = pool.map(function, range(COUNT), chunksize, return_exceptions=True)
+        assert others_in(found) == OTHERS
+        check_victim(found[VICTIM], how)
+        if how not in DEADLY:
+            assert type(found[VICTIM]) is mp_pool.MaybeEncodingError
+        assert pool.map(tasks.square, range(5)) == [x * x for x in range(5)]
+
+    def test_pickling_the_exception(self, make_pool: MakePool, how: str, chunksize: int | None) -> None:
+        pool = make_pool()
+        function = functools.partial(tasks.raise_fragile_at, VICTIM, (how, "pickle", os.getpid()))
+        found: list[Any] = pool.map(function, range(COUNT), chunksize, return_exceptions=True)
+        assert others_in(found) == OTHERS
+        error = found[VICTIM]
+        if how in DEADLY:
+            check_victim(error, how)
+        else:  # the exception is lost, but not what it was, nor where
+            assert isinstance(error, BaseException)
+            assert "FragileError" in f"{error} {error.__cause__}"
+            assert "in raise_fragile_at" in str(error.__cause__)
+        assert pool.map(tasks.square, range(5)) == [x * x for x in range(5)]
+
+    def test_unpickling_the_exception(self, make_pool: MakePool, how: str, chunksize: int | None) -> None:
+        """The worker may try whether it can be unpickled; then it breaks there."""
+        pool = make_pool()
+        function = functools.partial(tasks.raise_fragile_at, VICTIM, (how, "unpickle", os.getpid()))
+        found: list[Any] = pool.map(function, range(COUNT), chunksize, return_exceptions=True)
+        assert others_in(found) == OTHERS
+        error = found[VICTIM]
+        assert isinstance(error, BaseException)
+        assert isinstance(error, WorkerDied) or "FragileError" in f"{type(error)} {error} {error.__cause__}"
+        assert pool.map(tasks.square, range(5)) == [x * x for x in range(5)]
+
+
+@pytest.mark.parametrize("how", tasks.BREAKS)
+def test_a_function_that_breaks_while_it_is_unpickled(start_method: str, make_pool: MakePool, how: str) -> None:
+    """It fails every item of its call, and no other call; a deadly one does not go through workers for ever."""
+    pool = make_pool()
+    fine = pool.map_async(tasks.square, range(100))
+    function = FragileFunction(how, "unpickle", os.getpid())
+    found: list[Any] = pool.map(function, range(5), return_exceptions=True)
+    assert fine.get(PATIENCE) == [x * x for x in range(100)]
+    assert len(found) == 5
+    for index, error in enumerate(found):
+        if how in DEADLY:
+            assert type(error) is WorkerDied
+            assert error.index == index
+            assert "unpickled the function" in str(error)
+        else:
+            check_victim(error, how)
+    with pytest.raises(WorkerDied if how in DEADLY else (Odd, SystemExit)):
+        pool.apply(function, (1,))
+    with pytest.raises(WorkerDied if how in DEADLY else (Odd, SystemExit)):
+        list(pool.imap(function, range(3)))
+    assert pool.map(tasks.square, range(5)) == [x * x for x in range(5)]
+
+
+# --- the matrix, in the master ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunksize", [None, 1, 10])
+class TestInTheMaster:
+    def test_pickling_the_argument(self, make_pool: MakePool, chunksize: int | None) -> None:
+        pool = make_pool()
+        items: list[int | Fragile] = [*range(COUNT)]
+        items[VICTIM] = Fragile("raise", "pickle", os.getpid(), in_master=True)
+        found: list[Any] = pool.map(tasks.ten_times, items, chunksize, return_exceptions=True)
+        assert others_in(found) == OTHERS
+        check_victim(found[VICTIM], "raise")
+        with pytest.raises(Odd, match="on purpose"):
+            pool.apply(tasks.ten_times, (items[VICTIM],))
+        stream = pool.imap(tasks.ten_times, items, chunksize, return_exceptions=True)
+        assert others_in(list(stream)) == OTHERS
+
+    def test_unpickling_the_result(self, make_pool: MakePool, chunksize: int | None) -> None:
+        pool = make_pool()
+        spec: Any = ("raise", "unpickle", os.getpid(), True)
+        function = functools.partial(tasks.return_fragile_at, VICTIM, spec)
+        found: list[Any] = pool.map(function, range(COUNT), chunksize, return_exceptions=True)
+        assert others_in(found) == OTHERS
+        check_victim(found[VICTIM], "raise")
+
+    def test_unpickling_the_exception(self, make_pool: MakePool, chunksize: int | None) -> None:
+        pool = make_pool()
+        spec: Any = ("raise", "unpickle", os.getpid(), True)
+        function = functools.partial(tasks.raise_fragile_at, VICTIM, spec)
+        found: list[Any] = pool.map(function, range(COUNT), chunksize, return_exceptions=True)
+        assert others_in(found) == OTHERS
+        error = found[VICTIM]
+        assert isinstance(error, Exception)
+        assert not isinstance(error, FragileError)
+        assert "FragileError" in str(error)
+        assert "on purpose" in str(error)
+        assert "in raise_fragile_at" in str(error.__cause__)
+
+
+def test_a_function_that_cannot_be_pickled(make_pool: MakePool) -> None:
+    pool = make_pool()
+    broken: list[tuple[Callable[..., Any], type[Exception]]] = [
+        (FragileFunction("raise", "pickle", os.getpid(), in_master=True), Odd),
+        (functools.partial(tasks.identity, threading.Lock()), TypeError),
+    ]
+    for function, error in broken:
+        with pytest.raises(error):
+            pool.map(function, range(3))
+        with pytest.raises(error):
+            pool.apply(function)
+        with pytest.raises(error):
+            pool.apply_async(function).get(PATIENCE)
+        with pytest.raises(error):
+            list(pool.imap(function, range(3)))
+    heard: list[BaseException] = []
+    pool.apply_async(functools.partial(tasks.identity, threading.Lock()), error_callback=heard.append).wait(PATIENCE)
+    assert [type(error) for error in heard] == [TypeError]
+    assert pool.map(tasks.square, range(5)) == [x * x for x in range(5)]
+
+
+# --- what cannot be pickled ---------------------------------------------------------------------------
+
+
+def test_an_argument_that_cannot_be_pickled(start_method: str, make_pool: MakePool) -> None:
+    pool = make_pool()
+    items: list[Any] = [*range(COUNT)]
+    items[VICTIM] = threading.Lock()
+    found: list[Any] = pool.map(tasks.ten_times, items, return_exceptions=True)
+    assert others_in(found) == OTHERS
+    assert type(found[VICTIM]) is TypeError
+    assert "cannot pickle '_thread.lock' object" in str(found[VICTIM])
+    with pytest.raises(TypeError, match=r"cannot pickle '_thread\.lock' object"):
+        pool.apply(tasks.ten_times, (threading.Lock(),))
+    with pytest.raises(TypeError, match=r"cannot pickle '_thread\.lock' object"):
+        pool.apply_async(tasks.ten_times, (), {"item": threading.Lock()}).get(PATIENCE)
+
+
+def test_a_result_that_cannot_be_pickled(start_method: str, make_pool: MakePool) -> None:
+    pool = make_pool()
+    found: list[Any] = pool.map(functools.partial(tasks.return_lock_at, VICTIM), range(COUNT), return_exceptions=True)
+    assert others_in(found) == OTHERS
+    assert type(found[VICTIM]) is mp_pool.MaybeEncodingError
+    heard: list[BaseException] = []
+    for _ in range(20):  # CPython's test of the same
+        result = pool.apply_async(tasks.return_lambda, (1,), error_callback=heard.append)
+        with pytest.raises(mp_pool.MaybeEncodingError) as caught:
+            result.get(PATIENCE)
+        assert heard == [caught.value]
+        heard.clear()
+        assert "<lambda>" in caught.value.exc
+        assert "<function return_lambda.<locals>.<lambda> at" in caught.value.value
+        assert str(caught.value).startswith("Error sending result: '<function return_lambda.<locals>.<lambda> at")
+        assert "Reason: " in str(caught.value)
+
+
+def test_a_lambda_may_return_a_lambda(make_pool: MakePool) -> None:
+    """What multiprocessing would have refused to call anyway may return what it would have refused to return."""
+    functions: list[Callable[[], int]] = make_pool().map(lambda x: lambda: x + 1, [5])
+    assert [function() for function in functions] == [6]
+
+
+def test_a_pool_as_argument(make_pool: MakePool) -> None:
+    pool = make_pool()
+    with pytest.raises(NotImplementedError, match="pool objects cannot be passed between processes or pickled"):
+        pool.apply(tasks.identity, (pool,))
+
+
+# --- exceptions of many kinds -------------------------------------------------------------------------
+
+
+def error_from(pool: Pool, function: Callable[[], object]) -> Any:
+    with pytest.raises(BaseException) as caught:  # noqa: PT011  # each test looks at what it is
+        pool.apply(function)
+    return caught.value
+
+
+@pytest.mark.parametrize("function", [tasks.raise_needs_two, tasks.raise_needs_two_positional])
+def test_required_constructor_arguments(make_pool: MakePool, function: Callable[[], object]) -> None:
+    error = error_from(make_pool(), function)
+    assert type(error) in (tasks.NeedsTwo, tasks.NeedsTwoPositional)
+    assert (error.one, error.two) == (1, "zwei")
+    assert str(error) == ("1 and zwei" if type(error) is tasks.NeedsTwo else "a text of its own")
+    assert f"in {function.__name__}" in str(error.__cause__)
+
+
+def test_notes(make_pool: MakePool) -> None:
+    error = error_from(make_pool(), tasks.raise_with_notes)
+    assert type(error) is Odd
+    assert error.__notes__ == ["first note", "second note"]
+
+
+def test_groups(make_pool: MakePool) -> None:
+    error = error_from(make_pool(), tasks.raise_group)
+    assert type(error) is ExceptionGroup
+    assert error.message == "outer"
+    value, inner = error.exceptions
+    assert (type(value), value.args) == (ValueError, ("v",))
+    assert (type(inner), inner.message) == (ExceptionGroup, "inner")
+    assert [(type(one), one.args) for one in inner.exceptions] == [(KeyError, ("k",)), (Odd, ("o", 1))]
+    assert type(error.__cause__) is mp_pool.RemoteTraceback
+
+
+def test_no_text(make_pool: MakePool) -> None:
+    error = error_from(make_pool(), tasks.raise_no_text)
+    assert type(error) is tasks.NoText
+    assert error.args == (5,)
+    assert "in raise_no_text" in str(error.__cause__)
+
+
+def test_slots(make_pool: MakePool) -> None:
+    error = error_from(make_pool(), tasks.raise_slotted)
+    assert type(error) is tasks.Slotted
+    assert (error.args, error.extra) == ((5,), 5)
+
+
+def test_a_huge_message(start_method: str, make_pool: MakePool) -> None:
+    pool = make_pool()
+    for _ in range(3):
+        assert error_from(pool, tasks.raise_huge).args == ("x" * (1 << 20),)
+    found: list[Any] = pool.map(tasks.raise_any, [Odd("y" * (1 << 20))] * 10, return_exceptions=True)
+    assert [error.args for error in found] == [("y" * (1 << 20),)] * 10
+
+
+def test_causes_are_shown(make_pool: MakePool) -> None:
+    pool = make_pool()
+    error = error_from(pool, tasks.raise_from)
+    assert error.args == ("the consequence",)
+    assert "KeyError: 'missing'" in str(error.__cause__)
+    assert "direct cause of the following exception" in str(error.__cause__)
+    error = error_from(pool, tasks.raise_deep)
+    assert error.args == ("consequence 999",)
+    assert type(error.__cause__) is mp_pool.RemoteTraceback
+
+
+def test_attributes_that_cannot_be_pickled(make_pool: MakePool) -> None:
+    pool = make_pool()
+    error = error_from(pool, tasks.raise_with_lambda)
+    assert "holds a lambda" in str(error)
+    assert "in raise_with_lambda" in str(error.__cause__)
+    error = error_from(pool, tasks.raise_with_lock)
+    assert isinstance(error, Exception)
+    assert "Odd" in f"{type(error)} {error}"
+    assert "holds a lock" in str(error)
+    assert "in raise_with_lock" in str(error.__cause__)
+
+
+def test_a_recursion_without_end(make_pool: MakePool) -> None:
+    pool = make_pool()
+    with pytest.raises(RecursionError) as caught:
+        pool.apply(tasks.recurse, (1,))
+    assert "return recurse(x + 1)" in str(caught.value.__cause__)
+    assert pool.apply(tasks.square, (3,)) == 9
+
+
+def test_the_remote_traceback_is_shown(make_pool: MakePool) -> None:
+    """As in CPython's own test: the cause is a RemoteTraceback, and what is printed has the line that raised."""
+    with pytest.raises(Odd) as caught:
+        make_pool().apply(tasks.refuse_odd, (123,))
+    cause: Any = caught.value.__cause__
+    assert type(cause) is mp_pool.RemoteTraceback
+    line = 'raise Odd(f"{x} is odd", x)'
+    assert line in cause.tb
+    assert str(cause) == cause.tb
+    assert cause.tb.startswith('\n"""\nTraceback (most recent call last):\n')
+    assert cause.tb.endswith('"""')
+    shown = "".join(traceback.format_exception(caught.value))
+    assert shown.count(line) == 1
+    assert "The above exception was the direct cause of the following exception:" in shown
+    assert shown.endswith("Odd: ('123 is odd', 123)\n")
+
+
+def test_an_error_of_the_input_is_not_remote(make_pool: MakePool) -> None:
+    def broken() -> Iterator[int]:
+        yield 1
+        raise Odd("in the input")
+
+    with pytest.raises(Odd, match="in the input") as caught:
+        make_pool().map(tasks.square, broken(), 1)
+    assert caught.value.__cause__ is None

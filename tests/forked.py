@@ -1,0 +1,85 @@
+"""Children for tests that must not change, or end, the test's own process."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from pairpool import kernel
+from pairpool.zygote import Body, Spawned, fork_worker
+
+__all__ = ["forked", "in_child", "sigchld_ignored", "wait_for_end"]
+
+T = TypeVar("T")
+
+PATIENCE = 10.0
+"""Seconds after which a process that was to end is held to stay; a test fails then, and none passes because of it."""
+
+
+def in_child(body: Callable[[], T]) -> T:
+    """What `body` returns in a forked child; raises `AssertionError` with the child's traceback if it raised.
+
+    The child is waited for, by waitpid where SIGCHLD is not ignored.
+    """
+    reading, writing = os.pipe()
+    pid = kernel.fork()
+    if pid == 0:
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            try:
+                outcome: tuple[bool, object] = True, body()
+            except BaseException:
+                outcome = False, traceback.format_exc()
+            with os.fdopen(writing, "wb") as file:
+                file.write(pickle.dumps(outcome))
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as file:
+        message = file.read()
+    try:
+        os.waitpid(pid, 0)
+    except ChildProcessError:
+        pass  # SIGCHLD is ignored
+    assert message, "the child ended without an outcome"
+    good, value = pickle.loads(message)
+    assert good, f"in the child:\n{value}"
+    return value  # type: ignore[no-any-return]
+
+
+@contextmanager
+def forked(body: Body) -> Iterator[Spawned]:
+    """A child made by `fork_worker`; killed at the end if it still lives, and waited for."""
+    child = fork_worker(body, 0, 1)
+    try:
+        yield child
+    finally:
+        child.near.close()
+        child.far.close()
+        kernel.send_signal(child.pidfd.fileno(), signal.SIGKILL)
+        kernel.wait_ended(child.pidfd.fileno(), PATIENCE)
+        child.pidfd.close()
+        try:
+            os.waitpid(child.pid, 0)
+        except ChildProcessError:
+            pass  # SIGCHLD is ignored
+
+
+@contextmanager
+def sigchld_ignored() -> Iterator[None]:
+    """Children leave no zombie and no status within, as in a zygote."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def wait_for_end(pidfd: int) -> bool:
+    """Whether the process ends, waiting longer than it can need."""
+    return kernel.wait_ended(pidfd, PATIENCE)

@@ -1,0 +1,440 @@
+"""What the tests have workers do. Imports nothing that costs a fresh interpreter time.
+
+Tasks never sleep. A task that has to be running while the test does something reads a byte from a FIFO, and what
+the test has to know it writes to one, or to a file that is only ever appended to. See `tests/support.py`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import threading
+from typing import Any, NoReturn
+
+FragileSpec = tuple[str, str, int]
+
+state: dict[str, Any] = {}
+"""Filled by `remember`, an initializer."""
+
+
+def square(x: int) -> int:
+    return x * x
+
+
+def identity(x: Any) -> Any:
+    return x
+
+
+def add(a: int, b: int = 10, *, c: int = 0) -> int:
+    return a + b + c
+
+
+def process_id(_item: object = None) -> int:
+    return os.getpid()
+
+
+def remember(**what: Any) -> None:
+    """Keep something for `recall`."""
+    state.update(what)
+
+
+def remember_value(value: Any) -> None:
+    remember(value=value)
+
+
+def recall(name: str) -> Any:
+    return state[name]
+
+
+class Odd(Exception):
+    """An exception of the tests' own."""
+
+
+def refuse_odd(x: int) -> int:
+    if x % 2:
+        raise Odd(f"{x} is odd", x)
+    return x
+
+
+def raise_this(error: BaseException) -> NoReturn:
+    raise error
+
+
+class Thing:
+    """Counts how many of it are alive in its process."""
+
+    alive = 0
+
+    def __init__(self) -> None:
+        Thing.alive += 1
+
+    def __getstate__(self) -> object:
+        return 1
+
+    def __setstate__(self, _state: object) -> None:
+        Thing.alive += 1
+
+    def __del__(self) -> None:
+        Thing.alive -= 1
+
+
+def count_things(_item: object) -> int:
+    gc.collect()
+    return Thing.alive
+
+
+def raise_any(error: BaseException) -> Any:
+    raise error
+
+
+# --- held back by the test, and telling it ----------------------------------------------------------
+
+
+def wait_for(gate: str) -> None:
+    """Block until the test lets one through."""
+    fd = os.open(gate, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.read(fd, 1)
+    finally:
+        os.close(fd)
+
+
+def tell(where: str, line: object) -> None:
+    """Append a line to a FIFO or a file, whole."""
+    fd = os.open(where, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(fd, f"{line}\n".encode())
+    finally:
+        os.close(fd)
+
+
+def held(gate: str, value: Any) -> Any:
+    wait_for(gate)
+    return value
+
+
+def tell_and_hold(reports: str, gate: str, value: Any) -> Any:
+    """Report that it runs, as `pid value`, and wait for the gate."""
+    tell(reports, f"{os.getpid()} {value}")
+    wait_for(gate)
+    return value
+
+
+def hold_zero(gate: str, value: int) -> int:
+    """Item 0 waits for the gate; the others do not."""
+    if value == 0:
+        wait_for(gate)
+    return value
+
+
+def fail_zero_hold_others(gate: str, value: int) -> int:
+    if value == 0:
+        raise Odd("zero")
+    wait_for(gate)
+    return value
+
+
+def tell_pid_and_roll(reports: str, gate: str, _item: object) -> tuple[int, int]:
+    """The worker's pid and a random number, once all workers are at it."""
+    tell_and_hold(reports, gate, None)
+    return os.getpid(), random.getrandbits(64)
+
+
+def who_am_i(reports: str, gate: str, _item: object) -> tuple[str, bool, int | None]:
+    """What multiprocessing calls this process, once all workers are at it."""
+    tell_and_hold(reports, gate, None)
+    me, parent = multiprocessing.current_process(), multiprocessing.parent_process()
+    return me.name, bool(me.daemon), None if parent is None else parent.pid
+
+
+# --- pools and programs in tasks --------------------------------------------------------------------
+
+
+def nested(start_method: str, items: list[int]) -> list[int]:
+    from pairpool import Pool
+
+    with Pool(2, start_method=start_method) as pool:
+        return pool.map(square, items)
+
+
+def status_of_false(_item: object = None) -> int:
+    return subprocess.run(["false"]).returncode
+
+
+def put_in_queue(item: object) -> None:
+    """Put it into the queue that came with the initializer."""
+    state["value"].put(item)
+
+
+# --- ways to die ------------------------------------------------------------------------------------
+
+
+def exit_now() -> NoReturn:
+    os._exit(3)
+
+
+def kill_self() -> NoReturn:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("SIGKILL did not kill")
+
+
+def segfault() -> NoReturn:
+    ctypes.string_at(0)
+    raise AssertionError("reading address 0 did no harm")
+
+
+def abort() -> NoReturn:
+    os.abort()
+
+
+def system_exit() -> NoReturn:
+    raise SystemExit(7)
+
+
+def just_raise() -> NoReturn:
+    raise Odd("on purpose")
+
+
+DEATHS = {"exit": exit_now, "kill": kill_self, "segfault": segfault, "abort": abort}
+
+
+def die_at(victim: int, how: str, item: int) -> int:
+    if item == victim:
+        DEATHS[how]()
+    return item * 10
+
+
+def die_in(victims: frozenset[int], item: int) -> int:
+    if item in victims:
+        kill_self()
+    return item * 10
+
+
+def count_and_die(counter: str, victims: frozenset[int], item: int) -> int:
+    """Append a line for every time an item begins, and die at some."""
+    tell(counter, item)
+    if item in victims:
+        kill_self()
+    return item * 10
+
+
+def report_and_hold_victims(reports: str, gate: str, victims: frozenset[int], item: int) -> int:
+    """Victims say where they run, and wait to be killed."""
+    if item in victims:
+        tell(reports, f"{os.getpid()} {item}")
+        wait_for(gate)
+    return item * 10
+
+
+def log_with_pid(journal: str, item: int) -> int:
+    """Write down which process begins which item, and that it has ended it; computes a little between."""
+    tell(journal, f"+ {os.getpid()} {item}")
+    total = sum(range(20_000))
+    tell(journal, f"- {os.getpid()} {item}")
+    return item * 10 + total * 0
+
+
+def tell_and_swap(reports: str, data: bytes) -> bytes:
+    tell(reports, os.getpid())
+    return data[::-1]
+
+
+def swap(data: bytes) -> bytes:
+    return data[::-1]
+
+
+def start_sleeper_and_hold(reports: str, gate: str, _item: object) -> None:
+    """Leave a child running that nobody waits for, tell `pid child`, and wait for the gate."""
+    child = subprocess.Popen(["sleep", "1000"])
+    tell(reports, f"{os.getpid()} {child.pid}")
+    wait_for(gate)
+
+
+def start_sleeper_and_die(reports: str) -> NoReturn:
+    """Leave a forked child running, which holds all that this worker has open, and die."""
+    pid = os.fork()
+    if pid == 0:
+        signal.pause()
+    tell(reports, pid)
+    kill_self()
+
+
+def run_thread(value: int) -> int:
+    found: list[int] = []
+    thread = threading.Thread(target=lambda: found.append(value * 2))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+def children() -> list[int]:
+    """The pids of this process's children."""
+    with open(f"/proc/self/task/{os.getpid()}/children") as file:
+        return [int(pid) for pid in file.read().split()]
+
+
+# --- things that break on their way -----------------------------------------------------------------
+
+
+class Fragile:
+    """Does something when it is pickled or unpickled in the master or in a worker.
+
+    Args:
+        how: a key of `BREAKS`, or empty for nothing.
+        when: `pickle` or `unpickle`.
+        where: pid of the master, and whether it is to happen there.
+    """
+
+    def __init__(self, how: str, when: str, master: int, in_master: bool = False) -> None:
+        self.how, self.when, self.master, self.in_master = how, when, master, in_master
+
+    def _strike(self, when: str) -> None:
+        if self.how and self.when == when and (os.getpid() == self.master) == self.in_master:
+            BREAKS[self.how]()
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._strike("pickle")
+        return self.__dict__.copy()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._strike("unpickle")
+
+
+class FragileFunction(Fragile):
+    """One that can be called."""
+
+    def __call__(self, x: int) -> int:
+        return x * 10
+
+
+class FragileError(Exception):
+    """An exception that holds something fragile."""
+
+    def __init__(self, fragile: Fragile) -> None:
+        super().__init__(fragile)
+        self.fragile = fragile
+
+
+BREAKS = {"raise": just_raise, "system_exit": system_exit, "exit": exit_now, "segfault": segfault}
+
+
+def ten_times(item: int | Fragile) -> int:
+    return item * 10 if isinstance(item, int) else -1
+
+
+def return_fragile_at(victim: int, fragile: FragileSpec, item: int) -> Any:
+    return Fragile(*fragile) if item == victim else item * 10
+
+
+def raise_fragile_at(victim: int, fragile: FragileSpec, item: int) -> int:
+    if item == victim:
+        raise FragileError(Fragile(*fragile))
+    return item * 10
+
+
+class NeedsTwo(Exception):
+    """Required arguments of the constructor that are not in `args`."""
+
+    def __init__(self, one: int, *, two: str) -> None:
+        super().__init__(f"{one} and {two}")
+        self.one, self.two = one, two
+
+
+class NeedsTwoPositional(Exception):
+    def __init__(self, one: int, two: str) -> None:
+        super().__init__("a text of its own")
+        self.one, self.two = one, two
+
+
+class NoText(Exception):
+    """Cannot be shown."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+    __repr__ = __str__
+
+
+class Slotted(Exception):
+    """Has no room for what is not its own."""
+
+    __slots__ = ("extra",)
+
+    def __init__(self, extra: int) -> None:
+        super().__init__(extra)
+        self.extra = extra
+
+
+def raise_needs_two() -> NoReturn:
+    raise NeedsTwo(1, two="zwei")
+
+
+def raise_needs_two_positional() -> NoReturn:
+    raise NeedsTwoPositional(1, "zwei")
+
+
+def raise_no_text() -> NoReturn:
+    raise NoText(5)
+
+
+def raise_slotted() -> NoReturn:
+    raise Slotted(5)
+
+
+def raise_with_notes() -> NoReturn:
+    error = Odd("with notes")
+    error.add_note("first note")
+    error.add_note("second note")
+    raise error
+
+
+def raise_group() -> NoReturn:
+    inner = ExceptionGroup("inner", [KeyError("k"), Odd("o", 1)])
+    raise ExceptionGroup("outer", [ValueError("v"), inner])
+
+
+def raise_huge() -> NoReturn:
+    raise Odd("x" * (1 << 20))
+
+
+def raise_from() -> NoReturn:
+    missing = KeyError("missing")
+    raise Odd("the consequence") from missing
+
+
+def raise_deep() -> NoReturn:
+    """A chain of a thousand causes."""
+    error: BaseException = Odd("the first of all")
+    for number in range(1000):
+        last = Odd(f"consequence {number}")
+        last.__cause__ = error
+        error = last
+    raise error
+
+
+def raise_with_lambda() -> NoReturn:
+    error = Odd("holds a lambda")
+    error.function = lambda: 5  # type: ignore[attr-defined]
+    raise error
+
+
+def raise_with_lock() -> NoReturn:
+    raise Odd("holds a lock", threading.Lock())
+
+
+def return_lambda(x: int) -> Any:
+    return lambda: x
+
+
+def return_lock_at(victim: int, item: int) -> Any:
+    return threading.Lock() if item == victim else item * 10
+
+
+def recurse(x: int) -> int:
+    return recurse(x + 1)
