@@ -144,7 +144,9 @@ def send_preparation(control: Channel, setup: bytes) -> None:
     """Send a fresh zygote what multiprocessing tells its own children, and the worker's setup."""
     from multiprocessing.spawn import get_preparation_data
 
-    data = get_preparation_data("pairpool-zygote")
+    data: dict[str, Any] = dict(get_preparation_data("pairpool-zygote"))
+    if not os.path.exists(data.get("init_main_from_path") or os.devnull):
+        del data["init_main_from_path"]  # a program that came from standard input cannot be imported
     # the children of a process that runs a script by name call its module __mp_main__, and so must this process
     sys.modules.setdefault("__mp_main__", sys.modules["__main__"])
     message, _no_descriptors = pickle_for_child(data)

@@ -318,7 +318,7 @@ class Worker:
         if isinstance(function, _Broken):
             return lambda _item: _raise_broken(function)
         if header.mode == Mode.STAR:
-            return lambda item: function(*item)
+            return lambda item: function(*tuple(item))
         return function  # type: ignore[no-any-return]
 
     def _careful(self, header: Header) -> Callable[[Any], Any]:

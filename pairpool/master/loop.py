@@ -198,9 +198,9 @@ class Loop:
             self._followers.pop(told, None)
 
     def _tell_followers(self, *, hand_over: bool) -> None:
-        """Wake those whose wait is over, and one more if somebody has to take the lead."""
+        """Wake those whose wait is over, and one more if somebody has to take the lead; all if the pool ends."""
         for told, ready in list(self._followers.items()):
-            if ready():
+            if self.ended or ready():
                 _release(told)
             elif hand_over:
                 hand_over = False
@@ -228,6 +228,8 @@ class Loop:
                 self.inbox.popleft()()
             at_most = self._work.prepare()
             self.run_later()
+            if self._followers:
+                self._tell_followers(hand_over=False)
             if self.ended or ready():
                 return
             if at_most >= 0 and not 0 <= timeout < at_most:
