@@ -261,9 +261,8 @@ class _ZygoteProcess:
 
     is_fresh = False
 
-    def __init__(self, control: Channel, pid: int, wait_for: Callable[[], object]) -> None:
+    def __init__(self, control: Channel, pid: int) -> None:
         self._control = control
-        self._wait_for = wait_for
         self.pid = pid
         self.pidfd = kernel.Descriptor(os.pidfd_open(pid))
         self.main_names: frozenset[str] | None = None
@@ -312,7 +311,7 @@ class _ZygoteProcess:
         self._control.close()
         if not kernel.wait_ended(self.pidfd.fileno(), patience):
             kernel.send_signal(self.pidfd.fileno(), signal.SIGKILL)
-        self._wait_for()
+        _wait_for_child(self.pid)
         self.pidfd.close()
 
 
@@ -348,7 +347,7 @@ class ForkedZygote(_ZygoteProcess):
                 kernel.own(thing)
             far.close()
             os.close(master)
-        super().__init__(near, pid, lambda: _wait_for_child(pid))
+        super().__init__(near, pid)
 
 
 class FreshZygote(_ZygoteProcess):
@@ -385,7 +384,8 @@ class FreshZygote(_ZygoteProcess):
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             far.close()
-        super().__init__(near, process.pid, process.wait)
+        super().__init__(near, process.pid)
+        process.returncode = 0  # it is waited for by its pid: a copy of this object in a forked child must not complain
         try:
             inheritance.send_preparation(near, setup)
         except Lost:

@@ -29,6 +29,13 @@ STILLBORN = 3
 _LIMITS = {errno.EAGAIN: "RLIMIT_NPROC or the cgroup's pids.max", errno.EMFILE: "RLIMIT_NOFILE"}
 
 
+def _explain(error: OSError, what: str) -> OSError:
+    """The error of a fork that the kernel refused, with the limit that it ran into."""
+    number = error.errno or errno.EAGAIN
+    limit = _LIMITS.get(number, "memory")
+    return OSError(number, f"{what} could not be made: {error.strerror} (limit: {limit})")
+
+
 class Nursery(Hooks):
     """Keeps a pool's places filled.
 
@@ -49,7 +56,10 @@ class Nursery(Hooks):
         stacks: kernel.Descriptor,
     ) -> None:
         self._make_zygote = make_zygote
-        self.zygote = make_zygote()
+        try:
+            self.zygote = make_zygote()
+        except OSError as error:
+            raise _explain(error, "the zygote, which forks the workers,") from None
         self.processes = processes
         self.has_initializer = has_initializer
         self._board = board
@@ -124,13 +134,10 @@ class Nursery(Hooks):
 
     def _on_spawn_failed(self, answer: SpawnFailed) -> None:
         """A fork that failed is tried again later while other workers go on; without any, it is the end."""
-        error = answer.error
-        limit = _LIMITS.get(error.errno or 0, "memory")
         if self._agenda.unfinished and (self._crew.members or self._expected):
             self._lacking[answer.slot] = time.monotonic() + RESPAWN_AFTER
             return
-        text = f"worker {answer.slot} of {self.processes} could not be made: {error.strerror} (limit: {limit})"
-        self.break_down(OSError(error.errno or errno.EAGAIN, text))
+        self.break_down(_explain(answer.error, f"worker {answer.slot} of {self.processes}"))
 
     def _on_zygote_lost(self) -> None:
         """The zygote was killed: its workers die with it, a new one is made, and the pool goes on."""

@@ -67,6 +67,16 @@ def resolve(thing: Any) -> object | None:
     return head if found is thing else None
 
 
+def _is_as_imported(thing: object, module: ModuleType) -> bool:
+    """Whether an import of `module` elsewhere would find this there too: it came from the module's own file."""
+    if getattr(module, "__spec__", None) is None:
+        return False
+    while hasattr(thing, "__wrapped__"):
+        thing = thing.__wrapped__
+    code = getattr(thing, "__code__", None)
+    return code is None or code.co_filename in (getattr(module, "__file__", None), f"<frozen {module.__name__}>")
+
+
 class Birth:
     """What the workers were born with: the functions and classes there were, by identity, when the zygote was forked.
 
@@ -101,8 +111,7 @@ class Birth:
         if head is None or module_name in self._distrusted:
             return False
         if module_name not in self._modules:
-            # imported since: the workers can import it too, if it came from somewhere
-            return getattr(sys.modules[thing.__module__], "__spec__", None) is not None
+            return _is_as_imported(head, sys.modules[thing.__module__])
         if module_name == "__main__" and self.main_names is not None:
             return thing.__qualname__.partition(".")[0] in self.main_names and id(head) in self._objects
         return id(head) in self._objects or not isinstance(head, _NAMEABLE)
