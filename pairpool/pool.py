@@ -352,11 +352,13 @@ class Pool:
             raise TypeError(f"{type(func).__name__!r} object is not callable")
         function = self._master.functions.get(func)
         job = StreamJob(function, Mode.MAP, items, chunksize, ordered=ordered, buffersize=buffersize)
-        self._master.submit_job(job)
-        iterator: IMapIterator[R] = IMapIterator(
-            self, self._master, job, return_exceptions=return_exceptions
-        )
-        self._master.loop.poke()
+        iterator: IMapIterator[R] = IMapIterator(self, self._master, job, return_exceptions=return_exceptions)
+        try:
+            self._master.submit_job(job)
+            self._master.loop.poke()
+        except BaseException as error:
+            self._master.cancel(job, blame.left_by(error), kill=True)
+            raise
         return iterator
 
     def _wait_or_cancel(self, result: AsyncResult[Any], job: Calls | MapJob) -> None:

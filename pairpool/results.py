@@ -187,10 +187,10 @@ class IMapIterator(Iterator[R]):
         job, master = self._job, self._master
         kernel.require_owner(master.identity)
         self._look_at = job.yielded + max(1, job.sizer.next(None, 1) // 2)
-        if job.ready:
-            master.loop.poke()
-            return
         try:
+            if job.ready:
+                master.loop.poke()
+                return
             ready = job.done or master.loop.wait(lambda: job.readable, timeout, focus=job)
         except KeyboardInterrupt as interrupt:
             master.cancel(job, blame.left_by(interrupt), kill=True)

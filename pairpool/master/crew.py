@@ -268,7 +268,9 @@ class Crew:
         self.place(member)
 
     def mend(self) -> set[int]:
-        """Kill the worker that was being dealt with when an exception struck; returns what the workers hold."""
+        """After an exception: kill the worker that was being dealt with; returns what the workers hold."""
+        for one in list(self.members.values()):
+            self.place(one)
         member, self.touching = self.touching, None
         if member is not None and not member.dismissed:
             kernel.send_signal(member.pidfd.fileno(), signal.SIGKILL)
