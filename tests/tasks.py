@@ -166,11 +166,6 @@ def status_of_false(_item: object = None) -> int:
     return subprocess.run(["false"]).returncode
 
 
-def put_in_queue(item: object) -> None:
-    """Put it into the queue that came with the initializer."""
-    state["value"].put(item)
-
-
 # --- ways to die ------------------------------------------------------------------------------------
 
 

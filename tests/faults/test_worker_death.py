@@ -78,6 +78,19 @@ def kill(pid: int) -> None:
         assert still_running(handles, PATIENCE) == []
 
 
+def wait_until(right: Callable[[], bool], pool: Pool) -> None:
+    """Turn the pool until something has come true."""
+    deadline = time.monotonic() + PATIENCE
+    while not right():
+        assert time.monotonic() < deadline
+        pool._repopulate_pool()
+
+
+def is_asleep(pid: int) -> bool:
+    with open(f"/proc/{pid}/stat") as file:
+        return file.read().rpartition(")")[2].split()[0] == "S"
+
+
 def dead_in(results: list[Any]) -> dict[int, WorkerDied]:
     return {index: result for index, result in enumerate(results) if isinstance(result, WorkerDied)}
 
@@ -110,9 +123,8 @@ def test_a_death_fails_one_item(start_method: str, make_pool: MakePool, how: str
     text = str(error)
     for detail in (str(error.pid), error.reason, "item 7", error.function, "only this item failed", error.stack):
         assert detail in text
-    pool._repopulate_pool()
+    wait_until(lambda: len(pids_of(pool)) == 2, pool)
     assert error.pid not in pids_of(pool)
-    assert len(pids_of(pool)) == 2
     assert pool.map(tasks.square, range(10)) == [x * x for x in range(10)]
 
 
@@ -240,12 +252,11 @@ def test_exactly_the_hit_items_fail(start_method: str, make_pool: MakePool, gate
     assert {index: error.pid for index, error in dead_in(found).items()} == killed
     assert {index: error.index for index, error in dead_in(found).items()} == {index: index for index in victims}
     assert alive_in(found) == {x: x * 10 for x in range(2000) if x not in victims}
-    pool._repopulate_pool()
-    assert len(pids_of(pool)) == 4
+    wait_until(lambda: len(pids_of(pool)) == 4, pool)
 
 
-@pytest.mark.parametrize("chunksize", [1, None])
-def test_two_hundred_kills_at_any_moment(make_pool: MakePool, tmp_path: Path, chunksize: int | None) -> None:
+@pytest.mark.parametrize(("chunksize", "kills"), [(1, 200), (None, 50)])
+def test_kills_at_any_moment(make_pool: MakePool, tmp_path: Path, chunksize: int | None, kills: int) -> None:
     """Whatever a worker was at when it was hit: the item it was at is the one that fails, and nothing is lost."""
     journal = tmp_path / "journal"
     pool = make_pool(2)
@@ -265,15 +276,15 @@ def test_two_hundred_kills_at_any_moment(make_pool: MakePool, tmp_path: Path, ch
                 found.append(died)
         workers = pool.status().workers
         busy = [worker.pid for worker in workers if worker.state == "running" and worker.pid not in killed]
-        if not done and busy and len(killed) < 200:
+        if not done and busy and len(killed) < kills:
             killed.append(random.choice(busy))
             try:
                 os.kill(killed[-1], signal.SIGKILL)
             except ProcessLookupError:
                 killed.pop()
-        if len(killed) == 200 and len(found) > count // 8:
+        if len(killed) == kills and len(found) > count // 8:
             break
-    assert len(killed) == 200
+    assert len(killed) == kills
     del results
     dead = dead_in(found)
     assert alive_in(found) == {x: x * 10 for x in range(len(found)) if x not in dead}
@@ -299,7 +310,7 @@ def test_two_hundred_kills_at_any_moment(make_pool: MakePool, tmp_path: Path, ch
         assert set(tally.values()) == {1}
         for index, error in dead.items():
             assert begun[error.pid][-1:] == [index] or index not in tally
-    assert len(dead) > 100
+    assert len(dead) > kills // 2
     assert pool.map(tasks.square, range(10)) == [x * x for x in range(10)]
 
 
@@ -345,24 +356,27 @@ def test_killed_after_it_sent_a_large_result(start_method: str, make_pool: MakeP
         assert list(results) == [data[::-1]]
 
 
-def test_killed_in_the_middle_of_large_transfers(start_method: str, make_pool: MakePool, reports: Reports) -> None:
+def test_killed_in_the_middle_of_large_transfers(start_method: str, make_pool: MakePool) -> None:
     pool = make_pool(2)
     blocks = [bytes([number]) * 2_000_000 + b"end" for number in range(60)]
-    results = pool.imap(functools.partial(tasks.tell_and_swap, reports.path), blocks, 1, return_exceptions=True)
+    results = pool.imap(tasks.swap, blocks, 1, return_exceptions=True)
     killed: set[int] = set()
     found: list[Any] = []
-    for number in range(60):
-        pid = int(reports.next()) if number < 40 else 0
-        if number < 40 and number % 2:
+    while len(found) < 60:
+        found.append(next(results))
+        here = set(pids_of(pool)) - killed
+        if len(found) % 3 == 1 and here:
+            pid = random.choice(sorted(here))
+            killed.add(pid)
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 pass
-            killed.add(pid)
-        found.append(next(results))
-    assert {error.pid for error in dead_in(found).values()} <= killed
-    assert len(dead_in(found)) <= 20
-    assert alive_in(found) == {x: block[::-1] for x, block in enumerate(blocks) if x not in dead_in(found)}
+    dead = dead_in(found)
+    assert len(killed) > 10
+    assert len({error.pid for error in dead.values()}) == len(dead)
+    assert {error.pid for error in dead.values()} <= killed
+    assert alive_in(found) == {x: block[::-1] for x, block in enumerate(blocks) if x not in dead}
     assert pool.map(len, blocks[:4]) == [2_000_003] * 4
 
 
@@ -505,6 +519,9 @@ def test_ctrl_c_stops_the_call_once_and_quietly(
         assert master.stderr is not None
         for _ in range(2):
             reports.take(2 if how != "apply" or _ == 0 else 1)
+            deadline = time.monotonic() + PATIENCE
+            while not is_asleep(master.pid):  # until it waits for the results
+                assert time.monotonic() < deadline
             os.killpg(master.pid, signal.SIGINT)
             assert master.stdout.readline() == "interrupted\n"
         out, errors = master.stdout.read(), master.stderr.read()
@@ -741,7 +758,7 @@ def test_fifty_pools(start_method: str) -> None:
         return len(os.listdir("/proc/self/fd")), sorted(tasks.children())
 
     before = has()
-    for number in range(15 if start_method == "forkserver" else 50):
+    for number in range(10 if start_method == "forkserver" else 50):
         pool = Pool(2, start_method=start_method)
         assert pool.map(tasks.square, range(5)) == [x * x for x in range(5)]
         if number % 3 == 1:
