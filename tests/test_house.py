@@ -17,6 +17,7 @@ FLOORS: dict[str, int] = {
     "pairpool.status": 1,
     "pairpool.wire": 2,
     "pairpool.inheritance": 3,
+    "pairpool.failures": 3,
     "pairpool.worker": 3,
     "pairpool.zygote": 3,
     "pairpool.master": 4,

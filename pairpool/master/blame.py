@@ -7,11 +7,12 @@ import pickle
 from typing import TYPE_CHECKING, Any
 
 from pairpool import kernel, worker
+from pairpool.failures import Failure, Fault
 from pairpool.master.jobs import Batch
 from pairpool.wire.board import State, Word
 from pairpool.wire.channel import Header
 from pairpool.wire.codec import BULK, each_item, load_item
-from pairpool.worker import STACK_ROOM, Failure, Fault, Flag
+from pairpool.worker import STACK_ROOM, Flag
 
 if TYPE_CHECKING:
     from pairpool.master.crew import Member

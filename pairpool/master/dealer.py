@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from pairpool.failures import Failure, Fault
 from pairpool.master import blame
 from pairpool.master.agenda import Agenda
 from pairpool.master.crew import Crew, Member
@@ -20,7 +21,7 @@ from pairpool.master.loop import Loop
 from pairpool.wire.board import NOTHING, Board, State, Word
 from pairpool.wire.channel import Header, Kind
 from pairpool.wire.codec import Codec
-from pairpool.worker import Failure, Fault, Flag
+from pairpool.worker import Flag
 
 __all__ = ["Dealer", "Hooks"]
 

@@ -9,6 +9,7 @@ what makes it impossible to lose one, and harmless to deliver one twice.
 from __future__ import annotations
 
 import itertools
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
@@ -96,7 +97,7 @@ class Batch:
         return rest
 
 
-class Job:
+class Job(ABC):
     """One call. Subclasses say where items come from and where results go."""
 
     def __init__(self, function: Function | None, mode: int, chunksize: int | None) -> None:
@@ -125,14 +126,14 @@ class Job:
         size = self.sizer.next(remaining, workers)
         return size if self.sizer.chunksize is not None else min(size, at_most)
 
+    @abstractmethod
     def take_fresh(self, workers: int, at_most: int) -> Batch | None:
         """A batch of items that were not handed out before."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def has_more(self) -> bool:
         """Whether `take` may yet give something, now or later."""
-        raise NotImplementedError
 
     @property
     def done(self) -> bool:
@@ -143,8 +144,9 @@ class Job:
         if self.open.pop(batch.number, None) is not None and not self.cancelled:
             self.accept(batch, values, failed)
 
+    @abstractmethod
     def accept(self, batch: Batch, values: list[Any], failed: dict[int, BaseException]) -> None:
-        raise NotImplementedError
+        """Take values in, and errors by offset."""
 
     def put_back(self, batch: Batch) -> None:
         """Take back a batch that was not run; it goes out again before anything new."""
@@ -162,7 +164,7 @@ class Job:
         else:
             self.again.extend(parts)
 
-    def end(self) -> None:
+    def end(self) -> None:  # noqa: B027  # most jobs have nothing to do then
         """Called when the job has nothing to do from the start."""
 
     def cancel(self, reason: BaseException) -> None:
