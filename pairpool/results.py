@@ -126,7 +126,14 @@ class AsyncResult(Generic[R]):
 
     def _end(self) -> None:
         self._done = True
-        self._pool = self.job = self._callback = self._error_callback = None
+        self.job = self._callback = self._error_callback = None
+        pool, self._pool = self._pool, None
+        # the last reference to a pool ends it: let go of it between two packets, not in the midst of one
+        self._master.loop.later.append(lambda: _let_go(pool))
+
+
+def _let_go(_thing: object) -> None:
+    """Be the last to hold something."""
 
 
 class MapResult(AsyncResult[R]):

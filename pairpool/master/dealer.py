@@ -268,6 +268,8 @@ class Dealer:
             self._agenda.deliver(batch, values, failed)
         else:
             job.open.pop(batch.number, None)  # nothing of it was begun, and all of it has gone back
+        if self._loop.over.is_set():
+            return  # by a callback
         member.held.popleft()
         self._after_result(member, batch)
 

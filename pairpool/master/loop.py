@@ -56,7 +56,7 @@ class Loop:
     def __init__(self, work: Work) -> None:
         self._work = work
         self.inbox: deque[Callable[[], object]] = deque()
-        self.later: deque[Callable[[], None]] = deque()
+        self.later: deque[Callable[[], object]] = deque()
         self.ended = False
         self.over = threading.Event()
         self._lead: dict[int, int] = {}
