@@ -364,16 +364,16 @@ def test_killed_in_the_middle_of_large_transfers(start_method: str, make_pool: M
     found: list[Any] = []
     while len(found) < 60:
         found.append(next(results))
-        here = set(pids_of(pool)) - killed
-        if len(found) % 3 == 1 and here:
-            pid = random.choice(sorted(here))
+        if len(found) % 3 == 1:
+            wait_until(lambda: bool(set(pids_of(pool)) - killed), pool)
+            pid = random.choice(sorted(set(pids_of(pool)) - killed))
             killed.add(pid)
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 pass
     dead = dead_in(found)
-    assert len(killed) > 10
+    assert len(killed) == 20
     assert len({error.pid for error in dead.values()}) == len(dead)
     assert {error.pid for error in dead.values()} <= killed
     assert alive_in(found) == {x: block[::-1] for x, block in enumerate(blocks) if x not in dead}
