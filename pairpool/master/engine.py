@@ -153,7 +153,8 @@ class Master:
         self.loop.wait(lambda: self.loop.ended or (resized and not self.nursery.is_waiting))
 
     def wait_for_workers(self) -> None:
-        """Wait until all workers that were asked for are there."""
+        """Notice workers that have ended, and wait until all that were asked for are there."""
+        self.loop.poke()
         self.loop.wait(lambda: self.loop.ended or not self.nursery.is_waiting)
 
     def close(self) -> None:
