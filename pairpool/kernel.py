@@ -39,6 +39,7 @@ __all__ = [
     "require_owner",
     "send_signal",
     "wait_ended",
+    "wait_released",
 ]
 
 NEEDS = "pairpool needs Linux 5.4 or later with pidfd_open and memfd_create"
@@ -176,6 +177,20 @@ def wait_ended(pidfd: int, timeout: float | None) -> bool:
     poller = select.poll()
     poller.register(pidfd, select.POLLIN)
     return bool(poller.poll(None if timeout is None else max(0.0, timeout * 1000)))
+
+
+def wait_released(pid: int, patience: float = 0.1) -> None:
+    """Wait until the kernel has let go of a child that it reaps by itself, at most `patience` seconds.
+
+    A pidfd becomes readable a moment before its process is taken off the list of its parent's children.
+    """
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return
+        os.sched_yield()
 
 
 def exit_status(pidfd: int, patience: float = 0.05) -> int | None:

@@ -412,6 +412,7 @@ class DirectZygote:
         self._body = body
         self._keep = keep
         self._answers: list[Spawned | SpawnFailed] = []
+        self._children: dict[int, int] = {}
         self._closed = False
         if not DirectZygote._ignoring:
             DirectZygote._before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
@@ -423,7 +424,9 @@ class DirectZygote:
         for thing in self._keep:
             kernel.disown(thing)
         try:
-            self._answers.append(fork_worker(self._body, slot, next(_serials)))
+            new = fork_worker(self._body, slot, next(_serials))
+            self._children[new.serial] = new.pid
+            self._answers.append(new)
         except OSError as error:
             self._answers.append(SpawnFailed(slot, error))
         finally:
@@ -437,7 +440,10 @@ class DirectZygote:
         """Requests are answered at once."""
 
     def reaped(self, serial: int) -> None:
-        """The kernel has reaped it, and orphans are not ours."""
+        """The kernel reaps it, and orphans are not ours."""
+        pid = self._children.pop(serial, None)
+        if pid is not None:
+            kernel.wait_released(pid)
 
     def watched(self) -> list[int]:
         return []
@@ -445,6 +451,8 @@ class DirectZygote:
     def close(self, patience: float = 10.0) -> None:
         if not self._closed:
             self._closed = True
+            for serial in list(self._children):
+                self.reaped(serial)
             DirectZygote._open -= 1
             if threading.current_thread() is threading.main_thread():
                 DirectZygote.restore_sigchld()
