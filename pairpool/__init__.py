@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         InitializerFailed,
         LargeCaptureWarning,
         PoolInherited,
+        TaskTimeout,
         WorkerDied,
     )
     from pairpool.kernel import cpu_allowance
@@ -33,6 +34,7 @@ __all__ = [
     "Pool",
     "PoolInherited",
     "PoolStatus",
+    "TaskTimeout",
     "WorkerDied",
     "WorkerStatus",
     "cpu_allowance",
@@ -48,6 +50,7 @@ _HOMES = {
     "Pool": "pool",
     "PoolInherited": "errors",
     "PoolStatus": "status",
+    "TaskTimeout": "errors",
     "WorkerDied": "errors",
     "WorkerStatus": "status",
     "cpu_allowance": "kernel",

@@ -15,6 +15,7 @@ __all__ = [
     "InitializerFailed",
     "LargeCaptureWarning",
     "PoolInherited",
+    "TaskTimeout",
     "WorkerDied",
     "encoding_error",
     "remote_cause",
@@ -28,47 +29,110 @@ class WorkerDied(BrokenExecutor):
     Attributes:
         function: qualified name of the task's function.
         index: position of the item in the call's input (0 for a single call).
+        arguments: short repr of the item, or of a single call's arguments.
         worker: number of the worker in its pool; -1 where it is not about a single one.
         pid: its process id.
         exitcode: exit status, or the negated signal number as in `multiprocessing.Process.exitcode`; None if the
             kernel does not tell (before Linux 6.15).
+        signal: name of the signal that ended it, such as `SIGSEGV`; empty if it exited.
         reason: the exit in words, such as `signal SIGSEGV` or `exit status 3`.
+        cause: the likely cause in words.
+        advice: what to do, in one line.
         stack: the Python stack at a fault in native code, as text; empty where there is none.
+        doing: what the worker was at: `running`, `unpickling the argument of`, `pickling the result of` ...
     """
 
     def __init__(
         self,
         function: str,
         index: int,
-        worker: int,
-        pid: int,
-        exitcode: int | None,
-        reason: str,
+        worker: int = -1,
+        pid: int = 0,
+        exitcode: int | None = None,
+        reason: str = "",
+        stack: str = "",
+        doing: str = "running",
+        arguments: str = "",
+        signal: str = "",
+        cause: str = "",
+        advice: str = "",
+    ) -> None:
+        self.function = function
+        self.index = index
+        self.arguments = arguments
+        self.worker = worker
+        self.pid = pid
+        self.exitcode = exitcode
+        self.signal = signal
+        self.reason = reason
+        self.cause = cause
+        self.advice = advice
+        self.stack = stack
+        self.doing = doing
+        super().__init__(
+            function, index, worker, pid, exitcode, reason, stack, doing, arguments, signal, cause, advice
+        )
+
+    def __str__(self) -> str:
+        item = f"item {self.index} of {self.function}"
+        if self.worker < 0:
+            return f"{item} was not run: {self.reason}"
+        text = (
+            f"worker {self.worker} (pid {self.pid}) ended with {self.reason} while {self.doing} {item}; "
+            "only this item failed"
+        )
+        return _with_details(text, arguments=self.arguments, cause=self.cause, advice=self.advice, stack=self.stack)
+
+
+class TaskTimeout(TimeoutError):
+    """A task ran for longer than its time limit; it was ended, with every process that it had started.
+
+    Attributes:
+        function, index, arguments, worker, pid, stack: as in `WorkerDied`; the stack is the one at the limit.
+        limit: the limit in seconds.
+        doing: what took so long: `running`, `unpickling the argument of` or `pickling the result of`.
+    """
+
+    def __init__(
+        self,
+        function: str,
+        index: int,
+        limit: float = 0.0,
+        worker: int = -1,
+        pid: int = 0,
+        arguments: str = "",
         stack: str = "",
         doing: str = "running",
     ) -> None:
         self.function = function
         self.index = index
+        self.limit = limit
         self.worker = worker
         self.pid = pid
-        self.exitcode = exitcode
-        self.reason = reason
+        self.arguments = arguments
         self.stack = stack
         self.doing = doing
-        super().__init__(function, index, worker, pid, exitcode, reason, stack, doing)
+        super().__init__()
+        self.args = (function, index, limit, worker, pid, arguments, stack, doing)
 
     def __str__(self) -> str:
-        if self.worker < 0:
-            return f"item {self.index} of {self.function} was not run: {self.reason}"
         text = (
-            f"worker {self.worker} (pid {self.pid}) ended with {self.reason} while {self.doing} "
-            f"item {self.index} of {self.function}; only this item failed"
+            f"item {self.index} of {self.function} was ended after {self.limit:g} s, its time limit, "
+            f"while worker {self.worker} (pid {self.pid}) was {self.doing} it"
         )
-        return f"{text}\n\n{self.stack.rstrip()}" if self.stack else text
+        return _with_details(text, arguments=self.arguments, stack=self.stack)
+
+
+def _with_details(text: str, *, stack: str, **details: str) -> str:
+    lines = [text, *(f"  {name}: {value}" for name, value in details.items() if value)]
+    return "\n".join([*lines, "", stack.rstrip()] if stack else lines)
 
 
 class InitializerFailed(BrokenExecutor):
-    """The pool's initializer raised or ended its worker; the pool runs nothing. The text holds the remote traceback."""
+    """The pool's initializer raised, ended its worker, or did not return in time; the pool runs nothing.
+
+    The text holds the remote traceback, or the Python stack at the end.
+    """
 
 
 class PoolInherited(RuntimeError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import reprlib
 import traceback
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,7 +12,16 @@ from typing import Any, NamedTuple
 from pairpool.wire.channel import Buffer
 from pairpool.wire.codec import Codec
 
-__all__ = ["Failure", "Fault", "describe_failure", "missing_module", "rebuild_exception", "safe"]
+__all__ = [
+    "Failure",
+    "Fault",
+    "describe_failure",
+    "missing_module",
+    "rebuild_exception",
+    "safe",
+    "short_call",
+    "short_repr",
+]
 
 
 class Fault:
@@ -41,6 +51,54 @@ def safe(text: Callable[[], str]) -> str:
         return text()
     except BaseException as error:
         return f"<unprintable: {type(error).__name__}>"
+
+
+REPR_LENGTH = 120
+"""Characters that the repr of an argument may have in errors and views."""
+
+
+class _ShortRepr(reprlib.Repr):
+    """Reprs that cost little, however large the object is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = self.maxlong = 60
+        self.maxlist = self.maxtuple = self.maxdict = self.maxset = self.maxfrozenset = self.maxdeque = 4
+        self.maxlevel = 3
+
+    def repr_bytes(self, data: Any, _level: int) -> str:
+        return repr(data) if len(data) <= 24 else f"<{type(data).__name__}, {len(data):,} bytes>"
+
+    repr_bytearray = repr_bytes
+
+    def repr_memoryview(self, view: memoryview, _level: int) -> str:
+        return f"<memoryview, {view.nbytes:,} bytes>"
+
+    def repr_int(self, number: int, level: int) -> str:
+        return f"<int of {number.bit_length()} bits>" if number.bit_length() > 256 else super().repr_int(number, level)
+
+    def repr_ndarray(self, array: Any, _level: int) -> str:
+        return f"<array {array.dtype} {array.shape}>" if array.size > 8 else " ".join(repr(array).split())
+
+    def repr_DataFrame(self, frame: Any, _level: int) -> str:
+        return f"<DataFrame {frame.shape}>"
+
+
+_short = _ShortRepr()
+
+
+def short_repr(thing: Any) -> str:
+    """A repr of one line and at most `REPR_LENGTH` characters; never raises."""
+    text = " ".join(safe(lambda: _short.repr(thing)).split())
+    return text if len(text) <= REPR_LENGTH else text[: REPR_LENGTH - 1] + "…"
+
+
+def short_call(args: Any, kwds: Any = None) -> str:
+    """The arguments of a call as they would be written, cut like `short_repr`."""
+    shown = [short_repr(one) for one in list(args)[:4]] + (["…"] if len(args) > 4 else [])
+    shown += [f"{name}={short_repr(value)}" for name, value in list((kwds or {}).items())[:4]]
+    text = ", ".join(shown)
+    return f"({text if len(text) <= REPR_LENGTH else text[: REPR_LENGTH - 1] + '…'})"
 
 
 def describe_failure(

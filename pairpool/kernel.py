@@ -22,6 +22,7 @@ __all__ = [
     "NEEDS",
     "Descriptor",
     "Identity",
+    "abort",
     "adopt_orphans",
     "children_of",
     "cpu_allowance",
@@ -30,8 +31,10 @@ __all__ = [
     "disown",
     "exit_status",
     "fork",
+    "halt",
     "has_ended",
     "kill_children",
+    "kill_group",
     "memfd",
     "own",
     "require_descriptors",
@@ -50,6 +53,7 @@ PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 PIDFD_GET_INFO = (3 << 30) | (64 << 16) | (0xFF << 8) | 11
 PIDFD_INFO_EXIT = 1 << 3
+PIDFD_SIGNAL_PROCESS_GROUP = 1 << 2
 
 
 class Closable(Protocol):
@@ -179,6 +183,22 @@ def wait_ended(pidfd: int, timeout: float | None) -> bool:
     return bool(poller.poll(None if timeout is None else max(0.0, timeout * 1000)))
 
 
+def kill_group(leader: int, pidfd: int) -> None:
+    """SIGKILL what is left of a process group whose leader has ended.
+
+    By the leader's pidfd, which never means another group; by its number before Linux 6.9, which cannot do that.
+    """
+    try:
+        try:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL, None, PIDFD_SIGNAL_PROCESS_GROUP)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            os.killpg(leader, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        pass  # nothing is left of it, or of ours
+
+
 def wait_released(pid: int, patience: float = 0.1) -> None:
     """Wait until the kernel has let go of a child that it reaps by itself, at most `patience` seconds.
 
@@ -213,6 +233,40 @@ def exit_status(pidfd: int, patience: float = 0.05) -> int | None:
         if time.monotonic() > deadline:
             return None
         os.sched_yield()
+
+
+def halt(pidfd: int, pid: int, patience: float = 0.005) -> bool:
+    """Stop a process where it is, to look at it; returns whether it ran before, so that it can be let go on.
+
+    It runs no step of its own code from the return on, or from `patience` seconds after it on where it is inside of
+    a system call that takes longer.
+    """
+    if _state_of(pid) in "TtZX":
+        return False
+    send_signal(pidfd, signal.SIGSTOP)
+    deadline = time.monotonic() + patience
+    while _state_of(pid) not in "TtZX" and time.monotonic() < deadline:
+        os.sched_yield()
+    return True
+
+
+def _state_of(pid: int) -> str:
+    """The state letter of a process's main thread, as in proc(5); `X` if it is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return chr(file.read().rpartition(b")")[2].split()[0][0])
+    except (FileNotFoundError, ProcessLookupError):
+        return "X"
+
+
+def abort(pidfd: int, pid: int) -> None:
+    """Have a stopped or running process end by SIGABRT, for which faulthandler writes the Python stack; no core."""
+    try:
+        resource.prlimit(pid, resource.RLIMIT_CORE, (0, 0))
+    except (ProcessLookupError, PermissionError):
+        pass  # it is gone, or runs as somebody else: a core file is all that it can cost
+    send_signal(pidfd, signal.SIGABRT)
+    send_signal(pidfd, signal.SIGCONT)
 
 
 def describe_status(status: int | None) -> str:

@@ -7,7 +7,9 @@ say what is the same in a line and what is more in full.
 from __future__ import annotations
 
 import atexit
+import errno
 import itertools
+import math
 import operator
 import os
 import pickle
@@ -17,13 +19,15 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from pairpool import inheritance, kernel
+from pairpool.errors import WorkerDied
 from pairpool.master import blame
 from pairpool.master.engine import Master
 from pairpool.master.functions import Function
-from pairpool.master.jobs import Calls, MapJob, StreamJob
+from pairpool.master.jobs import Calls, MapJob, Policy, StreamJob
+from pairpool.memory import parse_size, usage_of
 from pairpool.results import AsyncResult, IMapIterator, MapResult
 from pairpool.wire.board import Board
 from pairpool.worker import Mode, WorkerBody
@@ -37,10 +41,12 @@ __all__ = ["Pool"]
 T = TypeVar("T")
 R = TypeVar("R")
 
+RetryOn: TypeAlias = "type[BaseException] | tuple[type[BaseException], ...]"
+
 RUN, CLOSE, TERMINATE = "RUN", "CLOSE", "TERMINATE"
 START_METHODS = ("fork", "forkserver", "direct")
 SLOTS = 4096
-DESCRIPTORS_EACH = 3
+DESCRIPTORS_EACH = 4
 DESCRIPTORS_BESIDE = 16
 
 _names = itertools.count(1)
@@ -69,6 +75,17 @@ class Pool:
             interpreter: for programs with threads, CUDA or gRPC), or `"direct"` (forked by this very process, which
             then ignores SIGCHLD while the pool is open).
         name: what views call the pool.
+        task_timeout: seconds that each item of a call may run, from its own start; then it raises `TaskTimeout`, and
+            its worker ends with every process that the task had started. None for any time. Unpickling its argument
+            and pickling its result have as long each, but at least 10 s.
+        retries: how often an item is run again whose worker died.
+        retry_on: types of exceptions after which it is run again as well; `TaskTimeout` may be one.
+        memory_limit: bytes, or a text such as `"2GB"`, that a worker may use beyond what it inherited (private memory;
+            shared pages do not count). One that is above it between two batches is replaced; one that passes it inside
+            a task is ended, and the item raises `WorkerDied`. None for any number.
+        start_timeout: seconds that the initializer may take; None for any time.
+
+    `task_timeout`, `retries` and `retry_on` can be given to each call, too; `math.inf` lifts the pool's time limit.
 
     Raises:
         ValueError, TypeError: an argument is out of range or of the wrong type.
@@ -92,6 +109,11 @@ class Pool:
         *,
         start_method: str = "fork",
         name: str | None = None,
+        task_timeout: float | None = None,
+        retries: int = 0,
+        retry_on: RetryOn = (),
+        memory_limit: int | str | None = None,
+        start_timeout: float | None = None,
     ) -> None:
         self._state = "INIT"
         kernel.require_linux()
@@ -105,16 +127,26 @@ class Pool:
             raise ValueError(f"start_method must be one of {', '.join(START_METHODS)}, not {start_method!r}")
         if start_method == "direct" and threading.current_thread() is not threading.main_thread():
             raise ValueError('start_method="direct" sets SIGCHLD, which only the main thread can do')
+        self._policy = _make_policy(Policy(), task_timeout, retries, retry_on)
+        limit = None if memory_limit is None else parse_size(memory_limit)
+        if limit is not None and usage_of(os.getpid()) is None:
+            raise OSError(errno.ENOENT, "memory_limit needs /proc")
+        start_timeout = _check_seconds(start_timeout, "start_timeout")
         self._name = name or f"pool-{next(_names)}"
         self._start_method = start_method
         kernel.require_descriptors(
             DESCRIPTORS_EACH * self._processes + DESCRIPTORS_BESIDE, f"a pool of {self._processes} workers"
         )
-        self._master = self._open(initializer, tuple(initargs), maxtasksperchild)
+        self._master = self._open(initializer, tuple(initargs), maxtasksperchild, limit, start_timeout)
         self._state = RUN
 
     def _open(
-        self, initializer: Callable[..., object] | None, initargs: tuple[Any, ...], maxtasks: int | None
+        self,
+        initializer: Callable[..., object] | None,
+        initargs: tuple[Any, ...],
+        maxtasks: int | None,
+        memory_limit: int | None,
+        start_timeout: float | None,
     ) -> Master:
         board_number, board = Board.create(max(SLOTS, 2 * self._processes), self._name, time.monotonic_ns())
         board_fd = kernel.Descriptor(board_number)
@@ -125,7 +157,17 @@ class Pool:
         try:
             make = self._zygote_maker(board, board_fd, stacks, initializer, initargs)
             has_initializer = initializer is not None
-            master = Master(make, board, board_fd, stacks, self._processes, maxtasks, has_initializer)
+            master = Master(
+                make,
+                board,
+                board_fd,
+                stacks,
+                self._processes,
+                maxtasks,
+                has_initializer,
+                memory_limit,
+                start_timeout,
+            )
             master.nursery.start()
         except BaseException:
             if master is not None:
@@ -163,12 +205,19 @@ class Pool:
     # --- calls ----------------------------------------------------------------------------------
 
     def apply(
-        self, func: Callable[..., R], args: Iterable[Any] = (), kwds: Mapping[str, Any] | None = None
+        self,
+        func: Callable[..., R],
+        args: Iterable[Any] = (),
+        kwds: Mapping[str, Any] | None = None,
+        *,
+        task_timeout: float | None = None,
+        retries: int | None = None,
+        retry_on: RetryOn | None = None,
     ) -> R:
         """`func(*args, **kwds)` in a worker; waits for the result."""
         self._check_running()
         result: AsyncResult[R] = AsyncResult(self, self._master)
-        job = Calls(Mode.CALL)
+        job = Calls(Mode.CALL, self._policy_of(task_timeout, retries, retry_on))
         function = self._function(func, result)
         if function is not None:
             job.add(result, function.number, tuple(args), dict(kwds or {}))
@@ -183,14 +232,19 @@ class Pool:
         kwds: Mapping[str, Any] | None = None,
         callback: Callable[[R], object] | None = None,
         error_callback: Callable[[BaseException], object] | None = None,
+        *,
+        task_timeout: float | None = None,
+        retries: int | None = None,
+        retry_on: RetryOn | None = None,
     ) -> AsyncResult[R]:
         """`apply` that returns at once; callbacks run in the thread that drives the pool."""
         self._check_running()
         master = self._master
+        policy = self._policy_of(task_timeout, retries, retry_on)
         result = AsyncResult(self, master, callback, error_callback)
         function = self._function(func, result)
         if function is not None:
-            master.submit_call(result, function.number, tuple(args), dict(kwds or {}))
+            master.submit_call(result, function.number, tuple(args), dict(kwds or {}), policy)
         master.drive_in_background()
         return result
 
@@ -201,6 +255,9 @@ class Pool:
         chunksize: int | None = None,
         *,
         return_exceptions: bool = False,
+        task_timeout: float | None = None,
+        retries: int | None = None,
+        retry_on: RetryOn | None = None,
     ) -> list[R]:
         """`[func(x) for x in iterable]`, in the workers.
 
@@ -210,7 +267,8 @@ class Pool:
             chunksize: items to a batch, if you want to fix it; with 1, no item ever runs twice.
             return_exceptions: put exceptions into the list in place of results, instead of raising the first.
         """
-        return self._map_now(func, iterable, Mode.MAP, chunksize, return_exceptions)
+        policy = self._policy_of(task_timeout, retries, retry_on)
+        return self._map_now(func, iterable, Mode.MAP, chunksize, return_exceptions, policy)
 
     def starmap(
         self,
@@ -219,9 +277,13 @@ class Pool:
         chunksize: int | None = None,
         *,
         return_exceptions: bool = False,
+        task_timeout: float | None = None,
+        retries: int | None = None,
+        retry_on: RetryOn | None = None,
     ) -> list[R]:
         """`map` for a function of several arguments: each item is unpacked, `func(*item)`."""
-        return self._map_now(func, iterable, Mode.STAR, chunksize, return_exceptions)
+        policy = self._policy_of(task_timeout, retries, retry_on)
+        return self._map_now(func, iterable, Mode.STAR, chunksize, return_exceptions, policy)
 
     def map_async(
         self,
@@ -232,10 +294,14 @@ class Pool:
         error_callback: Callable[[BaseException], object] | None = None,
         *,
         return_exceptions: bool = False,
+        task_timeout: float | None = None,
+        retries: int | None = None,
+        retry_on: RetryOn | None = None,
     ) -> MapResult[list[R]]:
         """`map` that returns at once."""
         result: MapResult[list[R]] = MapResult(self, self._master, callback, error_callback)
-        self._start_map(result, func, iterable, Mode.MAP, chunksize, return_exceptions)
+        policy = self._policy_of(task_timeout, retries, retry_on)
+        self._start_map(result, func, iterable, Mode.MAP, chunksize, return_exceptions, policy)
         self._master.drive_in_background()
         return result
 
@@ -248,10 +314,14 @@ class Pool:
         error_callback: Callable[[BaseException], object] | None = None,
         *,
         return_exceptions: bool = False,
+        task_timeout: float | None = None,
+        retries: int | None = None,
+        retry_on: RetryOn | None = None,
     ) -> MapResult[list[R]]:
         """`starmap` that returns at once."""
         result: MapResult[list[R]] = MapResult(self, self._master, callback, error_callback)
-        self._start_map(result, func, iterable, Mode.STAR, chunksize, return_exceptions)
+        policy = self._policy_of(task_timeout, retries, retry_on)
+        self._start_map(result, func, iterable, Mode.STAR, chunksize, return_exceptions, policy)
         self._master.drive_in_background()
         return result
 
@@ -263,6 +333,9 @@ class Pool:
         *,
         buffersize: int | None = None,
         return_exceptions: bool = False,
+        task_timeout: float | None = None,
+        retries: int | None = None,
+        retry_on: RetryOn | None = None,
     ) -> IMapIterator[R]:
         """Results in the order of the input, as they come; the input may be endless.
 
@@ -272,7 +345,8 @@ class Pool:
                 each worker.
             return_exceptions: yield exceptions instead of raising them.
         """
-        return self._start_stream(func, iterable, chunksize, buffersize, return_exceptions, ordered=True)
+        policy = self._policy_of(task_timeout, retries, retry_on)
+        return self._start_stream(func, iterable, chunksize, buffersize, return_exceptions, policy, ordered=True)
 
     def imap_unordered(
         self,
@@ -282,9 +356,19 @@ class Pool:
         *,
         buffersize: int | None = None,
         return_exceptions: bool = False,
+        task_timeout: float | None = None,
+        retries: int | None = None,
+        retry_on: RetryOn | None = None,
     ) -> IMapIterator[R]:
         """`imap` with results in the order in which they are ready."""
-        return self._start_stream(func, iterable, chunksize, buffersize, return_exceptions, ordered=False)
+        policy = self._policy_of(task_timeout, retries, retry_on)
+        return self._start_stream(func, iterable, chunksize, buffersize, return_exceptions, policy, ordered=False)
+
+    def _policy_of(self, task_timeout: float | None, retries: int | None, retry_on: RetryOn | None) -> Policy:
+        """The pool's policy, with what this call has of its own."""
+        if task_timeout is None and retries is None and retry_on is None:
+            return self._policy
+        return _make_policy(self._policy, task_timeout, retries, retry_on)
 
     def _function(self, func: Callable[..., Any], result: AsyncResult[Any]) -> Function | None:
         """The function, ready to travel; if it cannot be pickled, that is the result, and None is returned."""
@@ -298,10 +382,16 @@ class Pool:
         return None
 
     def _map_now(
-        self, func: Callable[..., R], iterable: Iterable[Any], mode: int, chunksize: int | None, keep: bool
+        self,
+        func: Callable[..., R],
+        iterable: Iterable[Any],
+        mode: int,
+        chunksize: int | None,
+        keep: bool,
+        policy: Policy,
     ) -> list[R]:
         result: MapResult[list[R]] = MapResult(self, self._master)
-        job = self._start_map(result, func, iterable, mode, chunksize, keep)
+        job = self._start_map(result, func, iterable, mode, chunksize, keep, policy)
         if job is not None:
             self._wait_or_cancel(result, job)
         return result.get()
@@ -314,6 +404,7 @@ class Pool:
         mode: int,
         chunksize: int | None,
         return_exceptions: bool,
+        policy: Policy,
     ) -> MapJob | None:
         self._check_running()
         chunksize = _check_chunksize(chunksize)
@@ -329,6 +420,7 @@ class Pool:
             return_exceptions=return_exceptions,
             input_error=input_error,
             finish=result.set_outcome,
+            policy=policy,
         )
         result.job = job
         self._master.submit_job(job)
@@ -341,6 +433,7 @@ class Pool:
         chunksize: int | None,
         buffersize: int | None,
         return_exceptions: bool,
+        policy: Policy,
         *,
         ordered: bool,
     ) -> IMapIterator[R]:
@@ -351,11 +444,13 @@ class Pool:
         if not callable(func):
             raise TypeError(f"{type(func).__name__!r} object is not callable")
         function = self._master.functions.get(func)
-        job = StreamJob(function, Mode.MAP, items, chunksize, ordered=ordered, buffersize=buffersize)
+        job = StreamJob(function, Mode.MAP, items, chunksize, ordered=ordered, buffersize=buffersize, policy=policy)
         iterator: IMapIterator[R] = IMapIterator(self, self._master, job, return_exceptions=return_exceptions)
         try:
             self._master.submit_job(job)
             self._master.loop.poke()
+            if policy.timeout is not None:
+                self._master.drive_in_background()  # limits hold, too, while the reader is busy
         except BaseException as error:
             self._master.cancel(job, blame.left_by(error), kill=True)
             raise
@@ -473,6 +568,32 @@ class _Process:
 
     def kill(self) -> None:
         os.kill(self.pid, signal.SIGKILL)
+
+
+def _make_policy(base: Policy, task_timeout: float | None, retries: int | None, retry_on: RetryOn | None) -> Policy:
+    """`base` with what is not None, checked."""
+    timeout = _check_seconds(task_timeout, "task_timeout")
+    timeout = base.timeout if timeout is None else timeout
+    retries = base.retries if retries is None else operator.index(retries)
+    if retries < 0:
+        raise ValueError(f"retries must be 0 or more, not {retries}")
+    kinds = base.retry_on
+    if retry_on is not None:
+        kinds = (WorkerDied, *(retry_on if isinstance(retry_on, tuple) else (retry_on,)))
+        given: Iterable[Any] = kinds
+        if not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in given):
+            raise TypeError(f"retry_on must be a type of exceptions or a tuple of such types, not {retry_on!r}")
+    return Policy(None if timeout == math.inf else timeout, retries, kinds)
+
+
+def _check_seconds(seconds: float | None, name: str) -> float | None:
+    if seconds is None:
+        return None
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+        raise TypeError(f"{name} must be a number of seconds or None, not {seconds!r}")
+    if not seconds > 0:
+        raise ValueError(f"{name} must be positive, not {seconds!r}")
+    return float(seconds)
 
 
 def _check_processes(processes: int) -> int:

@@ -112,6 +112,11 @@ class AsyncResult(Generic[R]):
         else:
             self._master.loop.later.append(lambda: self._call(callback))
 
+    @property
+    def has_outcome(self) -> bool:
+        """Whether the outcome is known, though perhaps not told yet."""
+        return self._has_outcome
+
     def _call(self, callback: Callable[[Any], object]) -> None:
         try:
             callback(self._value)

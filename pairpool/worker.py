@@ -39,6 +39,7 @@ class Flag:
     LANE = 1  # the payload is in a lane, and the packet's own payload names it
     BY_VALUE = 2  # something in the batch went by value, so results may, too
     FAILURES = 4  # the payload's first section lists failures
+    TIMED = 8  # each item's start goes on the board, for it has a time limit
 
 
 class Mode:
@@ -81,14 +82,15 @@ class Worker:
         self.lanes = Lanes()
         self.failures: list[Failure] = []
 
-    def run(self) -> None:
-        """Serve until the master closes its end."""
+    def run(self) -> int:
+        """Serve until the master closes its end; returns the exit status."""
         receive = self.channel.receive
         batch = Kind.BATCH
         self.words[Word.STATE] = State.IDLE
         try:
             packet = receive()
-            self._initialize()
+            if not self._initialize():
+                return 1
             while True:
                 header, payload, fds = packet
                 if header.kind == batch:
@@ -97,7 +99,7 @@ class Worker:
                     self._serve_other(header, payload, fds)
                 packet = receive()
         except Lost:
-            return
+            return 0
 
     def _serve_other(self, header: Header, payload: memoryview, fds: list[int]) -> None:
         if header.kind == Kind.FUNCTION:
@@ -107,19 +109,20 @@ class Worker:
         elif header.kind != Kind.START:
             raise AssertionError(f"a packet of unknown kind {header.kind}")
 
-    def _initialize(self) -> None:
+    def _initialize(self) -> bool:
         """Run the initializer; the first packet of any kind says that the master knows this worker."""
         if self.initializer is None:
-            return
+            return True
         self.words[Word.STATE] = State.STARTING
         try:
             self.initializer(*self.initargs)
         except BaseException:
             text = safe(traceback.format_exc)
             self.channel.send(Header(Kind.INIT_FAILED), text.encode("utf-8", "replace")[-INLINE_LIMIT:])
-            raise SystemExit(1) from None
+            return False
         self.words[Word.STATE] = State.IDLE
         self.channel.send(Header(Kind.READY))
+        return True
 
     def _content(
         self, header: Header, payload: memoryview, fds: list[int], use: Callable[[memoryview], None]
@@ -160,6 +163,10 @@ class Worker:
         words[Word.BATCH] = header.batch
         items = self._load(header, payload, fds)
         values: list[Any] = []
+        timed = header.flags & Flag.TIMED
+        words[Word.ITEM] = NOTHING  # now, so that nobody takes what was unpickled last for what runs
+        if timed:
+            words[Word.STARTED] = time.monotonic_ns()
         words[Word.STATE] = State.RUNNING
         if self._knows_functions(header, items):
             if isinstance(items, _Loaded):
@@ -167,6 +174,8 @@ class Worker:
             else:
                 self._run(self._plain(header), items, header, values)
         del items
+        if timed:
+            words[Word.STARTED] = time.monotonic_ns()
         words[Word.STATE] = State.SAVING
         words[Word.ITEM] = NOTHING
         self._report(header, values, began)
@@ -235,18 +244,18 @@ class Worker:
     def _run(self, function: Any, items: Sequence[Any], header: Header, values: list[Any]) -> None:
         """Run the items in order; one value each is appended, None for a failure."""
         words, item_word, limit, started = self.words, Word.ITEM, Word.LIMIT, Word.STARTED
-        timed = header.items <= TIMED_UP_TO
+        timed = header.items <= TIMED_UP_TO or bool(header.flags & Flag.TIMED)
         index = header.first
         append = values.append
         remaining = iter(items)
         while True:
             try:
                 for item in remaining:
+                    if timed:  # before the index: an item must never be seen with the start of the one before it
+                        words[started] = time.monotonic_ns()
                     words[item_word] = index
                     if index >= words[limit]:
                         return
-                    if timed:
-                        words[started] = time.monotonic_ns()
                     append(function(item))
                     index += 1
                 return
@@ -369,9 +378,10 @@ class WorkerBody(NamedTuple):
         _catch_faults(self.stacks, number)
         _close_stdin()
         inheritance.become_pool_worker(serial, self.master)
-        Worker(channel, slot, self.initializer, self.initargs).run()
-        inheritance.finish_pool_worker()
-        return 0
+        status = Worker(channel, slot, self.initializer, self.initargs).run()
+        if status == 0:
+            inheritance.finish_pool_worker()
+        return status
 
 
 def _catch_faults(stacks: int, number: int) -> None:

@@ -166,8 +166,10 @@ def _fork_with(body: Callable[[], int]) -> int:
     return pid
 
 
-def fork_worker(body: Body, slot: int, serial: int) -> Spawned:
+def fork_worker(body: Body, slot: int, serial: int, *, own_group: bool = False) -> Spawned:
     """Make a pair, fork a child that runs `body` on the far end, and return the master's side of it.
+
+    With `own_group` the child leads a process group of its own, by which its children can be found when it has ended.
 
     The child is killed when its parent ends, if the forking thread is the parent's main thread. Raises `OSError` if the
     kernel refuses a descriptor or a process; nothing is left behind then.
@@ -178,6 +180,8 @@ def fork_worker(body: Body, slot: int, serial: int) -> Spawned:
 
     def child() -> int:
         near.close()
+        if own_group:
+            os.setpgid(0, 0)
         if in_main_thread:
             kernel.die_with_parent(parent)
         return body(far, slot, serial)
@@ -397,7 +401,9 @@ class DirectZygote:
     open.
 
     The price: `subprocess.run(["false"]).returncode` is 0 in the master meanwhile; a worker that is replaced is
-    forked from the program as it is then, with its threads. SIGCHLD can be set from the main thread alone
+    forked from the program as it is then, with its threads; without a subreaper, what a task has started is found by
+    its worker's process group: a program in a session of its own outlives a worker that is killed, and whatever a task
+    has started outlives a master that is killed by SIGKILL. SIGCHLD can be set from the main thread alone
     (signal(7)).
     """
 
@@ -412,7 +418,7 @@ class DirectZygote:
         self._body = body
         self._keep = keep
         self._answers: list[Spawned | SpawnFailed] = []
-        self._children: dict[int, int] = {}
+        self._children: dict[int, tuple[int, kernel.Descriptor]] = {}
         self._closed = False
         if not DirectZygote._ignoring:
             DirectZygote._before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
@@ -424,8 +430,10 @@ class DirectZygote:
         for thing in self._keep:
             kernel.disown(thing)
         try:
-            new = fork_worker(self._body, slot, next(_serials))
-            self._children[new.serial] = new.pid
+            new = fork_worker(self._body, slot, next(_serials), own_group=True)
+            handle = kernel.Descriptor(os.dup(new.pidfd.fileno()))
+            kernel.own(handle)
+            self._children[new.serial] = new.pid, handle
             self._answers.append(new)
         except OSError as error:
             self._answers.append(SpawnFailed(slot, error))
@@ -440,10 +448,13 @@ class DirectZygote:
         """Requests are answered at once."""
 
     def reaped(self, serial: int) -> None:
-        """The kernel reaps it, and orphans are not ours."""
-        pid = self._children.pop(serial, None)
-        if pid is not None:
+        """End what it left running, which is in its process group."""
+        pid, handle = self._children.pop(serial, (0, None))
+        if handle is not None:
+            kernel.kill_group(pid, handle.fileno())
             kernel.wait_released(pid)
+            kernel.disown(handle)
+            handle.close()
 
     def watched(self) -> list[int]:
         return []

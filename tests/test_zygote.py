@@ -206,7 +206,7 @@ def test_descriptors_close_on_exec(make: Make) -> None:
 
 @both
 def test_a_fork_that_fails_is_told(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_body: Body, _slot: int, _serial: int) -> Spawned:
+    def refuse(_body: Body, _slot: int, _serial: int, **_options: bool) -> Spawned:
         raise OSError(errno.EAGAIN, "no more processes")
 
     monkeypatch.setattr(zygote, "fork_worker", refuse)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from pairpool.master.functions import Functions
-from pairpool.master.jobs import Batch, Calls, Job, StreamJob, Target
+from pairpool.master.jobs import PLAIN, Batch, Calls, Job, Policy, StreamJob, Target
 from pairpool.worker import Mode
 
 __all__ = ["Agenda"]
@@ -56,13 +56,13 @@ class Agenda:
         else:
             self.queue.append(job)
 
-    def add_call(self, target: Target, number: int, args: Any, kwds: Any) -> None:
+    def add_call(self, target: Target, number: int, args: Any, kwds: Any, policy: Policy = PLAIN) -> None:
         """Append a single call, to those before it if no other job stands between."""
         last = self.queue[-1] if self.queue else None
-        if isinstance(last, Calls):
+        if isinstance(last, Calls) and last.policy == policy:
             last.add(target, number, args, kwds)
             return
-        job = Calls(Mode.CALL)
+        job = Calls(Mode.CALL, policy)
         job.add(target, number, args, kwds)
         self.add(job)
 
@@ -103,12 +103,48 @@ class Agenda:
     def deliver(self, batch: Batch, values: list[Any], failed: dict[int, BaseException]) -> None:
         """Hand the outcome of a batch to its job."""
         job = batch.job
+        if failed and job.policy.retries and batch.number in job.open:
+            again = [offset for offset in sorted(failed) if job.wants_again(batch, offset, failed[offset])]
+            if again:
+                self.deliver_but(batch, again, values, failed)
+                return
+        self._hand_over(batch, values, failed)
+
+    def _hand_over(self, batch: Batch, values: list[Any], failed: dict[int, BaseException]) -> None:
+        job = batch.job
         if job.function is None and batch.number in job.open:
             for item in batch.items:
                 self._release(item[0])
         job.deliver(batch, values, failed)
+        if job.tries:
+            for index in range(batch.first, batch.first + batch.count):
+                job.tries.pop(index, None)
         if not job.open:
             self.settle(job)
+
+    def deliver_but(
+        self, batch: Batch, again: list[int], values: list[Any], failed: dict[int, BaseException], **marks: bool
+    ) -> None:
+        """Hand the outcome of a batch to its job, without the items at the offsets `again`: they are run once more.
+
+        Args:
+            marks: attributes to set on the batches of these items.
+        """
+        retried = [batch.part(offset, offset + 1) for offset in again]
+        ended: list[tuple[Batch, list[Any], dict[int, BaseException]]] = []
+        start = 0
+        for offset in [*again, batch.count]:
+            if offset > start:
+                part_failed = {at - start: error for at, error in failed.items() if start <= at < offset}
+                ended.append((batch.part(start, offset), values[start:offset], part_failed))
+            start = offset + 1
+        for part in retried:
+            for name, value in marks.items():
+                setattr(part, name, value)
+        batch.job.replace(batch, retried)
+        self.requeue(batch.job)
+        for part, part_values, part_failed in ended:
+            self._hand_over(part, part_values, part_failed)
 
     def fail(self, batch: Batch, error: BaseException) -> None:
         """End all items of a batch with `error`."""

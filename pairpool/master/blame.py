@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import pickle
-from typing import TYPE_CHECKING, Any
+import signal
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pairpool import kernel, worker
 from pairpool.failures import Failure, Fault
 from pairpool.master.jobs import Batch
+from pairpool.memory import OomCounter, format_size
 from pairpool.wire.board import State, Word
 from pairpool.wire.channel import Header
 from pairpool.wire.codec import BULK, each_item, load_item
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Death",
+    "Doom",
     "abandoned",
     "cancelled",
     "initializer_died",
@@ -84,10 +87,26 @@ def error_of(failure: Failure) -> BaseException:
     return error
 
 
-class Death:
-    """What can be told of a worker that has ended."""
+class Doom(NamedTuple):
+    """Why the master itself ends a worker, and over which item."""
 
-    def __init__(self, member: Member, stacks: int) -> None:
+    batch: int
+    item: int
+    limit: float
+    """The time limit in seconds; 0 where it is another limit."""
+    cause: str
+    advice: str
+
+
+class Death:
+    """What can be told of a worker that has ended.
+
+    Args:
+        stacks: descriptor of the memfd that holds the stacks at a fault.
+        oom: tells whether the kernel has killed for want of memory.
+    """
+
+    def __init__(self, member: Member, stacks: int, oom: OomCounter) -> None:
         self._member = member
         words = member.slot.words
         self.state = words[Word.STATE]
@@ -97,18 +116,47 @@ class Death:
         self.status = kernel.exit_status(member.pidfd.fileno())
         room = os.pread(stacks, STACK_ROOM, member.number * STACK_ROOM)
         self.stack = _task_frames(room.split(b"\0", 1)[0].decode("utf-8", "replace"))
+        self.cause, self.advice = self._explain(oom)
 
     @property
     def exitcode(self) -> int | None:
         return None if self.status is None else os.waitstatus_to_exitcode(self.status)
 
     @property
+    def signal(self) -> int:
+        """The number of the signal that ended it; 0 if it exited, or if that is unknown."""
+        return os.WTERMSIG(self.status) if self.status is not None and os.WIFSIGNALED(self.status) else 0
+
+    @property
     def reason(self) -> str:
-        return kernel.describe_status(self.status)
+        text = kernel.describe_status(self.status)
+        return f"{text}, sent by the pool" if self._member.doom is not None else text
+
+    @property
+    def is_from_outside(self) -> bool:
+        """Whether it was ended by a signal that programs do not raise by mistake."""
+        return self.signal in _SENT
 
     @property
     def function_being_loaded(self) -> int | None:
         return self.function if self.state == State.FUNCTION else None
+
+    def _explain(self, oom: OomCounter) -> tuple[str, str]:
+        """The likely cause, and what to do."""
+        doom = self._member.doom
+        if doom is not None:
+            return doom.cause, doom.advice
+        number = self.signal
+        if number == signal.SIGKILL and oom.advanced():
+            return _out_of_memory(self._member.slot.words[Word.RSS], oom.limit()), _ADVICE_MEMORY
+        if number in _SENT:
+            return f"killed from outside: somebody sent it {signal.Signals(number).name}", _ADVICE_RETRY
+        if number:
+            where = _ADVICE_FAULT if "  File " in self.stack else _ADVICE_BLIND
+            return _FAULTS.get(number, "a signal that nothing in the task had handled"), where
+        if self.status is None:
+            return "", _ADVICE_RETRY
+        return "os._exit() in the task, or exit() in native code that it called", _ADVICE_EXIT
 
     def culprit(self, batch: Batch, unfinished: list[Batch]) -> int | None:
         """The offset of the item of `batch` that was being dealt with; None if none was, or it cannot be told."""
@@ -124,16 +172,71 @@ class Death:
         """Whether the worker was busy with the batch as a whole."""
         return batch.number == self.batch and self.state in (State.LOADING, State.SAVING, State.SENDING)
 
-    def error(self, function: str, index: int) -> BaseException:
-        from pairpool.errors import WorkerDied
+    def error(self, function: str, index: int, arguments: str) -> BaseException:
+        """What the item gets to see."""
+        from pairpool.errors import TaskTimeout, WorkerDied
 
         doing = _DOING.get(self.state, "running")
+        member, doom = self._member, self._member.doom
+        stack = self.stack if doom is None else self.stack.partition("\n\n")[2]  # without the words on SIGABRT
+        if doom is not None and doom.limit:
+            return TaskTimeout(function, index, doom.limit, member.number, member.pid, arguments, stack, doing)
         return WorkerDied(
-            function, index, self._member.number, self._member.pid, self.exitcode, self.reason, self.stack, doing
+            function,
+            index,
+            member.number,
+            member.pid,
+            self.exitcode,
+            self.reason,
+            stack,
+            doing,
+            arguments,
+            signal.Signals(self.signal).name if self.signal in list(signal.Signals) else "",
+            self.cause,
+            self.advice,
         )
 
+    @property
+    def doom(self) -> Doom | None:
+        """Why the master ended it, if it did."""
+        return self._member.doom
+
+    @property
+    def who(self) -> str:
+        return f"worker {self._member.number} (pid {self._member.pid})"
+
     def __str__(self) -> str:
-        return f"worker {self._member.number} (pid {self._member.pid}) ended with {self.reason}"
+        return f"{self.who} ended with {self.reason}"
+
+
+_SENT = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+"""Signals that come from other processes."""
+
+_FAULTS: dict[int, str] = {
+    signal.SIGSEGV: "a fault in native code: it touched memory that is not its own, or the stack overflowed",
+    signal.SIGBUS: "a fault in native code: memory behind a mapping was gone, such as a file that was cut short",
+    signal.SIGABRT: "native code called abort(), as it does when it finds its own state broken",
+    signal.SIGILL: "a fault in native code: an instruction that this processor does not have",
+    signal.SIGFPE: "a fault in native code: an integer divided by zero",
+    signal.SIGSYS: "a system call that a filter (seccomp) forbids",
+    signal.SIGXCPU: "its CPU time had passed RLIMIT_CPU",
+    signal.SIGXFSZ: "a file that it wrote had passed RLIMIT_FSIZE",
+    signal.SIGPIPE: "it wrote to a pipe or socket that nobody reads, with SIGPIPE not ignored",
+    signal.SIGALRM: "a timer that the task had set went off, with no handler",
+}
+
+_ADVICE_RETRY = "nothing in the task need be wrong: retries=1 would run such items again"
+_ADVICE_MEMORY = "use fewer workers or smaller items; memory_limit= ends such items before the kernel does"
+_ADVICE_FAULT = "look at the native code that the stack below leads to; retries= helps only if the fault is a rare one"
+_ADVICE_BLIND = "look at the native code that the task calls; retries= helps only if the fault is a rare one"
+_ADVICE_EXIT = "raise an exception instead, which the caller gets; sys.exit() is such a one"
+
+
+def _out_of_memory(rss: int, limit: int | None) -> str:
+    text = "out of memory: the kernel's OOM killer ended it"
+    if rss:
+        text += f"; it last used {format_size(rss)}"
+    return f"{text}; the cgroup's limit is {format_size(limit)}" if limit else text
 
 
 def _task_frames(stack: str) -> str:
@@ -180,7 +283,8 @@ def initializer_failed(traceback: str) -> BaseException:
 def initializer_died(death: Death) -> BaseException:
     from pairpool.errors import InitializerFailed
 
-    text = f"{death} in the initializer"
+    text = f"{death.who}: the initializer" if death.doom else f"{death} in the initializer: "
+    text += death.cause
     return InitializerFailed(f"{text}\n\n{death.stack}" if death.stack else text)
 
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import signal
-
-from pairpool import kernel
 from pairpool.master.agenda import Agenda
 from pairpool.master.crew import Crew, Member
 from pairpool.master.jobs import Batch, Calls, Job, Target
-from pairpool.wire.board import Word
+from pairpool.master.overseer import Overseer
 
 __all__ = ["Cancellation"]
 
@@ -16,9 +13,10 @@ __all__ = ["Cancellation"]
 class Cancellation:
     """Cancels jobs and single calls; used by the leader alone."""
 
-    def __init__(self, agenda: Agenda, crew: Crew) -> None:
+    def __init__(self, agenda: Agenda, crew: Crew, overseer: Overseer) -> None:
         self._agenda = agenda
         self._crew = crew
+        self._overseer = overseer
 
     def job(self, job: Job, reason: BaseException, *, kill: bool) -> bool:
         """End a whole job with `reason`; False if it has ended already."""
@@ -28,8 +26,9 @@ class Cancellation:
         for member in list(self._crew.members.values()):
             if any(batch.job is job for batch in member.held):
                 self._recall(member)
-                if kill and any(batch.job is job for batch in member.held):
-                    kernel.send_signal(member.pidfd.fileno(), signal.SIGKILL)
+                if kill:
+                    for batch in [one for one in member.held if one.job is job]:
+                        self._overseer.kill(member, batch, None)
         return True
 
     def _recall(self, member: Member) -> None:
@@ -63,8 +62,6 @@ class Cancellation:
 
     def _kill(self, holder: Member, batch: Batch, offset: int, target: Target, reason: BaseException) -> bool:
         """The worker has read the batch: kill it if it runs this very call, or let the outcome go unheard."""
-        words = holder.slot.words
-        if words[Word.BATCH] == batch.number and words[Word.ITEM] == batch.first + offset:
-            kernel.send_signal(holder.pidfd.fileno(), signal.SIGKILL)
+        self._overseer.kill(holder, batch, batch.first + offset)
         target.set_outcome(False, reason)
         return True

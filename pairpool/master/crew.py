@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import select
 import signal
 import time
 from collections import deque
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from pairpool import kernel
+from pairpool.master.blame import Doom
 from pairpool.master.jobs import Batch
 from pairpool.wire.board import Slot
 from pairpool.wire.channel import HEADER, INLINE_LIMIT, Buffer, Header, Kind, Lost
@@ -64,6 +66,11 @@ class Member:
         self.reader = LaneReader()
         self.given = 0  # tasks sent, as maxtasksperchild counts them
         self.started = False  # has reported that its initializer returned, or has none
+        self.is_first = False  # made with the pool, and not later in another's place
+        self.born = 0.0  # when its initializer was begun
+        self.init_error: str | None = None  # the traceback of its initializer
+        self.private_at_birth = 0  # bytes that it had inherited
+        self.doom: Doom | None = None  # why it is about to be ended by the master
         self.retiring = False  # gets no more work
         self.dismissed = False  # has been told to exit
         self._outbox: deque[_Outgoing] = deque()
@@ -117,6 +124,12 @@ class Member:
             return self.channel.receive(wait=False)
         except BlockingIOError:
             return None
+
+    def has_packet(self) -> bool:
+        """Whether the worker has sent something that was not received."""
+        poller = select.poll()
+        poller.register(self.channel.fileno(), select.POLLIN)
+        return bool(poller.poll(0))
 
     def content(
         self, header: Header, payload: memoryview, fds: list[int], use: Callable[[memoryview], None]

@@ -18,6 +18,7 @@ from pairpool.master.crew import Crew, Member
 from pairpool.master.functions import Function
 from pairpool.master.jobs import MANY, Batch, Job, StreamJob
 from pairpool.master.loop import Loop
+from pairpool.master.overseer import Overseer
 from pairpool.wire.board import NOTHING, Board, State, Word
 from pairpool.wire.channel import Header, Kind
 from pairpool.wire.codec import Codec
@@ -41,7 +42,7 @@ class Hooks:
     def on_ready(self, member: Member) -> None:
         """Its initializer has returned."""
 
-    def on_initializer_failed(self, traceback: str) -> None:
+    def on_initializer_failed(self, member: Member, traceback: str) -> None:
         """Its initializer raised."""
 
     def on_result(self) -> None:
@@ -59,10 +60,19 @@ class Dealer:
     """
 
     def __init__(
-        self, agenda: Agenda, crew: Crew, loop: Loop, codec: Codec, board: Board, maxtasks: int | None, hooks: Hooks
+        self,
+        agenda: Agenda,
+        crew: Crew,
+        overseer: Overseer,
+        loop: Loop,
+        codec: Codec,
+        board: Board,
+        maxtasks: int | None,
+        hooks: Hooks,
     ) -> None:
         self._agenda = agenda
         self._crew = crew
+        self._overseer = overseer
         self._loop = loop
         self._codec = codec
         self._board = board
@@ -152,9 +162,12 @@ class Dealer:
             crew.begin(member, batch, time.monotonic())
         member.held.append(batch)
         by_value = encoded.by_value or any(function.by_value for function in functions)
+        timeout = job.policy.timeout
+        if timeout is not None:
+            self._overseer.expect(timeout)
         header = Header(
             Kind.BATCH,
-            flags=Flag.BY_VALUE if by_value else 0,
+            flags=(Flag.BY_VALUE if by_value else 0) | (Flag.TIMED if timeout is not None else 0),
             mode=job.mode,
             format=encoded.format,
             function=functions[0].number,
@@ -234,7 +247,7 @@ class Dealer:
             elif header.kind == Kind.READY:
                 self._hooks.on_ready(member)
             elif header.kind == Kind.INIT_FAILED:
-                self._hooks.on_initializer_failed(bytes(payload).decode("utf-8", "replace"))
+                self._hooks.on_initializer_failed(member, bytes(payload).decode("utf-8", "replace"))
                 break
             crew.touching = None
             if not member.held and not everything:
@@ -281,6 +294,8 @@ class Dealer:
         if batch.limit:
             member.slot.words[Word.LIMIT] = NOTHING
         crew.watched.pop(member, None)
+        if self._overseer.is_too_large(member):
+            member.retiring = True
         if member.held:
             crew.begin(member, member.held[0], time.monotonic())
         elif member.retiring:
@@ -302,20 +317,7 @@ class Dealer:
                 self._renew_functions(batch.job, batch)
             except Exception:
                 again = []  # it cannot go by value either: the worker's own error stands
-        retried = [batch.part(offset, offset + 1) for offset in again]
-        ended: list[tuple[Batch, list[Any], dict[int, BaseException]]] = []
-        start = 0
-        for offset in [*again, batch.count]:
-            if offset > start:
-                part_failed = {at - start: error for at, error in failed.items() if start <= at < offset}
-                ended.append((batch.part(start, offset), values[start:offset], part_failed))
-            start = offset + 1
-        for part in retried:
-            part.by_value = True
-        batch.job.replace(batch, retried)
-        self._agenda.requeue(batch.job)
-        for part, part_values, part_failed in ended:
-            self._agenda.deliver(part, part_values, part_failed)
+        self._agenda.deliver_but(batch, again, values, failed, by_value=True)
 
     def _renew_functions(self, job: Job, batch: Batch) -> None:
         functions = self._agenda.functions

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,9 +20,10 @@ from pairpool.master.cancellation import Cancellation
 from pairpool.master.crew import Crew, Member
 from pairpool.master.dealer import WATCH_EVERY, Dealer
 from pairpool.master.functions import Functions
-from pairpool.master.jobs import Calls, Job, StreamJob, Target
+from pairpool.master.jobs import Calls, Job, Policy, StreamJob, Target
 from pairpool.master.loop import Driver, Loop
 from pairpool.master.nursery import Nursery
+from pairpool.master.overseer import Overseer
 from pairpool.wire.board import Board
 from pairpool.wire.codec import Codec
 from pairpool.zygote import Zygote
@@ -41,6 +43,8 @@ class Master:
         processes: how many workers to keep.
         maxtasks: tasks after which a worker is replaced; None for never.
         has_initializer: whether workers report when they are ready.
+        memory_limit: private bytes that a worker may have beyond what it inherited; None for any number.
+        start_timeout: seconds that the initializer may take; None for any time.
     """
 
     def __init__(
@@ -52,6 +56,8 @@ class Master:
         processes: int,
         maxtasks: int | None,
         has_initializer: bool,
+        memory_limit: int | None = None,
+        start_timeout: float | None = None,
     ) -> None:
         self.identity = kernel.Identity()
         self.created = time.monotonic_ns()
@@ -66,10 +72,13 @@ class Master:
         codec = Codec()
         self.functions = Functions(codec)
         self.crew = Crew()
+        self.overseer = Overseer(self.crew, memory_limit, start_timeout)
         self.agenda = Agenda(self.functions, self._forget, self.loop.is_in_the_way)
-        self._dealer = Dealer(self.agenda, self.crew, self.loop, codec, board, maxtasks, self.nursery)
-        self.nursery.join(self.agenda, self.crew, self.loop, codec, self._dealer)
-        self._cancellation = Cancellation(self.agenda, self.crew)
+        self._dealer = Dealer(
+            self.agenda, self.crew, self.overseer, self.loop, codec, board, maxtasks, self.nursery
+        )
+        self.nursery.join(self.agenda, self.crew, self.overseer, self.loop, codec, self._dealer)
+        self._cancellation = Cancellation(self.agenda, self.crew, self.overseer)
         self._driver: Driver | None = None
 
     # --- what the loop turns --------------------------------------------------------------------
@@ -77,6 +86,16 @@ class Master:
     def prepare(self) -> float:
         lacking = self.nursery.request_lacking()
         self._dealer.deal()
+        overseer = self.overseer
+        if self.agenda.unfinished:
+            overseer.expect_work()
+        if overseer.at < math.inf:
+            left = overseer.at - time.monotonic()
+            if left <= 0:
+                overseer.look()
+                left = overseer.at - time.monotonic()
+            if not (self.crew.watched or lacking) or left < WATCH_EVERY:
+                return max(0.0, left) if left < math.inf else -1.0
         return WATCH_EVERY if self.crew.watched or lacking else -1.0
 
     def tend(self) -> None:
@@ -98,9 +117,9 @@ class Master:
         """Append a job; from any thread."""
         self.loop.submit(lambda: self.agenda.add(job))
 
-    def submit_call(self, target: Target, number: int, args: Any, kwds: Any) -> None:
+    def submit_call(self, target: Target, number: int, args: Any, kwds: Any, policy: Policy) -> None:
         """Append a single call of function `number`; from any thread."""
-        self.loop.submit(lambda: self.agenda.add_call(target, number, args, kwds))
+        self.loop.submit(lambda: self.agenda.add_call(target, number, args, kwds, policy))
 
     def abandon(self, job: StreamJob, *, half_used: bool) -> None:
         """Nobody will read a stream any more: what is left of a half-used one is not run."""

@@ -50,7 +50,7 @@ class Functions:
         self._by_name: OrderedDict[Any, Function] = OrderedDict()
         self._by_number: dict[int, Function] = {}
         self._warned: set[str] = set()
-        self.suspects: dict[int, int] = {}
+        self.suspects: dict[int, float] = {}
         """Workers that died, one after the other, while they unpickled a function, by its number."""
         self._lock = threading.Lock()
 
@@ -119,10 +119,10 @@ class Functions:
             self._by_name.pop(function.original, None)
         return new
 
-    def suspect(self, number: int) -> None:
-        """A worker died while it unpickled this function."""
+    def suspect(self, number: int, weight: float) -> None:
+        """A worker died while it unpickled this function; `weight` is 1 where nothing else can have ended it."""
         if number in self._by_number:
-            self.suspects[number] = self.suspects.get(number, 0) + 1
+            self.suspects[number] = self.suspects.get(number, 0.0) + weight
 
     def acquit(self, numbers: list[int]) -> None:
         """A worker has run these functions."""

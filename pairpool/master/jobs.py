@@ -12,13 +12,13 @@ import itertools
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from pairpool.master.batching import Sizer
 from pairpool.master.functions import Function
 from pairpool.wire.codec import Encoded
 
-__all__ = ["MANY", "Batch", "Calls", "Job", "MapJob", "Raised", "StreamJob", "Target"]
+__all__ = ["MANY", "Batch", "Calls", "Job", "MapJob", "PLAIN", "Policy", "Raised", "StreamJob", "Target"]
 
 _numbers = itertools.count(1)
 
@@ -30,6 +30,10 @@ class Target(Protocol):
     """Where the outcome of a single call goes."""
 
     job: Calls | MapJob | None
+
+    @property
+    def has_outcome(self) -> bool:
+        """Whether an outcome has been set."""
 
     def set_outcome(self, success: bool, value: Any) -> None:
         """Take the outcome; only the first counts."""
@@ -97,12 +101,32 @@ class Batch:
         return rest
 
 
+class Policy(NamedTuple):
+    """What is done about items that take too long or fail.
+
+    Args:
+        timeout: seconds that one item may take; None for any time.
+        retries: how often an item is run again whose worker died, or that raised one of `retry_on`.
+        retry_on: types of exceptions.
+    """
+
+    timeout: float | None = None
+    retries: int = 0
+    retry_on: tuple[type[BaseException], ...] = ()
+
+
+PLAIN = Policy()
+
+
 class Job(ABC):
     """One call. Subclasses say where items come from and where results go."""
 
-    def __init__(self, function: Function | None, mode: int, chunksize: int | None) -> None:
+    def __init__(self, function: Function | None, mode: int, chunksize: int | None, policy: Policy = PLAIN) -> None:
         self.function = function
         self.mode = mode
+        self.policy = policy
+        self.tries: dict[int, int] = {}
+        """How often items were run in vain, by index; kept while a retry is due."""
         self.sizer = Sizer(chunksize)
         self.again: deque[Batch] = deque()
         self.open: dict[int, Batch] = {}
@@ -143,6 +167,22 @@ class Job(ABC):
         """Take the outcome of a whole batch: a value for each item, or an exception under its offset."""
         if self.open.pop(batch.number, None) is not None and not self.cancelled:
             self.accept(batch, values, failed)
+
+    def wants_again(self, batch: Batch, offset: int, error: BaseException) -> bool:
+        """Whether an item that failed is to be run again; counts that as a try."""
+        if not isinstance(error, self.policy.retry_on) or self.is_settled(batch, offset):
+            return False
+        index = batch.first + offset
+        tries = self.tries[index] = self.tries.get(index, 0) + 1
+        if tries <= self.policy.retries:
+            return True
+        del self.tries[index]
+        error.add_note(f"the item was run {tries} times")
+        return False
+
+    def is_settled(self, _batch: Batch, _offset: int) -> bool:
+        """Whether nobody waits for this item any more."""
+        return self.cancelled
 
     @abstractmethod
     def accept(self, batch: Batch, values: list[Any], failed: dict[int, BaseException]) -> None:
@@ -193,8 +233,9 @@ class MapJob(Job):
         return_exceptions: bool,
         input_error: BaseException | None,
         finish: Callable[[bool, Any], None],
+        policy: Policy = PLAIN,
     ) -> None:
-        super().__init__(function, mode, chunksize)
+        super().__init__(function, mode, chunksize, policy)
         self._items = items
         self._next = 0
         self._length = len(items)
@@ -257,8 +298,8 @@ class MapJob(Job):
 class Calls(Job):
     """Single calls that were submitted one after the other; each has a result object of its own."""
 
-    def __init__(self, mode: int) -> None:
-        super().__init__(None, mode, None)
+    def __init__(self, mode: int, policy: Policy = PLAIN) -> None:
+        super().__init__(None, mode, None, policy)
         self._waiting: deque[tuple[Target, tuple[int, Any, Any]]] = deque()
         self._next = 0
 
@@ -288,6 +329,10 @@ class Calls(Job):
         batch = Batch(self, self._next, [item for _, item in taken], [target for target, _ in taken])
         self._next += size
         return batch
+
+    def is_settled(self, batch: Batch, offset: int) -> bool:
+        assert batch.targets is not None
+        return self.cancelled or batch.targets[offset].has_outcome
 
     def accept(self, batch: Batch, values: list[Any], failed: dict[int, BaseException]) -> None:
         assert batch.targets is not None
@@ -332,8 +377,9 @@ class StreamJob(Job):
         *,
         ordered: bool,
         buffersize: int | None,
+        policy: Policy = PLAIN,
     ) -> None:
-        super().__init__(function, mode, chunksize)
+        super().__init__(function, mode, chunksize, policy)
         self._items = items
         self._ordered = ordered
         self._buffersize = buffersize

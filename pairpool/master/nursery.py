@@ -7,21 +7,34 @@ import time
 from collections.abc import Callable
 
 from pairpool import kernel
+from pairpool.failures import short_call, short_repr
 from pairpool.master import blame
 from pairpool.master.agenda import Agenda
 from pairpool.master.crew import Crew, Member
 from pairpool.master.dealer import Dealer, Hooks
 from pairpool.master.jobs import Batch
 from pairpool.master.loop import Loop
+from pairpool.master.overseer import Overseer
+from pairpool.memory import OomCounter
 from pairpool.wire.board import Board, State, Word
 from pairpool.wire.channel import Header, Kind, Lost
 from pairpool.wire.codec import Birth, Codec
+from pairpool.worker import Mode
 from pairpool.zygote import Spawned, SpawnFailed, Zygote
 
 __all__ = ["Nursery"]
 
 RESPAWN_AFTER = 0.1
 """Seconds after which a fork that the kernel refused is tried again."""
+
+START_TRIES = 3
+"""Times that an initializer may fail in one place's replacements before the pool gives up."""
+
+START_PAUSES = 4
+"""By how much the pause before the next try grows."""
+
+FROM_OUTSIDE = 0.25
+"""What the death of a worker tells against the function that it was unpickling if somebody may have killed it."""
 
 STILLBORN = 3
 """Workers in a row that may end before they receive anything, beyond one for each place, before the pool gives up."""
@@ -34,6 +47,14 @@ def _explain(error: OSError, what: str) -> OSError:
     number = error.errno or errno.EAGAIN
     limit = _LIMITS.get(number, "memory")
     return OSError(number, f"{what} could not be made: {error.strerror} (limit: {limit})")
+
+
+def _arguments(batch: Batch, offset: int) -> str:
+    """What an item was, in short."""
+    item, mode = batch.items[offset], batch.job.mode
+    if mode == Mode.CALL:
+        return short_call(item[1], item[2])
+    return short_call(item) if mode == Mode.STAR and isinstance(item, (tuple, list)) else short_repr(item)
 
 
 class Nursery(Hooks):
@@ -67,12 +88,18 @@ class Nursery(Hooks):
         self._expected: set[int] = set()
         self._lacking: dict[int, float] = {}
         self._stillborn = 0
+        self._is_starting = True
+        self._tries: dict[int, int] = {}
+        self._oom = OomCounter()
         self.is_closing = False
 
-    def join(self, agenda: Agenda, crew: Crew, loop: Loop, codec: Codec, dealer: Dealer) -> None:
+    def join(
+        self, agenda: Agenda, crew: Crew, overseer: Overseer, loop: Loop, codec: Codec, dealer: Dealer
+    ) -> None:
         """Learn who else there is."""
         self._agenda = agenda
         self._crew = crew
+        self._overseer = overseer
         self._loop = loop
         self._codec = codec
         self.dealer = dealer
@@ -88,6 +115,7 @@ class Nursery(Hooks):
         while self._expected and self._agenda.broken is None:
             self.zygote.wait(None)
             self._on_zygote(0)
+        self._is_starting = False
         if self._agenda.broken is not None:
             raise self._agenda.broken
         assert self._codec.birth is not None
@@ -177,6 +205,8 @@ class Nursery(Hooks):
         self._loop.watch(member.channel.fileno(), lambda events: self.dealer.on_packets(member, events))
         self._loop.watch(member.pidfd.fileno(), lambda _events: self._on_death(member))
         member.started = not self.has_initializer
+        member.is_first = self._is_starting
+        self._overseer.enlist(member)
         if self.has_initializer:
             member.post(Header(Kind.START))
         if spawned.slot >= self.processes or self._is_done:
@@ -187,13 +217,14 @@ class Nursery(Hooks):
 
     def on_ready(self, member: Member) -> None:
         member.started = True
+        self._tries.pop(member.number, None)
         self._stillborn = 0
 
     def on_result(self) -> None:
         self._stillborn = 0
 
-    def on_initializer_failed(self, traceback: str) -> None:
-        self.break_down(blame.initializer_failed(traceback))
+    def on_initializer_failed(self, member: Member, traceback: str) -> None:
+        member.init_error = traceback  # the worker ends, and that is when it counts
 
     @property
     def _is_done(self) -> bool:
@@ -248,6 +279,7 @@ class Nursery(Hooks):
         self._crew.remove(member)
         if not was_dismissed:
             self._settle_accounts(member, unfinished, recalled)
+        self._overseer.forget(member)
         self.zygote.reaped(member.serial)
         member.close()
         self._crew.touching = None
@@ -255,15 +287,34 @@ class Nursery(Hooks):
             self._replace(member)
 
     def _settle_accounts(self, member: Member, unfinished: list[Batch], recalled: list[Batch]) -> None:
-        death = blame.Death(member, self._stacks.fileno())
+        death = blame.Death(member, self._stacks.fileno(), self._oom)
         if not member.started:
-            self.break_down(blame.initializer_died(death))
+            self._agenda.put_back(recalled)
+            self._agenda.put_back(unfinished)
+            self._on_start_failed(member, death)
             return
         if death.function_being_loaded is not None:
-            self._agenda.functions.suspect(death.function_being_loaded)
+            weight = FROM_OUTSIDE if death.is_from_outside else 1.0
+            self._agenda.functions.suspect(death.function_being_loaded, weight)
         self._agenda.put_back(recalled)
         for batch in unfinished:
             self._settle_batch(death, batch, unfinished)
+
+    def _on_start_failed(self, member: Member, death: blame.Death) -> None:
+        """An initializer that fails at the start of the pool is wrong; one that fails later may have had bad luck.
+
+        So may a worker that somebody killed meanwhile: these are tried again, with growing pauses.
+        """
+        number = member.number
+        tries = self._tries[number] = self._tries.get(number, 0) + 1
+        is_wrong = member.is_first and (member.init_error is not None or not death.is_from_outside or member.doom)
+        if is_wrong or tries >= START_TRIES:
+            if member.init_error is not None:
+                self.break_down(blame.initializer_failed(member.init_error))
+            else:
+                self.break_down(blame.initializer_died(death))
+        elif number < self.processes:
+            self._lacking[number] = time.monotonic() + RESPAWN_AFTER * START_PAUSES ** (tries - 1)
 
     def _settle_batch(self, death: blame.Death, batch: Batch, unfinished: list[Batch]) -> None:
         job = batch.job
@@ -272,7 +323,8 @@ class Nursery(Hooks):
             batch.solo = batch.solo or death.is_in_doubt(batch)
             self._agenda.put_back([batch])
             return
-        error = death.error(self._name_of(batch, culprit), batch.first + culprit if batch.targets is None else 0)
+        index = batch.first + culprit if batch.targets is None else 0
+        error = death.error(self._name_of(batch, culprit), index, _arguments(batch, culprit))
         victim = batch.part(culprit, culprit + 1)
         job.replace(batch, batch.without(culprit))
         self._agenda.requeue(job)
@@ -290,6 +342,8 @@ class Nursery(Hooks):
         if self._agenda.broken is not None or self._is_done:
             return
         if number >= self.processes or number in self._crew.members or number in self._expected:
+            return
+        if number in self._lacking:
             return
         words = member.slot.words
         if words[Word.STATE] == State.EMPTY:
