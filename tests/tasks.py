@@ -14,6 +14,8 @@ import random
 import signal
 import subprocess
 import threading
+import time
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 FragileSpec = tuple[str, str, int]
@@ -433,3 +435,85 @@ def return_lock_at(victim: int, item: int) -> Any:
 
 def recurse(x: int) -> int:
     return recurse(x + 1)
+
+
+# --- limits -------------------------------------------------------------------------------------------
+
+kept: list[bytearray] = []
+
+
+def tell_pid_and_wait(where: tuple[str, str]) -> None:
+    """Say who runs this, and hold."""
+    reports, gate = where
+    tell(reports, os.getpid())
+    wait_for(gate)
+
+
+def hold_on(how: str) -> NoReturn:
+    """Stay for ever, in one of the ways that make a task hard to end."""
+    if how == "ignores SIGTERM":
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGABRT):
+            signal.signal(number, signal.SIG_IGN)
+    elif how == "holds the GIL":
+        ctypes.PyDLL(None).sleep(1000)  # unlike CDLL, it keeps the GIL
+    elif how == "is stopped":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    elif how == "blocks all signals":
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    while True:
+        signal.pause()
+
+
+def busy_for(seconds: float) -> float:
+    """Compute for so long."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        sum(range(100))
+    return seconds
+
+
+def fail_first(journal: str, how: str, times: int, item: int) -> int:
+    """Fail at the first `times` tries of an item, which are counted in a file."""
+    with open(journal, "a") as file:
+        file.write(f"{item}\n")
+    with open(journal) as file:
+        tries = file.read().split().count(str(item))
+    if tries <= times:
+        if how == "exit":
+            os._exit(3)
+        if how == "abort":
+            os.abort()
+        if how == "hang":
+            hold_on("in the plain way")
+        raise ValueError(f"try {tries}")
+    return item
+
+
+def fail_at(journal: str, numbers: Iterable[int]) -> None:
+    """An initializer that fails in the starts with these numbers, counted from 0 in a file."""
+    with open(journal, "a") as file:
+        file.write("x")
+        number = file.tell() - 1
+    if number in numbers:
+        raise ValueError(f"start {number}")
+
+
+def use_memory(gate: str, megabytes: int) -> int:
+    """Take memory; a lot of it is held until the gate lets go."""
+    block = bytearray(megabytes * 2**20)
+    block[::4096] = bytes([1]) * len(block[::4096])
+    if megabytes > 1:
+        wait_for(gate)
+    return megabytes
+
+
+def keep_memory(megabytes: int) -> int:
+    """Take memory for good; returns who did."""
+    block = bytearray(megabytes * 2**20)
+    block[::4096] = bytes([1]) * len(block[::4096])
+    kept.append(block)
+    return os.getpid()
+
+
+def exit_with(what: tuple[int, str, bytes, list[int]]) -> NoReturn:
+    os._exit(what[0])
