@@ -49,6 +49,9 @@ NEEDS = "pairpool needs Linux 5.4 or later with pidfd_open and memfd_create"
 
 SIGKILL = signal.SIGKILL
 
+BREATH = 50e-6
+"""Seconds between two looks at what should happen at once; a sched_yield would wait for all that computes, first."""
+
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 PIDFD_GET_INFO = (3 << 30) | (64 << 16) | (0xFF << 8) | 11
@@ -210,7 +213,7 @@ def wait_released(pid: int, patience: float = 0.1) -> None:
             os.kill(pid, 0)
         except ProcessLookupError:
             return
-        os.sched_yield()
+        time.sleep(BREATH)
 
 
 def exit_status(pidfd: int, patience: float = 0.05) -> int | None:
@@ -232,7 +235,7 @@ def exit_status(pidfd: int, patience: float = 0.05) -> int | None:
                 return int(struct.unpack_from("<i", info, 60)[0])
         if time.monotonic() > deadline:
             return None
-        os.sched_yield()
+        time.sleep(BREATH)
 
 
 def halt(pidfd: int, pid: int, patience: float = 0.005) -> bool:
@@ -246,7 +249,7 @@ def halt(pidfd: int, pid: int, patience: float = 0.005) -> bool:
     send_signal(pidfd, signal.SIGSTOP)
     deadline = time.monotonic() + patience
     while _state_of(pid) not in "TtZX" and time.monotonic() < deadline:
-        os.sched_yield()
+        time.sleep(BREATH)
     return True
 
 

@@ -29,6 +29,7 @@ import select
 import signal
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -54,6 +55,9 @@ class Body(Protocol):
     def __call__(self, channel: Channel, slot: int, serial: int, /) -> int: ...
 
 
+
+LATELY = 64
+"""Workers that may have ended so lately that the kernel still lists them among the children."""
 
 _serials = itertools.count(1)
 """One count for all zygotes of a process: a report about the worker of an old one must not mean one of the new."""
@@ -419,6 +423,7 @@ class DirectZygote:
         self._keep = keep
         self._answers: list[Spawned | SpawnFailed] = []
         self._children: dict[int, tuple[int, kernel.Descriptor]] = {}
+        self._ended: deque[int] = deque(maxlen=LATELY)
         self._closed = False
         if not DirectZygote._ignoring:
             DirectZygote._before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
@@ -452,7 +457,7 @@ class DirectZygote:
         pid, handle = self._children.pop(serial, (0, None))
         if handle is not None:
             kernel.kill_group(pid, handle.fileno())
-            kernel.wait_released(pid)
+            self._ended.append(pid)
             kernel.disown(handle)
             handle.close()
 
@@ -464,6 +469,8 @@ class DirectZygote:
             self._closed = True
             for serial in list(self._children):
                 self.reaped(serial)
+            for pid in self._ended:
+                kernel.wait_released(pid)
             DirectZygote._open -= 1
             if threading.current_thread() is threading.main_thread():
                 DirectZygote.restore_sigchld()

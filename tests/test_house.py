@@ -29,6 +29,7 @@ FLOORS: dict[str, int] = {
     "pairpool.cli": 6,
     "pairpool.dask": 6,
     "pairpool.joblib": 6,
+    "pairpool.stress": 6,
     "pairpool.__main__": 7,
     "pairpool": 7,
 }
