@@ -90,6 +90,10 @@ class Zygote(Protocol):
     main_names: frozenset[str] | None
     """Names that the workers' `__main__` has, where it was imported anew; None where it is inherited."""
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether it has ended, and its workers with it."""
+
     def request(self, slot: int) -> None:
         """Ask for a worker; it comes out of `receive` later, with a serial number that no other has."""
 
@@ -278,6 +282,10 @@ class _ZygoteProcess:
         kernel.own(control)
         kernel.own(self.pidfd)
 
+    @property
+    def is_gone(self) -> bool:
+        return self.pidfd.fileno() < 0 or kernel.has_ended(self.pidfd.fileno())
+
     def request(self, slot: int) -> None:
         self._control.send(Header(Kind.SPAWN, first=slot, batch=next(_serials)))
 
@@ -412,6 +420,7 @@ class DirectZygote:
     """
 
     was_ready = True
+    is_gone = False
     main_names: frozenset[str] | None = None
     _open = 0
     _ignoring = False

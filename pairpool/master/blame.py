@@ -113,7 +113,7 @@ class Death:
         self.batch = words[Word.BATCH]
         self.item = words[Word.ITEM]
         self.function = words[Word.FUNCTION]
-        self.status = kernel.exit_status(member.pidfd.fileno())
+        self.status, self.went_with_zygote = _read_status(member)
         room = os.pread(stacks, STACK_ROOM, member.number * STACK_ROOM)
         self.stack = _task_frames(room.split(b"\0", 1)[0].decode("utf-8", "replace"))
         self.cause, self.advice = self._explain(oom)
@@ -146,6 +146,8 @@ class Death:
         doom = self._member.doom
         if doom is not None:
             return doom.cause, doom.advice
+        if self.went_with_zygote:
+            return "the zygote, which forks the workers, was ended, and takes all its workers with it", _ADVICE_RETRY
         number = self.signal
         if number == signal.SIGKILL and oom.advanced():
             return _out_of_memory(self._member.slot.words[Word.RSS], oom.limit()), _ADVICE_MEMORY
@@ -237,6 +239,21 @@ def _out_of_memory(rss: int, limit: int | None) -> str:
     if rss:
         text += f"; it last used {format_size(rss)}"
     return f"{text}; the cgroup's limit is {format_size(limit)}" if limit else text
+
+
+def _read_status(member: Member) -> tuple[int | None, bool]:
+    """The wait status of a worker, and whether it ended because its zygote had.
+
+    The status is filed when a process is reaped. The kernel does that for a zygote that ignores SIGCHLD; once that is
+    gone it is up to whoever adopts orphans, at any time.
+    """
+    pidfd = member.pidfd.fileno()
+    status = kernel.exit_status(pidfd, 0.0)
+    if status is None and not member.zygote.is_gone:
+        status = kernel.exit_status(pidfd)
+    if status in (None, int(signal.SIGKILL)) and member.zygote.is_gone:
+        return int(signal.SIGKILL), True  # which is what PDEATHSIG sends
+    return status, False
 
 
 def _task_frames(stack: str) -> str:

@@ -23,7 +23,7 @@ from pairpool.wire.board import Slot
 from pairpool.wire.channel import HEADER, INLINE_LIMIT, Buffer, Header, Kind, Lost
 from pairpool.wire.lanes import Lane, LaneReader, Lanes
 from pairpool.worker import Flag
-from pairpool.zygote import Spawned
+from pairpool.zygote import Spawned, Zygote
 
 __all__ = ["Crew", "Member"]
 
@@ -50,9 +50,10 @@ class Member:
     Args:
         spawned: what the zygote handed over; owned from here on.
         slot: its part of the status board.
+        zygote: what it was forked off.
     """
 
-    def __init__(self, spawned: Spawned, slot: Slot) -> None:
+    def __init__(self, spawned: Spawned, slot: Slot, zygote: Zygote) -> None:
         self.number = spawned.slot
         self.serial = spawned.serial
         self.pid = spawned.pid
@@ -60,6 +61,7 @@ class Member:
         self.far = spawned.far
         self.pidfd = spawned.pidfd
         self.slot = slot
+        self.zygote = zygote
         self.held: deque[Batch] = deque()
         self.knows: set[int] = set()
         self.lanes = Lanes()

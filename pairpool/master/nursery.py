@@ -200,7 +200,7 @@ class Nursery(Hooks):
 
     def _enlist(self, spawned: Spawned) -> None:
         crew = self._crew
-        member = Member(spawned, self._board.slot(spawned.slot))
+        member = Member(spawned, self._board.slot(spawned.slot), self.zygote)
         crew.members[member.number] = member
         self._loop.watch(member.channel.fileno(), lambda events: self.dealer.on_packets(member, events))
         self._loop.watch(member.pidfd.fileno(), lambda _events: self._on_death(member))
@@ -295,7 +295,8 @@ class Nursery(Hooks):
             return
         if death.function_being_loaded is not None:
             weight = FROM_OUTSIDE if death.is_from_outside else 1.0
-            self._agenda.functions.suspect(death.function_being_loaded, weight)
+            if not death.went_with_zygote:
+                self._agenda.functions.suspect(death.function_being_loaded, weight)
         self._agenda.put_back(recalled)
         for batch in unfinished:
             self._settle_batch(death, batch, unfinished)
