@@ -148,17 +148,21 @@ class Nursery(Hooks):
         """Take what the zygote has sent; if it has ended, make another."""
         while not self._loop.ended:
             try:
-                answer = self.zygote.receive()
+                with kernel.Uninterrupted():
+                    answer = self.zygote.receive()
+                    if answer is not None:
+                        self._expected.discard(answer.slot)
+                    if isinstance(answer, Spawned):
+                        self._enlist(answer)
             except Lost:
                 self._on_zygote_lost()
                 return
             if answer is None:
                 return
-            self._expected.discard(answer.slot)
             if isinstance(answer, SpawnFailed):
                 self._on_spawn_failed(answer)
-            else:
-                self._enlist(answer)
+            elif answer.slot >= self.processes or self._is_done:
+                self.retire(self._crew.members[answer.slot])
 
     def _on_spawn_failed(self, answer: SpawnFailed) -> None:
         """A fork that failed is tried again later while other workers go on; without any, it is the end."""
@@ -191,12 +195,23 @@ class Nursery(Hooks):
 
     def request_lacking(self) -> bool:
         """Try again what the kernel refused, when it is time; returns whether something is still lacking."""
-        now = time.monotonic()
-        for number in [number for number, at in self._lacking.items() if at <= now]:
-            del self._lacking[number]
-            if number not in self._crew.members and number < self.processes:
-                self._request(number)
+        if self._lacking:
+            now = time.monotonic()
+            for number in [number for number, at in self._lacking.items() if at <= now]:
+                del self._lacking[number]
+                if number not in self._crew.members and number < self.processes:
+                    self._request(number)
+        if len(self._crew.members) + len(self._expected) + len(self._lacking) < self.processes:
+            self._fill_gaps()
         return bool(self._lacking)
+
+    def _fill_gaps(self) -> None:
+        """Ask for workers in places that nobody has asked for: an exception struck between a death and that."""
+        if self._is_starting or self._agenda.broken is not None or self._is_done:
+            return
+        for number in range(self.processes):
+            if not (number in self._crew.members or number in self._expected or number in self._lacking):
+                self._request(number)
 
     def _enlist(self, spawned: Spawned) -> None:
         crew = self._crew
@@ -209,8 +224,6 @@ class Nursery(Hooks):
         self._overseer.enlist(member)
         if self.has_initializer:
             member.post(Header(Kind.START))
-        if spawned.slot >= self.processes or self._is_done:
-            self.retire(member)
         crew.place(member)
 
     # --- life -----------------------------------------------------------------------------------
@@ -268,23 +281,27 @@ class Nursery(Hooks):
         self.dealer.drain(member, everything=True)
         if self._loop.ended:
             return
+        was_dismissed = member.dismissed
+        with kernel.Uninterrupted():
+            self._bury(member)
+        if not was_dismissed:
+            self._replace(member)
+
+    def _bury(self, member: Member) -> None:
         self._crew.touching = member
         self._loop.unwatch(member.pidfd.fileno())
-        was_dismissed = member.dismissed
-        if not was_dismissed:
+        if not member.dismissed:
             self._loop.unwatch(member.channel.fileno())
-        recalled = [] if was_dismissed else member.recall()
+        recalled = [] if member.dismissed else member.recall()
         unfinished = list(member.held)
         member.held.clear()
         self._crew.remove(member)
-        if not was_dismissed:
+        if not member.dismissed:
             self._settle_accounts(member, unfinished, recalled)
         self._overseer.forget(member)
         self.zygote.reaped(member.serial)
         member.close()
         self._crew.touching = None
-        if not was_dismissed:
-            self._replace(member)
 
     def _settle_accounts(self, member: Member, unfinished: list[Batch], recalled: list[Batch]) -> None:
         death = blame.Death(member, self._stacks.fileno(), self._oom)
