@@ -17,6 +17,7 @@ import struct
 import sys
 from typing import TYPE_CHECKING, Any
 
+from pairpool import kernel
 from pairpool.wire.channel import INLINE_LIMIT, Channel, Header, Kind
 
 if TYPE_CHECKING:
@@ -169,7 +170,7 @@ def run_fresh_zygote(control_fd: int, master: int, factory: str, fds: list[int])
     for fd in (control_fd, *fds):
         os.set_inheritable(fd, False)
     try:
-        pidfd = os.pidfd_open(master)
+        pidfd = kernel.above_standard(os.pidfd_open(master))
     except ProcessLookupError:
         os._exit(1)  # the master is gone, and so is all reason to start
     parts = [bytes(control.receive()[1]) for _ in range(control.receive()[0].items)]

@@ -24,6 +24,7 @@ __all__ = [
     "Identity",
     "Uninterrupted",
     "abort",
+    "above_standard",
     "adopt_orphans",
     "children_of",
     "cpu_allowance",
@@ -81,6 +82,19 @@ class Descriptor:
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
+
+
+def above_standard(fd: int) -> int:
+    """The descriptor, or, if it took the number of a standard stream that is closed, a copy of it in its place.
+
+    What writes to the standard streams must not reach it, nor may a program that is started get another in its place.
+    """
+    if fd > 2:
+        return fd
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+    finally:
+        os.close(fd)
 
 
 # --- descriptors that no forked child may keep ------------------------------------------------------
@@ -366,7 +380,7 @@ def kill_children(keep: set[int], patience: float = 5.0) -> None:
 
 def memfd(name: str, size: int) -> int:
     """An anonymous file of `size` zero bytes that closes on exec (memfd_create(2))."""
-    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    fd = above_standard(os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
     try:
         os.ftruncate(fd, size)
     except BaseException:

@@ -84,6 +84,8 @@ class Pool:
             shared pages do not count). One that is above it between two batches is replaced; one that passes it inside
             a task is ended, and the item raises `WorkerDied`. None for any number.
         start_timeout: seconds that the initializer may take; None for any time.
+        chunksize: items to a batch for calls that do not say; None for batches by time. With 1, single calls go one by
+            one, too: nothing in this pool ever runs twice unless `retries` allows it.
 
     `task_timeout`, `retries` and `retry_on` can be given to each call, too; `math.inf` lifts the pool's time limit.
 
@@ -114,6 +116,7 @@ class Pool:
         retry_on: RetryOn = (),
         memory_limit: int | str | None = None,
         start_timeout: float | None = None,
+        chunksize: int | None = None,
     ) -> None:
         self._state = "INIT"
         kernel.require_linux()
@@ -132,6 +135,7 @@ class Pool:
         if limit is not None and usage_of(os.getpid()) is None:
             raise OSError(errno.ENOENT, "memory_limit needs /proc")
         start_timeout = _check_seconds(start_timeout, "start_timeout")
+        self._chunksize = _check_chunksize(chunksize)
         self._name = name or f"pool-{next(_names)}"
         self._start_method = start_method
         kernel.require_descriptors(
@@ -244,7 +248,7 @@ class Pool:
         result = AsyncResult(self, master, callback, error_callback)
         function = self._function(func, result)
         if function is not None:
-            master.submit_call(result, function.number, tuple(args), dict(kwds or {}), policy)
+            master.submit_call(result, function.number, tuple(args), dict(kwds or {}), policy, self._calls_chunksize)
         master.drive_in_background()
         return result
 
@@ -364,6 +368,10 @@ class Pool:
         policy = self._policy_of(task_timeout, retries, retry_on)
         return self._start_stream(func, iterable, chunksize, buffersize, return_exceptions, policy, ordered=False)
 
+    @property
+    def _calls_chunksize(self) -> int | None:
+        return 1 if self._chunksize == 1 else None
+
     def _policy_of(self, task_timeout: float | None, retries: int | None, retry_on: RetryOn | None) -> Policy:
         """The pool's policy, with what this call has of its own."""
         if task_timeout is None and retries is None and retry_on is None:
@@ -407,7 +415,7 @@ class Pool:
         policy: Policy,
     ) -> MapJob | None:
         self._check_running()
-        chunksize = _check_chunksize(chunksize)
+        chunksize = self._chunksize if chunksize is None else _check_chunksize(chunksize)
         items, input_error = _gather(iterable)
         function = self._function(func, result)
         if function is None:
@@ -438,7 +446,7 @@ class Pool:
         ordered: bool,
     ) -> IMapIterator[R]:
         self._check_running()
-        chunksize = _check_chunksize(chunksize)
+        chunksize = self._chunksize if chunksize is None else _check_chunksize(chunksize)
         buffersize = _check_buffersize(buffersize)
         items = iter(iterable)
         if not callable(func):

@@ -76,10 +76,7 @@ class AsyncResult(Generic[R]):
 
     def _cancel(self, reason: BaseException, *, kill: bool) -> bool:
         kernel.require_owner(self._master.identity)
-        self._master.loop.poke()
-        if self.job is None or self._done:
-            return False
-        return self._master.cancel(self.job, reason, kill=kill, target=self)
+        return self._master.cancel_call(self, reason, kill=kill)
 
     def get(self, timeout: float | None = None) -> R:
         """The result, or its exception raised.

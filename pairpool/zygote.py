@@ -276,7 +276,12 @@ class _ZygoteProcess:
     def __init__(self, control: Channel, pid: int) -> None:
         self._control = control
         self.pid = pid
-        self.pidfd = kernel.Descriptor(os.pidfd_open(pid))
+        try:
+            self.pidfd = kernel.Descriptor(os.pidfd_open(pid))
+        except BaseException:
+            control.close()
+            _give_up(pid)
+            raise
         self.main_names: frozenset[str] | None = None
         self.was_ready = False
         kernel.own(control)
@@ -294,6 +299,8 @@ class _ZygoteProcess:
             self._control.send(Header(Kind.REAPED, batch=serial))
         except Lost:
             pass  # it died with its workers, and `receive` will say so
+        except OSError:
+            pass  # no memory for a packet: what the worker left is ended with the next one's
 
     def receive(self) -> Spawned | SpawnFailed | None:
         while True:
@@ -344,7 +351,12 @@ class ForkedZygote(_ZygoteProcess):
     def __init__(self, body: Body, keep: Sequence[kernel.Closable] = ()) -> None:
         """Fork; `keep` names what is closed in other children of this process, but not in this one."""
         near, far = Channel.pair()
-        master = os.pidfd_open(os.getpid())
+        try:
+            master = os.pidfd_open(os.getpid())
+        except BaseException:
+            near.close()
+            far.close()
+            raise
 
         def child() -> int:
             near.close()
@@ -400,8 +412,8 @@ class FreshZygote(_ZygoteProcess):
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             far.close()
-        super().__init__(near, process.pid)
         process.returncode = 0  # it is waited for by its pid: a copy of this object in a forked child must not complain
+        super().__init__(near, process.pid)
         try:
             inheritance.send_preparation(near, setup)
         except Lost:

@@ -13,6 +13,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterable
@@ -517,3 +518,60 @@ def keep_memory(megabytes: int) -> int:
 
 def exit_with(what: tuple[int, str, bytes, list[int]]) -> NoReturn:
     os._exit(what[0])
+
+
+# --- corners ------------------------------------------------------------------------------------------
+
+
+class BreaksAtItsEnd:
+    """Breaks when the last reference to it goes, in a worker."""
+
+    def __init__(self, how: str, number: int) -> None:
+        self.how = how
+        self.number = number
+        self.home = os.getpid()
+
+    def __del__(self) -> None:
+        if os.getpid() != self.home:
+            if self.how == "exit":
+                os._exit(3)
+            if self.how == "segfault":
+                segfault()
+            sys.stderr = None  # what it raises is printed, there, by the interpreter
+            raise ValueError("in __del__")
+
+
+def take_and_drop(thing: BreaksAtItsEnd) -> int:
+    return thing.number
+
+
+def turn_all_around() -> str:
+    """Change what a process has only one of."""
+    os.chdir("/")
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGCHLD, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    sys.stdout = sys.stderr = sys.stdin = None
+    sys.setrecursionlimit(500)
+    os.environ.clear()
+    os.umask(0o777)
+    gc.disable()
+    threading.Thread(target=threading.Event().wait, daemon=True).start()
+    return "done"
+
+
+def close_all_if(chosen: bool, item: int) -> int:
+    if chosen:
+        os.closerange(3, 256)
+    return item
+
+
+def write_to_full() -> None:
+    with open("/dev/full", "w") as file:
+        file.write("x")
+
+
+def signals_of_a_program() -> str:
+    return subprocess.run(
+        ["grep", "Sig[IB]", "/proc/self/status"], capture_output=True, text=True, check=True
+    ).stdout

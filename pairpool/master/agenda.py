@@ -56,13 +56,21 @@ class Agenda:
         else:
             self.queue.append(job)
 
-    def add_call(self, target: Target, number: int, args: Any, kwds: Any, policy: Policy = PLAIN) -> None:
+    def add_call(
+        self,
+        target: Target,
+        number: int,
+        args: Any,
+        kwds: Any,
+        policy: Policy = PLAIN,
+        chunksize: int | None = None,
+    ) -> None:
         """Append a single call, to those before it if no other job stands between."""
         last = self.queue[-1] if self.queue else None
-        if isinstance(last, Calls) and last.policy == policy:
+        if isinstance(last, Calls) and last.policy == policy and last.sizer.chunksize == chunksize:
             last.add(target, number, args, kwds)
             return
-        job = Calls(Mode.CALL, policy)
+        job = Calls(Mode.CALL, policy, chunksize)
         job.add(target, number, args, kwds)
         self.add(job)
 

@@ -114,7 +114,7 @@ class Death:
         self.item = words[Word.ITEM]
         self.function = words[Word.FUNCTION]
         self.status, self.went_with_zygote = _read_status(member)
-        room = os.pread(stacks, STACK_ROOM, member.number * STACK_ROOM)
+        room = _read_stack(stacks, member.number)
         self.stack = _task_frames(room.split(b"\0", 1)[0].decode("utf-8", "replace"))
         self.cause, self.advice = self._explain(oom)
 
@@ -239,6 +239,13 @@ def _out_of_memory(rss: int, limit: int | None) -> str:
     if rss:
         text += f"; it last used {format_size(rss)}"
     return f"{text}; the cgroup's limit is {format_size(limit)}" if limit else text
+
+
+def _read_stack(stacks: int, number: int) -> bytes:
+    try:
+        return os.pread(stacks, STACK_ROOM, number * STACK_ROOM)
+    except OSError:
+        return b""  # there is no memory for it now, and the rest is worth telling without it
 
 
 def _read_status(member: Member) -> tuple[int | None, bool]:

@@ -150,8 +150,8 @@ class Member:
         while True:
             try:
                 header, payload, fds = self.far.receive(wait=False)
-            except (BlockingIOError, Lost):
-                break
+            except (OSError, Lost):
+                break  # nothing more is there; or it cannot be had now, and stays with the worker
             self._unsend(header, payload, fds, numbers, resend)
         for pieces, lane in waiting:
             head = bytes(pieces[0])

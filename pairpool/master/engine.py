@@ -117,9 +117,11 @@ class Master:
         """Append a job; from any thread."""
         self.loop.submit(lambda: self.agenda.add(job))
 
-    def submit_call(self, target: Target, number: int, args: Any, kwds: Any, policy: Policy) -> None:
+    def submit_call(
+        self, target: Target, number: int, args: Any, kwds: Any, policy: Policy, chunksize: int | None
+    ) -> None:
         """Append a single call of function `number`; from any thread."""
-        self.loop.submit(lambda: self.agenda.add_call(target, number, args, kwds, policy))
+        self.loop.submit(lambda: self.agenda.add_call(target, number, args, kwds, policy, chunksize))
 
     def abandon(self, job: StreamJob, *, half_used: bool) -> None:
         """Nobody will read a stream any more: what is left of a half-used one is not run."""
@@ -128,29 +130,40 @@ class Master:
         else:
             self.loop.submit(job.discard)
 
-    def cancel(self, job: Job, reason: BaseException, *, kill: bool, target: Target | None = None) -> bool:
-        """End a call, or of single calls the one with this target; from any thread.
+    def cancel(self, job: Job, reason: BaseException, *, kill: bool) -> bool:
+        """End a whole call; from any thread.
 
         What is queued is taken back, out of the workers' sockets too; what runs is ended if `kill` says so.
         Returns whether the call has ended by it.
         """
+        return self._ask(lambda: self._cancellation.job(job, reason, kill=kill))
+
+    def cancel_call(self, target: Target, reason: BaseException, *, kill: bool) -> bool:
+        """`cancel` for the call with this target, which may be one of several single calls."""
+
+        def action() -> bool:
+            job = target.job  # known by now, for the call was submitted before this action
+            if job is None or target.has_outcome:
+                return False
+            if isinstance(job, Calls):
+                return self._cancellation.call(job, target, reason, kill=kill)
+            return self._cancellation.job(job, reason, kill=kill)
+
+        return self._ask(action)
+
+    def _ask(self, question: Callable[[], bool]) -> bool:
+        """Have the leader answer a question; False if the pool ends meanwhile."""
         verdict: list[bool] = []
-
-        def action() -> None:
-            if target is not None and isinstance(job, Calls):
-                verdict.append(self._cancellation.call(job, target, reason, kill=kill))
-            else:
-                verdict.append(self._cancellation.job(job, reason, kill=kill))
-
-        self.loop.submit(action)
+        self.loop.submit(lambda: verdict.append(question()))
         self.loop.wait(lambda: bool(verdict) or self.loop.ended)
         return verdict == [True]
 
     def drive_in_background(self) -> None:
         """Have a daemon thread wait for what nobody waits for."""
         if self._driver is None:
-            self._driver = Driver(self.loop, self._is_idle)
-            self._driver.start()
+            driver = Driver(self.loop, self._is_idle)
+            driver.start()
+            self._driver = driver
         else:
             self._driver.nudge()
 

@@ -298,8 +298,8 @@ class MapJob(Job):
 class Calls(Job):
     """Single calls that were submitted one after the other; each has a result object of its own."""
 
-    def __init__(self, mode: int, policy: Policy = PLAIN) -> None:
-        super().__init__(None, mode, None, policy)
+    def __init__(self, mode: int, policy: Policy = PLAIN, chunksize: int | None = None) -> None:
+        super().__init__(None, mode, chunksize, policy)
         self._waiting: deque[tuple[Target, tuple[int, Any, Any]]] = deque()
         self._next = 0
 

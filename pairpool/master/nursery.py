@@ -27,6 +27,9 @@ __all__ = ["Nursery"]
 RESPAWN_AFTER = 0.1
 """Seconds after which a fork that the kernel refused is tried again."""
 
+FORK_TRIES = 30
+"""Forks in a row that the kernel may refuse while no worker is left before the pool gives up."""
+
 START_TRIES = 3
 """Times that an initializer may fail in one place's replacements before the pool gives up."""
 
@@ -35,6 +38,9 @@ START_PAUSES = 4
 
 FROM_OUTSIDE = 0.25
 """What the death of a worker tells against the function that it was unpickling if somebody may have killed it."""
+
+ZYGOTES = 20
+"""Zygotes in a row that may end, with nothing done in between, before the pool gives up."""
 
 STILLBORN = 3
 """Workers in a row that may end before they receive anything, beyond one for each place, before the pool gives up."""
@@ -88,6 +94,8 @@ class Nursery(Hooks):
         self._expected: set[int] = set()
         self._lacking: dict[int, float] = {}
         self._stillborn = 0
+        self._refused = 0
+        self._zygotes_lost = 0
         self._is_starting = True
         self._tries: dict[int, int] = {}
         self._oom = OomCounter()
@@ -137,6 +145,10 @@ class Nursery(Hooks):
             self.zygote.request(number)
         except Lost:
             return  # its end has been noticed by `_on_zygote`, or will be
+        except OSError as error:
+            self._expected.discard(number)
+            self._on_refused(number, error)
+            return
         if not self.zygote.watched():
             self._on_zygote(0)
 
@@ -160,24 +172,26 @@ class Nursery(Hooks):
             if answer is None:
                 return
             if isinstance(answer, SpawnFailed):
-                self._on_spawn_failed(answer)
+                self._on_refused(answer.slot, answer.error)
             elif answer.slot >= self.processes or self._is_done:
                 self.retire(self._crew.members[answer.slot])
 
-    def _on_spawn_failed(self, answer: SpawnFailed) -> None:
-        """A fork that failed is tried again later while other workers go on; without any, it is the end."""
-        if self._agenda.unfinished and (self._crew.members or self._expected):
-            self._lacking[answer.slot] = time.monotonic() + RESPAWN_AFTER
+    def _on_refused(self, number: int, error: OSError) -> None:
+        """A fork that failed is tried again later; with no worker left it is the end, after some tries."""
+        self._refused += 1
+        if not self._is_starting and (self._crew.members or self._refused < FORK_TRIES):
+            self._lacking[number] = time.monotonic() + RESPAWN_AFTER
             return
-        self.break_down(_explain(answer.error, f"worker {answer.slot} of {self.processes}"))
+        self.break_down(_explain(error, f"worker {number} of {self.processes}"))
 
     def _on_zygote_lost(self) -> None:
         """The zygote was killed: its workers die with it, a new one is made, and the pool goes on."""
         for fd in self.zygote.watched():
             self._loop.unwatch(fd)
         self.zygote.close()
-        self._stillborn += 1
-        if self._stillborn > STILLBORN or self._codec.birth is None or not self.zygote.was_ready:
+        self._zygotes_lost += 1
+        is_hopeless = self._zygotes_lost > (ZYGOTES if self.zygote.was_ready else STILLBORN)
+        if is_hopeless or self._is_starting or self._codec.birth is None:
             text = "the zygote, which forks the workers, ended"
             if not self.zygote.was_ready:
                 text += " before it was ready; its error output says why"
@@ -191,7 +205,7 @@ class Nursery(Hooks):
         self._take_stock()
         self._watch_zygote()
         for number in sorted(self._expected):
-            self.zygote.request(number)
+            self._request(number)
 
     def request_lacking(self) -> bool:
         """Try again what the kernel refused, when it is time; returns whether something is still lacking."""
@@ -215,6 +229,7 @@ class Nursery(Hooks):
 
     def _enlist(self, spawned: Spawned) -> None:
         crew = self._crew
+        self._refused = 0
         member = Member(spawned, self._board.slot(spawned.slot), self.zygote)
         crew.members[member.number] = member
         self._loop.watch(member.channel.fileno(), lambda events: self.dealer.on_packets(member, events))
@@ -234,7 +249,7 @@ class Nursery(Hooks):
         self._stillborn = 0
 
     def on_result(self) -> None:
-        self._stillborn = 0
+        self._stillborn = self._zygotes_lost = 0
 
     def on_initializer_failed(self, member: Member, traceback: str) -> None:
         member.init_error = traceback  # the worker ends, and that is when it counts
@@ -288,18 +303,19 @@ class Nursery(Hooks):
             self._replace(member)
 
     def _bury(self, member: Member) -> None:
+        """Settle what it leaves. Its pidfd is watched to the last: if an exception strikes, it is done once more."""
         self._crew.touching = member
-        self._loop.unwatch(member.pidfd.fileno())
         if not member.dismissed:
             self._loop.unwatch(member.channel.fileno())
         recalled = [] if member.dismissed else member.recall()
         unfinished = list(member.held)
         member.held.clear()
-        self._crew.remove(member)
         if not member.dismissed:
             self._settle_accounts(member, unfinished, recalled)
         self._overseer.forget(member)
         self.zygote.reaped(member.serial)
+        self._loop.unwatch(member.pidfd.fileno())
+        self._crew.remove(member)
         member.close()
         self._crew.touching = None
 
@@ -364,7 +380,7 @@ class Nursery(Hooks):
         if number in self._lacking:
             return
         words = member.slot.words
-        if words[Word.STATE] == State.EMPTY:
+        if words[Word.STATE] == State.EMPTY and not member.zygote.is_gone:
             self._stillborn += 1
             if self._stillborn > STILLBORN + self.processes:
                 self.break_down(blame.stillborn(self._stillborn))

@@ -31,7 +31,7 @@ SAMPLE_LIMITED = 0.025
 PICKLING = 10.0
 """Seconds that unpickling a batch's arguments, and pickling its results, may take at least, whatever the time limit."""
 
-DYING = 0.010
+DYING = 0.030
 """Seconds that a worker gets to write down its stack and end, before SIGKILL."""
 
 _AT_WORK = (State.LOADING, State.RUNNING, State.SAVING)

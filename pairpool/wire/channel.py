@@ -16,16 +16,23 @@ from __future__ import annotations
 import array
 import errno
 import os
+import select
 import socket
 import struct
+import time
 from collections.abc import Sequence
 from typing import NamedTuple
+
+from pairpool import kernel
 
 __all__ = ["HEADER", "INLINE_LIMIT", "Buffer", "Channel", "Header", "Kind", "Lost"]
 
 Buffer = bytes | bytearray | memoryview
 
 INLINE_LIMIT = 96 * 1024
+BREATH = 0.001
+"""Seconds before a packet that the kernel had no room for is sent again."""
+
 PACKET_LIMIT = 212_992
 MAX_DESCRIPTORS = 16
 
@@ -92,6 +99,9 @@ class Channel:
     def pair(cls) -> tuple[Channel, Channel]:
         """Two connected channels, closed on exec."""
         near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        if near.fileno() < 3 or far.fileno() < 3:
+            ends = [cls.from_fd(kernel.above_standard(end.detach())) for end in (near, far)]
+            return ends[0], ends[1]
         return cls(near), cls(far)
 
     @classmethod
@@ -133,14 +143,22 @@ class Channel:
             else:
                 self.sock.sendmsg(pieces, (), flags)
         except BlockingIOError:
-            return False
+            return wait and self._send_later(pieces, fds)
         except (BrokenPipeError, ConnectionResetError):
             raise Lost from None
         except OSError as error:
-            if error.errno == errno.ENOBUFS and not wait:
-                return False
+            if error.errno == errno.ENOBUFS:
+                return wait and self._send_later(pieces, fds)
             raise
         return True
+
+    def _send_later(self, pieces: Sequence[Buffer], fds: Sequence[int]) -> bool:
+        """Send once there is room: somebody has made the socket non-blocking, or memory for packets is short."""
+        poller = select.poll()
+        poller.register(self.sock.fileno(), select.POLLOUT)
+        poller.poll()
+        time.sleep(BREATH)
+        return self.send_packet(pieces, fds, wait=True)
 
     def receive(self, *, wait: bool = True) -> tuple[Header, memoryview, list[int]]:
         """The next packet as header, payload and descriptors (now the caller's).

@@ -1,0 +1,92 @@
+"""The command `pairpool`: one subcommand for each job. What a subcommand needs is imported when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+__all__ = ["main"]
+
+
+def _at_least(least: int, text: str) -> int:
+    number = int(text)
+    if number < least:
+        raise argparse.ArgumentTypeError(f"must be at least {least}, not {number}")
+    return number
+
+
+def _positive(text: str) -> int:
+    return _at_least(1, text)
+
+
+def _not_negative(text: str) -> int:
+    return _at_least(0, text)
+
+
+def _duration(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a positive number of seconds, not {text}")
+    return number
+
+
+def _add_stress(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "stress",
+        help="run a seeded mix of tasks while another process kills workers, and check every outcome",
+        description="Run a seeded mix of tasks in one pool while another process kills, stops and ends its workers, "
+        "then check that every task ended as its seed foretells and that nothing is left behind. "
+        "Exit status: 0 passed, 1 failed, 2 bad usage, 130 interrupted.",
+    )
+    parser.add_argument("--workers", type=_positive, default=8, metavar="N", help="processes of the pool (8)")
+    parser.add_argument("--tasks", type=_positive, default=200_000, metavar="N", help="tasks to run (200000)")
+    parser.add_argument("--kills", type=_not_negative, default=500, metavar="N", help="signals to send (500)")
+    parser.add_argument("--seed", type=_not_negative, default=1, metavar="N", help="what the mix is drawn from (1)")
+    parser.add_argument(
+        "--start-method", choices=("fork", "forkserver", "direct"), default="fork", help="as for Pool (fork)"
+    )
+    parser.add_argument("--chunksize", type=_positive, metavar="N", help="items to a batch (automatic)")
+    parser.add_argument("--clients", type=_positive, default=3, metavar="N", help="threads that call the pool (3)")
+    parser.add_argument("--seconds", type=_duration, metavar="S", help="deal no new tasks after so long")
+    parser.add_argument("--hang", type=_duration, default=60.0, metavar="S", help="no task for so long is a hang (60)")
+    parser.add_argument("--json", metavar="FILE", help="write the report as JSON")
+    parser.add_argument(
+        "--memory-log", metavar="FILE", help="write seconds, rss, descriptors and tasks ended as CSV, once a second"
+    )
+    parser.set_defaults(run=_stress)
+
+
+def _stress(arguments: argparse.Namespace) -> int:
+    from pairpool.stress.campaign import Order, run
+
+    order = Order(
+        workers=arguments.workers,
+        tasks=arguments.tasks,
+        kills=arguments.kills,
+        seed=arguments.seed,
+        start_method=arguments.start_method,
+        chunksize=arguments.chunksize,
+        clients=arguments.clients,
+        seconds=arguments.seconds,
+        hang=arguments.hang,
+    )
+    try:
+        for path in filter(None, (arguments.json, arguments.memory_log)):
+            open(path, "a").close()  # to fail now, and not at the end
+    except OSError as error:
+        print(f"pairpool stress: {error}", file=sys.stderr)
+        return 2
+    return run(order, arguments.json, arguments.memory_log)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with these arguments (the process's own by default); returns the exit status."""
+    parser = argparse.ArgumentParser(prog="pairpool", description="A process pool for Linux, and what shows it.")
+    _add_stress(parser.add_subparsers(title="commands", required=True, metavar="COMMAND"))
+    arguments = parser.parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130

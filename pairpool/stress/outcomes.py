@@ -1,0 +1,131 @@
+"""Judging one outcome: is it what the task's seed foretells?"""
+
+from __future__ import annotations
+
+import re
+import signal
+import zlib
+from enum import Enum
+from typing import Any, NamedTuple
+
+from pairpool import errors
+from pairpool.errors import WorkerDied
+from pairpool.stress import failures
+from pairpool.stress.plan import LETHAL, Kind, Task, content
+
+__all__ = ["Finding", "Judgement", "index_of", "judge"]
+
+
+class Finding(Enum):
+    """What became of a task."""
+
+    FORETOLD = "as foretold"
+    DIED = "WorkerDied"  # whether a kill explains it is known at the end
+    WRONG = "wrong"
+
+
+class Judgement(NamedTuple):
+    """A finding, with the worker's pid and exit status if it died, or with what is wrong."""
+
+    finding: Finding
+    text: str = ""
+    pid: int = 0
+    exitcode: int | None = None
+
+
+_AS_FORETOLD = Judgement(Finding.FORETOLD)
+_TOKEN = re.compile(r"<task (\d+)>")
+
+
+def index_of(outcome: Any) -> int | None:
+    """The index that an outcome names; None if it names none."""
+    if isinstance(outcome, BaseException):
+        found = _TOKEN.search(_text_of(outcome)[:1000])
+        return int(found[1]) if found else None
+    index = outcome[0] if type(outcome) is tuple and outcome else outcome
+    return index if type(index) is int else None
+
+
+def _text_of(error: BaseException) -> str:
+    return f"{error} {error.args!r}" if len(str(error)) < 10_000 else str(error)
+
+
+def judge(task: Task, outcome: Any) -> Judgement:
+    """Compare what a task ended with, a value or an exception, with what was foretold."""
+    if isinstance(outcome, WorkerDied):
+        return _judge_death(task, outcome)
+    check = _is_right_error if isinstance(outcome, BaseException) else _is_right_value
+    is_right = check(task, outcome)
+    return _AS_FORETOLD if is_right else Judgement(Finding.WRONG, f"ended with {_short(outcome)}")
+
+
+def _short(outcome: Any) -> str:
+    text = repr(outcome)
+    return text if len(text) < 300 else f"{text[:300]}... ({len(text)} characters)"
+
+
+# --- values -------------------------------------------------------------------------------------------
+
+
+def _is_right_value(task: Task, value: Any) -> bool:
+    index, kind, amount, send, reply = task
+    if kind in (Kind.CPU, Kind.GRIND):
+        return bool(value == (index, (amount - 1) * amount * (2 * amount - 1) // 6))
+    if kind in (Kind.ECHO, Kind.BULK):
+        seen = (send, zlib.crc32(content(index, 0, send))) if send else None
+        if type(value) is not tuple or len(value) != 3 or value[:2] != (index, seen):
+            return False
+        return bool(value[2] == (content(index, 1, reply) if reply else None))
+    if kind in (Kind.RAISE, Kind.BULK_RAISE, Kind.BAD_RESULT, Kind.TIMEOUT) or kind in LETHAL:
+        return False
+    return type(value) is int and value == index
+
+
+# --- exceptions ---------------------------------------------------------------------------------------
+
+
+def _is_right_error(task: Task, error: BaseException) -> bool:
+    if task.kind is Kind.TIMEOUT:
+        return isinstance(error, getattr(errors, "TaskTimeout", ()))
+    if task.kind is Kind.BAD_RESULT:
+        return _is_encoding_error(task, error)
+    if task.kind is Kind.BULK_RAISE:
+        return type(error) is ValueError and error.args == (failures.token(task.number) + "x" * task.amount,)
+    if task.kind is not Kind.RAISE:
+        return False
+    foretold = failures.make(task.number, task.amount % failures.FLAVOURS)
+    if isinstance(foretold, failures.Attached):
+        return _is_encoding_error(task, error)
+    told = "" if foretold.__cause__ is None else str(foretold.__cause__)
+    return signature(error) == signature(foretold) and told in str(error.__cause__)
+
+
+def _is_encoding_error(task: Task, error: BaseException) -> bool:
+    return type(error).__name__ == "MaybeEncodingError" and failures.token(task.number) in _text_of(error)
+
+
+def signature(error: BaseException) -> object:
+    """All that must survive the journey."""
+    attributes = sorted((name, repr(value)) for name, value in vars(error).items())
+    inner = [signature(one) for one in error.exceptions] if isinstance(error, BaseExceptionGroup) else []
+    arguments = error.args[:1] if inner else error.args
+    return type(error), repr(arguments), str(error), attributes, inner
+
+
+# --- deaths -------------------------------------------------------------------------------------------
+
+_SIGNALS = {
+    Kind.ABORT: -signal.SIGABRT,
+    Kind.SEGFAULT: -signal.SIGSEGV,
+    Kind.SUICIDE: -signal.SIGKILL,
+}
+
+
+def _judge_death(task: Task, error: WorkerDied) -> Judgement:
+    """A death is the task's own if its exit status is; one without a status may be (kernels before 6.15)."""
+    if task.kind in LETHAL:
+        own = _SIGNALS.get(task.kind, task.amount % 256)
+        has_stack = bool(error.stack) or task.kind not in (Kind.ABORT, Kind.SEGFAULT)
+        if error.exitcode is None or (error.exitcode == own and has_stack):
+            return _AS_FORETOLD
+    return Judgement(Finding.DIED, str(error).partition("\n")[0], error.pid, error.exitcode)

@@ -1,0 +1,195 @@
+"""The plan: a seed and an index give a task, and a seed gives how tasks are dealt. Pure; no clock and no state."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from enum import IntEnum
+from hashlib import shake_128
+from itertools import accumulate
+from typing import NamedTuple
+
+__all__ = ["Call", "Kind", "LETHAL", "Plan", "Slice", "Task", "content"]
+
+MASK = (1 << 64) - 1
+GOLDEN = 0x9E3779B97F4A7C15
+MOST_IN_A_SLICE = 5000
+SLICE_BYTES = 16 << 20
+"""Payload after which a slice is cut, so that what a client holds is bounded."""
+
+BLOCK = 4093
+"""Bytes after which a payload repeats: a prime, so that no page looks like another."""
+
+
+class Kind(IntEnum):
+    """What a task does."""
+
+    NOOP = 0
+    CPU = 1
+    GRIND = 2  # some ms of work
+    SLEEP = 3
+    ECHO = 4  # payloads of up to 64 KiB, either way
+    BULK = 5  # payloads of up to 32 MiB, either way
+    RAISE = 6
+    BULK_RAISE = 7  # an exception with a message of some MiB
+    BAD_RESULT = 8  # a result that cannot be pickled
+    PRINT = 9
+    RUN = 10  # a subprocess, waited for
+    FORK = 11  # a forked child, waited for
+    LEAVE_PROGRAM = 12  # a subprocess that is left behind
+    LEAVE_CHILD = 13  # a forked child that is left behind
+    EXIT = 14
+    ABORT = 15
+    SEGFAULT = 16
+    SUICIDE = 17  # SIGKILL to itself
+    TIMEOUT = 18  # sleeps for ever, and has a task_timeout
+
+
+LETHAL = frozenset({Kind.EXIT, Kind.ABORT, Kind.SEGFAULT, Kind.SUICIDE})
+
+_PER_MILLION = {
+    Kind.CPU: 270_000,
+    Kind.GRIND: 4_000,
+    Kind.SLEEP: 12_000,
+    Kind.ECHO: 110_000,
+    Kind.BULK: 500,
+    Kind.RAISE: 38_000,
+    Kind.BULK_RAISE: 60,
+    Kind.BAD_RESULT: 500,
+    Kind.PRINT: 10_000,
+    Kind.RUN: 300,
+    Kind.FORK: 150,
+    Kind.LEAVE_PROGRAM: 60,
+    Kind.LEAVE_CHILD: 60,
+    Kind.EXIT: 300,
+    Kind.ABORT: 150,
+    Kind.SEGFAULT: 150,
+    Kind.SUICIDE: 100,
+    Kind.TIMEOUT: 100,
+}
+"""How often each kind comes; all others are `NOOP`."""
+
+_KINDS = [*_PER_MILLION, Kind.NOOP]
+_STEPS = [(bound << 20) // 1_000_000 for bound in accumulate(_PER_MILLION.values())]
+
+
+class Task(NamedTuple):
+    """One task.
+
+    Attributes:
+        number: its place in the campaign.
+        amount: steps, microseconds, exit status or flavour, by kind.
+        send: bytes of payload that it gets.
+        reply: bytes of payload that it returns.
+    """
+
+    number: int
+    kind: Kind
+    amount: int = 0
+    send: int = 0
+    reply: int = 0
+
+
+class Call(IntEnum):
+    """The method of the pool that a slice goes through."""
+
+    MAP = 0
+    STARMAP = 1
+    IMAP = 2
+    IMAP_UNORDERED = 3
+    MAP_ASYNC = 4
+    STARMAP_ASYNC = 5
+    APPLY = 6
+    APPLY_ASYNC = 7
+
+
+_MOST_IN_A_CALL = {Call.APPLY: 8, Call.APPLY_ASYNC: 400}
+
+
+class Slice(NamedTuple):
+    """Tasks that one client deals with in one go.
+
+    Attributes:
+        function: 0 for a function by name, 1 for a lambda, 2 for a partial.
+        bare: do without `return_exceptions`, where that loses no outcome.
+    """
+
+    tasks: list[Task]
+    call: Call
+    function: int
+    bare: bool
+
+
+def mix(number: int) -> int:
+    """64 bits from any number: the finalizer of splitmix64 (Steele, Lea, Flood 2014)."""
+    number = (number + GOLDEN) & MASK
+    number = ((number ^ (number >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+    number = ((number ^ (number >> 27)) * 0x94D049BB133111EB) & MASK
+    return number ^ (number >> 31)
+
+
+def between(low: int, high: int, bits: int) -> int:
+    """From `low` to `high`, evenly by logarithm, for 16 random bits."""
+    return min(high, int(low * ((high + 1) / low) ** (bits / 65536)))
+
+
+def content(index: int, salt: int, size: int) -> bytes:
+    """The payload of a task: `salt` 0 on its way out, 1 on its way back."""
+    block = shake_128(b"%d %d" % (index, salt)).digest(min(size, BLOCK))
+    return block if size <= BLOCK else (block * (size // BLOCK + 1))[:size]
+
+
+class Plan:
+    """What a seed foretells.
+
+    Args:
+        seed: a number of at most 64 bits makes a difference.
+        tasks: how many there are.
+        timeouts: whether there are tasks that time out.
+    """
+
+    def __init__(self, seed: int, tasks: int, *, timeouts: bool) -> None:
+        self.seed = seed
+        self.tasks = tasks
+        self.timeouts = timeouts
+        self._base = mix(mix(seed))
+        self._most = max(1, min(MOST_IN_A_SLICE, tasks // 20))
+
+    def task(self, index: int) -> Task:
+        """Task number `index`."""
+        bits = mix(self._base + index * GOLDEN)
+        kind = _KINDS[bisect_right(_STEPS, bits & 0xFFFFF)]
+        if kind is Kind.NOOP or (kind is Kind.TIMEOUT and not self.timeouts):
+            return Task(index, Kind.NOOP)
+        bits >>= 20
+        first, second, ways = bits & 0xFFFF, bits >> 16 & 0xFFFF, bits >> 32
+        if kind is Kind.CPU:
+            return Task(index, kind, between(10, 2000, first))
+        if kind is Kind.GRIND:
+            return Task(index, kind, between(20_000, 200_000, first))
+        if kind is Kind.SLEEP:
+            return Task(index, kind, between(50, 4000, first))
+        if kind in (Kind.ECHO, Kind.BULK):
+            low, high = (1, 1 << 16) if kind is Kind.ECHO else (1 << 16, 32 << 20)
+            send, reply = between(low, high, first), between(low, high, second)
+            return Task(index, kind, 0, send * (ways % 3 != 0), reply * (ways % 3 != 1))
+        if kind is Kind.BULK_RAISE:
+            return Task(index, kind, between(1 << 16, 8 << 20, first))
+        return Task(index, kind, first)
+
+    def slices(self) -> Iterator[Slice]:
+        """All tasks, in slices of 1 to 5000."""
+        index = number = 0
+        while index < self.tasks:
+            bits = mix(self._base ^ mix(~number & MASK))
+            call = Call(bits & 7)
+            most = between(1, min(self._most, _MOST_IN_A_CALL.get(call, self._most)), bits >> 8 & 0xFFFF)
+            tasks: list[Task] = []
+            volume = 0
+            while len(tasks) < most and index < self.tasks and volume < SLICE_BYTES:
+                task = self.task(index)
+                volume += task.send + task.reply
+                tasks.append(task)
+                index += 1
+            yield Slice(tasks, call, max(0, (bits >> 24 & 15) - 13), bool(bits >> 30 & 1))
+            number += 1

@@ -1,0 +1,184 @@
+"""Calls that are given up: what is queued is not run, what runs is ended if so asked, neighbours are not touched."""
+
+from __future__ import annotations
+
+import collections
+import functools
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pairpool import CancelledError, Pool
+from tests import tasks
+from tests.support import PATIENCE, Gate, Reports, all_ended
+
+MakePool = Callable[..., Pool]
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Iterator[Gate]:
+    with Gate(tmp_path / "gate") as gate:
+        yield gate
+
+
+@pytest.fixture
+def reports(tmp_path: Path) -> Iterator[Reports]:
+    with Reports(tmp_path / "reports") as reports:
+        yield reports
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Path:
+    (tmp_path / "journal").touch()
+    return tmp_path / "journal"
+
+
+def written(journal: Path) -> list[int]:
+    """The items that were begun."""
+    lines = [line.split() for line in journal.read_text().splitlines()]
+    return sorted(int(item) for sign, _pid, item in lines if sign == "+")
+
+
+def test_queued_calls(start_method: str, make_pool: MakePool, gate: Gate, reports: Reports, journal: Path) -> None:
+    pool = make_pool(1)
+    running = pool.apply_async(tasks.tell_pid_and_wait, ((reports.path, gate.path),))
+    reports.next()
+    queued = [pool.apply_async(tasks.log_with_pid, (str(journal), item)) for item in range(6)]
+    assert [result.cancel() for result in queued[::2]] == [True] * 3
+    assert not running.cancel()
+    gate.let()
+    assert running.get(PATIENCE) is None
+    assert [result.get(PATIENCE) for result in queued[1::2]] == [10, 30, 50]
+    for result in queued[::2]:
+        assert result.ready()
+        assert not result.successful()
+        with pytest.raises(CancelledError):
+            result.get(PATIENCE)
+        assert not result.cancel()
+    assert written(journal) == [1, 3, 5]
+
+
+def test_a_running_call_is_ended_only_if_asked(
+    start_method: str, make_pool: MakePool, gate: Gate, reports: Reports
+) -> None:
+    pool = make_pool(2)
+    results = [pool.apply_async(tasks.tell_pid_and_wait, ((reports.path, gate.path),)) for _ in range(2)]
+    pids = {int(line) for line in reports.take(2)}
+    assert not results[0].cancel()
+    assert results[0].cancel(kill=True)
+    with pytest.raises(CancelledError):
+        results[0].get(PATIENCE)
+    gate.let(2)
+    assert results[1].get(PATIENCE) is None  # its worker was not the one that was ended
+    assert len(pids) == 2
+    assert pool.map(tasks.square, range(5)) == [0, 1, 4, 9, 16]
+
+
+def test_what_a_killed_call_had_started_goes_with_it(
+    start_method: str, make_pool: MakePool, gate: Gate, reports: Reports
+) -> None:
+    pool = make_pool(1)
+    result = pool.apply_async(tasks.start_sleeper_and_hold, (reports.path, gate.path, 0))
+    pids = [int(word) for word in reports.next().split()]
+    assert result.cancel(kill=True)
+    assert pool.apply(tasks.square, (2,)) == 4
+    assert all_ended(pids)
+
+
+@pytest.mark.parametrize("chunksize", [1, 4, None])
+def test_a_whole_map(
+    start_method: str, make_pool: MakePool, gate: Gate, reports: Reports, chunksize: int | None
+) -> None:
+    pool = make_pool(2)
+    hold = functools.partial(tasks.tell_and_hold, reports.path, gate.path)
+    errors: list[BaseException] = []
+    result = pool.map_async(hold, range(20), chunksize, error_callback=errors.append)
+    begun = {int(line.split()[-1]) for line in reports.take(2)}
+    assert result.cancel()
+    with pytest.raises(CancelledError):
+        result.get(PATIENCE)
+    assert [type(error) for error in errors] == [CancelledError]
+    gate.let(40)  # the two that run may end; behind them in their batches, none begins that had not been read
+    assert pool.map(tasks.square, range(5)) == [0, 1, 4, 9, 16]
+    if chunksize == 1:
+        assert len(begun) == 2
+        with pytest.raises(TimeoutError):
+            reports.next(0.1)
+
+
+def test_a_whole_map_with_all_that_runs(
+    start_method: str, make_pool: MakePool, gate: Gate, reports: Reports
+) -> None:
+    pool = make_pool(2)
+    hold = functools.partial(tasks.tell_and_hold, reports.path, gate.path)
+    result = pool.map_async(hold, range(20), 5)
+    pids = [int(line.split()[0]) for line in reports.take(2)]
+    assert result.cancel(kill=True)
+    with pytest.raises(CancelledError):
+        result.get(PATIENCE)
+    assert all_ended(pids)
+    assert pool.map(tasks.square, range(5)) == [0, 1, 4, 9, 16]
+
+
+def test_a_call_among_others_in_one_batch(make_pool: MakePool, gate: Gate, reports: Reports) -> None:
+    pool = make_pool(1)
+    pool.map(tasks.square, range(2000))
+    results = [pool.apply_async(tasks.tell_and_hold, (reports.path, gate.path, item)) for item in range(8)]
+    while True:
+        item = int(reports.next().split()[-1])
+        if item in (2, 5):
+            assert results[item].cancel(kill=True)
+        else:
+            gate.let()
+        if item == 7:
+            break
+    for item, result in enumerate(results):
+        if item in (2, 5):
+            with pytest.raises(CancelledError):
+                result.get(PATIENCE)
+        else:
+            assert result.get(PATIENCE) == item
+
+
+def test_a_worker_that_was_stopped_by_somebody(make_pool: MakePool, gate: Gate, reports: Reports) -> None:
+    pool = make_pool(1)
+    result = pool.apply_async(tasks.tell_pid_and_wait, ((reports.path, gate.path),))
+    os.kill(int(reports.next()), signal.SIGSTOP)
+    assert result.cancel(kill=True)
+    assert pool.apply(tasks.square, (2,)) == 4
+
+
+@pytest.mark.parametrize("kill", [False, True])
+@pytest.mark.parametrize("ordered", [False, True])
+def test_the_rest_of_a_stream(
+    start_method: str, make_pool: MakePool, journal: Path, kill: bool, ordered: bool
+) -> None:
+    pool = make_pool(2)
+    log = functools.partial(tasks.log_with_pid, str(journal))
+    stream: Any = (pool.imap if ordered else pool.imap_unordered)(log, iter(range(10**9)), 1)
+    first = [next(stream) for _ in range(5)]
+    assert len(set(first)) == 5
+    assert stream.cancel(kill=kill)
+    with pytest.raises(CancelledError):
+        collections.deque(stream, 0)
+    assert not stream.cancel()
+    assert pool.map(tasks.square, range(5)) == [0, 1, 4, 9, 16]
+    assert len(written(journal)) < 1000
+
+
+def test_leaving_a_half_used_stream(start_method: str, make_pool: MakePool, journal: Path) -> None:
+    pool = make_pool(2)
+    log = functools.partial(tasks.log_with_pid, str(journal))
+    for item in pool.imap(log, iter(range(10**9)), 1):
+        if item == 40:
+            break
+    del item
+    assert pool.map(tasks.square, range(5)) == [0, 1, 4, 9, 16]
+    count = len(written(journal))
+    assert 5 <= count < 1000
+    assert pool.map(tasks.square, range(200)) == [x * x for x in range(200)]
+    assert len(written(journal)) == count
