@@ -1,6 +1,7 @@
 # make demo      the example in a virtual environment of its own
 # make test      lint, types and tests
 # make test-all  the tests on every CPython >= 3.11 found on PATH and under ~/.pyenv
+# make stress    a minute of pools under fire, 20 s with each start method
 # make clean     remove what the above have made
 #
 # Nothing has to be installed first: Python >= 3.11, make and git are enough. PYTHON=... chooses the interpreter.
@@ -26,7 +27,7 @@ endif
 .NOTPARALLEL:
 # A recipe that was interrupted must not leave a stamp that says it was done.
 .DELETE_ON_ERROR:
-.PHONY: demo test lint types pytest test-all clean
+.PHONY: demo test lint types pytest test-all stress clean
 
 demo: $(VENV)/demo.stamp
 	@$(BIN)/python examples/stdlib_census.py $(ARGS)
@@ -55,6 +56,12 @@ test-all:
 	[ -n "$$tried" ] || { echo "pairpool needs CPython 3.11 or newer, and none was found." >&2; exit 1; }; \
 	echo "== tested on CPython$$tried"; \
 	[ -z "$$failed" ] || { echo "== failed on CPython$$failed" >&2; exit 1; }
+
+stress: $(VENV)/demo.stamp
+	@for method in fork forkserver direct; do \
+		$(BIN)/python -m pairpool stress --workers 4 --tasks 80000 --kills 160 --chunksize 1 --seconds 20 \
+			--start-method $$method $(ARGS) || exit 1; \
+	done
 
 clean:
 	rm -rf .venv .venv-* build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -80,6 +81,7 @@ class Master:
         self.nursery.join(self.agenda, self.crew, self.overseer, self.loop, codec, self._dealer)
         self._cancellation = Cancellation(self.agenda, self.crew, self.overseer)
         self._driver: Driver | None = None
+        self._driver_lock = threading.Lock()
 
     # --- what the loop turns --------------------------------------------------------------------
 
@@ -160,12 +162,15 @@ class Master:
 
     def drive_in_background(self) -> None:
         """Have a daemon thread wait for what nobody waits for."""
-        if self._driver is None:
-            driver = Driver(self.loop, self._is_idle)
-            driver.start()
-            self._driver = driver
-        else:
-            self._driver.nudge()
+        driver = self._driver
+        if driver is not None:
+            driver.nudge()
+            return
+        with self._driver_lock:
+            if self._driver is None and not self.loop.ended:
+                driver = Driver(self.loop, self._is_idle)
+                driver.start()
+                self._driver = driver
 
     def _is_idle(self) -> bool:
         return not self.agenda.unfinished and not self.loop.inbox and not self.loop.later
@@ -227,7 +232,8 @@ class Master:
         self._stop_driver()
 
     def _stop_driver(self) -> None:
-        driver = self._driver
+        with self._driver_lock:
+            driver = self._driver
         if driver is not None:
             driver.stop()
 

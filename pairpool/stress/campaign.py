@@ -264,7 +264,7 @@ def _versions() -> dict[str, str]:
 def _fight(campaign: Campaign, before: surroundings.Snapshot, evidence: Evidence) -> bool:
     """Pool, assassin, clients; whether all came to its end without a hang."""
     order = campaign.order
-    pool = Pool(order.workers, start_method=order.start_method, name="stress")
+    pool = Pool(order.workers, start_method=order.start_method, name="stress", chunksize=order.chunksize)
     try:
         killer = Killer(order, before.children)
         try:

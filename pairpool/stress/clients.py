@@ -96,7 +96,7 @@ class Clients:
                 return None
             taken = next(self._slices, None)
             if taken is not None:
-                is_strict = self._chunksize == 1 and taken.call is not Call.APPLY_ASYNC
+                is_strict = self._chunksize == 1
                 self._ledger.deal(taken.tasks, strict=is_strict)
                 self.open[number] = (taken.tasks[0].number, taken.tasks[-1].number + 1)
             return taken

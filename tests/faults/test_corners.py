@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -167,3 +169,26 @@ def test_a_program_that_a_task_runs_has_signals_as_usual(start_method: str, make
     inside = dict(line.split(":\t") for line in pool.apply(tasks.signals_of_a_program).splitlines())
     assert inside["SigBlk"] == masks["SigBlk"]
     assert int(inside["SigIgn"], 16) & ~int(masks["SigIgn"], 16) == 0
+
+
+def test_threads_that_submit_at_once_start_one_driver(make_pool: MakePool) -> None:
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(10):
+            pool = make_pool(1)
+            barrier = threading.Barrier(8)
+
+            def submit(pool: Pool = pool, barrier: threading.Barrier = barrier) -> None:
+                barrier.wait()
+                assert pool.apply_async(tasks.square, (3,)).get(PATIENCE) == 9
+
+            threads = [threading.Thread(target=submit) for _ in range(8)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert sum(thread.name == "pairpool-driver" for thread in threading.enumerate()) == 1
+            pool.terminate()
+    finally:
+        sys.setswitchinterval(interval)
