@@ -11,6 +11,7 @@ from __future__ import annotations
 import faulthandler
 import os
 import pickle
+import signal
 import sys
 import time
 import traceback
@@ -24,7 +25,7 @@ from pairpool.wire.channel import INLINE_LIMIT, Buffer, Channel, Header, Kind, L
 from pairpool.wire.codec import BULK, Codec, Encoded, each_item, load_item
 from pairpool.wire.lanes import LaneReader, Lanes
 
-__all__ = ["STACK_ROOM", "Flag", "Mode", "Worker", "WorkerBody"]
+__all__ = ["HURRY", "STACK_ROOM", "Flag", "Mode", "Worker", "WorkerBody"]
 
 STACK_ROOM = 1 << 20
 """Bytes of the stacks memfd that belong to one slot; only touched pages take memory."""
@@ -39,6 +40,7 @@ class Flag:
     LANE = 1  # the payload is in a lane, and the packet's own payload names it
     BY_VALUE = 2  # something in the batch went by value, so results may, too
     FAILURES = 4  # the payload's first section lists failures
+    PARTIAL = 16  # a report of what is finished, while a later item of the batch runs
     TIMED = 8  # each item's start goes on the board, for it has a time limit
 
 
@@ -48,6 +50,10 @@ class Mode:
     MAP = 0  # function(item)
     STAR = 1  # function(*item)
     CALL = 2  # item is (number of the function, args, kwds)
+
+
+HURRY = signal.SIGURG
+"""Asks a worker to report what is finished of its batch. By default it is ignored: programs that a task runs do so."""
 
 
 class _Broken(NamedTuple):
@@ -81,6 +87,8 @@ class Worker:
         self.reader = LaneReader()
         self.lanes = Lanes()
         self.failures: list[Failure] = []
+        self._running: tuple[Header, list[Any]] | None = None
+        self._reported = 0
 
     def run(self) -> int:
         """Serve until the master closes its end; returns the exit status."""
@@ -168,11 +176,14 @@ class Worker:
         if timed:
             words[Word.STARTED] = time.monotonic_ns()
         words[Word.STATE] = State.RUNNING
+        self._reported = 0
         if self._knows_functions(header, items):
+            self._running = header, values
             if isinstance(items, _Loaded):
                 self._run(self._careful(header), items.items, header, values)
             else:
                 self._run(self._plain(header), items, header, values)
+        self._running = None
         del items
         if timed:
             words[Word.STARTED] = time.monotonic_ns()
@@ -268,8 +279,42 @@ class Worker:
 
     # --- the report -----------------------------------------------------------------------------
 
+    def hurry(self, _number: int, frame: Any) -> None:
+        """On the master's signal, while an item runs: report those before it, which somebody may be waiting for.
+
+        A handler runs between two steps of the main thread. It does nothing unless these are steps of the item's own
+        code: then nobody is at work on the values, and the master asks again.
+        """
+        inner = None
+        while frame is not None and frame.f_code is not _RUN:
+            inner, frame = frame, frame.f_back
+        if self._running is None or inner is None or frame is None or inner.f_code is _DESCRIBE:
+            return
+        header, values = self._running
+        done, finished = self._reported, values[self._reported :]
+        if not finished:
+            return
+        item = self.words[Word.ITEM]
+        failures = [one._replace(offset=one.offset - done) for one in self.failures if one.offset < len(values)]
+        self.failures = [one for one in self.failures if one.offset >= len(values)]
+        header = header._replace(first=header.first + done)
+        encoded = self._save(header, finished, failures)
+        self.words[Word.ITEM] = item
+        self.words[Word.DONE] += len(finished)
+        self.words[Word.FAILED] += len(failures)
+        reply = Header(
+            Kind.RESULT, flags=Flag.PARTIAL, batch=header.batch, first=header.first, items=len(finished)
+        )
+        self._send(reply, encoded, failures)
+        self._reported = len(values)
+        values[done:] = [None] * len(finished)
+
     def _report(self, header: Header, values: list[Any], began: int) -> None:
         failures, self.failures = self.failures, []
+        if self._reported:
+            del values[: self._reported]
+            failures = [one._replace(offset=one.offset - self._reported) for one in failures]
+            header = header._replace(first=header.first + self._reported)
         count = len(values)
         failures = [failure for failure in failures if failure.offset < count]  # those behind it go back undone
         took = time.monotonic_ns() - began
@@ -315,19 +360,28 @@ class Worker:
             size += encoded.size
         reply = reply._replace(
             format=BULK if encoded is None else encoded.format,
-            flags=Flag.FAILURES if first else 0,
+            flags=reply.flags | (Flag.FAILURES if first else 0),
             split=len(first),
             size=size,
         )
         if size <= INLINE_LIMIT:
-            self.words[Word.STATE] = State.SENDING
+            self._show_sending(reply)
             self.channel.send(reply, b"".join(pieces) if len(pieces) > 1 else (pieces or [b""])[0])
             return
         lane = self.lanes.put(pieces, size)
-        self.words[Word.STATE] = State.SENDING
+        self._show_sending(reply)
         fds = () if lane.known else (lane.fd.fileno(),)
         self.channel.send_reference(reply._replace(flags=reply.flags | Flag.LANE), lane.reference(), fds)
         lane.known = True
+
+
+    def _show_sending(self, reply: Header) -> None:
+        if not reply.flags & Flag.PARTIAL:
+            self.words[Word.STATE] = State.SENDING
+
+
+_RUN = Worker._run.__code__
+_DESCRIBE = describe_failure.__code__
 
 
 class _Loaded(NamedTuple):
@@ -378,7 +432,9 @@ class WorkerBody(NamedTuple):
         _catch_faults(self.stacks, number)
         _close_stdin()
         inheritance.become_pool_worker(serial, self.master)
-        status = Worker(channel, slot, self.initializer, self.initargs).run()
+        worker = Worker(channel, slot, self.initializer, self.initargs)
+        signal.signal(HURRY, worker.hurry)
+        status = worker.run()
         if status == 0:
             inheritance.finish_pool_worker()
         return status

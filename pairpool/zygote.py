@@ -106,6 +106,12 @@ class Zygote(Protocol):
     def reaped(self, serial: int) -> None:
         """Tell that a worker has ended, so that what it left running is ended too."""
 
+    def want_spare(self) -> None:
+        """Have it keep another ready that can take its place."""
+
+    def take_spare(self) -> Zygote | None:
+        """The other, if there is one."""
+
     def watched(self) -> list[int]:
         """Descriptors that become readable when there is something to receive or the zygote has ended."""
 
@@ -230,6 +236,7 @@ def serve(control: Channel, body: Body, master: int, names: bytes = b"") -> int:
     kernel.adopt_orphans()
     kernel.own(control)
     workers: dict[int, int] = {}
+    spares: set[int] = set()
     poller = select.poll()
     poller.register(control.fileno(), select.POLLIN)
     poller.register(master, select.POLLIN)
@@ -241,11 +248,44 @@ def serve(control: Channel, body: Body, master: int, names: bytes = b"") -> int:
                 _spawn_for(control, body, header.first, header.batch, workers)
             elif header.kind == Kind.REAPED:
                 workers.pop(header.batch, None)
-                kernel.kill_children(keep=set(workers.values()))
+                kernel.kill_children(keep=spares | set(workers.values()))
+            elif header.kind == Kind.SPARE:
+                spares = {_spare_for(control, body, master, names)}
     except Lost:
         pass  # the master has closed the pool, or died: either way this is the end
     kernel.kill_children(keep=set())
     return 0
+
+
+def _spare_for(control: Channel, body: Body, master: int, names: bytes) -> int:
+    """Fork a zygote that takes this one's place if it is killed; returns its pid, 0 if it cannot be made.
+
+    The master could fork one by itself then; but it may have threads by then, and one of them may hold a lock at that
+    moment, which nobody would ever release in the child: all workers would wait for it.
+    """
+    near, far = Channel.pair()
+
+    def child() -> int:
+        near.close()
+        return serve(far, body, master, names)
+
+    pid = 0
+    try:
+        pid = _fork_with(child)
+        pidfd = os.pidfd_open(pid)
+        try:
+            control.send(Header(Kind.SPARE, items=pid), fds=(near.fileno(), pidfd))
+        finally:
+            os.close(pidfd)
+    except OSError:
+        if pid:
+            _give_up(pid)
+        control.send(Header(Kind.SPARE))
+        pid = 0
+    finally:
+        near.close()
+        far.close()
+    return pid
 
 
 def _spawn_for(control: Channel, body: Body, slot: int, serial: int, workers: dict[int, int]) -> None:
@@ -273,11 +313,13 @@ class _ZygoteProcess:
 
     is_fresh = False
 
-    def __init__(self, control: Channel, pid: int) -> None:
+    def __init__(self, control: Channel, pid: int, pidfd: int = -1) -> None:
         self._control = control
         self.pid = pid
+        self._spare: _ZygoteProcess | None = None
+        self._is_spare_due = False
         try:
-            self.pidfd = kernel.Descriptor(os.pidfd_open(pid))
+            self.pidfd = kernel.Descriptor(os.pidfd_open(pid) if pidfd < 0 else pidfd)
         except BaseException:
             control.close()
             _give_up(pid)
@@ -302,6 +344,26 @@ class _ZygoteProcess:
         except OSError:
             pass  # no memory for a packet: what the worker left is ended with the next one's
 
+    def want_spare(self) -> None:
+        """Have it fork a spare of itself, unless there is one, or one is on its way."""
+        if self._spare is not None and self._spare.is_gone:
+            self._spare.close()
+            self._spare = None
+        if self._spare is None and not self._is_spare_due and self.was_ready:
+            try:
+                self._control.send(Header(Kind.SPARE))
+            except (Lost, OSError):
+                return  # it is gone, and so `receive` will say; or there is no memory now, and a later call will do
+            self._is_spare_due = True
+
+    def take_spare(self) -> Zygote | None:
+        """The spare, which is the caller's from now on, if there is one."""
+        spare, self._spare = self._spare, None
+        if spare is not None and spare.is_gone:
+            spare.close()
+            return None
+        return spare
+
     def receive(self) -> Spawned | SpawnFailed | None:
         while True:
             try:
@@ -313,6 +375,12 @@ class _ZygoteProcess:
                 return Spawned(header.first, header.batch, header.items, near, far, kernel.Descriptor(fds[2]))
             if header.kind == Kind.SPAWN_FAILED:
                 return SpawnFailed(header.first, OSError(header.items, bytes(payload).decode()))
+            if header.kind == Kind.SPARE:
+                self._is_spare_due = False
+                if fds:
+                    self._spare = _ZygoteProcess(Channel.from_fd(fds[0]), header.items, fds[1])
+                    self._spare.main_names = self.main_names
+                continue
             self.was_ready = True
             if self.is_fresh:
                 self.main_names = frozenset(bytes(payload).decode().split())
@@ -331,6 +399,9 @@ class _ZygoteProcess:
         kernel.disown(self.pidfd)
         if self.pidfd.fileno() < 0:
             return
+        if self._spare is not None:
+            self._spare.close(patience)
+            self._spare = None
         self._control.close()
         if not kernel.wait_ended(self.pidfd.fileno(), patience):
             kernel.send_signal(self.pidfd.fileno(), signal.SIGKILL)
@@ -481,6 +552,12 @@ class DirectZygote:
             self._ended.append(pid)
             kernel.disown(handle)
             handle.close()
+
+    def want_spare(self) -> None:
+        """It cannot be lost."""
+
+    def take_spare(self) -> Zygote | None:
+        return None
 
     def watched(self) -> list[int]:
         return []

@@ -7,13 +7,20 @@ they are taken apart.
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from pairpool import Pool
+from tests import tasks
+from tests.support import PATIENCE, Gate
+from tests.tasks import Odd
+
+MakePool = Callable[..., Pool]
 
 meeting = multiprocessing.get_context("fork").Barrier(2)
 """Workers inherit it. Made once, for multiprocessing keeps the memory that it is in."""
@@ -23,6 +30,12 @@ meeting = multiprocessing.get_context("fork").Barrier(2)
 def pool() -> Iterator[Pool]:
     with Pool(2) as pool:
         yield pool
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Iterator[Gate]:
+    with Gate(tmp_path / "gate") as gate:
+        yield gate
 
 
 def meet_if_negative(x: int) -> int:
@@ -93,3 +106,35 @@ def call_by_call(pool: Pool, function: Callable[[int], int], items: list[int]) -
 
 def test_calls_one_by_one_use_any_worker(pool: Pool) -> None:
     assert call_by_call(pool, meet_if_negative, list(range(50))) == list(range(50))
+
+
+def test_results_before_a_long_call_can_be_had_while_it_runs(
+    start_method: str, make_pool: MakePool, gate: Gate
+) -> None:
+    """Calls that were submitted together may share a batch; a program may need the first to let the last go on."""
+    pool = make_pool(1)
+    count = 4000
+    results = [
+        pool.apply_async(tasks.held, (gate.path, x)) if x == count // 2 else pool.apply_async(tasks.refuse_odd, (x,))
+        for x in range(count)
+    ]
+    for x, result in enumerate(results[: count // 2]):
+        if x % 2:
+            with pytest.raises(Odd, match=f"{x} is odd"):
+                result.get(PATIENCE)
+        else:
+            assert result.get(PATIENCE) == x
+    assert not results[count // 2].ready()
+    gate.let()
+    assert results[count // 2].get(PATIENCE) == count // 2
+    assert results[-2].get(PATIENCE) == count - 2
+
+
+def test_a_stream_shows_what_is_done_before_a_long_item(make_pool: MakePool, gate: Gate) -> None:
+    pool = make_pool(1)
+    hold = functools.partial(tasks.hold_zero, gate.path)
+    numbers = [*range(1, 2000), 0, 5]
+    results = pool.imap(hold, numbers)
+    assert [results.next(PATIENCE) for _ in range(1999)] == numbers[:1999]
+    gate.let()
+    assert list(results) == [0, 5]

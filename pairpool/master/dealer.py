@@ -11,18 +11,19 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from pairpool import kernel
 from pairpool.failures import Failure, Fault
 from pairpool.master import blame
 from pairpool.master.agenda import Agenda
 from pairpool.master.crew import Crew, Member
 from pairpool.master.functions import Function
-from pairpool.master.jobs import MANY, Batch, Job, StreamJob
+from pairpool.master.jobs import MANY, Batch, Job, MapJob, StreamJob
 from pairpool.master.loop import Loop
 from pairpool.master.overseer import Overseer
 from pairpool.wire.board import NOTHING, Board, State, Word
 from pairpool.wire.channel import Header, Kind
 from pairpool.wire.codec import Codec
-from pairpool.worker import Flag
+from pairpool.worker import HURRY, Flag
 
 __all__ = ["Dealer", "Hooks"]
 
@@ -268,6 +269,9 @@ class Dealer:
         if self._loop.ended:
             return  # by the caller's own code, while it was unpickled
         values, failed, missing = outcome
+        if header.flags & Flag.PARTIAL:
+            self._on_partial(batch, count, values, failed, missing)
+            return
         job.sizer.learn(count, header.nanoseconds)
         job.sizer.learn_bytes(max(1, count), header.size)
         if count < batch.count:
@@ -285,6 +289,17 @@ class Dealer:
             return  # by a callback
         member.held.popleft()
         self._after_result(member, batch)
+
+    def _on_partial(
+        self, batch: Batch, count: int, values: list[Any], failed: dict[int, BaseException], missing: list[Failure]
+    ) -> None:
+        """The first items of a batch are finished, and a later one runs."""
+        front = batch.cut(count)
+        failed.update(front.failed)
+        if missing and not front.by_value:
+            self._try_by_value(front, values, failed, missing)
+        else:
+            self._agenda.deliver(front, values, failed)
 
     def _after_result(self, member: Member, batch: Batch) -> None:
         crew = self._crew
@@ -372,7 +387,17 @@ class Dealer:
                 if now - batch.since > WATCH_EVERY and item + 1 < batch.first + batch.count:
                     batch.limit, batch.limited_at = item + 1, now
                     words[Word.LIMIT] = batch.limit
-            elif now - batch.limited_at > SETTLE and item < batch.limit:
-                del self._crew.watched[member]
-                if batch.limit < batch.first + batch.count:
-                    self._agenda.put_back([batch.keep(batch.limit - batch.first)])
+            elif now - batch.limited_at > SETTLE and item < batch.limit < batch.first + batch.count:
+                self._agenda.put_back([batch.keep(batch.limit - batch.first)])
+            if now - batch.since > WATCH_EVERY:
+                if item > batch.first and not isinstance(batch.job, MapJob):
+                    self._hurry(member, batch, now)
+                elif item + 1 == batch.first + batch.count:
+                    del self._crew.watched[member]
+
+    def _hurry(self, member: Member, batch: Batch, now: float) -> None:
+        """Have a worker report what is finished of its batch, for somebody may wait for that before all can go on."""
+        if now >= batch.hurry_at:
+            kernel.send_signal(member.pidfd.fileno(), HURRY)
+            batch.hurry_at = now + min(1.0, WATCH_EVERY * 2**batch.hurried)
+            batch.hurried += 1

@@ -95,6 +95,7 @@ class Master:
             left = overseer.at - time.monotonic()
             if left <= 0:
                 overseer.look()
+                self.nursery.want_spare()
                 left = overseer.at - time.monotonic()
             if not (self.crew.watched or lacking) or left < WATCH_EVERY:
                 return max(0.0, left) if left < math.inf else -1.0

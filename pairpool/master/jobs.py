@@ -48,6 +48,8 @@ class Batch:
         "failed",
         "first",
         "function",
+        "hurried",
+        "hurry_at",
         "items",
         "job",
         "limit",
@@ -72,6 +74,8 @@ class Batch:
         self.since = 0.0  # when it became the one that its worker runs
         self.limit = 0  # index before which the worker was told to stop, 0 for none
         self.limited_at = 0.0
+        self.hurry_at = 0.0  # when its worker is asked next to report what is finished of it
+        self.hurried = 0  # how often it was asked
         job.open[self.number] = self
 
     @property
@@ -99,6 +103,18 @@ class Batch:
         self.targets = self.targets and self.targets[:stop]
         self.failed = {offset: error for offset, error in self.failed.items() if offset < stop}
         return rest
+
+    def cut(self, count: int) -> Batch:
+        """Cut the first `count` items off; returns a new batch with them."""
+        front = self.part(0, count)
+        front.function = self.function
+        front.failed = {offset: error for offset, error in self.failed.items() if offset < count}
+        self.failed = {offset - count: error for offset, error in self.failed.items() if offset >= count}
+        self.first += count
+        self.items = self.items[count:]
+        self.targets = self.targets and self.targets[count:]
+        self.hurried = 0
+        return front
 
 
 class Policy(NamedTuple):

@@ -188,24 +188,34 @@ class Nursery(Hooks):
         """The zygote was killed: its workers die with it, a new one is made, and the pool goes on."""
         for fd in self.zygote.watched():
             self._loop.unwatch(fd)
+        spare = self.zygote.take_spare()
         self.zygote.close()
         self._zygotes_lost += 1
         is_hopeless = self._zygotes_lost > (ZYGOTES if self.zygote.was_ready else STILLBORN)
         if is_hopeless or self._is_starting or self._codec.birth is None:
+            if spare is not None:
+                spare.close()
             text = "the zygote, which forks the workers, ended"
             if not self.zygote.was_ready:
                 text += " before it was ready; its error output says why"
             self.break_down(OSError(errno.ECHILD, text))
             return
-        try:
-            self.zygote = self._make_zygote()
-        except OSError as error:
-            self.break_down(error)
-            return
-        self._take_stock()
+        if spare is not None:
+            self.zygote = spare
+        else:
+            try:
+                self.zygote = self._make_zygote()
+            except OSError as error:
+                self.break_down(error)
+                return
+            self._take_stock()
         self._watch_zygote()
         for number in sorted(self._expected):
             self._request(number)
+
+    def want_spare(self) -> None:
+        """See to it that there is a zygote in reserve."""
+        self.zygote.want_spare()
 
     def request_lacking(self) -> bool:
         """Try again what the kernel refused, when it is time; returns whether something is still lacking."""

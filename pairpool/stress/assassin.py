@@ -72,6 +72,18 @@ def parent_and_state(pid: int) -> tuple[int, str]:
     return int(fields[1]), fields[0]
 
 
+def board_inode(pid: int) -> int | None:
+    """The inode of the status board that a process has mapped; None if it has none."""
+    try:
+        with open(f"/proc/{pid}/maps") as file:
+            for line in file:
+                if "memfd:pairpool-board" in line:
+                    return int(line.split()[4])
+    except OSError:
+        pass  # it is gone, or another user's
+    return None
+
+
 class Assassin:
     """One campaign's.
 
@@ -145,20 +157,27 @@ class Assassin:
 
     # --- finding them -------------------------------------------------------------------------------
 
-    def _take(self, pid: int, parent: int) -> Target | None:
-        """A pidfd of `pid` if that is a living child of `parent`: the pidfd comes first, then the look."""
+    def _take(self, pid: int, parent: int | None = None) -> Target | None:
+        """A pidfd of `pid` if that lives and is a child of `parent`, or of None, a process of the pool.
+
+        The pidfd comes first, then the look.
+        """
         try:
             pidfd = os.pidfd_open(pid)
         except (ProcessLookupError, OSError):
             return None
         found, state = parent_and_state(pid)
-        if found == parent and state not in ("Z", "X") and not kernel.has_ended(pidfd):
+        is_right = pid in self._zygotes() if parent is None else found == parent
+        if is_right and state not in ("Z", "X") and not kernel.has_ended(pidfd):
             return Target(pid, pidfd)
         os.close(pidfd)
         return None
 
     def _zygotes(self) -> list[int]:
-        return [pid for pid in kernel.children_of(self.master) if pid not in self.known]
+        """The parents of workers that have the pool's board mapped: children of the master, or of a zygote before."""
+        inode = board_inode(self.master)
+        parents = {parent_and_state(pid)[0] for pid in self._pids()} - {0, 1, self.master} - self.known
+        return [pid for pid in sorted(parents) if inode is not None and board_inode(pid) == inode]
 
     def _pids(self) -> set[int]:
         """The pids on the board; some may have ended."""
@@ -178,7 +197,7 @@ class Assassin:
     def _kill_zygote(self) -> bool:
         """SIGKILL a zygote that has workers; it is stopped first, so that the list of its children is complete."""
         for pid in self._zygotes():
-            target = self._take(pid, self.master)
+            target = self._take(pid)
             if target is None:
                 continue
             try:

@@ -55,6 +55,7 @@ class Kind:
     FORGET = 11  # master to worker: drop the function numbered `function`
     BATCH = 12  # master to worker: `items` items from index `first` on
     RESULT = 13  # worker to master: what became of a batch
+    SPARE = 14  # master to zygote: fork a spare of yourself; and back: its pid in `items`, its end and a pidfd attached
 
 
 class Header(NamedTuple):

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from pairpool import Pool, WorkerDied
+from pairpool import Pool, WorkerDied, kernel
 from tests import tasks
 from tests.support import (
     PATIENCE,
@@ -408,6 +408,43 @@ def test_the_pool_goes_on_without_its_zygote(make_pool: MakePool, method: str, g
     assert gate_opened
     assert {index: error.pid for index, error in dead_in(found).items()} == hit
     assert alive_in(found) == {x: x for x in range(6) if x not in hit}
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_a_spare_zygote_takes_over(make_pool: MakePool, method: str) -> None:
+    """The new zygote is no fork of a program that may have threads by then."""
+    pool = make_pool(2, start_method=method)
+    for _ in range(2):
+        (zygote,) = {parent_of(pid) for pid in pids_of(pool)}
+        spare = wait_for_spare(pool, zygote)
+        kill(zygote)
+        assert pool.map(tasks.square, range(50)) == [x * x for x in range(50)]
+        assert {parent_of(pid) for pid in pids_of(pool)} == {spare}
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_a_spare_zygote_that_is_gone_is_replaced(make_pool: MakePool, method: str) -> None:
+    pool = make_pool(2, start_method=method)
+    (zygote,) = {parent_of(pid) for pid in pids_of(pool)}
+    first = wait_for_spare(pool, zygote)
+    kill(first)
+    second = wait_for_spare(pool, zygote)
+    assert second != first
+    kill(zygote)
+    assert pool.map(tasks.square, range(50)) == [x * x for x in range(50)]
+    assert {parent_of(pid) for pid in pids_of(pool)} == {second}
+
+
+def wait_for_spare(pool: Pool, zygote: int) -> int:
+    """Keep the pool at work until it has a spare zygote that lives; returns its pid."""
+    deadline = time.monotonic() + PATIENCE
+    current: Any = pool._master.nursery.zygote
+    while current._spare is None or current._spare.is_gone:
+        assert time.monotonic() < deadline
+        pool.map(tasks.square, range(10))
+    assert set(kernel.children_of(zygote)) - set(pids_of(pool)) == {current._spare.pid}
+    pid: int = current._spare.pid
+    return pid
 
 
 # --- the master dies ----------------------------------------------------------------------------------
