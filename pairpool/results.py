@@ -197,6 +197,8 @@ class IMapIterator(Iterator[R]):
         kernel.require_owner(master.identity)
         self._look_at = job.yielded + max(1, job.sizer.next(None, 1) // 2)
         try:
+            if not job.done:
+                master.loop.remind()  # there is room for more, which a leader that sleeps cannot know
             if job.ready:
                 master.loop.poke()
                 return

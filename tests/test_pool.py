@@ -1197,3 +1197,16 @@ def test_status_is_frozen(make_pool: MakePool) -> None:
         name = dataclasses.fields(thing)[0].name
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(thing, name, 5)
+
+
+def test_a_stream_goes_on_while_another_thread_leads(make_pool: MakePool, tmp_path: Path) -> None:
+    """A reader that has made room tells the thread that drives the pool; without an event, that one sleeps."""
+    with Gate(tmp_path / "gate") as gate:
+        pool = make_pool(2)
+        held = pool.apply_async(tasks.wait_for, (gate.path,))  # so that the driver waits, and leads
+        for _ in range(20):
+            for buffersize in (1, 2, 3):
+                found = list(pool.imap(tasks.square, range(12), 1, buffersize=buffersize))
+                assert found == [x * x for x in range(12)]
+        gate.let()
+        held.get(PATIENCE)

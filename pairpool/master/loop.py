@@ -147,6 +147,11 @@ class Loop:
         finally:
             self._focus = before
 
+    def remind(self) -> None:
+        """There is something to do that no event tells of: have the leader take a turn, if it is another thread."""
+        if self._lead.get(_LEADER, threading.get_ident()) != threading.get_ident():
+            self.submit(_nothing)
+
     def poke(self) -> None:
         """Do what can be done now without waiting, if nobody else is at it."""
         if self.ended or self.is_mine or not self._take_lead():
@@ -317,6 +322,10 @@ class Driver(threading.Thread):
 
 def _never() -> bool:
     return False
+
+
+def _nothing() -> None:
+    """A turn is wanted, and nothing else."""
 
 
 def _release(lock: Any) -> None:

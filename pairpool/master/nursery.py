@@ -303,6 +303,8 @@ class Nursery(Hooks):
 
     def _on_death(self, member: Member) -> None:
         """A worker has ended: read what it had sent, take back what it had not read, blame what it was running."""
+        if not kernel.has_ended(member.pidfd.fileno()):
+            return  # the event was for another descriptor, closed in this turn, whose number this one has got
         self.dealer.drain(member, everything=True)
         if self._loop.ended:
             return
