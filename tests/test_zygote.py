@@ -591,13 +591,12 @@ def test_a_zygote_whose_master_is_gone_before_it_starts_ends_at_once() -> None:
 
 def test_a_new_zygotes_workers_outlive_the_reports_about_the_old_ones(make_pool: Callable[..., Pool]) -> None:
     """A pool whose zygote is killed gets another, and tells it of the deaths of workers that the first had forked."""
-    others = set(kernel.children_of(os.getpid()))
     pool = make_pool(8, start_method="fork")
     for killed in range(1, 4):
-        (pid,) = set(kernel.children_of(os.getpid())) - others
+        zygote: Any = pool._master.nursery.zygote
         with ExitStack() as stack:
-            workers = [stack.enter_context(watching(worker)) for worker in kernel.children_of(pid)]
-            os.kill(pid, signal.SIGKILL)
+            workers = [stack.enter_context(watching(worker.pid)) for worker in pool._pool]
+            os.kill(zygote.pid, signal.SIGKILL)
             assert len(workers) == 8
             assert all(map(wait_for_end, workers))
         for _ in range(3):
