@@ -9,8 +9,6 @@ from __future__ import annotations
 import atexit
 import errno
 import itertools
-import math
-import operator
 import os
 import pickle
 import signal
@@ -18,11 +16,19 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pairpool import inheritance, kernel
-from pairpool.errors import WorkerDied
+from pairpool.arguments import (
+    RetryOn,
+    check_buffersize,
+    check_chunksize,
+    check_processes,
+    check_seconds,
+    gather,
+    make_policy,
+)
 from pairpool.master import blame
 from pairpool.master.engine import Master
 from pairpool.master.functions import Function
@@ -40,8 +46,6 @@ __all__ = ["Pool"]
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-RetryOn: TypeAlias = "type[BaseException] | tuple[type[BaseException], ...]"
 
 RUN, CLOSE, TERMINATE = "RUN", "CLOSE", "TERMINATE"
 START_METHODS = ("fork", "forkserver", "direct")
@@ -120,7 +124,7 @@ class Pool:
     ) -> None:
         self._state = "INIT"
         kernel.require_linux()
-        self._processes = _check_processes(kernel.cpu_allowance() if processes is None else processes)
+        self._processes = check_processes(kernel.cpu_allowance() if processes is None else processes)
         tasks: Any = maxtasksperchild
         if tasks is not None and (not isinstance(tasks, int) or tasks <= 0):
             raise ValueError("maxtasksperchild must be a positive int or None")
@@ -130,12 +134,12 @@ class Pool:
             raise ValueError(f"start_method must be one of {', '.join(START_METHODS)}, not {start_method!r}")
         if start_method == "direct" and threading.current_thread() is not threading.main_thread():
             raise ValueError('start_method="direct" sets SIGCHLD, which only the main thread can do')
-        self._policy = _make_policy(Policy(), task_timeout, retries, retry_on)
+        self._policy = make_policy(Policy(), task_timeout, retries, retry_on)
         limit = None if memory_limit is None else parse_size(memory_limit)
         if limit is not None and usage_of(os.getpid()) is None:
             raise OSError(errno.ENOENT, "memory_limit needs /proc")
-        start_timeout = _check_seconds(start_timeout, "start_timeout")
-        self._chunksize = _check_chunksize(chunksize)
+        start_timeout = check_seconds(start_timeout, "start_timeout")
+        self._chunksize = check_chunksize(chunksize)
         self._name = name or f"pool-{next(_names)}"
         self._start_method = start_method
         kernel.require_descriptors(
@@ -376,7 +380,7 @@ class Pool:
         """The pool's policy, with what this call has of its own."""
         if task_timeout is None and retries is None and retry_on is None:
             return self._policy
-        return _make_policy(self._policy, task_timeout, retries, retry_on)
+        return make_policy(self._policy, task_timeout, retries, retry_on)
 
     def _function(self, func: Callable[..., Any], result: AsyncResult[Any]) -> Function | None:
         """The function, ready to travel; if it cannot be pickled, that is the result, and None is returned."""
@@ -415,8 +419,8 @@ class Pool:
         policy: Policy,
     ) -> MapJob | None:
         self._check_running()
-        chunksize = self._chunksize if chunksize is None else _check_chunksize(chunksize)
-        items, input_error = _gather(iterable)
+        chunksize = self._chunksize if chunksize is None else check_chunksize(chunksize)
+        items, input_error = gather(iterable)
         function = self._function(func, result)
         if function is None:
             return None
@@ -446,8 +450,8 @@ class Pool:
         ordered: bool,
     ) -> IMapIterator[R]:
         self._check_running()
-        chunksize = self._chunksize if chunksize is None else _check_chunksize(chunksize)
-        buffersize = _check_buffersize(buffersize)
+        chunksize = self._chunksize if chunksize is None else check_chunksize(chunksize)
+        buffersize = check_buffersize(buffersize)
         items = iter(iterable)
         if not callable(func):
             raise TypeError(f"{type(func).__name__!r} object is not callable")
@@ -477,7 +481,7 @@ class Pool:
     def resize(self, processes: int) -> None:
         """Keep this many workers from now on; those that are too many finish what they hold."""
         self._check_running()
-        processes = _check_processes(processes)
+        processes = check_processes(processes)
         if processes > self._master.board.slots:
             raise ValueError(f"this pool can have at most {self._master.board.slots} processes")
         more = max(0, processes - self._processes)
@@ -576,74 +580,3 @@ class _Process:
 
     def kill(self) -> None:
         os.kill(self.pid, signal.SIGKILL)
-
-
-def _make_policy(base: Policy, task_timeout: float | None, retries: int | None, retry_on: RetryOn | None) -> Policy:
-    """`base` with what is not None, checked."""
-    timeout = _check_seconds(task_timeout, "task_timeout")
-    timeout = base.timeout if timeout is None else timeout
-    retries = base.retries if retries is None else operator.index(retries)
-    if retries < 0:
-        raise ValueError(f"retries must be 0 or more, not {retries}")
-    kinds = base.retry_on
-    if retry_on is not None:
-        kinds = (WorkerDied, *(retry_on if isinstance(retry_on, tuple) else (retry_on,)))
-        given: Iterable[Any] = kinds
-        if not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in given):
-            raise TypeError(f"retry_on must be a type of exceptions or a tuple of such types, not {retry_on!r}")
-    return Policy(None if timeout == math.inf else timeout, retries, kinds)
-
-
-def _check_seconds(seconds: float | None, name: str) -> float | None:
-    if seconds is None:
-        return None
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
-        raise TypeError(f"{name} must be a number of seconds or None, not {seconds!r}")
-    if not seconds > 0:
-        raise ValueError(f"{name} must be positive, not {seconds!r}")
-    return float(seconds)
-
-
-def _check_processes(processes: int) -> int:
-    try:
-        number = operator.index(processes)
-    except TypeError:
-        raise TypeError(f"processes must be a positive int, not {processes!r}") from None
-    if number < 1:
-        raise ValueError("Number of processes must be at least 1")
-    return number
-
-
-def _check_chunksize(chunksize: int | None) -> int | None:
-    if chunksize is None:
-        return None
-    try:
-        number = operator.index(chunksize)
-    except TypeError:
-        raise TypeError(f"chunksize must be an int or None, not {chunksize!r}") from None
-    if number < 1:
-        raise ValueError(f"Chunksize must be 1+, not {chunksize!r}")
-    return number
-
-
-def _check_buffersize(buffersize: int | None) -> int | None:
-    if buffersize is None:
-        return None
-    if not isinstance(buffersize, int):
-        raise TypeError("buffersize must be an integer or None")
-    if buffersize < 1:
-        raise ValueError("buffersize must be None or > 0")
-    return buffersize
-
-
-def _gather(iterable: Iterable[Any]) -> tuple[Sequence[Any], BaseException | None]:
-    """The items as something that can be sliced, and what the input raised after them, if it did."""
-    if type(iterable) in (list, tuple, range):
-        return iterable, None  # type: ignore[return-value]
-    items: list[Any] = []
-    iterator = iter(iterable)
-    try:
-        items.extend(iterator)
-    except Exception as error:
-        return items, error
-    return items, None

@@ -22,6 +22,7 @@ FLOORS: dict[str, int] = {
     "pairpool.worker": 3,
     "pairpool.zygote": 3,
     "pairpool.master": 4,
+    "pairpool.arguments": 5,
     "pairpool.executor": 5,
     "pairpool.pool": 5,
     "pairpool.results": 5,

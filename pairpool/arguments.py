@@ -1,0 +1,94 @@
+"""The arguments of pools and calls: checked, with errors that say what is wrong, and in the form the engine takes."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeAlias
+
+from pairpool.errors import WorkerDied
+from pairpool.master.jobs import Policy
+
+__all__ = [
+    "RetryOn",
+    "check_buffersize",
+    "check_chunksize",
+    "check_processes",
+    "check_seconds",
+    "gather",
+    "make_policy",
+]
+
+RetryOn: TypeAlias = "type[BaseException] | tuple[type[BaseException], ...]"
+
+
+def make_policy(base: Policy, task_timeout: float | None, retries: int | None, retry_on: RetryOn | None) -> Policy:
+    """`base` with what is not None, checked."""
+    timeout = check_seconds(task_timeout, "task_timeout")
+    timeout = base.timeout if timeout is None else timeout
+    retries = base.retries if retries is None else operator.index(retries)
+    if retries < 0:
+        raise ValueError(f"retries must be 0 or more, not {retries}")
+    kinds = base.retry_on
+    if retry_on is not None:
+        kinds = (WorkerDied, *(retry_on if isinstance(retry_on, tuple) else (retry_on,)))
+        given: Iterable[Any] = kinds
+        if not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in given):
+            raise TypeError(f"retry_on must be a type of exceptions or a tuple of such types, not {retry_on!r}")
+    return Policy(None if timeout == math.inf else timeout, retries, kinds)
+
+
+def check_seconds(seconds: float | None, name: str) -> float | None:
+    if seconds is None:
+        return None
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+        raise TypeError(f"{name} must be a number of seconds or None, not {seconds!r}")
+    if not seconds > 0:
+        raise ValueError(f"{name} must be positive, not {seconds!r}")
+    return float(seconds)
+
+
+def check_processes(processes: int) -> int:
+    try:
+        number = operator.index(processes)
+    except TypeError:
+        raise TypeError(f"processes must be a positive int, not {processes!r}") from None
+    if number < 1:
+        raise ValueError("Number of processes must be at least 1")
+    return number
+
+
+def check_chunksize(chunksize: int | None) -> int | None:
+    if chunksize is None:
+        return None
+    try:
+        number = operator.index(chunksize)
+    except TypeError:
+        raise TypeError(f"chunksize must be an int or None, not {chunksize!r}") from None
+    if number < 1:
+        raise ValueError(f"Chunksize must be 1+, not {chunksize!r}")
+    return number
+
+
+def check_buffersize(buffersize: int | None) -> int | None:
+    if buffersize is None:
+        return None
+    if not isinstance(buffersize, int):
+        raise TypeError("buffersize must be an integer or None")
+    if buffersize < 1:
+        raise ValueError("buffersize must be None or > 0")
+    return buffersize
+
+
+def gather(iterable: Iterable[Any]) -> tuple[Sequence[Any], BaseException | None]:
+    """The items as something that can be sliced, and what the input raised after them, if it did."""
+    if type(iterable) in (list, tuple, range):
+        return iterable, None  # type: ignore[return-value]
+    items: list[Any] = []
+    iterator = iter(iterable)
+    try:
+        items.extend(iterator)
+    except Exception as error:
+        return items, error
+    return items, None
