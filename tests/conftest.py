@@ -6,11 +6,13 @@ import faulthandler
 import os
 import signal
 from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.leftovers import Snapshot, Tag, leftovers
+from tests.support import Gate, Reports
 
 if TYPE_CHECKING:
     from pairpool import Pool
@@ -100,6 +102,21 @@ def nothing_left_behind(request: pytest.FixtureRequest, tag: Tag) -> Iterator[No
     found = leftovers(before, tag)
     if found:
         pytest.fail("left behind by this test:\n" + "\n".join(f"  {line}" for line in found), pytrace=False)
+
+
+# --- holding tasks back, and hearing from them --------------------------------------------------------
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Iterator[Gate]:
+    with Gate(tmp_path / "gate") as gate:
+        yield gate
+
+
+@pytest.fixture
+def reports(tmp_path: Path) -> Iterator[Reports]:
+    with Reports(tmp_path / "reports") as reports:
+        yield reports
 
 
 # --- pools --------------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ import functools
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
@@ -30,12 +29,6 @@ meeting = multiprocessing.get_context("fork").Barrier(2)
 def pool() -> Iterator[Pool]:
     with Pool(2) as pool:
         yield pool
-
-
-@pytest.fixture
-def gate(tmp_path: Path) -> Iterator[Gate]:
-    with Gate(tmp_path / "gate") as gate:
-        yield gate
 
 
 def meet_if_negative(x: int) -> int:

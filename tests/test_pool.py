@@ -30,18 +30,6 @@ from tests.tasks import Odd
 MakePool = Callable[..., Pool]
 
 
-@pytest.fixture
-def gate(tmp_path: Path) -> Iterator[Gate]:
-    with Gate(tmp_path / "gate") as gate:
-        yield gate
-
-
-@pytest.fixture
-def reports(tmp_path: Path) -> Iterator[Reports]:
-    with Reports(tmp_path / "reports") as reports:
-        yield reports
-
-
 def pids_of(pool: Pool) -> list[int]:
     return [process.pid for process in pool._pool]
 

@@ -6,7 +6,7 @@ import collections
 import functools
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,6 @@ from tests import tasks
 from tests.support import PATIENCE, Gate, Reports, all_ended
 
 MakePool = Callable[..., Pool]
-
-
-@pytest.fixture
-def gate(tmp_path: Path) -> Iterator[Gate]:
-    with Gate(tmp_path / "gate") as gate:
-        yield gate
-
-
-@pytest.fixture
-def reports(tmp_path: Path) -> Iterator[Reports]:
-    with Reports(tmp_path / "reports") as reports:
-        yield reports
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,6 @@ from tests import tasks
 from tests.support import PATIENCE, Gate, Reports, all_ended, python, running, write_script
 
 MakePool = Callable[..., Pool]
-
-
-@pytest.fixture
-def gate(tmp_path: Path) -> Iterator[Gate]:
-    with Gate(tmp_path / "gate") as gate:
-        yield gate
-
-
-@pytest.fixture
-def reports(tmp_path: Path) -> Iterator[Reports]:
-    with Reports(tmp_path / "reports") as reports:
-        yield reports
 
 
 @pytest.mark.parametrize("how", ["exit", "segfault", "raise"])

@@ -9,7 +9,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +25,6 @@ MakePool = Callable[..., Pool]
 
 LIMIT = 0.25
 """Seconds; what is not to run into it takes microseconds."""
-
-
-@pytest.fixture
-def gate(tmp_path: Path) -> Iterator[Gate]:
-    with Gate(tmp_path / "gate") as gate:
-        yield gate
-
-
-@pytest.fixture
-def reports(tmp_path: Path) -> Iterator[Reports]:
-    with Reports(tmp_path / "reports") as reports:
-        yield reports
 
 
 # --- time ---------------------------------------------------------------------------------------------

@@ -50,18 +50,6 @@ def no_core_dumps() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_CORE, limits)
 
 
-@pytest.fixture
-def gate(tmp_path: Path) -> Iterator[Gate]:
-    with Gate(tmp_path / "gate") as gate:
-        yield gate
-
-
-@pytest.fixture
-def reports(tmp_path: Path) -> Iterator[Reports]:
-    with Reports(tmp_path / "reports") as reports:
-        yield reports
-
-
 def pids_of(pool: Pool) -> list[int]:
     return [process.pid for process in pool._pool]
 
