@@ -16,15 +16,15 @@ def _at_least(least: int, text: str) -> int:
     return number
 
 
-def _positive(text: str) -> int:
+def whole_number(text: str) -> int:
     return _at_least(1, text)
 
 
-def _not_negative(text: str) -> int:
+def count(text: str) -> int:
     return _at_least(0, text)
 
 
-def _duration(text: str) -> float:
+def duration(text: str) -> float:
     number = float(text)
     if not 0 < number < float("inf"):
         raise argparse.ArgumentTypeError(f"must be a positive number of seconds, not {text}")
@@ -39,17 +39,17 @@ def _add_stress(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "then check that every task ended as its seed foretells and that nothing is left behind. "
         "Exit status: 0 passed, 1 failed, 2 bad usage, 130 interrupted.",
     )
-    parser.add_argument("--workers", type=_positive, default=8, metavar="N", help="processes of the pool (8)")
-    parser.add_argument("--tasks", type=_positive, default=200_000, metavar="N", help="tasks to run (200000)")
-    parser.add_argument("--kills", type=_not_negative, default=500, metavar="N", help="signals to send (500)")
-    parser.add_argument("--seed", type=_not_negative, default=1, metavar="N", help="what the mix is drawn from (1)")
+    parser.add_argument("--workers", type=whole_number, default=8, metavar="N", help="processes of the pool (8)")
+    parser.add_argument("--tasks", type=whole_number, default=200_000, metavar="N", help="tasks to run (200000)")
+    parser.add_argument("--kills", type=count, default=500, metavar="N", help="signals to send (500)")
+    parser.add_argument("--seed", type=count, default=1, metavar="N", help="what the mix is drawn from (1)")
     parser.add_argument(
         "--start-method", choices=("fork", "forkserver", "direct"), default="fork", help="as for Pool (fork)"
     )
-    parser.add_argument("--chunksize", type=_positive, metavar="N", help="items to a batch (automatic)")
-    parser.add_argument("--clients", type=_positive, default=3, metavar="N", help="threads that call the pool (3)")
-    parser.add_argument("--seconds", type=_duration, metavar="S", help="deal no new tasks after so long")
-    parser.add_argument("--hang", type=_duration, default=60.0, metavar="S", help="no task for so long is a hang (60)")
+    parser.add_argument("--chunksize", type=whole_number, metavar="N", help="items to a batch (automatic)")
+    parser.add_argument("--clients", type=whole_number, default=3, metavar="N", help="threads that call the pool (3)")
+    parser.add_argument("--seconds", type=duration, metavar="S", help="deal no new tasks after so long")
+    parser.add_argument("--hang", type=duration, default=60.0, metavar="S", help="no task for so long is a hang (60)")
     parser.add_argument("--json", metavar="FILE", help="write the report as JSON")
     parser.add_argument(
         "--memory-log", metavar="FILE", help="write seconds, rss, descriptors and tasks ended as CSV, once a second"
