@@ -575,3 +575,21 @@ def signals_of_a_program() -> str:
     return subprocess.run(
         ["grep", "Sig[IB]", "/proc/self/status"], capture_output=True, text=True, check=True
     ).stdout
+
+
+class LoadsAtTheGate:
+    """A function that says that it is being unpickled in a worker, and waits there."""
+
+    def __init__(self, reports: str, gate: str) -> None:
+        self.where = reports, gate
+
+    def __call__(self, item: int) -> int:
+        return abs(item)
+
+    def __reduce__(self) -> Any:
+        return load_at_the_gate, self.where
+
+
+def load_at_the_gate(reports: str, gate: str) -> Any:
+    tell_pid_and_wait((reports, gate))
+    return abs

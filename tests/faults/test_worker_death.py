@@ -423,6 +423,21 @@ def test_a_spare_zygote_that_is_gone_is_replaced(make_pool: MakePool, method: st
     assert {parent_of(pid) for pid in pids_of(pool)} == {second}
 
 
+def test_workers_that_went_with_their_zygote_tell_nothing_against_a_function(
+    make_pool: MakePool, gate: Gate, reports: Reports
+) -> None:
+    """However many were unpickling it at that moment: it is not what ended them."""
+    pool = make_pool(4, start_method="fork")
+    function = tasks.LoadsAtTheGate(reports.path, gate.path)
+    result = pool.map_async(function, range(-8, 0), chunksize=1)
+    workers = [int(line) for line in reports.take(4)]
+    (zygote,) = {parent_of(pid) for pid in workers}
+    kill(zygote)
+    assert all_ended(workers)
+    gate.let(8)
+    assert result.get(PATIENCE) == list(range(8, 0, -1))
+
+
 def wait_for_spare(pool: Pool, zygote: int) -> int:
     """Keep the pool at work until it has a spare zygote that lives; returns its pid."""
     deadline = time.monotonic() + PATIENCE
