@@ -162,7 +162,7 @@ def run_fresh_zygote(control_fd: int, master: int, factory: str, fds: list[int])
     import multiprocessing.process as process
     import multiprocessing.spawn as spawn
 
-    from pairpool.zygote import ignore_interrupts, serve
+    from pairpool.zygote import default_signals, ignore_interrupts, serve
 
     state: Any = process
     ignore_interrupts()
@@ -184,6 +184,7 @@ def run_fresh_zygote(control_fd: int, master: int, factory: str, fds: list[int])
     state._current_process._name = "MainProcess"
     module, _, function = factory.partition(":")
     body: Body = getattr(importlib.import_module(module), function)(fds, message[8 + size :])
+    default_signals()  # which the program's main module may have changed
     main = sys.modules.get("__mp_main__")
     names = "" if main is None else " ".join(name for name, value in vars(main).items() if callable(value))
     os._exit(serve(control, body, pidfd, names.encode()))

@@ -53,6 +53,8 @@ SLOTS = 4096
 DESCRIPTORS_EACH = 4
 DESCRIPTORS_BESIDE = 16
 
+_NO_KWDS: dict[str, Any] = {}
+
 _names = itertools.count(1)
 _open_masters: weakref.WeakSet[Master] = weakref.WeakSet()
 
@@ -228,7 +230,7 @@ class Pool:
         job = Calls(Mode.CALL, self._policy_of(task_timeout, retries, retry_on))
         function = self._function(func, result)
         if function is not None:
-            job.add(result, function.number, tuple(args), dict(kwds or {}))
+            job.add(result, function.number, tuple(args), dict(kwds) if kwds else _NO_KWDS)
             self._master.submit_job(job)
         self._wait_or_cancel(result, job)
         return result.get()
@@ -252,7 +254,8 @@ class Pool:
         result = AsyncResult(self, master, callback, error_callback)
         function = self._function(func, result)
         if function is not None:
-            master.submit_call(result, function.number, tuple(args), dict(kwds or {}), policy, self._calls_chunksize)
+            keywords = dict(kwds) if kwds else _NO_KWDS
+            master.submit_call(result, function.number, tuple(args), keywords, policy, self._calls_chunksize)
         master.drive_in_background()
         return result
 
@@ -494,6 +497,7 @@ class Pool:
         from pairpool import snapshot
 
         kernel.require_owner(self._master.identity)
+        self._master.loop.poke()
         return snapshot.take(self._master, self._name, self._state, self._start_method)
 
     def close(self) -> None:
@@ -538,7 +542,7 @@ class Pool:
 
     def __repr__(self) -> str:
         cls = type(self)
-        size = len(self._pool) if hasattr(self, "_master") else 0
+        size = self._master.size if hasattr(self, "_master") else 0
         return f"<{cls.__module__}.{cls.__qualname__} state={self._state} pool_size={size}>"
 
     def __del__(self, _warn: Any = warnings.warn, _run: str = RUN) -> None:
@@ -553,6 +557,7 @@ class Pool:
 
     @property
     def _pool(self) -> list[_Process]:
+        self._master.wait_for_workers()
         members = self._master.crew.members
         return [_Process(members[number].pid) for number in sorted(members)]
 

@@ -23,6 +23,12 @@ class AsyncResult(Generic[R]):
     Waiting for it drives the pool. The pool lives at least as long as the call.
     """
 
+    job: Calls | MapJob | None = None
+    _done = False
+    _has_outcome = False
+    _success = False
+    _value: Any = None
+
     def __init__(
         self,
         pool: object,
@@ -32,13 +38,8 @@ class AsyncResult(Generic[R]):
     ) -> None:
         self._pool: object | None = pool
         self._master = master
-        self.job: Calls | MapJob | None = None
         self._callback = callback
         self._error_callback = error_callback
-        self._done = False
-        self._has_outcome = False
-        self._success = False
-        self._value: Any = None
 
     def _is_done(self) -> bool:
         return self._done
@@ -130,12 +131,7 @@ class AsyncResult(Generic[R]):
         self._done = True
         self.job = self._callback = self._error_callback = None
         pool, self._pool = self._pool, None
-        # the last reference to a pool ends it: let go of it between two packets, not in the midst of one
-        self._master.loop.later.append(lambda: _let_go(pool))
-
-
-def _let_go(_thing: object) -> None:
-    """Be the last to hold something."""
+        self._master.loop.finished.append(pool)
 
 
 class MapResult(AsyncResult[R]):

@@ -15,10 +15,11 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from operator import length_hint
 from typing import Any, NamedTuple
 
-from pairpool import inheritance
+from pairpool import inheritance, kernel
 from pairpool.failures import Failure, Fault, describe_failure, missing_module, safe
 from pairpool.wire.board import NOTHING, Board, Slot, State, Word
 from pairpool.wire.channel import INLINE_LIMIT, Buffer, Channel, Header, Kind, Lost
@@ -29,6 +30,9 @@ __all__ = ["HURRY", "STACK_ROOM", "Flag", "Mode", "Worker", "WorkerBody"]
 
 STACK_ROOM = 1 << 20
 """Bytes of the stacks memfd that belong to one slot; only touched pages take memory."""
+
+SHORT_FROM = 256
+"""Items in a batch from which on each is so short that a look at the limit would cost as much as the item."""
 
 TIMED_UP_TO = 16
 """Items in a batch up to which each item's start is on the board; in larger batches they are too short for a clock."""
@@ -41,6 +45,7 @@ class Flag:
     BY_VALUE = 2  # something in the batch went by value, so results may, too
     FAILURES = 4  # the payload's first section lists failures
     PARTIAL = 16  # a report of what is finished, while a later item of the batch runs
+    SPIN = 32  # a core is free: look for the next packet before sleeping
     TIMED = 8  # each item's start goes on the board, for it has a time limit
 
 
@@ -89,10 +94,13 @@ class Worker:
         self.failures: list[Failure] = []
         self._running: tuple[Header, list[Any]] | None = None
         self._reported = 0
+        self._remaining: Any = None  # the items of a batch of short ones that were not begun
+        self._may_spin = 0
+        self._spins = False
 
     def run(self) -> int:
         """Serve until the master closes its end; returns the exit status."""
-        receive = self.channel.receive
+        receive = self._next_packet
         batch = Kind.BATCH
         self.words[Word.STATE] = State.IDLE
         try:
@@ -102,12 +110,26 @@ class Worker:
             while True:
                 header, payload, fds = packet
                 if header.kind == batch:
+                    self._may_spin = header.flags & Flag.SPIN
                     self._serve_batch(header, payload, fds)
                 else:
                     self._serve_other(header, payload, fds)
                 packet = receive()
         except Lost:
             return 0
+
+    def _next_packet(self) -> tuple[Header, memoryview, list[int]]:
+        """The next packet; looks without sleeping where a core is free and the last wait was short."""
+        began = time.monotonic_ns()
+        if self._may_spin and self._spins:
+            while time.monotonic_ns() - began < kernel.SPIN_NS:
+                try:
+                    return self.channel.receive(wait=False)
+                except BlockingIOError:
+                    pass  # not there yet
+        packet = self.channel.receive()
+        self._spins = time.monotonic_ns() - began < kernel.SPIN_NS
+        return packet
 
     def _serve_other(self, header: Header, payload: memoryview, fds: list[int]) -> None:
         if header.kind == Kind.FUNCTION:
@@ -168,6 +190,7 @@ class Worker:
         words[Word.FIRST] = header.first
         words[Word.COUNT] = header.items
         words[Word.STARTED] = began
+        words[Word.BOUND] = 0
         words[Word.BATCH] = header.batch
         items = self._load(header, payload, fds)
         values: list[Any] = []
@@ -254,28 +277,28 @@ class Worker:
 
     def _run(self, function: Any, items: Sequence[Any], header: Header, values: list[Any]) -> None:
         """Run the items in order; one value each is appended, None for a failure."""
-        words, item_word, limit, started = self.words, Word.ITEM, Word.LIMIT, Word.STARTED
-        timed = header.items <= TIMED_UP_TO or bool(header.flags & Flag.TIMED)
-        index = header.first
-        append = values.append
+        timed = bool(header.flags & Flag.TIMED)
         remaining = iter(items)
+        loop = _run_timed if timed or header.items <= TIMED_UP_TO else _run_limited
+        if header.items >= SHORT_FROM and not timed:
+            self._remaining = remaining
+            self.words[Word.BOUND] = header.first + header.items
+            loop = _run_short
         while True:
             try:
-                for item in remaining:
-                    if timed:  # before the index: an item must never be seen with the start of the one before it
-                        words[started] = time.monotonic_ns()
-                    words[item_word] = index
-                    if index >= words[limit]:
-                        return
-                    append(function(item))
-                    index += 1
-                return
-            except _FunctionBroken as broken:
-                self.failures.append(broken.failure._replace(offset=index - header.first))
+                loop(function, remaining, self.words, header.first + len(values), values)
+                break
             except BaseException as error:
-                self.failures.append(describe_failure(self.codec, index - header.first, Fault.RAISED, error))
-            append(None)
-            index += 1
+                taken = len(items) - length_hint(remaining)
+                if len(values) == taken:  # between two items: the last one's, as far as anybody's
+                    values.pop()
+                if isinstance(error, _FunctionBroken):
+                    failure = error.failure._replace(offset=len(values))
+                else:
+                    failure = describe_failure(self.codec, len(values), Fault.RAISED, error)
+                self.failures.append(failure)
+            values.append(None)
+        self._remaining = None
 
     # --- the report -----------------------------------------------------------------------------
 
@@ -285,8 +308,10 @@ class Worker:
         A handler runs between two steps of the main thread. It does nothing unless these are steps of the item's own
         code: then nobody is at work on the values, and the master asks again.
         """
+        if self._remaining is not None and self.words[Word.LIMIT] != NOTHING:
+            self._stop_short()
         inner = None
-        while frame is not None and frame.f_code is not _RUN:
+        while frame is not None and frame.f_code not in _LOOPS:
             inner, frame = frame, frame.f_back
         if self._running is None or inner is None or frame is None or inner.f_code is _DESCRIBE:
             return
@@ -308,6 +333,14 @@ class Worker:
         self._send(reply, encoded, failures)
         self._reported = len(values)
         values[done:] = [None] * len(finished)
+
+    def _stop_short(self) -> None:
+        """Begin no item any more that was not taken yet, and say which is the first of those."""
+        assert self._running is not None
+        header, _values = self._running
+        left = length_hint(self._remaining)
+        self._remaining.__setstate__(sys.maxsize)
+        self.words[Word.BOUND] = header.first + header.items - left
 
     def _report(self, header: Header, values: list[Any], began: int) -> None:
         failures, self.failures = self.failures, []
@@ -380,7 +413,51 @@ class Worker:
             self.words[Word.STATE] = State.SENDING
 
 
-_RUN = Worker._run.__code__
+# Loops over the items of a batch. The index of each is stored before it is run, and its value appended after.
+
+
+def _run_timed(
+    function: Any, remaining: Iterator[Any], words: memoryview, index: int, values: list[Any]
+) -> None:
+    """Items so long that each one's start is on the board, too."""
+    item_word, limit, started, clock = Word.ITEM, Word.LIMIT, Word.STARTED, time.monotonic_ns
+    for item in remaining:
+        words[started] = clock()  # before the index: an item must never be seen with the start of the one before it
+        words[item_word] = index
+        if index >= words[limit]:
+            return
+        values.append(function(item))
+        index += 1
+
+
+def _run_limited(
+    function: Any, remaining: Iterator[Any], words: memoryview, index: int, values: list[Any]
+) -> None:
+    """Items of which the master may take back those behind the one that runs, at any time."""
+    item_word, limit = Word.ITEM, Word.LIMIT
+    for item in remaining:
+        words[item_word] = index
+        if index >= words[limit]:
+            return
+        values.append(function(item))
+        index += 1
+
+
+def _run_short(
+    function: Any, remaining: Iterator[Any], words: memoryview, index: int, values: list[Any]
+) -> None:
+    """Items so short that looking at the limit would cost as much: if one is long after all, a signal ends the loop.
+
+    The handler moves the iterator to its end.
+    """
+    item_word = Word.ITEM
+    for item in remaining:
+        words[item_word] = index
+        values.append(function(item))
+        index += 1
+
+
+_LOOPS = frozenset(loop.__code__ for loop in (_run_timed, _run_limited, _run_short))
 _DESCRIBE = describe_failure.__code__
 
 
@@ -430,7 +507,6 @@ class WorkerBody(NamedTuple):
         slot.words[Word.PID] = os.getpid()
         slot.words[Word.BORN] = time.monotonic_ns()
         _catch_faults(self.stacks, number)
-        _close_stdin()
         inheritance.become_pool_worker(serial, self.master)
         worker = Worker(channel, slot, self.initializer, self.initargs)
         signal.signal(HURRY, worker.hurry)
@@ -447,20 +523,11 @@ def _catch_faults(stacks: int, number: int) -> None:
     except OSError:
         return  # no /proc: crashes are still noticed, only without a stack
     start = number * STACK_ROOM
-    used = os.pread(own, STACK_ROOM, start).rstrip(b"\0")
-    if used:
+    if os.pread(own, 1, start).strip(b"\0"):
+        used = os.pread(own, STACK_ROOM, start).rstrip(b"\0")
         os.pwrite(own, bytes(len(used)), start)
     os.lseek(own, start, os.SEEK_SET)
     faulthandler.enable(own)
-
-
-def _close_stdin() -> None:
-    """Tasks read nothing from the program's terminal, as in multiprocessing."""
-    null = os.open(os.devnull, os.O_RDONLY)
-    if null != 0:
-        os.dup2(null, 0)
-        os.close(null)
-    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115  # lives as long as the process
 
 
 def make_body(fds: list[int], setup: bytes) -> WorkerBody:

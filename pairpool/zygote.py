@@ -44,6 +44,7 @@ __all__ = [
     "SpawnFailed",
     "Spawned",
     "Zygote",
+    "default_signals",
     "fork_worker",
     "ignore_interrupts",
 ]
@@ -55,6 +56,7 @@ class Body(Protocol):
     def __call__(self, channel: Channel, slot: int, serial: int, /) -> int: ...
 
 
+_SIGNALS = signal.valid_signals()
 
 LATELY = 64
 """Workers that may have ended so lately that the kernel still lists them among the children."""
@@ -100,6 +102,9 @@ class Zygote(Protocol):
     def receive(self) -> Spawned | SpawnFailed | None:
         """The next answer to a request, if one is there. Raises `Lost` if the zygote is gone."""
 
+    def flush(self) -> bool:
+        """Send it what there was no room for; False if something still waits."""
+
     def wait(self, timeout: float | None) -> None:
         """Wait until `receive` has something or the zygote has ended."""
 
@@ -132,14 +137,24 @@ def ignore_interrupts() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
-def _default_signals() -> None:
+def default_signals() -> None:
+    """Undo what the program has set."""
     signal.set_wakeup_fd(-1)
-    for number in signal.valid_signals():
+    for number in _SIGNALS:
         if callable(signal.getsignal(number)):
             signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, _ignore_interrupt)
     DirectZygote.forget_parents()
+
+
+def _close_stdin() -> None:
+    """Tasks read nothing from the program's terminal, as in multiprocessing."""
+    null = os.open(os.devnull, os.O_RDONLY)
+    if null != 0:
+        os.dup2(null, 0)
+        os.close(null)
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115  # lives as long as the process
 
 
 def _flush_output() -> None:
@@ -152,12 +167,12 @@ def _flush_output() -> None:
             pass  # closed or full: that is for its owner to notice when it writes
 
 
-def _run_child(body: Callable[[], int], mask: set[int]) -> None:
-    """Run `body` in a freshly forked child and end the process, whatever happens."""
+def _run_child(body: Callable[[], int], *before: Callable[[], object]) -> None:
+    """Run `body` in a freshly forked child, after what comes before, and end the process, whatever happens."""
     status = 1
     try:
-        _default_signals()
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for step in before:
+            step()
         status = body()
     except BaseException:
         sys.excepthook(*sys.exc_info())
@@ -170,20 +185,38 @@ def _run_child(body: Callable[[], int], mask: set[int]) -> None:
 
 def _fork_with(body: Callable[[], int]) -> int:
     """Fork a child that runs `body` from clean signals on; signals wait while it is between two worlds."""
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         pid = kernel.fork()
         if pid == 0:
-            _run_child(body, {int(number) for number in mask})
+            _run_child(body, default_signals, _close_stdin, lambda: _unmask(mask))
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        _unmask(mask)
     return pid
 
 
-def fork_worker(body: Body, slot: int, serial: int, *, own_group: bool = False) -> Spawned:
+def _unmask(mask: set[Any]) -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, {int(number) for number in mask})
+
+
+def _fork_off_zygote(body: Callable[[], int]) -> int:
+    """`_fork_with` for a process that has no stdin and no thread, and the signals that a worker is to have.
+
+    All but SIGCHLD: to look at and to hold back each of the others is half of what a start takes.
+    """
+    pid = os.fork()
+    if pid == 0:
+        _run_child(body, lambda: signal.signal(signal.SIGCHLD, signal.SIG_DFL))
+    return pid
+
+
+def fork_worker(
+    body: Body, slot: int, serial: int, *, own_group: bool = False, by_zygote: bool = False
+) -> Spawned:
     """Make a pair, fork a child that runs `body` on the far end, and return the master's side of it.
 
     With `own_group` the child leads a process group of its own, by which its children can be found when it has ended.
+    `by_zygote`: this process is one.
 
     The child is killed when its parent ends, if the forking thread is the parent's main thread. Raises `OSError` if the
     kernel refuses a descriptor or a process; nothing is left behind then.
@@ -202,7 +235,7 @@ def fork_worker(body: Body, slot: int, serial: int, *, own_group: bool = False) 
 
     pid = 0
     try:
-        pid = _fork_with(child)
+        pid = _fork_off_zygote(child) if by_zygote else _fork_with(child)
         pidfd = kernel.Descriptor(os.pidfd_open(pid))
     except BaseException:
         near.close()
@@ -242,13 +275,21 @@ def serve(control: Channel, body: Body, master: int, names: bytes = b"") -> int:
     poller.register(master, select.POLLIN)
     try:
         control.send(Header(Kind.HELLO), names)
-        while master not in [fd for fd, _events in poller.poll()]:
+        is_untidy = False
+        while True:
+            events = poller.poll(0 if is_untidy else None)
+            if not events:  # of many deaths at once, the last has it looked for what they all have left
+                kernel.kill_children(keep=spares | set(workers.values()))
+                is_untidy = False
+                continue
+            if master in [fd for fd, _events in events]:
+                break
             header = control.receive()[0]
             if header.kind == Kind.SPAWN:
                 _spawn_for(control, body, header.first, header.batch, workers)
             elif header.kind == Kind.REAPED:
                 workers.pop(header.batch, None)
-                kernel.kill_children(keep=spares | set(workers.values()))
+                is_untidy = True
             elif header.kind == Kind.SPARE:
                 spares = {_spare_for(control, body, master, names)}
     except Lost:
@@ -290,7 +331,7 @@ def _spare_for(control: Channel, body: Body, master: int, names: bytes) -> int:
 
 def _spawn_for(control: Channel, body: Body, slot: int, serial: int, workers: dict[int, int]) -> None:
     try:
-        new = fork_worker(body, slot, serial)
+        new = fork_worker(body, slot, serial, by_zygote=True)
     except OSError as error:
         number = error.errno or errno.EAGAIN
         control.send(Header(Kind.SPAWN_FAILED, first=slot, items=number), (error.strerror or str(error)).encode())
@@ -318,6 +359,7 @@ class _ZygoteProcess:
         self.pid = pid
         self._spare: _ZygoteProcess | None = None
         self._is_spare_due = False
+        self._outbox: deque[Header] = deque()
         try:
             self.pidfd = kernel.Descriptor(os.pidfd_open(pid) if pidfd < 0 else pidfd)
         except BaseException:
@@ -334,15 +376,28 @@ class _ZygoteProcess:
         return self.pidfd.fileno() < 0 or kernel.has_ended(self.pidfd.fileno())
 
     def request(self, slot: int) -> None:
-        self._control.send(Header(Kind.SPAWN, first=slot, batch=next(_serials)))
+        self._post(Header(Kind.SPAWN, first=slot, batch=next(_serials)))
 
     def reaped(self, serial: int) -> None:
         try:
-            self._control.send(Header(Kind.REAPED, batch=serial))
+            self._post(Header(Kind.REAPED, batch=serial))
         except Lost:
             pass  # it died with its workers, and `receive` will say so
         except OSError:
             pass  # no memory for a packet: what the worker left is ended with the next one's
+
+    def _post(self, header: Header) -> None:
+        """Send a packet, or keep it until there is room: it may be waiting for the master to read its answers."""
+        if self._outbox or not self._control.send(header, wait=False):
+            self._outbox.append(header)
+
+    def flush(self) -> bool:
+        try:
+            while self._outbox and self._control.send(self._outbox[0], wait=False):
+                self._outbox.popleft()
+        except (Lost, OSError):
+            pass  # `receive` will say that it is gone; or there is no memory now
+        return not self._outbox
 
     def want_spare(self) -> None:
         """Have it fork a spare of itself, unless there is one, or one is on its way."""
@@ -351,7 +406,7 @@ class _ZygoteProcess:
             self._spare = None
         if self._spare is None and not self._is_spare_due and self.was_ready:
             try:
-                self._control.send(Header(Kind.SPARE))
+                self._post(Header(Kind.SPARE))
             except (Lost, OSError):
                 return  # it is gone, and so `receive` will say; or there is no memory now, and a later call will do
             self._is_spare_due = True
@@ -365,6 +420,8 @@ class _ZygoteProcess:
         return spare
 
     def receive(self) -> Spawned | SpawnFailed | None:
+        if self._outbox:
+            self.flush()
         while True:
             try:
                 header, payload, fds = self._control.receive(wait=False)
@@ -540,6 +597,9 @@ class DirectZygote:
 
     def receive(self) -> Spawned | SpawnFailed | None:
         return self._answers.pop(0) if self._answers else None
+
+    def flush(self) -> bool:
+        return True
 
     def wait(self, timeout: float | None) -> None:
         """Requests are answered at once."""

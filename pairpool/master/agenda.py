@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
+from operator import itemgetter
 from typing import Any
 
 from pairpool.master.functions import Functions
@@ -11,6 +12,9 @@ from pairpool.master.jobs import PLAIN, Batch, Calls, Job, Policy, StreamJob, Ta
 from pairpool.worker import Mode
 
 __all__ = ["Agenda"]
+
+_number_of = itemgetter(0)
+"""The function's number, of the item of a single call."""
 
 
 class Agenda:
@@ -121,8 +125,8 @@ class Agenda:
     def _hand_over(self, batch: Batch, values: list[Any], failed: dict[int, BaseException]) -> None:
         job = batch.job
         if job.function is None and batch.number in job.open:
-            for item in batch.items:
-                self._release(item[0])
+            for number, uses in Counter(map(_number_of, batch.items)).items():
+                self._release(number, uses)
         job.deliver(batch, values, failed)
         if job.tries:
             for index in range(batch.first, batch.first + batch.count):
@@ -158,10 +162,10 @@ class Agenda:
         """End all items of a batch with `error`."""
         self.deliver(batch, [None] * batch.count, dict.fromkeys(range(batch.count), error))
 
-    def _release(self, number: int) -> None:
+    def _release(self, number: int, uses: int) -> None:
         function = self.functions.find(number)
         if function is not None:
-            self._forget(self.functions.release(function))
+            self._forget(self.functions.release(function, uses))
 
     def settle(self, job: Job) -> None:
         """Let go of a job if all its items have ended."""

@@ -12,12 +12,29 @@ __all__ = ["SHORT_NS", "TARGET_NS", "Sizer"]
 TARGET_NS = 1_000_000
 """A batch should take about this long: some twenty times what a packet and its answer cost."""
 
+LEAST_NS = 50_000
+"""Towards the end of an input, batches get no shorter than this: workers idle no longer than a packet would cost."""
+
 SHORT_NS = 5_000_000
 """A worker gets a second batch behind the one it runs only while batches are shorter than this."""
+
+LONG_TARGET_NS = 4_000_000
+"""How long where nobody waits for the first results and items are tiny: with all cores at work, the kernel lets the
+master wait for about 3 ms before it can send more."""
+
+TINY_NS = 20_000
+
+FEED_NS = 50_000
+"""What the master needs to send a batch and to take in its results, which bounds how many workers it can keep busy."""
+
+PROBE_NS = 2_000_000
+"""After this long without a result, the number of workers that may try a call's first items doubles."""
 
 MAX_ITEMS = 1 << 15
 MAX_BYTES = 64 * 1024
 """Pickled bytes that a batch of several items should not exceed, so that it fits a packet."""
+
+MANY = 1 << 30
 
 LOOKAHEAD_BATCHES = 6
 """Batches for each worker that a stream may be ahead of its reader."""
@@ -28,15 +45,18 @@ class Sizer:
 
     Args:
         chunksize: a size to keep to, whatever is learnt; None for automatic sizes.
+        hurried: whether somebody waits for the first results; if not, there is no hurry but for all.
     """
 
-    __slots__ = ("_bytes", "_item_ns", "_size", "chunksize")
+    __slots__ = ("_began", "_bytes", "_hurried", "_item_ns", "_size", "chunksize")
 
-    def __init__(self, chunksize: int | None = None) -> None:
+    def __init__(self, chunksize: int | None = None, *, hurried: bool = True) -> None:
         self.chunksize = chunksize
+        self._hurried = hurried
         self._size = 1
         self._item_ns = 0.0
         self._bytes = 0.0
+        self._began = 0
 
     @property
     def is_known(self) -> bool:
@@ -52,11 +72,12 @@ class Sizer:
         if count < 1:
             return
         self._item_ns = max(1.0, nanoseconds / count)
-        fitting = max(1, int(TARGET_NS / self._item_ns))
+        target = TARGET_NS if self._hurried or self._item_ns > TINY_NS else LONG_TARGET_NS
+        fitting = max(1, int(target / self._item_ns))
         if fitting < self._size:
             self._size = fitting
         elif count >= self._size:  # what was tapered or split says nothing about larger ones
-            self._size = min(self._size * (4 if nanoseconds * 8 < TARGET_NS else 2), fitting, MAX_ITEMS)
+            self._size = min(self._size * (16 if nanoseconds * 8 < TARGET_NS else 2), fitting, MAX_ITEMS)
 
     def learn_bytes(self, count: int, size: int) -> None:
         """`count` items took `size` bytes, on their way out or back."""
@@ -70,8 +91,24 @@ class Sizer:
         if self._bytes * size > MAX_BYTES:
             size = max(1, int(MAX_BYTES / self._bytes))
         if remaining is not None and remaining < 2 * size * workers:
-            size = min(size, max(1, -(-remaining // (2 * workers))))
+            least = int(LEAST_NS / self._item_ns) if self._item_ns else 1
+            size = min(size, remaining, max(1, least, -(-remaining // (2 * workers))))
         return size
+
+    def spread(self, cores: int, now: int) -> int:
+        """Among how many workers it pays to spread the items: short ones need no more than the cores do.
+
+        Args:
+            now: monotonic ns.
+        """
+        few = 2 * cores
+        if not self.is_known:
+            self._began = self._began or now
+            return few << min(32, (now - self._began) // PROBE_NS)
+        batch = self._item_ns * (self.chunksize or self._size)
+        if self._item_ns < TINY_NS and batch <= SHORT_NS:
+            return few
+        return max(few, int(batch / FEED_NS)) if batch <= SHORT_NS else MANY
 
     def lookahead(self, workers: int) -> int:
         """How many items of a stream may be under way or wait for its reader."""

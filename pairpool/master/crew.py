@@ -33,6 +33,9 @@ AHEAD = 6
 AHEAD_AMONG = 64
 """Workers among which such batches are spread."""
 
+LATELY = 0.002
+"""Seconds for which a worker counts as one that will soon be done."""
+
 LOOK_AT = 8
 """Workers with one batch that are looked at for room: one call's batches are as long on each."""
 
@@ -207,6 +210,7 @@ class Crew:
     """All workers of a pool, and which of them have room.
 
     Attributes:
+        cores: how many cores this process may use.
         members: those that get work, by number.
         leaving: those that were told to exit and have not ended.
         touching: the one that is being dealt with; if an exception strikes then, its state is in doubt.
@@ -220,6 +224,8 @@ class Crew:
         self.watched: dict[Member, None] = {}
         self.empty: dict[Member, None] = {}
         self._single: dict[Member, None] = {}
+        self._recent: dict[Member, float] = {}
+        self.cores = kernel.cpu_allowance()
 
     def __iter__(self) -> Iterator[Member]:
         yield from list(self.members.values())
@@ -238,6 +244,7 @@ class Crew:
         self._single.pop(member, None)
         if not member.held:
             self.watched.pop(member, None)
+            self._recent.pop(member, None)
         if member.retiring or not self.is_on_duty(member):
             return
         if not member.held:
@@ -245,23 +252,44 @@ class Crew:
         elif len(member.held) == 1:
             self._single[member] = None
 
-    def with_room(self) -> Member | None:
-        """A worker that can take a batch: one that has none, else one whose only batch is short."""
-        if self.empty:
-            return next(iter(self.empty))
+    def with_room(self, spread: int, now: float) -> Member | None:
+        """A worker that can take a batch: one that has none, else one whose only batch is short.
+
+        Args:
+            spread: workers that may have been given something lately before one that idles is (`Sizer.spread`).
+            now: monotonic seconds.
+        """
+        if self.empty and self.may_wake(spread, now):
+            return next(reversed(self.empty))  # the last to have worked: its caches are warm, and it may not sleep yet
         for member in itertools.islice(self._single, LOOK_AT):
             if member.held[0].job.sizer.is_short():
                 return member
         return None
 
-    def least_loaded(self) -> Member | None:
+    def may_wake(self, spread: int, now: float) -> bool:
+        """Whether a worker that idles may be given work; those count that began what they do less than `LATELY` ago."""
+        recent = self._recent
+        if len(recent) < spread:
+            return True
+        while recent and next(iter(recent.values())) < now - LATELY:
+            del recent[next(iter(recent))]
+        return len(recent) < spread
+
+    def has_a_core_free(self) -> bool:
+        """Whether a core is left for the master while all workers that hold something run."""
+        return len(self.members) - len(self.empty) < self.cores
+
+    def least_loaded(self, spread: int, now: float) -> Member | None:
         """The worker that holds the fewest batches, for work that nobody waits for yet."""
-        on_duty = [member for member in itertools.islice(self.members.values(), AHEAD_AMONG) if not member.retiring]
+        among = self.members.values() if self.may_wake(spread, now) else self._recent
+        on_duty = [member for member in itertools.islice(among, AHEAD_AMONG) if not member.retiring]
         member = min(on_duty, key=lambda one: len(one.held), default=None)
         return member if member is not None and len(member.held) < AHEAD else None
 
     def begin(self, member: Member, batch: Batch, now: float) -> None:
         """A batch is now the one that its worker runs."""
+        self._recent.pop(member, None)
+        self._recent[member] = now
         if batch.count > 1 and batch.job.sizer.chunksize is None:
             batch.since = now
             self.watched[member] = None
@@ -309,5 +337,5 @@ class Crew:
             member.close()
         self.members.clear()
         self.leaving.clear()
-        for place in (self.watched, self.empty, self._single):
+        for place in (self.watched, self.empty, self._single, self._recent):
             place.clear()

@@ -58,6 +58,9 @@ class Dealer:
 
     Args:
         maxtasks: tasks after which a worker is replaced; None for never.
+
+    Attributes:
+        holds_back: work waits although workers idle, in the hope that others are done with theirs at once.
     """
 
     def __init__(
@@ -80,40 +83,52 @@ class Dealer:
         self._maxtasks = maxtasks
         self._hooks = hooks
         self._last_look = 0.0
+        self.holds_back = False
 
     # --- work out -------------------------------------------------------------------------------
 
     def deal(self) -> None:
         """Send what can be sent."""
         agenda, crew = self._agenda, self._crew
+        self.holds_back = False
         while True:
-            while agenda.queue and (member := crew.with_room()) is not None:
-                batch = agenda.next_batch(crew.size, self._allowance(member))
+            while agenda.queue and (member := self._with_room(agenda.queue[0])) is not None:
+                batch = agenda.next_batch(min(crew.size, self._spread(agenda.queue[0])), self._allowance(member))
                 if batch is None:
                     break
-                self._send(batch, crew.with_room)
+                self._send(batch, self._with_room)
             self._run_ahead()
             if not (crew.empty and agenda.unfinished and self._recall_for_idle()):
                 return
+
+    def _spread(self, job: Job) -> int:
+        return job.sizer.spread(self._crew.cores, time.monotonic_ns())
+
+    def _with_room(self, job: Job) -> Member | None:
+        member = self._crew.with_room(self._spread(job), time.monotonic())
+        self.holds_back = member is None and bool(self._crew.empty)
+        return member
+
+    def _least_loaded(self, job: Job) -> Member | None:
+        return self._crew.least_loaded(self._spread(job), time.monotonic())
 
     def _run_ahead(self) -> None:
         """Queue what streams may be ahead of their readers in the workers' sockets.
 
         A reader that computes between two results drives nothing meanwhile; the workers go on with what they have.
         """
-        crew = self._crew
         for job in list(self._agenda.queue):
-            while isinstance(job, StreamJob) and (member := crew.least_loaded()) is not None:
-                batch = job.take(crew.size, self._allowance(member))
+            while isinstance(job, StreamJob) and (member := self._least_loaded(job)) is not None:
+                batch = job.take(min(self._crew.size, self._spread(job)), self._allowance(member))
                 if batch is None:
                     break
-                self._send(batch, crew.least_loaded)
+                self._send(batch, self._least_loaded)
 
     def _allowance(self, member: Member) -> int:
         """How many items a worker may still be given before it is replaced."""
         return MANY if self._maxtasks is None else max(1, self._maxtasks - member.given)
 
-    def _send(self, batch: Batch, choose: Callable[[], Member | None]) -> None:
+    def _send(self, batch: Batch, choose: Callable[[Job], Member | None]) -> None:
         """Pickle a batch (the caller's code) and give it to a worker that has room then."""
         job = batch.job
         batch.function = job.function
@@ -129,7 +144,7 @@ class Dealer:
         if len(batch.failed) == batch.count:
             self._agenda.deliver(batch, [None] * batch.count, batch.failed)
             return
-        member = choose()
+        member = choose(job)
         if member is None:
             self._agenda.put_back([batch])
             return
@@ -162,13 +177,14 @@ class Dealer:
         if not member.held:
             crew.begin(member, batch, time.monotonic())
         member.held.append(batch)
+        flags = Flag.SPIN if crew.has_a_core_free() else 0
         by_value = encoded.by_value or any(function.by_value for function in functions)
         timeout = job.policy.timeout
         if timeout is not None:
             self._overseer.expect(timeout)
         header = Header(
             Kind.BATCH,
-            flags=(Flag.BY_VALUE if by_value else 0) | (Flag.TIMED if timeout is not None else 0),
+            flags=flags | (Flag.BY_VALUE if by_value else 0) | (Flag.TIMED if timeout is not None else 0),
             mode=job.mode,
             format=encoded.format,
             function=functions[0].number,
@@ -359,7 +375,11 @@ class Dealer:
         loaded = [member for member in self._crew.members.values() if len(member.held) > 1]
         loaded.sort(key=lambda member: member.held[0].since)
         found = False
+        now = time.monotonic()
         for member in loaded[: len(self._crew.empty)]:
+            if not self._crew.may_wake(self._spread(member.held[-1].job), now):
+                self.holds_back = True
+                continue
             recalled = member.recall()
             self._agenda.put_back(recalled)
             self._crew.place(member)
@@ -371,7 +391,9 @@ class Dealer:
 
         The worker stores the index of an item on the board and then reads the limit; here the limit is stored, and
         the index read once that store has surely arrived. If the index is still below the limit, the worker cannot
-        begin an item behind it any more, and those are given to others at once, even while a long item runs.
+        begin an item behind it any more, and those are given to others at once, even while a long item runs. In a
+        batch of many short items it does not read the limit, and up to `Word.BOUND` they are its own: then it is
+        signalled, and lowers that.
         """
         now = time.monotonic()
         if now - self._last_look < WATCH_EVERY / 5:
@@ -383,20 +405,24 @@ class Dealer:
             item = words[Word.ITEM]
             if words[Word.BATCH] != batch.number or words[Word.STATE] != State.RUNNING or item == NOTHING:
                 continue
-            if not batch.limit:
-                if now - batch.since > WATCH_EVERY and item + 1 < batch.first + batch.count:
-                    batch.limit, batch.limited_at = item + 1, now
-                    words[Word.LIMIT] = batch.limit
-            elif now - batch.limited_at > SETTLE and item < batch.limit < batch.first + batch.count:
-                self._agenda.put_back([batch.keep(batch.limit - batch.first)])
-            if now - batch.since > WATCH_EVERY:
-                if item > batch.first and not isinstance(batch.job, MapJob):
-                    self._hurry(member, batch, now)
-                elif item + 1 == batch.first + batch.count:
-                    del self._crew.watched[member]
+            end, bound = batch.first + batch.count, words[Word.BOUND]
+            if now - batch.since <= WATCH_EVERY:
+                continue
+            if not batch.limit and item + 1 < end:
+                batch.limit, batch.limited_at = item + 1, now
+                words[Word.LIMIT] = batch.limit
+            elif batch.limit and now - batch.limited_at > SETTLE and item < max(batch.limit, bound) < end:
+                self._agenda.put_back([batch.keep(max(batch.limit, bound) - batch.first)])
+            elif item + 1 == end and (item == batch.first or isinstance(batch.job, MapJob)):
+                del self._crew.watched[member]
+            if bound >= end > item + 1 or (item > batch.first and not isinstance(batch.job, MapJob)):
+                self._hurry(member, batch, now)
 
     def _hurry(self, member: Member, batch: Batch, now: float) -> None:
-        """Have a worker report what is finished of its batch, for somebody may wait for that before all can go on."""
+        """Have a worker report what is finished of its batch, for somebody may wait for that before all can go on.
+
+        And have it begin no more items of a batch of short ones than it has.
+        """
         if now >= batch.hurry_at:
             kernel.send_signal(member.pidfd.fileno(), HURRY)
             batch.hurry_at = now + min(1.0, WATCH_EVERY * 2**batch.hurried)

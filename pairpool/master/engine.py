@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,7 @@ from pairpool import kernel
 from pairpool.master import blame
 from pairpool.master.agenda import Agenda
 from pairpool.master.cancellation import Cancellation
-from pairpool.master.crew import Crew, Member
+from pairpool.master.crew import LATELY, Crew, Member
 from pairpool.master.dealer import WATCH_EVERY, Dealer
 from pairpool.master.functions import Functions
 from pairpool.master.jobs import Calls, Job, Policy, StreamJob, Target
@@ -80,6 +81,8 @@ class Master:
         )
         self.nursery.join(self.agenda, self.crew, self.overseer, self.loop, codec, self._dealer)
         self._cancellation = Cancellation(self.agenda, self.crew, self.overseer)
+        self._calls: deque[tuple[Target, int, Any, Any, Policy, int | None]] = deque()
+        self._calls_told = False
         self._driver: Driver | None = None
         self._driver_lock = threading.Lock()
 
@@ -97,9 +100,16 @@ class Master:
                 overseer.look()
                 self.nursery.want_spare()
                 left = overseer.at - time.monotonic()
-            if not (self.crew.watched or lacking) or left < WATCH_EVERY:
-                return max(0.0, left) if left < math.inf else -1.0
-        return WATCH_EVERY if self.crew.watched or lacking else -1.0
+        else:
+            left = math.inf
+        if self._dealer.holds_back:
+            left = min(left, LATELY)
+        elif self.crew.watched or lacking:
+            left = min(left, WATCH_EVERY)
+        return max(0.0, left) if left < math.inf else -1.0
+
+    def has_a_core_free(self) -> bool:
+        return self.crew.has_a_core_free() and threading.current_thread() is not self._driver
 
     def tend(self) -> None:
         if self.crew.watched:
@@ -124,7 +134,16 @@ class Master:
         self, target: Target, number: int, args: Any, kwds: Any, policy: Policy, chunksize: int | None
     ) -> None:
         """Append a single call of function `number`; from any thread."""
-        self.loop.submit(lambda: self.agenda.add_call(target, number, args, kwds, policy, chunksize))
+        self._calls.append((target, number, args, kwds, policy, chunksize))
+        if not self._calls_told:
+            self._calls_told = True
+            self.loop.submit(self._add_calls)
+
+    def _add_calls(self) -> None:
+        self._calls_told = False  # first, so that what is appended from here on is told of again
+        calls, add = self._calls, self.agenda.add_call
+        while calls:
+            add(*calls.popleft())
 
     def abandon(self, job: StreamJob, *, half_used: bool) -> None:
         """Nobody will read a stream any more: what is left of a half-used one is not run."""
@@ -175,6 +194,11 @@ class Master:
 
     def _is_idle(self) -> bool:
         return not self.agenda.unfinished and not self.loop.inbox and not self.loop.later
+
+    @property
+    def size(self) -> int:
+        """How many workers there are, or have been asked for."""
+        return len(self.crew.members) + self.nursery.awaited
 
     # --- sizes and ends -------------------------------------------------------------------------
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import threading
 import warnings
 from collections import OrderedDict
-from types import BuiltinFunctionType, FunctionType
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 from pairpool.wire.codec import Codec, Encoded
@@ -15,6 +16,7 @@ __all__ = ["Function", "Functions"]
 
 KEPT = 64
 LARGE_CAPTURE = 1 << 20
+_NOWHERE = ModuleType("nowhere")
 
 
 def name_of(function: Any) -> str:
@@ -29,7 +31,7 @@ def name_of(function: Any) -> str:
 class Function:
     """A function as it travels."""
 
-    __slots__ = ("by_value", "encoded", "keep", "name", "number", "original", "uses")
+    __slots__ = ("by_value", "encoded", "keep", "name", "number", "original", "space", "uses")
 
     def __init__(self, number: int, name: str, encoded: Encoded, original: Any) -> None:
         self.number = number
@@ -39,6 +41,7 @@ class Function:
         self.original = original  # to pickle it again where a worker did not find it by name
         self.uses = 0
         self.keep = False
+        self.space: dict[str, Any] = {}  # the names of its module, where it is found under its own
 
 
 class Functions:
@@ -75,10 +78,13 @@ class Functions:
             new.uses += 1
             if plain and not new.by_value:
                 new.keep = True
+                new.space = vars(sys.modules.get(function.__module__ or "", _NOWHERE))
                 self._by_name[function] = new
         return new
 
     def _still_named(self, known: Function, function: Any) -> bool:
+        if known.space.get(known.name) is function:
+            return True
         return type(function) is BuiltinFunctionType or (
             self._codec.birth is None or self._codec.birth.names(function)
         )
@@ -129,11 +135,11 @@ class Functions:
         for number in numbers:
             self.suspects.pop(number, None)
 
-    def release(self, function: Function) -> list[int]:
-        """Give back one use; returns the numbers of functions that workers should forget now."""
+    def release(self, function: Function, uses: int = 1) -> list[int]:
+        """Give back some uses; returns the numbers of functions that workers should forget now."""
         forgotten = []
         with self._lock:
-            function.uses -= 1
+            function.uses -= uses
             if function.uses <= 0 and not function.keep:
                 forgotten.append(function.number)
             while len(self._by_name) > KEPT:

@@ -252,6 +252,7 @@ class MapJob(Job):
         policy: Policy = PLAIN,
     ) -> None:
         super().__init__(function, mode, chunksize, policy)
+        self.sizer = Sizer(chunksize, hurried=False)
         self._items = items
         self._next = 0
         self._length = len(items)

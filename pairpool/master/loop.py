@@ -29,12 +29,18 @@ __all__ = ["Driver", "Loop", "Work"]
 
 _LEADER = 0
 
+EVENTS = 64
+"""Events that one look may give; epoll(7) hands out the others at the next."""
+
 
 class Work(Protocol):
     """What the loop turns."""
 
     def prepare(self) -> float:
         """Before the loop waits: send what can be sent. Returns the longest time to wait in seconds, -1 for any."""
+
+    def has_a_core_free(self) -> bool:
+        """Whether the loop may look for events without sleeping, for no worker needs the core that this takes."""
 
     def tend(self) -> None:
         """After events were dealt with, or the time was up."""
@@ -49,6 +55,8 @@ class Loop:
     Attributes:
         inbox: actions for the leader, from any thread.
         later: callbacks, run between two packets.
+        finished: pools of calls that have ended. The last reference to a pool ends it, so it is let go of where
+            callbacks are run, and not in the midst of a packet.
         ended: set when the pool is to end; no turn does anything after that.
         over: set when it has ended.
     """
@@ -57,6 +65,7 @@ class Loop:
         self._work = work
         self.inbox: deque[Callable[[], object]] = deque()
         self.later: deque[Callable[[], object]] = deque()
+        self.finished: list[object] = []
         self.ended = False
         self.over = threading.Event()
         self._lead: dict[int, int] = {}
@@ -64,6 +73,7 @@ class Loop:
         self._focus: object = None
         self._followers: dict[Any, Callable[[], bool]] = {}
         self._polling = False
+        self._spins = False
         self._handlers: dict[int, Callable[[int], None]] = {}
         self._epoll = select.epoll()
         self._wakeup = kernel.Descriptor(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
@@ -256,9 +266,21 @@ class Loop:
             self._tell_followers(hand_over=False)
 
     def _poll(self, timeout: float) -> list[tuple[int, int]]:
+        """The events there are, or the first to come; looks without sleeping where the last wait was short."""
+        look = self._epoll.poll
         self._polling = True
         try:
-            return self._epoll.poll(0 if self.inbox or self.ended else timeout)
+            if self.inbox or self.ended or not timeout:
+                return look(0, EVENTS)
+            began = time.monotonic_ns()
+            if self._spins and self._work.has_a_core_free():
+                while time.monotonic_ns() - began < kernel.SPIN_NS:
+                    events = look(0, EVENTS)
+                    if events:
+                        return events
+            events = look(timeout, EVENTS)
+            self._spins = time.monotonic_ns() - began < kernel.SPIN_NS
+            return events
         finally:
             self._polling = False
 
@@ -272,6 +294,9 @@ class Loop:
         """Run the callbacks that have come up."""
         while self.later:
             self.later.popleft()()
+        if self.finished:
+            finished, self.finished = self.finished, []
+            finished.clear()
 
     def close(self) -> None:
         """Let go of the descriptors."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import time
 from collections.abc import Callable
 
@@ -29,6 +30,9 @@ RESPAWN_AFTER = 0.1
 
 FORK_TRIES = 30
 """Forks in a row that the kernel may refuse while no worker is left before the pool gives up."""
+
+FIRST = 2
+"""Workers for each core that a pool starts with; to fork one takes more than a millisecond."""
 
 START_TRIES = 3
 """Times that an initializer may fail in one place's replacements before the pool gives up."""
@@ -97,6 +101,7 @@ class Nursery(Hooks):
         self._refused = 0
         self._zygotes_lost = 0
         self._is_starting = True
+        self._filled: set[int] = set()  # places that have had a worker
         self._tries: dict[int, int] = {}
         self._oom = OomCounter()
         self.is_closing = False
@@ -116,11 +121,14 @@ class Nursery(Hooks):
     # --- births ---------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Ask for all workers and wait until they are there. Raises `OSError` if one cannot be made."""
+        """Ask for all workers and wait for the first; the others come while those work.
+
+        Raises `OSError` if one of the first cannot be made.
+        """
         for number in range(self.processes):
             self._request(number)
         self._take_stock()
-        while self._expected and self._agenda.broken is None:
+        while self._expected and len(self._crew.members) < self._crew.cores * FIRST and self._agenda.broken is None:
             self.zygote.wait(None)
             self._on_zygote(0)
         self._is_starting = False
@@ -132,6 +140,11 @@ class Nursery(Hooks):
     def _take_stock(self) -> None:
         """Note what the workers inherit; done while the zygote forks, for it takes about as long."""
         self._codec.birth = Birth(self.zygote.main_names)
+
+    @property
+    def awaited(self) -> int:
+        """How many workers were asked for and are not there yet."""
+        return len(self._expected)
 
     @property
     def is_waiting(self) -> bool:
@@ -179,10 +192,13 @@ class Nursery(Hooks):
     def _on_refused(self, number: int, error: OSError) -> None:
         """A fork that failed is tried again later; with no worker left it is the end, after some tries."""
         self._refused += 1
-        if not self._is_starting and (self._crew.members or self._refused < FORK_TRIES):
-            self._lacking[number] = time.monotonic() + RESPAWN_AFTER
+        reason = _explain(error, f"worker {number} of {self.processes}")
+        if self._is_starting or not (self._crew.members or self._refused < FORK_TRIES):
+            self.break_down(reason)
             return
-        self.break_down(_explain(error, f"worker {number} of {self.processes}"))
+        if self._refused == 1:
+            logging.getLogger("pairpool").warning("%s; the pool goes on without, and tries again", reason)
+        self._lacking[number] = time.monotonic() + RESPAWN_AFTER
 
     def _on_zygote_lost(self) -> None:
         """The zygote was killed: its workers die with it, a new one is made, and the pool goes on."""
@@ -227,7 +243,7 @@ class Nursery(Hooks):
                     self._request(number)
         if len(self._crew.members) + len(self._expected) + len(self._lacking) < self.processes:
             self._fill_gaps()
-        return bool(self._lacking)
+        return not self.zygote.flush() or bool(self._lacking)
 
     def _fill_gaps(self) -> None:
         """Ask for workers in places that nobody has asked for: an exception struck between a death and that."""
@@ -245,7 +261,8 @@ class Nursery(Hooks):
         self._loop.watch(member.channel.fileno(), lambda events: self.dealer.on_packets(member, events))
         self._loop.watch(member.pidfd.fileno(), lambda _events: self._on_death(member))
         member.started = not self.has_initializer
-        member.is_first = self._is_starting
+        member.is_first = member.number not in self._filled
+        self._filled.add(member.number)
         self._overseer.enlist(member)
         if self.has_initializer:
             member.post(Header(Kind.START))

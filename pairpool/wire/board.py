@@ -54,6 +54,7 @@ class Word:
     RSS = 13
     BORN = 14  # monotonic ns
     REPLACED = 15  # how many workers had this slot before (written by the master)
+    BOUND = 17  # the worker begins items before this index whatever LIMIT says; 0 where it looks at LIMIT each time
     SIZE = 16  # items of the current batch that are in the same unit (see COUNT)
 
 

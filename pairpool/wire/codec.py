@@ -32,6 +32,9 @@ BULK, EACH = 0, 1
 SCALARS = frozenset({int, float, complex, bool, str, bytes, type(None)})
 CONTAINERS = frozenset({list, tuple, dict, set, frozenset, bytearray})
 OUT_OF_BAND_FROM = 32 * 1024
+FEW = 64
+"""Items up to which a look at the type of each is cheaper than a pickler that stops at what is not plain."""
+
 _WORD = struct.Struct("<Q")
 _UNPICKLABLE = (pickle.PicklingError, AttributeError, TypeError)
 """What the pickle module raises itself for an object that it cannot name or reduce."""
@@ -207,11 +210,10 @@ class Codec:
         if type(items) is range:
             return pickle.dumps(items, 5)
         first = type(items[0])
-        if first in SCALARS:
-            if SCALARS.issuperset(map(type, items)):
-                return pickle.dumps(items, 5)
-        elif first not in CONTAINERS:
+        if first not in SCALARS and first not in CONTAINERS:
             return None
+        if len(items) <= FEW and SCALARS.issuperset(map(type, items)):
+            return pickle.dumps(items, 5)
         file = io.BytesIO()
         try:
             _PlainPickler(file, 5).dump(items)

@@ -13,7 +13,17 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pairpool.master.batching import LOOKAHEAD_BATCHES, MAX_BYTES, MAX_ITEMS, SHORT_NS, TARGET_NS, Sizer
+from pairpool.master.batching import (
+    FEED_NS,
+    LEAST_NS,
+    LOOKAHEAD_BATCHES,
+    MAX_BYTES,
+    MAX_ITEMS,
+    PROBE_NS,
+    SHORT_NS,
+    TARGET_NS,
+    Sizer,
+)
 
 MICROSECOND = 1_000
 MILLISECOND = 1_000_000
@@ -191,7 +201,7 @@ def test_sizes_grow_from_one_and_taper_off() -> None:
     assert sizes.index(max(sizes)) < 25, "it takes long to get going"
     tail = sizes[-12:]
     assert tail == sorted(tail, reverse=True)
-    assert tail[-1] < 10
+    assert tail[-1] <= LEAST_NS // MICROSECOND
     assert tail[0] > 10 * tail[-1]
 
 
@@ -284,12 +294,12 @@ def test_it_settles_at_the_target(item: int) -> None:
     assert sizer.is_known
 
 
-def test_it_grows_no_more_than_fourfold_at_a_time() -> None:
+def test_it_grows_no_more_than_sixteenfold_at_a_time() -> None:
     sizer, before = Sizer(), 1
     for _ in range(12):
         sizer.learn(before, before * 10)
         size = sizer.next(None, 2)
-        assert before <= size <= 4 * before
+        assert before <= size <= 16 * before
         before = size
     assert before == MAX_ITEMS
 
@@ -300,7 +310,7 @@ def test_it_grows_slower_when_it_comes_close() -> None:
     assert sizer.next(None, 2) == 2
     other = Sizer()
     other.learn(1, TARGET_NS // 8 - 1)
-    assert other.next(None, 2) == 4
+    assert other.next(None, 2) == 8, "as many as fit"
 
 
 @pytest.mark.parametrize("length", [2, 10, 1000, 50_000])
@@ -421,9 +431,25 @@ def test_the_more_remains_the_larger_a_batch_may_be(
 
 @given(lessons=LESSONS, remaining=st.integers(1, 10**6), workers=st.integers(1, 50))
 def test_no_batch_is_more_than_a_share(lessons: list[tuple[str, int, int]], remaining: int, workers: int) -> None:
-    """So that what is left can always be given to all: no more than half of an even share, rounded up."""
-    size = taught(Sizer(), lessons).next(remaining, workers)
-    assert size <= -(-remaining // (2 * workers))
+    """So that what is left can always be given to all: no more than half of an even share, or than is worth a packet."""
+    sizer = taught(Sizer(), lessons)
+    size = sizer.next(remaining, workers)
+    assert size <= -(-remaining // (2 * workers)) or size * sizer._item_ns <= LEAST_NS
+
+
+def test_short_items_are_not_spread_over_more_workers_than_help() -> None:
+    sizer = Sizer()
+    sizer.learn(100, 100 * MICROSECOND)
+    assert sizer.spread(2, 0) == 4
+    sizer.learn(1, MILLISECOND)
+    assert sizer.spread(2, 0) == MILLISECOND // FEED_NS
+    sizer.learn(1, 2 * SHORT_NS)
+    assert sizer.spread(2, 0) >= 10**6
+
+
+def test_items_that_nobody_knows_are_tried_by_more_workers_the_longer_they_take() -> None:
+    sizer = Sizer()
+    assert [sizer.spread(2, 1 + late) for late in (0, PROBE_NS - 1, PROBE_NS, 8 * PROBE_NS)] == [4, 4, 8, 1024]
 
 
 @given(lessons=LESSONS, chunksize=st.integers(1, 10**6), remaining=st.none() | st.integers(1, 10**6))
