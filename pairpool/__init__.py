@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     )
     from pairpool.kernel import cpu_allowance
     from pairpool.pool import Pool
-    from pairpool.results import AsyncResult, IMapIterator, MapResult
+    from pairpool.results import AsyncResult, MapResult
     from pairpool.status import PoolStatus, WorkerStatus
+    from pairpool.streams import IMapIterator
 
 __version__ = "0.1.0"
 
@@ -43,7 +44,7 @@ __all__ = [
 _HOMES = {
     "AsyncResult": "results",
     "CancelledError": "errors",
-    "IMapIterator": "results",
+    "IMapIterator": "streams",
     "InitializerFailed": "errors",
     "LargeCaptureWarning": "errors",
     "MapResult": "results",

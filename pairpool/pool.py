@@ -34,7 +34,8 @@ from pairpool.master.engine import Master
 from pairpool.master.functions import Function
 from pairpool.master.jobs import Calls, MapJob, Policy, StreamJob
 from pairpool.memory import parse_size, usage_of
-from pairpool.results import AsyncResult, IMapIterator, MapResult
+from pairpool.results import AsyncResult, MapResult
+from pairpool.streams import IMapIterator
 from pairpool.wire.board import Board
 from pairpool.worker import Mode, WorkerBody
 from pairpool.zygote import DirectZygote, ForkedZygote, FreshZygote, Zygote
@@ -455,12 +456,12 @@ class Pool:
         self._check_running()
         chunksize = self._chunksize if chunksize is None else check_chunksize(chunksize)
         buffersize = check_buffersize(buffersize)
-        items = iter(iterable)
+        items = iterable if type(iterable) is range else iter(iterable)
         if not callable(func):
             raise TypeError(f"{type(func).__name__!r} object is not callable")
         function = self._master.functions.get(func)
         job = StreamJob(function, Mode.MAP, items, chunksize, ordered=ordered, buffersize=buffersize, policy=policy)
-        iterator: IMapIterator[R] = IMapIterator(self, self._master, job, return_exceptions=return_exceptions)
+        iterator: IMapIterator[R] = IMapIterator.of(self, self._master, job, return_exceptions=return_exceptions)
         try:
             self._master.submit_job(job)
             self._master.loop.poke()

@@ -1,18 +1,18 @@
-"""Results as the caller holds them: of one call, of a map, of a stream."""
+"""Results as the caller holds them: of one call, of a map."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pairpool import kernel
 from pairpool.master import blame
-from pairpool.master.jobs import Calls, MapJob, Raised, StreamJob
+from pairpool.master.jobs import Calls, MapJob
 
 if TYPE_CHECKING:
     from pairpool.master.engine import Master
 
-__all__ = ["AsyncResult", "IMapIterator", "MapResult"]
+__all__ = ["AsyncResult", "MapResult"]
 
 R = TypeVar("R")
 
@@ -136,83 +136,3 @@ class AsyncResult(Generic[R]):
 
 class MapResult(AsyncResult[R]):
     """The outcome of `map_async` and `starmap_async`: all results in a list, or the first item's exception."""
-
-
-class IMapIterator(Iterator[R]):
-    """Results as they come (`imap_unordered`) or in the order of the input (`imap`).
-
-    An item's exception is raised in its place, and the iteration can go on after it. Dropping a half-used iterator
-    ends the rest of the call; one that was never used lets the call run to its end.
-    """
-
-    def __init__(self, pool: object, master: Master, job: StreamJob, *, return_exceptions: bool) -> None:
-        self._pool: object | None = pool
-        self._master = master
-        self._job = job
-        self._return_exceptions = return_exceptions
-        self._used = False
-        self._look_at = 0
-
-    def __iter__(self) -> IMapIterator[R]:
-        return self
-
-    def __next__(self) -> R:
-        return self.next()
-
-    def next(self, timeout: float | None = None) -> R:
-        """The next result.
-
-        Raises:
-            StopIteration: there is none any more.
-            multiprocessing.TimeoutError: it was not there within `timeout` seconds.
-        """
-        job = self._job
-        self._used = True
-        if job.yielded >= self._look_at or not job.ready:
-            self._drive(timeout)
-        if not job.ready:
-            error = job.take_input_error()
-            if error is not None:
-                raise error
-            self._pool = None
-            raise StopIteration
-        job.yielded += 1
-        value = job.ready.popleft()
-        if type(value) is not Raised:
-            return value  # type: ignore[no-any-return]
-        if self._return_exceptions:
-            return value.error  # type: ignore[return-value]
-        try:
-            raise value.error
-        finally:
-            del value
-
-    def _drive(self, timeout: float | None) -> None:
-        """Keep the workers busy once for each batch that was read, and wait if nothing is there."""
-        job, master = self._job, self._master
-        kernel.require_owner(master.identity)
-        self._look_at = job.yielded + max(1, job.sizer.next(None, 1) // 2)
-        try:
-            if not job.done:
-                master.loop.remind()  # there is room for more, which a leader that sleeps cannot know
-            if job.ready:
-                master.loop.poke()
-                return
-            ready = job.done or master.loop.wait(lambda: job.readable, timeout, focus=job)
-        except KeyboardInterrupt as interrupt:
-            master.cancel(job, blame.left_by(interrupt), kill=True)
-            raise
-        if not ready:
-            from pairpool.errors import timeout_error
-
-            raise timeout_error()
-
-    def cancel(self, *, kill: bool = False) -> bool:
-        """End the rest of the call; with `kill`, also what runs. Returns whether there was something to end."""
-        kernel.require_owner(self._master.identity)
-        return self._master.cancel(self._job, blame.cancelled(), kill=kill)
-
-    def __del__(self) -> None:
-        job = getattr(self, "_job", None)
-        if job is not None and not job.done and self._master.identity.is_here():
-            self._master.abandon(job, half_used=self._used)

@@ -26,6 +26,7 @@ FLOORS: dict[str, int] = {
     "pairpool.executor": 5,
     "pairpool.pool": 5,
     "pairpool.results": 5,
+    "pairpool.streams": 5,
     "pairpool.snapshot": 5,
     "pairpool.cli": 6,
     "pairpool.dask": 6,

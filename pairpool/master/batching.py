@@ -12,7 +12,10 @@ __all__ = ["SHORT_NS", "TARGET_NS", "Sizer"]
 TARGET_NS = 1_000_000
 """A batch should take about this long: some twenty times what a packet and its answer cost."""
 
-LEAST_NS = 50_000
+OVERHEAD_NS = 10_000
+"""What a batch takes whatever it holds."""
+
+LEAST_NS = 100_000
 """Towards the end of an input, batches get no shorter than this: workers idle no longer than a packet would cost."""
 
 SHORT_NS = 5_000_000
@@ -26,6 +29,12 @@ TINY_NS = 20_000
 
 FEED_NS = 50_000
 """What the master needs to send a batch and to take in its results, which bounds how many workers it can keep busy."""
+
+PATIENCE_NS = 200_000
+"""For so long, one worker alone tries the first of many items; to wake the others for one item each takes longer."""
+
+MANY_FROM = 64
+"""Items that count as many."""
 
 PROBE_NS = 2_000_000
 """After this long without a result, the number of workers that may try a call's first items doubles."""
@@ -48,7 +57,7 @@ class Sizer:
         hurried: whether somebody waits for the first results; if not, there is no hurry but for all.
     """
 
-    __slots__ = ("_began", "_bytes", "_hurried", "_item_ns", "_size", "chunksize")
+    __slots__ = ("_began", "_bytes", "_hurried", "_item_ns", "_size", "chunksize", "grows")
 
     def __init__(self, chunksize: int | None = None, *, hurried: bool = True) -> None:
         self.chunksize = chunksize
@@ -57,6 +66,8 @@ class Sizer:
         self._item_ns = 0.0
         self._bytes = 0.0
         self._began = 0
+        self.grows = chunksize is None
+        """Whether batches will soon be much larger than the next: then there is no point in many of this size."""
 
     @property
     def is_known(self) -> bool:
@@ -78,6 +89,8 @@ class Sizer:
             self._size = fitting
         elif count >= self._size:  # what was tapered or split says nothing about larger ones
             self._size = min(self._size * (16 if nanoseconds * 8 < TARGET_NS else 2), fitting, MAX_ITEMS)
+        marginal = max(nanoseconds - OVERHEAD_NS, nanoseconds // 10) / count
+        self.grows = self.chunksize is None and 4 * self._size * marginal <= target and 4 * self._size <= MAX_ITEMS
 
     def learn_bytes(self, count: int, size: int) -> None:
         """`count` items took `size` bytes, on their way out or back."""
@@ -95,19 +108,21 @@ class Sizer:
             size = min(size, remaining, max(1, least, -(-remaining // (2 * workers))))
         return size
 
-    def spread(self, cores: int, now: int) -> int:
+    def spread(self, cores: int, now: int, *, many: bool) -> int:
         """Among how many workers it pays to spread the items: short ones need no more than the cores do.
 
         Args:
             now: monotonic ns.
+            many: there are so many items left that one worker may find out how long they are.
         """
         few = 2 * cores
         if not self.is_known:
             self._began = self._began or now
-            return few << min(32, (now - self._began) // PROBE_NS)
+            waited = now - self._began
+            return 1 if many and waited < PATIENCE_NS else few << min(32, waited // PROBE_NS)
         batch = self._item_ns * (self.chunksize or self._size)
         if self._item_ns < TINY_NS and batch <= SHORT_NS:
-            return few
+            return 1 if many and self.grows else few
         return max(few, int(batch / FEED_NS)) if batch <= SHORT_NS else MANY
 
     def lookahead(self, workers: int) -> int:

@@ -25,10 +25,7 @@ from pairpool.wire.lanes import Lane, LaneReader, Lanes
 from pairpool.worker import Flag
 from pairpool.zygote import Spawned, Zygote
 
-__all__ = ["Crew", "Member"]
-
-AHEAD = 6
-"""Batches that a worker may hold for a stream whose reader is busy."""
+__all__ = ["LATELY", "Crew", "Member"]
 
 AHEAD_AMONG = 64
 """Workers among which such batches are spread."""
@@ -262,7 +259,8 @@ class Crew:
         if self.empty and self.may_wake(spread, now):
             return next(reversed(self.empty))  # the last to have worked: its caches are warm, and it may not sleep yet
         for member in itertools.islice(self._single, LOOK_AT):
-            if member.held[0].job.sizer.is_short():
+            sizer = member.held[0].job.sizer
+            if sizer.is_short() and not (sizer.grows and spread == 1):
                 return member
         return None
 
@@ -279,12 +277,12 @@ class Crew:
         """Whether a core is left for the master while all workers that hold something run."""
         return len(self.members) - len(self.empty) < self.cores
 
-    def least_loaded(self, spread: int, now: float) -> Member | None:
-        """The worker that holds the fewest batches, for work that nobody waits for yet."""
+    def least_loaded(self, spread: int, now: float, at_most: int) -> Member | None:
+        """The worker that holds the fewest batches, fewer than `at_most`, for work that nobody waits for yet."""
         among = self.members.values() if self.may_wake(spread, now) else self._recent
         on_duty = [member for member in itertools.islice(among, AHEAD_AMONG) if not member.retiring]
         member = min(on_duty, key=lambda one: len(one.held), default=None)
-        return member if member is not None and len(member.held) < AHEAD else None
+        return member if member is not None and len(member.held) < at_most else None
 
     def begin(self, member: Member, batch: Batch, now: float) -> None:
         """A batch is now the one that its worker runs."""

@@ -15,7 +15,8 @@ from pairpool import kernel
 from pairpool.failures import Failure, Fault
 from pairpool.master import blame
 from pairpool.master.agenda import Agenda
-from pairpool.master.crew import Crew, Member
+from pairpool.master.batching import MANY_FROM, PATIENCE_NS
+from pairpool.master.crew import LATELY, Crew, Member
 from pairpool.master.functions import Function
 from pairpool.master.jobs import MANY, Batch, Job, MapJob, StreamJob
 from pairpool.master.loop import Loop
@@ -32,6 +33,12 @@ WATCH_EVERY = 0.010
 
 SETTLE = 0.002
 """Seconds after which a store to the board has surely reached the other core."""
+
+AHEAD = 6
+"""Batches that a worker may hold for a stream whose reader is busy."""
+
+AHEAD_AT_FIRST = 2
+"""How many while batches grow: the next will do more with one packet."""
 
 LETHAL_FUNCTION = 3
 """Workers that may die one after the other while they unpickle a function before it is held to be the cause."""
@@ -102,15 +109,21 @@ class Dealer:
                 return
 
     def _spread(self, job: Job) -> int:
-        return job.sizer.spread(self._crew.cores, time.monotonic_ns())
+        return job.sizer.spread(self._crew.cores, time.monotonic_ns(), many=job.has_at_least(MANY_FROM))
 
     def _with_room(self, job: Job) -> Member | None:
         member = self._crew.with_room(self._spread(job), time.monotonic())
         self.holds_back = member is None and bool(self._crew.empty)
         return member
 
+    def patience(self) -> float:
+        """Seconds after which what is held back is looked at again."""
+        sizer = self._agenda.queue[0].sizer if self._agenda.queue else None
+        return LATELY if sizer is None or sizer.is_known else PATIENCE_NS / 1e9
+
     def _least_loaded(self, job: Job) -> Member | None:
-        return self._crew.least_loaded(self._spread(job), time.monotonic())
+        ahead = AHEAD_AT_FIRST if job.sizer.grows else AHEAD
+        return self._crew.least_loaded(self._spread(job), time.monotonic(), ahead)
 
     def _run_ahead(self) -> None:
         """Queue what streams may be ahead of their readers in the workers' sockets.

@@ -19,7 +19,7 @@ from pairpool import kernel
 from pairpool.master import blame
 from pairpool.master.agenda import Agenda
 from pairpool.master.cancellation import Cancellation
-from pairpool.master.crew import LATELY, Crew, Member
+from pairpool.master.crew import Crew, Member
 from pairpool.master.dealer import WATCH_EVERY, Dealer
 from pairpool.master.functions import Functions
 from pairpool.master.jobs import Calls, Job, Policy, StreamJob, Target
@@ -103,7 +103,7 @@ class Master:
         else:
             left = math.inf
         if self._dealer.holds_back:
-            left = min(left, LATELY)
+            left = min(left, self._dealer.patience())
         elif self.crew.watched or lacking:
             left = min(left, WATCH_EVERY)
         return max(0.0, left) if left < math.inf else -1.0

@@ -12,6 +12,7 @@ import itertools
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from operator import length_hint
 from typing import Any, NamedTuple, Protocol
 
 from pairpool.master.batching import Sizer
@@ -175,6 +176,10 @@ class Job(ABC):
     def has_more(self) -> bool:
         """Whether `take` may yet give something, now or later."""
 
+    @abstractmethod
+    def has_at_least(self, count: int) -> bool:
+        """Whether so many items were not handed out, as far as anybody knows."""
+
     @property
     def done(self) -> bool:
         return not self.open and (self.cancelled or not self.has_more)
@@ -266,6 +271,9 @@ class MapJob(Job):
     def has_more(self) -> bool:
         return self._next < self._length or bool(self.again)
 
+    def has_at_least(self, count: int) -> bool:
+        return self._length - self._next >= count
+
     def take_fresh(self, workers: int, at_most: int) -> Batch | None:
         remaining = self._length - self._next
         if not remaining:
@@ -337,6 +345,9 @@ class Calls(Job):
     def has_more(self) -> bool:
         return bool(self._waiting) or bool(self.again)
 
+    def has_at_least(self, count: int) -> bool:
+        return len(self._waiting) >= count
+
     def take_fresh(self, workers: int, at_most: int) -> Batch | None:
         waiting = len(self._waiting)
         if not waiting:
@@ -389,7 +400,7 @@ class StreamJob(Job):
         self,
         function: Function,
         mode: int,
-        items: Iterator[Any],
+        items: Iterator[Any] | range,
         chunksize: int | None,
         *,
         ordered: bool,
@@ -404,19 +415,53 @@ class StreamJob(Job):
         self._pulling = False
         self._exhausted = False
         self._input_error: BaseException | None = None
-        self._arrived: dict[int, list[Any]] = {}
+        self._arrived: dict[int, tuple[int, list[list[Any] | Raised]]] = {}
         self._due = 0
         self._discarding = False
         self.is_in_the_way: Callable[[object], bool] = lambda _job: False
         self.unbounded = False
         """Set when nobody is expected to read before the end."""
-        self.yielded = 0
-        self.ready: deque[Any] = deque()
-        """Results that can be yielded now; failures are `Raised`."""
+        self.ready: deque[list[Any] | Raised] = deque()
+        """What can be yielded now: results of one batch, or a failure."""
+        self.handed: Iterator[Any] = iter(())
+        """The results that the reader is at."""
+        self._handed_out = 0
 
     @property
     def has_more(self) -> bool:
         return not self._exhausted or bool(self.again)
+
+    @property
+    def yielded(self) -> int:
+        """How many results the reader has had."""
+        return self._handed_out - self.left()
+
+    def left(self) -> int:
+        """How many of the results that were handed out the reader has not had."""
+        return length_hint(self.handed)
+
+    def hand_out(self) -> Iterator[Any]:
+        """The results of the next batch, or of as much of it as came without a failure; none if that is to come."""
+        if not self.ready or type(self.ready[0]) is Raised:
+            return iter(())
+        results: Any = self.ready.popleft()
+        self._handed_out += len(results)
+        self.handed = iter(results)
+        return self.handed
+
+    def hand_out_error(self) -> BaseException:
+        """The failure that is next."""
+        raised: Any = self.ready.popleft()
+        self._handed_out += 1
+        return raised.error  # type: ignore[no-any-return]
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing can be yielded any more."""
+        return self.done and not self.ready and self._input_error is None
+
+    def has_at_least(self, count: int) -> bool:
+        return not self._exhausted and (not isinstance(self._items, range) or len(self._items) >= count)
 
     def _room(self, workers: int) -> int:
         if self.unbounded:
@@ -438,8 +483,12 @@ class StreamJob(Job):
         self._taken += len(items)
         return batch
 
-    def _pull(self, size: int) -> list[Any]:
+    def _pull(self, size: int) -> Sequence[Any]:
         """Up to `size` items; the caller's iterator may use the pool, and so come back here."""
+        if isinstance(self._items, range):
+            taken, self._items = self._items[:size], self._items[size:]
+            self._exhausted = not self._items
+            return taken
         items: list[Any] = []
         self._pulling = True
         try:
@@ -459,16 +508,20 @@ class StreamJob(Job):
     def accept(self, batch: Batch, values: list[Any], failed: dict[int, BaseException]) -> None:
         if self._discarding:
             return
-        for offset, error in failed.items():
-            values[offset] = Raised(error)
-        if not self._ordered:
-            self.ready.extend(values)
-            return
-        self._arrived[batch.first] = values
-        while self._due in self._arrived:
-            run = self._arrived.pop(self._due)
-            self._due += len(run)
-            self.ready.extend(run)
+        parts: list[list[Any] | Raised] = []
+        start = 0
+        for offset in sorted(failed):
+            parts += [values[start:offset], Raised(failed[offset])]
+            start = offset + 1
+        parts.append(values[start:] if start else values)
+        if self._ordered:
+            self._arrived[batch.first] = len(values), parts
+            while self._due in self._arrived:
+                count, run = self._arrived.pop(self._due)
+                self._due += count
+                self.ready.extend(part for part in run if part)
+        else:
+            self.ready.extend(part for part in parts if part)
 
     def discard(self) -> None:
         """Run to the end and keep no results: there is no reader."""

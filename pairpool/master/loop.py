@@ -29,6 +29,9 @@ __all__ = ["Driver", "Loop", "Work"]
 
 _LEADER = 0
 
+FINEST = 0.001
+"""The shortest time in seconds that epoll_wait(2) can wait."""
+
 EVENTS = 64
 """Events that one look may give; epoll(7) hands out the others at the next."""
 
@@ -273,11 +276,14 @@ class Loop:
             if self.inbox or self.ended or not timeout:
                 return look(0, EVENTS)
             began = time.monotonic_ns()
-            if self._spins and self._work.has_a_core_free():
-                while time.monotonic_ns() - began < kernel.SPIN_NS:
+            if (self._spins or 0 < timeout < FINEST) and self._work.has_a_core_free():
+                at_most = kernel.SPIN_NS if timeout < 0 else min(kernel.SPIN_NS, int(timeout * 1e9))
+                while time.monotonic_ns() - began < at_most:
                     events = look(0, EVENTS)
                     if events:
                         return events
+                if 0 < timeout < FINEST:
+                    return []
             events = look(timeout, EVENTS)
             self._spins = time.monotonic_ns() - began < kernel.SPIN_NS
             return events

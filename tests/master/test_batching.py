@@ -431,7 +431,7 @@ def test_the_more_remains_the_larger_a_batch_may_be(
 
 @given(lessons=LESSONS, remaining=st.integers(1, 10**6), workers=st.integers(1, 50))
 def test_no_batch_is_more_than_a_share(lessons: list[tuple[str, int, int]], remaining: int, workers: int) -> None:
-    """So that what is left can always be given to all: no more than half of an even share, or than is worth a packet."""
+    """So that what is left can be given to all: no more than half of an even share, or than is worth a packet."""
     sizer = taught(Sizer(), lessons)
     size = sizer.next(remaining, workers)
     assert size <= -(-remaining // (2 * workers)) or size * sizer._item_ns <= LEAST_NS
@@ -440,16 +440,18 @@ def test_no_batch_is_more_than_a_share(lessons: list[tuple[str, int, int]], rema
 def test_short_items_are_not_spread_over_more_workers_than_help() -> None:
     sizer = Sizer()
     sizer.learn(100, 100 * MICROSECOND)
-    assert sizer.spread(2, 0) == 4
+    assert sizer.spread(2, 0, many=False) == 4
     sizer.learn(1, MILLISECOND)
-    assert sizer.spread(2, 0) == MILLISECOND // FEED_NS
+    assert sizer.spread(2, 0, many=False) == MILLISECOND // FEED_NS
     sizer.learn(1, 2 * SHORT_NS)
-    assert sizer.spread(2, 0) >= 10**6
+    assert sizer.spread(2, 0, many=False) >= 10**6
 
 
 def test_items_that_nobody_knows_are_tried_by_more_workers_the_longer_they_take() -> None:
     sizer = Sizer()
-    assert [sizer.spread(2, 1 + late) for late in (0, PROBE_NS - 1, PROBE_NS, 8 * PROBE_NS)] == [4, 4, 8, 1024]
+    waits = (0, PROBE_NS - 1, PROBE_NS, 8 * PROBE_NS)
+    assert [sizer.spread(2, 1 + wait, many=False) for wait in waits] == [4, 4, 8, 1024]
+    assert sizer.spread(2, 1, many=True) == 1
 
 
 @given(lessons=LESSONS, chunksize=st.integers(1, 10**6), remaining=st.none() | st.integers(1, 10**6))
