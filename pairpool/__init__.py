@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pairpool.pool import Pool
     from pairpool.results import AsyncResult, IMapIterator, MapResult
     from pairpool.status import PoolStatus, WorkerStatus
+    from pairpool.wire.segments import Shared
 
 __version__ = "0.1.0"
 
@@ -34,6 +35,7 @@ __all__ = [
     "Pool",
     "PoolInherited",
     "PoolStatus",
+    "Shared",
     "TaskTimeout",
     "WorkerDied",
     "WorkerStatus",
@@ -50,6 +52,7 @@ _HOMES = {
     "Pool": "pool",
     "PoolInherited": "errors",
     "PoolStatus": "status",
+    "Shared": "wire.segments",
     "TaskTimeout": "errors",
     "WorkerDied": "errors",
     "WorkerStatus": "status",

@@ -14,6 +14,8 @@ from typing import Any, Protocol
 
 from cloudpickle import cloudpickle
 
+from pairpool.wire.segments import Draft, Segment, Shared
+
 __all__ = ["ByValuePickler", "Knowledge"]
 
 HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: only such classes can be taken apart and sent
@@ -32,13 +34,23 @@ class ByValuePickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle 
         file: where the pickle goes.
         knowledge: what the other side knows.
         keep: a `buffer_callback`, or None for protocol 4 with all buffers in the pickle.
+        segments: where those of handles are noted; None where no handle may go.
     """
 
-    def __init__(self, file: io.BytesIO, knowledge: Knowledge, keep: Callable[[Any], Any] | None) -> None:
+    def __init__(
+        self,
+        file: io.BytesIO | Draft,
+        knowledge: Knowledge,
+        keep: Callable[[Any], Any] | None,
+        segments: list[Segment] | None,
+    ) -> None:
         super().__init__(file, protocol=4 if keep is None else 5, buffer_callback=keep)
         self._knowledge = knowledge
+        self._segments = segments
 
     def reducer_override(self, obj: Any) -> Any:
+        if type(obj) is Shared and self._segments is not None:
+            return obj.travel(self._segments)
         if isinstance(obj, FunctionType):
             if self._knowledge.names(obj):
                 return NotImplemented
