@@ -13,7 +13,8 @@ from pairpool.master.jobs import Batch
 from pairpool.master.loop import Loop
 from pairpool.wire.channel import Header, Kind
 from pairpool.wire.codec import Codec
-from pairpool.wire.segments import Draft, Segment, Shared, closed_error, prepare
+from pairpool.wire.drafts import write_segment
+from pairpool.wire.segments import Segment, Shared, closed_error
 
 __all__ = ["Shares"]
 
@@ -32,12 +33,7 @@ class Shares:
 
     def share(self, thing: T) -> Shared[T]:
         """Write an object into a segment of this pool; from any thread. Raises what says that it cannot be done."""
-        draft = Draft()
-        try:
-            segment = draft.finish(self._codec.dump_apart(prepare(thing), draft))
-        except BaseException:
-            draft.abandon()
-            raise
+        segment = write_segment(thing, self._codec)
         segment.add_reader(self)
         self._made[segment.ident] = weakref.ref(segment)
         if self._loop.ended:

@@ -7,14 +7,16 @@ when needed.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from types import FunctionType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cloudpickle import cloudpickle
 
-from pairpool.wire.segments import Draft, Segment, Shared
+from pairpool.wire.segments import Segment, Shared
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 __all__ = ["ByValuePickler", "Knowledge"]
 
@@ -39,7 +41,7 @@ class ByValuePickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle 
 
     def __init__(
         self,
-        file: io.BytesIO | Draft,
+        file: SupportsWrite[bytes],
         knowledge: Knowledge,
         keep: Callable[[Any], Any] | None,
         segments: list[Segment] | None,

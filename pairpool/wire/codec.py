@@ -20,13 +20,16 @@ import struct
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from types import FunctionType, ModuleType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pairpool.wire.channel import Buffer
 from pairpool.wire.lanes import private_copy
-from pairpool.wire.segments import Draft, Segment, Shared
+from pairpool.wire.segments import Segment, Shared
 
-__all__ = ["BULK", "EACH", "Birth", "Codec", "Encoded", "each_item", "load_item"]
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
+
+__all__ = ["BULK", "EACH", "Birth", "Codec", "Encoded", "NamingPickler", "each_item", "load_item", "needs_value"]
 
 BULK, EACH = 0, 1
 
@@ -58,6 +61,10 @@ class _Beside(list[Any]):
 
 class _Unnamed(Exception):
     """A function or class that the workers do not know by name was met."""
+
+
+needs_value = (_Unnamed, *_UNPICKLABLE)
+"""What `NamingPickler` raises for something that may yet go by value."""
 
 
 class _ReadOnlyBuffer(Exception):
@@ -137,14 +144,14 @@ class _Home:
 _NAMEABLE = (FunctionType, type)
 
 
-class _NamingPickler(pickle.Pickler):
+class NamingPickler(pickle.Pickler):
     """The plain pickler, but stops with `_Unnamed` at what has to go by value; without `keep`, in protocol 4.
 
     Handles of `Pool.share` go as a reference to their segments, which are noted in `segments`.
     """
 
     def __init__(
-        self, file: io.BytesIO | Draft, birth: Birth, keep: Callable[[Any], Any] | None, segments: list[Segment]
+        self, file: SupportsWrite[bytes], birth: Birth, keep: Callable[[Any], Any] | None, segments: list[Segment]
     ) -> None:
         super().__init__(file, 4 if keep is None else 5, buffer_callback=keep)
         self._birth = birth
@@ -270,7 +277,7 @@ class Codec:
         """One item's pickle, and whether something in it went by value; fills `buffers`."""
         try:
             return self._dump_by_name(item, buffers), False
-        except (_Unnamed, *_UNPICKLABLE):
+        except needs_value:
             if not may_go_by_value:
                 raise
         buffers.clear()
@@ -291,19 +298,6 @@ class Codec:
         file = io.BytesIO()
         ByValuePickler(file, knowledge, None, segments).dump(item)
         return file.getvalue()
-
-    def dump_apart(self, thing: Any, draft: Draft) -> bool:
-        """Pickle an object into a segment; returns whether something in it went by value."""
-        assert self.birth is not None, "only a master shares"
-        try:
-            _NamingPickler(draft, self.birth, draft.keep, draft.segments).dump(thing)
-            return False
-        except (_Unnamed, *_UNPICKLABLE):
-            draft.restart()
-        from pairpool.wire.byvalue import ByValuePickler
-
-        ByValuePickler(draft, self.birth, draft.keep, draft.segments).dump(thing)
-        return True
 
     def dump_alone(self, item: Any) -> bytes:
         """One self-contained pickle: plainly if that works, else by value."""
@@ -332,11 +326,11 @@ class Codec:
             return _dumps(item, buffers)
         file = io.BytesIO()
         try:
-            _NamingPickler(file, self.birth, _keeper(buffers), buffers.segments).dump(item)
+            NamingPickler(file, self.birth, _keeper(buffers), buffers.segments).dump(item)
         except _ReadOnlyBuffer:
             buffers.clear()
             file = io.BytesIO()
-            _NamingPickler(file, self.birth, None, buffers.segments).dump(item)
+            NamingPickler(file, self.birth, None, buffers.segments).dump(item)
         return file.getvalue()
 
     def captures(self, function: Any) -> Iterator[tuple[str, int]]:

@@ -17,7 +17,6 @@ number of buffers, and the offset and size of each.
 
 from __future__ import annotations
 
-import fcntl
 import gc
 import itertools
 import mmap
@@ -29,16 +28,12 @@ import weakref
 from typing import Any, Generic, Protocol, TypeVar
 
 from pairpool import kernel
-from pairpool.wire.channel import Buffer, Header, Kind
+from pairpool.wire.channel import Header, Kind
 
-__all__ = ["Draft", "Passage", "Segment", "SegmentClosed", "Shared", "arrive", "drop", "take_lacking"]
+__all__ = ["Memory", "Passage", "Segment", "SegmentClosed", "Shared", "arrive", "closed_error", "drop", "take_lacking"]
 
 T = TypeVar("T")
 
-OUT_OF_BAND_FROM = 4096
-_PAGE = mmap.PAGESIZE
-_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
-_WRITE_STEP = 1 << 30
 _PID_SHIFT = 32
 
 _counter = itertools.count(1)
@@ -48,7 +43,7 @@ class SegmentClosed(ValueError):
     """A handle of `Pool.share` was used after it, or its pool, was closed."""
 
 
-# --- in the master: what is shared --------------------------------------------------------------------
+# --- in the master ------------------------------------------------------------------------------------
 
 
 class Memory:
@@ -216,116 +211,6 @@ class Shared(Generic[T]):
 
 def closed_error() -> SegmentClosed:
     return SegmentClosed("a handle of Pool.share() was used after it, or the pool that made it, was closed")
-
-
-# --- in the master: writing one -----------------------------------------------------------------------
-
-
-class Draft:
-    """A segment while it is written; also the file that its pickle goes to, and the place of its buffers.
-
-    Attributes:
-        segments: those that the object names.
-    """
-
-    def __init__(self) -> None:
-        self._memory = Memory()
-        self._at = 0
-        self._buffers: list[Any] = []
-        self.segments: list[Segment] = []
-
-    def write(self, data: Buffer) -> int:
-        """Append to the pickle."""
-        with memoryview(data) as plain, plain.cast("B") as source:
-            self._append(source)
-            return len(source)
-
-    def keep(self, buffer: Any) -> bool:
-        """A `buffer_callback`: keeps buffers that are worth it out of the pickle."""
-        with buffer.raw() as raw:
-            if raw.nbytes < OUT_OF_BAND_FROM:
-                return True
-        self._buffers.append(buffer)
-        return False
-
-    def restart(self) -> None:
-        """Forget what was written."""
-        self._at = 0
-        self._let_go()
-        self.segments.clear()
-
-    def finish(self, by_value: bool) -> Segment:
-        """Write the buffers, straight from the object's memory, and the table; seal it all."""
-        fd = self._memory.fd.fileno()
-        table = [self._at, len(self._buffers)]
-        for buffer in self._buffers:
-            self._at += -self._at % _PAGE
-            with buffer.raw() as raw:
-                table += (self._at, raw.nbytes)
-                self._append(raw)
-        self._let_go()
-        table_at = self._at = self._at + -self._at % 8
-        with memoryview(struct.pack(f"<{len(table)}Q", *table)) as packed:
-            self._append(packed)
-        os.ftruncate(fd, self._at)  # a first attempt at the pickle may have been longer
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
-        return Segment(self._memory, table_at, self._at, by_value, tuple(dict.fromkeys(self.segments)))
-
-    def _append(self, source: memoryview) -> None:
-        done, fd = 0, self._memory.fd.fileno()
-        while done < len(source):
-            with source[done : done + _WRITE_STEP] as step:
-                written = os.pwrite(fd, step, self._at)
-            done += written
-            self._at += written
-
-    def _let_go(self) -> None:
-        for buffer in self._buffers:
-            buffer.release()
-        self._buffers.clear()
-
-    def abandon(self) -> None:
-        """It did not work out: free everything, whoever may still refer to this."""
-        self._let_go()
-        self.segments.clear()
-        kernel.disown(self._memory.fd)
-        self._memory.fd.close()
-
-
-class _AsBuffer:
-    """Pickles as a call that makes the object from a buffer."""
-
-    def __init__(self, make: Any, buffer: Any, *arguments: Any) -> None:
-        self._make = make
-        self._buffer = buffer
-        self._arguments = arguments
-
-    def __reduce__(self) -> Any:
-        return self._make, (pickle.PickleBuffer(self._buffer), *self._arguments)
-
-
-def prepare(thing: Any) -> Any:
-    """What is pickled for an object that would not go out of band by itself, or the object."""
-    if type(thing) is bytes:
-        return _AsBuffer(bytes, thing)
-    if type(thing) is memoryview:
-        plain: Any = thing if thing.c_contiguous else bytearray(thing.tobytes())
-        return _AsBuffer(_restore_view, plain, thing.format, thing.shape, thing.readonly)
-    numpy: Any = sys.modules.get("numpy")
-    if numpy is not None and type(thing) in (numpy.ndarray, numpy.memmap) and not thing.dtype.hasobject:
-        array = thing.view(numpy.ndarray)
-        if not array.flags.forc:
-            array = array.copy()
-            array.flags.writeable = thing.flags.writeable
-        return array
-    return thing
-
-
-def _restore_view(memory: Any, form: str, shape: tuple[int, ...], readonly: bool) -> memoryview:
-    view = memoryview(memory).cast("B")
-    if readonly:
-        view = view.toreadonly()
-    return view if form == "B" and len(shape) == 1 else view.cast(form, shape)  # type: ignore[call-overload]
 
 
 # --- in a worker --------------------------------------------------------------------------------------
