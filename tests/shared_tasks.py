@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import resource
 from typing import Any
 
 from tests.tasks import Odd, tell, wait_for
 
 kept: list[Any] = []
+inherited: Any = None
 
 
 class Box:
@@ -145,3 +147,19 @@ def kind_of(thing: Any, _item: object = None) -> str:
 class Refuses:
     def __reduce__(self) -> Any:
         raise Odd("no")
+
+
+def limit_address_space() -> int:
+    """Let this process have 32 MiB more than it has now."""
+    with open("/proc/self/statm") as file:
+        size = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (size + (32 << 20), resource.RLIM_INFINITY))
+    return os.getpid()
+
+
+def kind_of_inherited() -> str:
+    return type(inherited).__name__
+
+
+def return_inherited() -> Any:
+    return inherited

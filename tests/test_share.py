@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from pairpool import Pool
 from pairpool.memory import usage_of
 from pairpool.wire.channel import Kind
 from tests import shared_tasks, tasks
-from tests.support import PATIENCE, Gate, Reports, all_ended
+from tests.support import PATIENCE, Gate, Reports, all_ended, mp_pool, python, write_script
 
 MakePool = Callable[..., Pool]
 
@@ -170,7 +171,7 @@ def test_the_order_of_an_array_stays(make_pool: MakePool) -> None:
     assert pool.apply(shared_tasks.describe, (pool.share(fortran.T),))[4:] == (True, False)
 
 
-def test_a_memmap_arrives_as_an_array_that_takes_no_memory_of_its_own(make_pool: MakePool, tmp_path: Any) -> None:
+def test_a_memmap_arrives_as_an_array_that_takes_no_memory_of_its_own(make_pool: MakePool, tmp_path: Path) -> None:
     np.save(tmp_path / "saved.npy", np.arange(100_000.0))
     original = np.load(tmp_path / "saved.npy", mmap_mode="r")
     pool = make_pool(1)
@@ -389,17 +390,11 @@ def test_the_workers_are_told_at_once(make_pool: MakePool, array: Any, reports: 
     shared = pool.share(array)
     with in_all_workers(pool, shared, reports, gate) as pids:
         pass
-    pool.map(tasks.square, range(4), 1)
-    handles = [os.pidfd_open(pid) for pid in pids]
-    try:
-        del shared
-        deadline = time.monotonic() + PATIENCE
-        while any(mappings(pid) for pid in pids):
-            assert time.monotonic() < deadline
-            os.sched_yield()
-    finally:
-        for handle in handles:
-            os.close(handle)
+    del shared
+    deadline = time.monotonic() + PATIENCE
+    while any(mappings(pid) for pid in pids):
+        assert time.monotonic() < deadline
+        os.sched_yield()
 
 
 def test_freed_with_the_last_user(make_pool: MakePool, array: Any, reports: Reports, gate: Gate) -> None:
@@ -465,21 +460,48 @@ def test_a_circle_of_references_is_freed(make_pool: MakePool, array: Any) -> Non
 
 @pytest.mark.parametrize("end", ["terminate", "close", "drop"])
 def test_freed_with_the_pool(start_method: str, make_pool: MakePool, array: Any, end: str) -> None:
-    pool = make_pool(1)
+    pool = Pool(1, start_method=start_method)
     shared, unused = pool.share(array), pool.share(b"unused")
     assert pool.apply(shared_tasks.total, (shared,)) == array.sum()
     assert open_segments() == 2
     if end == "close":
         pool.close()
-        assert not shared.closed
+        assert "closed" not in repr(shared)
+        with pytest.raises(ValueError, match=r"^Pool not running$"):
+            pool.share(array)
         pool.join()
-    else:
+    elif end == "terminate":
         pool.terminate()
+        with pytest.raises(ValueError, match=r"^Pool not running$"):
+            pool.share(array)
+    else:
+        with pytest.warns(ResourceWarning, match="unclosed"):
+            del pool
     assert shared.closed
     assert unused.closed
     assert open_segments() == 0
-    with pytest.raises(ValueError, match=r"^Pool not running$"):
-        pool.share(array)
+
+
+AT_EXIT = """
+import pairpool
+
+class Circle:
+    def __init__(self, handle):
+        self.me, self.handle = self, handle
+
+if __name__ == "__main__":
+    closed = pairpool.Pool(1)
+    early = closed.share(b"x" * 10_000)
+    closed.terminate()
+    with pairpool.Pool(1) as pool:
+        late, circle = pool.share(b"x" * 10_000), Circle(pool.share(b"y" * 10_000))
+        print(pool.apply(len, (late,)), pool.apply(len, (circle.handle,)))
+"""
+
+
+def test_handles_that_are_left_at_the_end_of_the_program(tmp_path: Path) -> None:
+    done = python(write_script(tmp_path, AT_EXIT))
+    assert (done.stdout, done.stderr, done.returncode) == ("10000 10000\n", "", 0)
 
 
 def test_calls_still_to_be_sent_fail(make_pool: MakePool, array: Any, reports: Reports, gate: Gate) -> None:
@@ -677,6 +699,24 @@ def test_no_room_for_it(make_pool: MakePool, array: Any) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert open_segments() == 0
     assert pool.apply(shared_tasks.total, (pool.share(array),)) == array.sum()
+
+
+def test_a_worker_that_cannot_map_it(make_pool: MakePool, array: Any) -> None:
+    pool = make_pool(1)
+    pid = pool.apply(shared_tasks.limit_address_space)
+    with pytest.raises(OSError, match="memory"):
+        pool.apply(shared_tasks.total, (pool.share(np.ones(64 * MEBIBYTE // 8)),))
+    assert pool.apply(shared_tasks.total, (pool.share(array),)) == array.sum()
+    assert pids_of(pool) == [pid]
+
+
+def test_a_handle_in_an_inherited_global(make_pool: MakePool, array: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker sees the handle, which is good for nothing there."""
+    monkeypatch.setattr(shared_tasks, "inherited", make_pool(1).share(array))
+    pool = make_pool(1)
+    assert pool.apply(shared_tasks.kind_of_inherited) == "Shared"
+    with pytest.raises(mp_pool.MaybeEncodingError, match=r"understood by the tasks"):
+        pool.apply(shared_tasks.return_inherited)
 
 
 def test_handles_go_to_tasks_alone(start_method: str, make_pool: MakePool, array: Any) -> None:

@@ -52,11 +52,15 @@ class Encoded(NamedTuple):
 
 
 class _Beside(list[Any]):
-    """What stays out of a pickle: the list holds buffers, and `segments` those that it names."""
+    """What stays out of a pickle: the list holds its buffers, and `segments` those that it names."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.segments: list[Segment] = []
+    segments: list[Segment]
+
+
+def _beside(segments: list[Segment]) -> _Beside:
+    beside = _Beside()
+    beside.segments = segments
+    return beside
 
 
 class _Unnamed(Exception):
@@ -256,7 +260,7 @@ class Codec:
         went_by_value = False
         segments: list[Segment] = []
         for offset, item in enumerate(items):
-            buffers = _Beside()
+            buffers = _beside(segments)
             if mark is not None:
                 mark(offset)
             try:
@@ -266,7 +270,6 @@ class Codec:
                 table += (0, 0)
                 continue
             went_by_value |= valued
-            segments += buffers.segments
             pieces.append(data)
             raws = [buffer.raw() for buffer in buffers]
             table += (len(data), len(raws), *(raw.nbytes for raw in raws))
@@ -311,7 +314,7 @@ class Codec:
 
         Raises whatever says that it cannot be pickled.
         """
-        buffers = _Beside()
+        buffers = _beside([])
         if by_value:
             data, went_by_value = self._dump_by_value(function, buffers), True
         else:
@@ -336,7 +339,7 @@ class Codec:
     def captures(self, function: Any) -> Iterator[tuple[str, int]]:
         """What a function that goes by value drags along: a name for each captured value, and its size in bytes."""
         for name, value in _captured(function):
-            buffers = _Beside()
+            buffers = _beside([])
             try:
                 size = len(self._dump_by_value(value, buffers))
             except Exception:

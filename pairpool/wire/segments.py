@@ -115,7 +115,7 @@ class Segment:
 
     @property
     def is_closed(self) -> bool:
-        return self._memory is None or any(segment.is_closed for segment in self.inner)
+        return self._memory is None or any(segment._memory is None for segment in self.inner)
 
     def add_reader(self, reader: Reader) -> None:
         """Note who is to be told that the segment is gone."""
@@ -230,14 +230,14 @@ class _Arrived:
         try:
             self.mapping = _map(fd)
         except (OSError, MemoryError) as error:
-            self._error = error.with_traceback(None)
+            self._error = error
 
     @property
     def thing(self) -> Any:
         if not self._loaded:
             if self.mapping is None:
                 assert self._error is not None
-                raise self._error
+                raise self._error.with_traceback(None)
             self._thing = _load(self.mapping, self._table_at)
             self._loaded = True
         return self._thing
