@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import resource
@@ -551,14 +552,17 @@ def test_threads_that_share_and_drop(make_pool: MakePool) -> None:
 
     def work(number: int) -> None:
         try:
-            for turn in range(15):
+            for turn in range(45):
                 value = float(number * 100 + turn)
                 shared = pool.share(np.full(2000, value))
                 found = pool.starmap(shared_tasks.total, [(shared, x) for x in range(3)])
                 if found != [value * 2000] * 3:
                     wrong.append(found)
-                if turn % 2:
+                if turn % 3 == 0:
                     shared.close()
+                elif turn % 3 == 1:  # left to the collector, which may be at work on others while one is made
+                    circle: list[Any] = [shared]
+                    circle.append(circle)
         except BaseException as error:
             wrong.append(error)
 
@@ -568,6 +572,7 @@ def test_threads_that_share_and_drop(make_pool: MakePool) -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
+    gc.collect()
     assert open_segments() == 0
     await_mappings(pool, 0)
 

@@ -14,7 +14,7 @@ from pairpool.master.loop import Loop
 from pairpool.wire.channel import Header, Kind
 from pairpool.wire.codec import Codec
 from pairpool.wire.drafts import write_segment
-from pairpool.wire.segments import Segment, Shared, closed_error
+from pairpool.wire.segments import Reader, Segment, Shared, closed_error
 
 __all__ = ["Shares"]
 
@@ -30,11 +30,12 @@ class Shares:
         self._loop = loop
         self._codec = codec
         self._made: dict[int, weakref.ref[Segment]] = {}
+        self._reference: weakref.ref[Reader] = weakref.ref(self)
 
     def share(self, thing: T) -> Shared[T]:
         """Write an object into a segment of this pool; from any thread. Raises what says that it cannot be done."""
         segment = write_segment(thing, self._codec)
-        segment.add_reader(self)
+        segment.add_reader(self._reference)
         self._made[segment.ident] = weakref.ref(segment)
         if self._loop.ended:
             segment.close()
@@ -50,7 +51,7 @@ class Shares:
         """
         for segment in segments:
             if segment.ident not in member.segments:
-                segment.add_reader(self)
+                segment.add_reader(self._reference)
                 header, passage = segment.pack()
                 member.pass_on(header, passage)
                 member.segments[segment.ident] = set()

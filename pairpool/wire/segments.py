@@ -30,7 +30,18 @@ from typing import Any, Generic, Protocol, TypeVar
 from pairpool import kernel
 from pairpool.wire.channel import Header, Kind
 
-__all__ = ["Memory", "Passage", "Segment", "SegmentClosed", "Shared", "arrive", "closed_error", "drop", "take_lacking"]
+__all__ = [
+    "Memory",
+    "Passage",
+    "Reader",
+    "Segment",
+    "SegmentClosed",
+    "Shared",
+    "arrive",
+    "closed_error",
+    "drop",
+    "take_lacking",
+]
 
 T = TypeVar("T")
 
@@ -117,9 +128,13 @@ class Segment:
     def is_closed(self) -> bool:
         return self._memory is None or any(segment._memory is None for segment in self.inner)
 
-    def add_reader(self, reader: Reader) -> None:
-        """Note who is to be told that the segment is gone."""
-        self._readers[id(reader)] = weakref.ref(reader)
+    def add_reader(self, reader: weakref.ref[Reader]) -> None:
+        """Note who is to be told that the segment is gone.
+
+        The reader itself holds this reference to it. Else a circle of garbage might have the only one, and the
+        collector would clear it, which `weakref.ref` may have handed out again meanwhile, for others to hold.
+        """
+        self._readers[id(reader)] = reader
 
     def pack(self) -> tuple[Header, Passage]:
         """The packet that brings it to a worker. Raises `SegmentClosed`."""
