@@ -183,7 +183,8 @@ class Dealer:
             items=batch.count,
         )
         try:
-            self._shares.bring(member, encoded.segments)
+            if encoded.segments:
+                self._shares.bring(member, encoded.segments)
             for function in functions:
                 if function.number not in member.knows:
                     self._teach(member, function)
