@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pairpool.results import AsyncResult, MapResult
     from pairpool.status import PoolStatus, WorkerStatus
     from pairpool.streams import IMapIterator
+    from pairpool.wire.segments import Shared
 
 __version__ = "0.1.0"
 
@@ -35,6 +36,7 @@ __all__ = [
     "Pool",
     "PoolInherited",
     "PoolStatus",
+    "Shared",
     "TaskTimeout",
     "WorkerDied",
     "WorkerStatus",
@@ -51,6 +53,7 @@ _HOMES = {
     "Pool": "pool",
     "PoolInherited": "errors",
     "PoolStatus": "status",
+    "Shared": "wire.segments",
     "TaskTimeout": "errors",
     "WorkerDied": "errors",
     "WorkerStatus": "status",

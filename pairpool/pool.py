@@ -42,6 +42,7 @@ from pairpool.zygote import DirectZygote, ForkedZygote, FreshZygote, Zygote
 
 if TYPE_CHECKING:
     from pairpool.status import PoolStatus
+    from pairpool.wire.segments import Shared
 
 __all__ = ["Pool"]
 
@@ -481,6 +482,31 @@ class Pool:
             raise
 
     # --- the pool itself ------------------------------------------------------------------------
+
+    def share(self, obj: T) -> Shared[T]:
+        """Write an object once into memory that all workers map, and return a handle for it.
+
+        Passed to a task as an argument, in a partial or in a closure, the handle is the object itself there: the same
+        one for all tasks of a worker. Buffers of 4 KiB and more (arrays) are mapped copy-on-write: a task may write to
+        them, which its worker alone sees, and read-only ones stay read-only. The rest is unpickled once a worker, at
+        the first use; so are `bytes`, which own their memory: a `memoryview` of them arrives as one, without a copy.
+        A handle that a function finds in a global which the workers have inherited is a handle there, not the object.
+
+        The memory is freed when neither the handle nor a call or function that has it is left, by `close()`, at the end
+        of a `with` block, or with the pool. Other pools of this process may use it, too, if their workers know the
+        classes in it.
+
+        Raises:
+            ValueError: the pool is not running.
+            OSError, MemoryError: there is no memory or no descriptor for it.
+            Exception: whatever says that it cannot be pickled.
+
+        Example:
+            >>> with Pool() as pool, pool.share(table) as shared:
+            ...     pool.map(partial(look_up, shared), keys)
+        """
+        self._check_running()
+        return self._master.shares.share(obj)
 
     def resize(self, processes: int) -> None:
         """Keep this many workers from now on; those that are too many finish what they hold."""

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from pairpool import inheritance, kernel
 from pairpool.failures import Failure, Fault, describe_failure, missing_module, safe
+from pairpool.wire import segments
 from pairpool.wire.board import NOTHING, Board, Slot, State, Word
 from pairpool.wire.channel import INLINE_LIMIT, Buffer, Channel, Header, Kind, Lost
 from pairpool.wire.codec import BULK, Codec, Encoded, each_item, load_item
@@ -136,6 +137,10 @@ class Worker:
             self._learn(header, payload, fds)
         elif header.kind == Kind.FORGET:
             self.functions.pop(header.function, None)
+        elif header.kind == Kind.SHARE:
+            segments.arrive(header, fds)
+        elif header.kind == Kind.UNSHARE:
+            segments.drop(header.batch)
         elif header.kind != Kind.START:
             raise AssertionError(f"a packet of unknown kind {header.kind}")
 
@@ -175,6 +180,8 @@ class Worker:
                 self.functions[header.function] = _Broken(
                     describe_failure(self.codec, 0, Fault.FUNCTION, error, missing)
                 )
+            if segments.take_lacking():
+                self.functions.pop(header.function, None)
 
         self._content(header, payload, fds, load)
         self.words[Word.STATE] = State.IDLE
@@ -245,8 +252,11 @@ class Worker:
     def _knows_functions(self, header: Header, items: Any) -> bool:
         """Whether the batch can be run; if not, it goes back with nothing done.
 
-        The master may take back the packet with a function just before this worker reads the batch that needs it.
+        The master may take back the packet with a function, or with a segment, just before this worker reads the batch
+        that needs it.
         """
+        if segments.take_lacking():
+            return False
         if header.mode != Mode.CALL:
             return header.function in self.functions
         calls = items.items if isinstance(items, _Loaded) else items

@@ -22,6 +22,7 @@ from pairpool.master.jobs import Batch
 from pairpool.wire.board import Slot
 from pairpool.wire.channel import HEADER, INLINE_LIMIT, Buffer, Header, Kind, Lost
 from pairpool.wire.lanes import Lane, LaneReader, Lanes
+from pairpool.wire.segments import Passage
 from pairpool.worker import Flag
 from pairpool.zygote import Spawned, Zygote
 
@@ -41,7 +42,7 @@ class _Outgoing(NamedTuple):
     """A packet that waits for room in the socket."""
 
     pieces: list[Buffer]
-    lane: Lane | None
+    lane: Lane | Passage | None
 
 
 class Member:
@@ -64,6 +65,7 @@ class Member:
         self.zygote = zygote
         self.held: deque[Batch] = deque()
         self.knows: set[int] = set()
+        self.segments: dict[int, set[int]] = {}  # those that it knows, each with the functions that need it
         self.lanes = Lanes()
         self.reader = LaneReader()
         self.given = 0  # tasks sent, as maxtasksperchild counts them
@@ -105,7 +107,13 @@ class Member:
         if self._outbox or not self._send(packet, lane):
             self._outbox.append(_Outgoing(packet, lane))
 
-    def _send(self, packet: list[Buffer], lane: Lane | None) -> bool:
+    def pass_on(self, header: Header, passage: Passage) -> None:
+        """Send a packet with a descriptor, or keep both until there is room."""
+        packet: list[Buffer] = [HEADER.pack(*header)]
+        if self._outbox or not self._send(packet, passage):
+            self._outbox.append(_Outgoing(packet, passage))
+
+    def _send(self, packet: list[Buffer], lane: Lane | Passage | None) -> bool:
         fds = () if lane is None or lane.known else (lane.fd.fileno(),)
         if not self.channel.send_packet(packet, fds, wait=False):
             return False
@@ -180,6 +188,8 @@ class Member:
             numbers.append(header.batch)
         elif header.kind == Kind.FUNCTION:
             self.knows.discard(header.function)
+        elif header.kind == Kind.SHARE:
+            self.knows -= self.segments.pop(header.batch, set())
         else:
             resend.append(header)
 

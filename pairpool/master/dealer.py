@@ -21,9 +21,11 @@ from pairpool.master.functions import Function
 from pairpool.master.jobs import MANY, Batch, Job, MapJob, StreamJob
 from pairpool.master.loop import Loop
 from pairpool.master.overseer import Overseer
+from pairpool.master.shares import Shares
 from pairpool.wire.board import NOTHING, Board, State, Word
 from pairpool.wire.channel import Header, Kind
 from pairpool.wire.codec import Codec
+from pairpool.wire.segments import Segment, SegmentClosed
 from pairpool.worker import HURRY, Flag
 
 __all__ = ["Dealer", "Hooks"]
@@ -80,7 +82,9 @@ class Dealer:
         board: Board,
         maxtasks: int | None,
         hooks: Hooks,
+        shares: Shares,
     ) -> None:
+        self._shares = shares
         self._agenda = agenda
         self._crew = crew
         self._overseer = overseer
@@ -147,6 +151,8 @@ class Dealer:
         batch.function = job.function
         if self._refuse_lethal(batch):
             return
+        if Segment.closures and self._shares.refuse_closed(batch, self.functions_of):
+            return
         if batch.encoded is None:
             batch.failed = {}
             try:
@@ -206,15 +212,20 @@ class Dealer:
             items=batch.count,
         )
         try:
+            if encoded.segments:
+                self._shares.bring(member, encoded.segments)
             for function in functions:
                 if function.number not in member.knows:
                     self._teach(member, function)
             member.post(header, encoded.pieces, encoded.size)
-        except OSError as error:  # no memory or no descriptor for a lane
+        except (OSError, SegmentClosed) as error:  # no memory or no descriptor for a lane; or closed by another thread
             member.held.remove(batch)
             crew.watched.pop(member, None)
             crew.place(member)
-            self._agenda.fail(batch, error)
+            if isinstance(error, OSError):
+                self._agenda.fail(batch, error)
+            else:
+                self._agenda.put_back([batch])  # and it comes by `refuse_closed` again
             return
         job.sizer.learn_bytes(batch.count, encoded.size)
         batch.encoded = None
@@ -238,6 +249,7 @@ class Dealer:
 
     def _teach(self, member: Member, function: Function) -> None:
         self._board.name_function(function.number, function.name)
+        self._shares.bring(member, function.encoded.segments, function.number)
         header = Header(Kind.FUNCTION, function=function.number)
         member.post(header, function.encoded.pieces, function.encoded.size)
         member.knows.add(function.number)

@@ -26,6 +26,7 @@ from pairpool.master.jobs import Calls, Job, Policy, StreamJob, Target
 from pairpool.master.loop import Driver, Loop
 from pairpool.master.nursery import Nursery
 from pairpool.master.overseer import Overseer
+from pairpool.master.shares import Shares
 from pairpool.wire.board import Board
 from pairpool.wire.codec import Codec
 from pairpool.zygote import Zygote
@@ -76,8 +77,9 @@ class Master:
         self.crew = Crew()
         self.overseer = Overseer(self.crew, memory_limit, start_timeout)
         self.agenda = Agenda(self.functions, self._forget, self.loop.is_in_the_way)
+        self.shares = Shares(self.agenda, self.crew, self.loop, codec)
         self._dealer = Dealer(
-            self.agenda, self.crew, self.overseer, self.loop, codec, board, maxtasks, self.nursery
+            self.agenda, self.crew, self.overseer, self.loop, codec, board, maxtasks, self.nursery, self.shares
         )
         self.nursery.join(self.agenda, self.crew, self.overseer, self.loop, codec, self._dealer)
         self._cancellation = Cancellation(self.agenda, self.crew, self.overseer)
@@ -269,6 +271,7 @@ class Master:
         self.agenda.broken = reason
         self.crew.end(grace, is_busy=self._is_busy)
         self.agenda.cancel_all(reason)
+        self.shares.close()
         self.nursery.close()
         self.loop.close()
         for thing in self._owned:

@@ -106,6 +106,22 @@ class Loop:
         self.inbox.append(action)
         self.wake()
 
+    def slip_in(self, action: Callable[[], object]) -> None:
+        """Run `action` now if nobody leads, else have the leader do it; from any thread, and from a `__del__`.
+
+        Nothing but the action is run here: it must be short, and none of the caller's code.
+        """
+        if self._lead:  # by this thread, perhaps, whose `_take_lead` would succeed
+            self.submit(action)
+            return
+        try:
+            if self._take_lead() and not self.ended:
+                action()
+            else:
+                self.submit(action)
+        finally:
+            self._leave_lead()
+
     def wake(self) -> None:
         """Make a waiting leader look at the inbox."""
         if self._polling:

@@ -7,12 +7,16 @@ when needed.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from types import FunctionType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cloudpickle import cloudpickle
+
+from pairpool.wire.segments import Segment, Shared
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 __all__ = ["ByValuePickler", "Knowledge"]
 
@@ -32,13 +36,23 @@ class ByValuePickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle 
         file: where the pickle goes.
         knowledge: what the other side knows.
         keep: a `buffer_callback`, or None for protocol 4 with all buffers in the pickle.
+        segments: where those of handles are noted; None where no handle may go.
     """
 
-    def __init__(self, file: io.BytesIO, knowledge: Knowledge, keep: Callable[[Any], Any] | None) -> None:
+    def __init__(
+        self,
+        file: SupportsWrite[bytes],
+        knowledge: Knowledge,
+        keep: Callable[[Any], Any] | None,
+        segments: list[Segment] | None,
+    ) -> None:
         super().__init__(file, protocol=4 if keep is None else 5, buffer_callback=keep)
         self._knowledge = knowledge
+        self._segments = segments
 
     def reducer_override(self, obj: Any) -> Any:
+        if type(obj) is Shared and self._segments is not None:
+            return obj.travel(self._segments)
         if isinstance(obj, FunctionType):
             if self._knowledge.names(obj):
                 return NotImplemented

@@ -56,6 +56,8 @@ class Kind:
     BATCH = 12  # master to worker: `items` items from index `first` on
     RESULT = 13  # worker to master: what became of a batch
     SPARE = 14  # master to zygote: fork a spare of yourself; and back: its pid in `items`, its end and a pidfd attached
+    SHARE = 15  # master to worker: the segment numbered `batch`, its memfd attached, its table at `first`
+    UNSHARE = 16  # master to worker: let go of the segment numbered `batch`
 
 
 class Header(NamedTuple):

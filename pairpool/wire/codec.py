@@ -20,12 +20,16 @@ import struct
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from types import FunctionType, ModuleType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pairpool.wire.channel import Buffer
 from pairpool.wire.lanes import private_copy
+from pairpool.wire.segments import Segment, Shared
 
-__all__ = ["BULK", "EACH", "Birth", "Codec", "Encoded", "each_item", "load_item"]
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
+
+__all__ = ["BULK", "EACH", "Birth", "Codec", "Encoded", "NamingPickler", "each_item", "load_item", "needs_value"]
 
 BULK, EACH = 0, 1
 
@@ -47,10 +51,27 @@ class Encoded(NamedTuple):
     pieces: list[Buffer]
     size: int
     by_value: bool  # something had to go by value that multiprocessing would have refused
+    segments: tuple[Segment, ...] = ()  # what a worker has to have mapped to unpickle it
+
+
+class _Beside(list[Any]):
+    """What stays out of a pickle: the list holds its buffers, and `segments` those that it names."""
+
+    segments: list[Segment]
+
+
+def _beside(segments: list[Segment]) -> _Beside:
+    beside = _Beside()
+    beside.segments = segments
+    return beside
 
 
 class _Unnamed(Exception):
     """A function or class that the workers do not know by name was met."""
+
+
+needs_value = (_Unnamed, *_UNPICKLABLE)
+"""What `NamingPickler` raises for something that may yet go by value."""
 
 
 class _ReadOnlyBuffer(Exception):
@@ -130,14 +151,22 @@ class _Home:
 _NAMEABLE = (FunctionType, type)
 
 
-class _NamingPickler(pickle.Pickler):
-    """The plain pickler, but stops with `_Unnamed` at what has to go by value; without `keep`, in protocol 4."""
+class NamingPickler(pickle.Pickler):
+    """The plain pickler, but stops with `_Unnamed` at what has to go by value; without `keep`, in protocol 4.
 
-    def __init__(self, file: io.BytesIO, birth: Birth, keep: Callable[[Any], Any] | None) -> None:
+    Handles of `Pool.share` go as a reference to their segments, which are noted in `segments`.
+    """
+
+    def __init__(
+        self, file: SupportsWrite[bytes], birth: Birth, keep: Callable[[Any], Any] | None, segments: list[Segment]
+    ) -> None:
         super().__init__(file, 4 if keep is None else 5, buffer_callback=keep)
         self._birth = birth
+        self._segments = segments
 
     def reducer_override(self, obj: Any) -> Any:
+        if type(obj) is Shared:
+            return obj.travel(self._segments)
         if isinstance(obj, _NAMEABLE) and not self._birth.names(obj):
             raise _Unnamed
         return NotImplemented
@@ -231,8 +260,9 @@ class Codec:
         table: list[int] = []
         pieces: list[Buffer] = []
         went_by_value = False
+        segments: list[Segment] = []
         for offset, item in enumerate(items):
-            buffers: list[Any] = []
+            buffers = _beside(segments)
             if mark is not None:
                 mark(offset)
             try:
@@ -246,31 +276,32 @@ class Codec:
             raws = [buffer.raw() for buffer in buffers]
             table += (len(data), len(raws), *(raw.nbytes for raw in raws))
             pieces += raws
-        return _each_payload(table, pieces, went_by_value)
+        return _each_payload(table, pieces, went_by_value, segments)
 
-    def _dump(self, item: Any, buffers: list[Any], may_go_by_value: bool) -> tuple[bytes, bool]:
+    def _dump(self, item: Any, buffers: _Beside, may_go_by_value: bool) -> tuple[bytes, bool]:
         """One item's pickle, and whether something in it went by value; fills `buffers`."""
         try:
             return self._dump_by_name(item, buffers), False
-        except (_Unnamed, *_UNPICKLABLE):
+        except needs_value:
             if not may_go_by_value:
                 raise
         buffers.clear()
         return self._dump_by_value(item, buffers), True
 
-    def _dump_by_value(self, item: Any, buffers: list[Any] | None) -> bytes:
+    def _dump_by_value(self, item: Any, buffers: _Beside | None) -> bytes:
         from pairpool.wire.byvalue import ByValuePickler
 
         knowledge = self.birth or _Home()
+        segments = None if self.birth is None or buffers is None else buffers.segments
         if buffers is not None:
             file = io.BytesIO()
             try:
-                ByValuePickler(file, knowledge, _keeper(buffers)).dump(item)
+                ByValuePickler(file, knowledge, _keeper(buffers), segments).dump(item)
                 return file.getvalue()
             except _ReadOnlyBuffer:
                 buffers.clear()
         file = io.BytesIO()
-        ByValuePickler(file, knowledge, None).dump(item)
+        ByValuePickler(file, knowledge, None, segments).dump(item)
         return file.getvalue()
 
     def dump_alone(self, item: Any) -> bytes:
@@ -285,31 +316,32 @@ class Codec:
 
         Raises whatever says that it cannot be pickled.
         """
-        buffers: list[Any] = []
+        buffers = _beside([])
         if by_value:
             data, went_by_value = self._dump_by_value(function, buffers), True
         else:
             data, went_by_value = self._dump(function, buffers, may_go_by_value=True)
         raws = [buffer.raw() for buffer in buffers]
-        return _each_payload([len(data), len(raws), *(raw.nbytes for raw in raws)], [data, *raws], went_by_value)
+        table = [len(data), len(raws), *(raw.nbytes for raw in raws)]
+        return _each_payload(table, [data, *raws], went_by_value, buffers.segments)
 
-    def _dump_by_name(self, item: Any, buffers: list[Any]) -> bytes:
+    def _dump_by_name(self, item: Any, buffers: _Beside) -> bytes:
         """A pickle that names every function and class; raises `_Unnamed` if the other side does not know one."""
         if self.birth is None:
             return _dumps(item, buffers)
         file = io.BytesIO()
         try:
-            _NamingPickler(file, self.birth, _keeper(buffers)).dump(item)
+            NamingPickler(file, self.birth, _keeper(buffers), buffers.segments).dump(item)
         except _ReadOnlyBuffer:
             buffers.clear()
             file = io.BytesIO()
-            _NamingPickler(file, self.birth, None).dump(item)
+            NamingPickler(file, self.birth, None, buffers.segments).dump(item)
         return file.getvalue()
 
     def captures(self, function: Any) -> Iterator[tuple[str, int]]:
         """What a function that goes by value drags along: a name for each captured value, and its size in bytes."""
         for name, value in _captured(function):
-            buffers: list[Any] = []
+            buffers = _beside([])
             try:
                 size = len(self._dump_by_value(value, buffers))
             except Exception:
@@ -335,9 +367,12 @@ def _captured(function: Any) -> Iterator[tuple[str, Any]]:
         yield from ((f"the default of {name!r}", value) for name, value in (function.__kwdefaults__ or {}).items())
 
 
-def _each_payload(table: list[int], pieces: list[Buffer], by_value: bool) -> Encoded:
+def _each_payload(table: list[int], pieces: list[Buffer], by_value: bool, segments: list[Segment]) -> Encoded:
     head = struct.pack(f"<{len(table) + 1}Q", len(table), *table)
     size = len(head) + sum(piece.nbytes if isinstance(piece, memoryview) else len(piece) for piece in pieces)
+    if segments:
+        by_value = by_value or any(segment.by_value for segment in segments)
+        return Encoded(EACH, [head, *pieces], size, by_value, tuple(dict.fromkeys(segments)))
     return Encoded(EACH, [head, *pieces], size, by_value)
 
 
