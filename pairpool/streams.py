@@ -67,6 +67,7 @@ class _Gate:
                 master.loop.poke()
                 return
             ready = job.done or master.loop.wait(lambda: job.readable, self.timeout, focus=job)
+            master.before_leaving()
         except KeyboardInterrupt as interrupt:
             master.cancel(job, blame.left_by(interrupt), kill=True)
             raise

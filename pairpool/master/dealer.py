@@ -42,6 +42,9 @@ AHEAD = 6
 AHEAD_AT_FIRST = 2
 """How many while batches grow: the next will do more with one packet."""
 
+AHEAD_UNREAD = 4
+"""How many then if nobody waits for the first."""
+
 LETHAL_FUNCTION = 3
 """Workers that may die one after the other while they unpickle a function before it is held to be the cause."""
 
@@ -95,24 +98,31 @@ class Dealer:
         self._hooks = hooks
         self._last_look = 0.0
         self.holds_back = False
+        self._stays = True
 
     # --- work out -------------------------------------------------------------------------------
 
-    def deal(self) -> None:
-        """Send what can be sent."""
+    def deal(self, stays: bool) -> None:
+        """Send what can be sent; if nobody `stays` who would send the rest later, to whoever has room."""
         agenda, crew = self._agenda, self._crew
         self.holds_back = False
+        self._stays = stays
+        idle = len(crew.members) + 1
         while True:
             while agenda.queue and (member := self._with_room(agenda.queue[0])) is not None:
                 batch = agenda.next_batch(min(crew.size, self._spread(agenda.queue[0])), self._allowance(member))
-                if batch is None:
+                if batch is None or not self._send(batch, self._with_room):
                     break
-                self._send(batch, self._with_room)
             self._run_ahead()
-            if not (crew.empty and agenda.unfinished and self._recall_for_idle()):
+            if not (0 < len(crew.empty) < idle and agenda.unfinished):
+                return
+            idle = len(crew.empty)  # once more only if what is taken back now finds one of them
+            if not self._recall_for_idle():
                 return
 
     def _spread(self, job: Job) -> int:
+        if not self._stays:
+            return MANY
         return job.sizer.spread(self._crew.cores, time.monotonic_ns(), many=job.has_at_least(MANY_FROM))
 
     def _with_room(self, job: Job) -> Member | None:
@@ -126,7 +136,9 @@ class Dealer:
         return LATELY if sizer is None or sizer.is_known else PATIENCE_NS / 1e9
 
     def _least_loaded(self, job: Job) -> Member | None:
-        ahead = AHEAD_AT_FIRST if job.sizer.grows else AHEAD
+        ahead = AHEAD
+        if job.sizer.grows:
+            ahead = AHEAD_AT_FIRST if self._stays else AHEAD_UNREAD
         return self._crew.least_loaded(self._spread(job), time.monotonic(), ahead)
 
     def _run_ahead(self) -> None:
@@ -137,39 +149,39 @@ class Dealer:
         for job in list(self._agenda.queue):
             while isinstance(job, StreamJob) and (member := self._least_loaded(job)) is not None:
                 batch = job.take(min(self._crew.size, self._spread(job)), self._allowance(member))
-                if batch is None:
+                if batch is None or not self._send(batch, self._least_loaded):
                     break
-                self._send(batch, self._least_loaded)
 
     def _allowance(self, member: Member) -> int:
         """How many items a worker may still be given before it is replaced."""
         return MANY if self._maxtasks is None else max(1, self._maxtasks - member.given)
 
-    def _send(self, batch: Batch, choose: Callable[[Job], Member | None]) -> None:
-        """Pickle a batch (the caller's code) and give it to a worker that has room then."""
+    def _send(self, batch: Batch, choose: Callable[[Job], Member | None]) -> bool:
+        """Pickle a batch (the caller's code) and give it to a worker that has room then; False if none has."""
         job = batch.job
         batch.function = job.function
         if self._refuse_lethal(batch):
-            return
+            return True
         if Segment.closures and self._shares.refuse_closed(batch, self.functions_of):
-            return
+            return True
         if batch.encoded is None:
             batch.failed = {}
             try:
                 batch.encoded = self._codec.encode(batch.items, batch.failed.__setitem__)
             except Exception as error:
                 self._agenda.fail(batch, error)
-                return
+                return True
         if len(batch.failed) == batch.count:
             self._agenda.deliver(batch, [None] * batch.count, batch.failed)
-            return
+            return True
         member = choose(job)
         if member is None:
             self._agenda.put_back([batch])
-            return
+            return False
         self._crew.touching = member
         self._give(member, batch)
         self._crew.touching = None
+        return True
 
     def _refuse_lethal(self, batch: Batch) -> bool:
         """Fail what needs a function that kills every worker which unpickles it; the rest comes by again."""

@@ -90,9 +90,9 @@ class Master:
 
     # --- what the loop turns --------------------------------------------------------------------
 
-    def prepare(self) -> float:
+    def prepare(self, stays: bool) -> float:
         lacking = self.nursery.request_lacking()
-        self._dealer.deal()
+        self._dealer.deal(stays)
         overseer = self.overseer
         if self.agenda.unfinished:
             overseer.expect_work()
@@ -109,6 +109,11 @@ class Master:
         elif self.crew.watched or lacking:
             left = min(left, WATCH_EVERY)
         return max(0.0, left) if left < math.inf else -1.0
+
+    def before_leaving(self) -> None:
+        """The leader has what it waited for: see to it that workers have enough to do until somebody comes back."""
+        if self._dealer.holds_back:
+            self.loop.poke()
 
     def has_a_core_free(self) -> bool:
         return self.crew.has_a_core_free() and threading.current_thread() is not self._driver

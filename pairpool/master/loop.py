@@ -39,8 +39,12 @@ EVENTS = 64
 class Work(Protocol):
     """What the loop turns."""
 
-    def prepare(self) -> float:
-        """Before the loop waits: send what can be sent. Returns the longest time to wait in seconds, -1 for any."""
+    def prepare(self, stays: bool) -> float:
+        """Before the loop waits: send what can be sent. Returns the longest time to wait in seconds, -1 for any.
+
+        Args:
+            stays: the leader waits for something, and will be back; else nobody may come for long.
+        """
 
     def has_a_core_free(self) -> bool:
         """Whether the loop may look for events without sleeping, for no worker needs the core that this takes."""
@@ -260,7 +264,7 @@ class Loop:
         try:
             while self.inbox:
                 self.inbox.popleft()()
-            at_most = self._work.prepare()
+            at_most = self._work.prepare(timeout != 0)
             self.run_later()
             if self._followers:
                 self._tell_followers(hand_over=False)
