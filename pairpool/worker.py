@@ -24,7 +24,7 @@ from pairpool.failures import Failure, Fault, describe_failure, missing_module, 
 from pairpool.wire import segments
 from pairpool.wire.board import NOTHING, Board, Slot, State, Word
 from pairpool.wire.channel import INLINE_LIMIT, Buffer, Channel, Header, Kind, Lost
-from pairpool.wire.codec import BULK, Codec, Encoded, each_item, load_item
+from pairpool.wire.codec import BULK, EACH, Codec, Encoded, each_item, load_all, load_item
 from pairpool.wire.lanes import LaneReader, Lanes
 
 __all__ = ["HURRY", "STACK_ROOM", "Flag", "Mode", "Worker", "WorkerBody"]
@@ -228,8 +228,8 @@ class Worker:
 
         def load(content: memoryview) -> None:
             nonlocal loaded
-            if header.format == BULK:
-                loaded = pickle.loads(content)
+            if header.format != EACH:
+                loaded = self._load_bulk(header, content)
                 return
             loaded = _Loaded([])
             words = self.words
@@ -248,6 +248,15 @@ class Worker:
 
         self._content(header, payload, fds, load)
         return loaded
+
+    def _load_bulk(self, header: Header, content: memoryview) -> Any:
+        """Plain data, which fails to load only for want of memory or of numpy: then that is what each item gets."""
+        try:
+            return load_all(header.format, content)
+        except BaseException as error:
+            failure = describe_failure(self.codec, 0, Fault.ARGUMENT, error)
+            self.failures += [failure._replace(offset=offset) for offset in range(header.items)]
+            return _Loaded([_Missing] * header.items)
 
     def _knows_functions(self, header: Header, items: Any) -> bool:
         """Whether the batch can be run; if not, it goes back with nothing done.

@@ -40,8 +40,8 @@ PROBE_NS = 2_000_000
 """After this long without a result, the number of workers that may try a call's first items doubles."""
 
 MAX_ITEMS = 1 << 15
-MAX_BYTES = 64 * 1024
-"""Pickled bytes that a batch of several items should not exceed, so that it fits a packet."""
+MAX_BYTES = 1 << 20
+"""Pickled bytes that a batch of several items should not exceed; what does not fit a packet goes by a lane."""
 
 MANY = 1 << 30
 
@@ -57,7 +57,7 @@ class Sizer:
         hurried: whether somebody waits for the first results; if not, there is no hurry but for all.
     """
 
-    __slots__ = ("_began", "_bytes", "_hurried", "_item_ns", "_size", "chunksize", "grows")
+    __slots__ = ("_began", "_bytes", "_hurried", "_item_ns", "_may_grow", "_size", "chunksize")
 
     def __init__(self, chunksize: int | None = None, *, hurried: bool = True) -> None:
         self.chunksize = chunksize
@@ -66,8 +66,12 @@ class Sizer:
         self._item_ns = 0.0
         self._bytes = 0.0
         self._began = 0
-        self.grows = chunksize is None
+        self._may_grow = chunksize is None
+
+    @property
+    def grows(self) -> bool:
         """Whether batches will soon be much larger than the next: then there is no point in many of this size."""
+        return self._may_grow and 4 * self._bytes * self._size <= MAX_BYTES
 
     @property
     def is_known(self) -> bool:
@@ -90,7 +94,7 @@ class Sizer:
         elif count >= self._size:  # what was tapered or split says nothing about larger ones
             self._size = min(self._size * (16 if nanoseconds * 8 < TARGET_NS else 2), fitting, MAX_ITEMS)
         marginal = max(nanoseconds - OVERHEAD_NS, nanoseconds // 10) / count
-        self.grows = self.chunksize is None and 4 * self._size * marginal <= target and 4 * self._size <= MAX_ITEMS
+        self._may_grow = self.chunksize is None and 4 * self._size * marginal <= target and 4 * self._size <= MAX_ITEMS
 
     def learn_bytes(self, count: int, size: int) -> None:
         """`count` items took `size` bytes, on their way out or back."""

@@ -13,7 +13,7 @@ from pairpool.master.jobs import Batch
 from pairpool.memory import OomCounter, format_size
 from pairpool.wire.board import State, Word
 from pairpool.wire.channel import Header
-from pairpool.wire.codec import BULK, each_item, load_item
+from pairpool.wire.codec import EACH, each_item, load_all, load_item
 from pairpool.worker import STACK_ROOM, Flag
 
 if TYPE_CHECKING:
@@ -53,8 +53,12 @@ def read_outcome(header: Header, content: memoryview) -> Outcome:
     failed: dict[int, BaseException] = {}
     if not len(content):
         values = [None] * header.items
-    elif header.format == BULK:
-        values = pickle.loads(content)
+    elif header.format != EACH:
+        try:
+            values = load_all(header.format, content)
+        except Exception as error:  # no memory for them, or no numpy here
+            values = [None] * header.items
+            failed = dict.fromkeys(range(header.items), error)
     else:
         for offset, (pickled, buffers) in enumerate(each_item(content)):
             try:

@@ -1,9 +1,10 @@
 """Pickles: by name what the other side knows, by value what it cannot know, one item's failure never another's.
 
-Two formats for the items of a batch:
+Three formats for the items of a batch:
 
-- BULK: one pickle of the whole sequence, where no item can fail to load: scalars and containers of scalars,
-  recognised by a pickle that names no class or function;
+- BULK: one pickle of the whole sequence, where no item can fail to load: scalars, containers of scalars and
+  small arrays, recognised by a pickle that names no class or function but numpy's;
+- WHOLE: the same with the buffers of arrays behind it, laid out like a single item of
 - EACH: a table of lengths, then a pickle an item with its protocol 5 buffers behind it. Whatever an item's class
   does while it is loaded, it does to that item alone, and the board says which one it was.
 
@@ -24,18 +25,22 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pairpool.wire.channel import Buffer
 from pairpool.wire.lanes import private_copy
+from pairpool.wire.numeric import is_plain
 from pairpool.wire.segments import Segment, Shared
 
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
 
-__all__ = ["BULK", "EACH", "Birth", "Codec", "Encoded", "NamingPickler", "each_item", "load_item", "needs_value"]
+__all__ = ["EACH", "Birth", "Codec", "Encoded", "NamingPickler", "each_item", "load_item", "needs_value"]
 
-BULK, EACH = 0, 1
+BULK, EACH, WHOLE = 0, 1, 2
 
 SCALARS = frozenset({int, float, complex, bool, str, bytes, type(None)})
 CONTAINERS = frozenset({list, tuple, dict, set, frozenset, bytearray})
 OUT_OF_BAND_FROM = 32 * 1024
+ASIDE_FROM = 512
+"""Bytes from which on the buffer of a small array stays out of the pickle of a whole batch."""
+
 FEW = 64
 """Items up to which a look at the type of each is cheaper than a pickler that stops at what is not plain."""
 
@@ -173,9 +178,11 @@ class NamingPickler(pickle.Pickler):
 
 
 class _PlainPickler(pickle.Pickler):
-    """Stops at the first object that is not plain data; the pickle module asks only about those."""
+    """Stops at the first object that is not plain data; the pickle module asks about those and numpy's."""
 
     def reducer_override(self, obj: Any) -> Any:
+        if is_plain(obj):
+            return NotImplemented
         raise _Unnamed
 
 
@@ -195,6 +202,11 @@ def each_item(payload: memoryview) -> Iterator[tuple[memoryview, list[memoryview
             at += length
         index += 2 + buffers
         yield pickled, views
+
+
+def load_all(form: int, content: memoryview) -> Any:
+    """The items of a BULK or a WHOLE payload."""
+    return pickle.loads(content) if form == BULK else load_item(*next(each_item(content)))
 
 
 def load_item(pickled: memoryview, buffers: list[memoryview]) -> Any:
@@ -230,25 +242,26 @@ class Codec:
             mark: called with the offset of each item before it is pickled on its own.
             may_go_by_value: whether cloudpickle may be used where plain pickle fails.
         """
-        data = self._bulk(items)
-        if data is not None:
-            return Encoded(BULK, [data], len(data), False)
-        return self._each(items, fail, mark, may_go_by_value)
+        return self._bulk(items) or self._each(items, fail, mark, may_go_by_value)
 
-    def _bulk(self, items: Sequence[Any]) -> bytes | None:
+    def _bulk(self, items: Sequence[Any]) -> Encoded | None:
         if type(items) is range:
-            return pickle.dumps(items, 5)
+            return _bulk_payload(pickle.dumps(items, 5))
         first = type(items[0])
-        if first not in SCALARS and first not in CONTAINERS:
+        if first not in SCALARS and first not in CONTAINERS and not is_plain(items[0]):
             return None
         if len(items) <= FEW and SCALARS.issuperset(map(type, items)):
-            return pickle.dumps(items, 5)
+            return _bulk_payload(pickle.dumps(items, 5))
         file = io.BytesIO()
+        raws: list[memoryview] = []
         try:
-            _PlainPickler(file, 5).dump(items)
+            _PlainPickler(file, 5, buffer_callback=functools.partial(_set_aside, raws)).dump(items)
         except Exception:
             return None  # item by item, to tell which one it was
-        return file.getvalue()
+        data = file.getvalue()
+        if not raws:
+            return _bulk_payload(data)
+        return _each_payload([len(data), len(raws), *map(len, raws)], [data, *raws], False, [])._replace(format=WHOLE)
 
     def _each(
         self,
@@ -374,6 +387,21 @@ def _each_payload(table: list[int], pieces: list[Buffer], by_value: bool, segmen
         by_value = by_value or any(segment.by_value for segment in segments)
         return Encoded(EACH, [head, *pieces], size, by_value, tuple(dict.fromkeys(segments)))
     return Encoded(EACH, [head, *pieces], size, by_value)
+
+
+def _bulk_payload(data: bytes) -> Encoded:
+    return Encoded(BULK, [data], len(data), False)
+
+
+def _set_aside(raws: list[memoryview], buffer: Any) -> bool:
+    """A buffer_callback that keeps the buffers of all but the smallest arrays out of the pickle."""
+    raw = buffer.raw()
+    if raw.readonly:
+        raise _ReadOnlyBuffer
+    if raw.nbytes < ASIDE_FROM:
+        return True
+    raws.append(raw)
+    return False
 
 
 def _names_used(code: Any) -> list[str]:

@@ -68,6 +68,10 @@ class Lane:
         """Fill the lane with the pieces, one after the other, and set its flag."""
         at = 0
         for piece in pieces:
+            if at + len(piece) <= self._warm and type(piece) is not memoryview:
+                self._view[DATA_AT + at : DATA_AT + at + len(piece)] = piece
+                at += len(piece)
+                continue
             with memoryview(piece) as plain, plain.cast("B") as source:
                 self._write_at(at, source)
                 at += len(source)
