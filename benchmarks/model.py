@@ -20,6 +20,9 @@ VALUE = "value"
 OURS = "pairpool"
 STANDARD = "multiprocessing"
 
+SLOW_TO_START = {"ray": "left out, for it takes seconds to start"}
+"""What `Case.without` says where a figure would not be worth the time."""
+
 
 @dataclass(frozen=True)
 class Aim:

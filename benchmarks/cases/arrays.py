@@ -32,9 +32,7 @@ def array_in(peer: Peer, size: int) -> Values:
     """Milliseconds from a call to its small result; `size` calls of 64 MiB."""
     array = make(LARGE * MIB)
     with opened(peer):
-        peer.submit_all(look_at, [array] * WARM)  # both workers have had one
-        for _ in range(WARM):
-            peer.apply(look_at, array)
+        peer.submit_all(look_at, [array] * WARM)  # one for each worker
         start = perf_counter()
         for number in range(size):
             array[0] = number
@@ -47,8 +45,6 @@ def array_both(peer: Peer, size: int) -> Values:
     array = make(LARGE * MIB)
     with opened(peer):
         peer.submit_all(noop, [array] * WARM)
-        for _ in range(WARM):
-            peer.apply(noop, array)
         start = perf_counter()
         for number in range(size):
             array[0] = number

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from benchmarks import memory
 from benchmarks.cases.calls import warm_calls, warm_streams
-from benchmarks.model import Aim, Case, Values
+from benchmarks.model import SLOW_TO_START, Aim, Case, Values
 from benchmarks.peers import Peer, opened
 from benchmarks.tasks import nap, noop, whoami
 
@@ -62,6 +62,7 @@ CASES = (
         idle,
         group="memory",
         aims=(Aim(1, "multiprocessing"),),
+        without=SLOW_TO_START,
     ),
     Case(
         "generator",
@@ -72,15 +73,10 @@ CASES = (
         group="memory",
         aims=(Aim(16),),
         caps={
-            "multiprocessing": 100_000,
-            "billiard": 100_000,
-            "mpire": 200_000,
-            "ProcessPoolExecutor": 20_000,
-            "loky": 20_000,
-            "pebble": 50_000,
-            "joblib": 100_000,
-            "ray": 2000,
+            **dict.fromkeys(("multiprocessing", "billiard", "mpire", "joblib"), 50_000),
+            **dict.fromkeys(("ProcessPoolExecutor", "loky", "pebble"), 10_000),
         },
+        without=SLOW_TO_START,
     ),
     Case(
         "pending",
@@ -90,7 +86,10 @@ CASES = (
         size=1_000_000,
         group="memory",
         aims=(Aim(1, "multiprocessing"),),
-        caps=dict.fromkeys(("ProcessPoolExecutor", "loky", "mpire", "pebble", "billiard"), 100_000),
+        caps={
+            "multiprocessing": 200_000,
+            **dict.fromkeys(("ProcessPoolExecutor", "loky", "mpire", "pebble", "billiard"), 50_000),
+        },
         without={"joblib": "no call that is not awaited", "ray": "calls wait in another process"},
     ),
 )
