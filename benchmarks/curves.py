@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterable, Iterator
 from statistics import median
 from time import perf_counter
@@ -72,6 +73,7 @@ def stream_items(peer: Peer, xs: list[int]) -> Points:
 
 def workers(peer: Peer, xs: list[int]) -> Points:
     """Milliseconds to the first result, then microseconds a submitted task."""
+    importlib.import_module(peer.module)
     for count in xs:
         start = perf_counter()
         peer.open(count)

@@ -155,7 +155,7 @@ LIMITS: dict[str, Limit] = {
     limit.name: limit
     for limit in (
         Limit("ping-pong-bare", "64 bytes there and back over a SEQPACKET pair", "µs", ping_pong_bare),
-        Limit("ping-pong", "the same with pickle on both sides and epoll in the master", "µs", ping_pong),
+        Limit("ping-pong", "a pickled call and result over a SEQPACKET pair, epoll in the master", "µs", ping_pong),
         Limit("packets", "64 bytes one way over a SEQPACKET pair", "µs", packets),
         Limit("pickle-lists", "300,000 ints pickled and unpickled, twice", "µs an item", pickle_lists),
         Limit("loop", "[f(x) for x in xs] in one process, 300,000 no-ops", "µs an item", loop),

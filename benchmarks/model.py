@@ -140,6 +140,10 @@ class Results:
     def has(self, case: str) -> bool:
         return any(name == case for name, _ in self._runs)
 
+    def curves_of(self, name: str) -> list[Mapping[str, Any]]:
+        """One for each library."""
+        return [curve for curve in self.curves if curve["curve"] == name]
+
     def spread(self, case: str, library: str, field: str = VALUE) -> Spread | None:
         """None if there is no figure."""
         runs = self._runs.get((case, library), ())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import matplotlib
@@ -13,7 +14,7 @@ import matplotlib.pyplot as plt
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from benchmarks.curves import CURVES
-from benchmarks.model import OURS, VALUE, Case, Results
+from benchmarks.model import OURS, VALUE, Case, Results, Spread
 from benchmarks.report import GROUPS, number, present
 
 STRONG = "#d55e00"
@@ -37,7 +38,7 @@ STANDARD_BAR = "#0072b2"
 
 plt.rcParams.update(
     {
-        "font.family": "DejaVu Sans",
+        "font.family": "sans-serif",
         "font.size": 10,
         "axes.titlesize": 11,
         "axes.edgecolor": "#888888",
@@ -45,7 +46,7 @@ plt.rcParams.update(
         "text.color": INK,
         "xtick.color": INK,
         "ytick.color": INK,
-        "svg.fonttype": "path",
+        "svg.fonttype": "none",
         "svg.hashsalt": "pairpool",
         "axes.spines.top": False,
         "axes.spines.right": False,
@@ -53,6 +54,8 @@ plt.rcParams.update(
 )
 
 COLUMNS = 2
+CUT = 2.5
+"""Times the median bar beyond which a bar is cut."""
 
 
 def _save(figure: Any, path: Path) -> str:
@@ -65,48 +68,63 @@ def _bar_colour(library: str) -> str:
     return {OURS: STRONG, "multiprocessing": STANDARD_BAR}.get(library, PEER_BAR)
 
 
-def _label(value: float, times: float | None) -> str:
-    return number(value) if times is None else f"{number(value)}  ({number(times)} ×)"
+def _label(spread: Spread, ours: Spread | None) -> str:
+    if ours is None or ours.middle <= 0 or ours == spread:
+        return number(spread.middle)
+    return f"{number(spread.middle)}  ({number(spread.middle / ours.middle)} ×)"
 
 
-def _bars(axes: Any, results: Results, case: Case) -> None:
-    """One case: a bar for each library, the cheapest on top; the limit as a dashed line."""
+def _reach(values: list[float], limit: float) -> float:
+    """Where the axis ends: far enough for most bars; longer ones are cut, so that the others can be compared."""
+    return max(limit, min(max(values), CUT * median(values))) or 1.0
+
+
+def _cut(axes: Any, place: int, reach: float) -> None:
+    """Two slashes near the end of a bar that goes on beyond the axis."""
+    for offset in (0.0, 0.014):
+        x = reach * (0.945 + offset)
+        axes.plot([x, x + reach * 0.016], [place - 0.42, place + 0.42], color="white", lw=2)
+
+
+def _bars(axes: Any, results: Results, case: Case, slots: int) -> None:
+    """One case: a bar for each library, the cheapest on top, in so many slots; the limit as a dashed line."""
     ranking = results.ranking(case.name)[::-1]
-    values = [max(spread.middle, 0.0) for _, spread in ranking]
     ours = results.spread(case.name, OURS)
     limit = results.spread(case.limit, "limit") if case.limit else None
-    widest = max([*values, limit.middle if limit else 0.0]) or 1.0
-    places = range(len(ranking))
-    axes.barh(places, values, color=[_bar_colour(library) for library, _ in ranking], height=0.72)
-    for place, (library, spread) in zip(places, ranking, strict=True):
-        axes.plot([spread.least, spread.most], [place, place], color=INK, lw=1, solid_capstyle="butt")
-        times = spread.middle / ours.middle if ours and ours.middle > 0 and library != OURS else None
-        end = max(spread.most, spread.middle, 0.0) + widest * 0.015
+    reach = _reach([spread.middle for _, spread in ranking], limit.middle if limit else 0.0)
+    for place, (library, spread) in enumerate(ranking):
+        axes.barh(place, min(spread.middle, reach), color=_bar_colour(library), height=0.72)
+        if spread.middle > reach:
+            _cut(axes, place, reach)
+        else:
+            axes.plot([spread.least, min(spread.most, reach)], [place, place], color=INK, lw=1, solid_capstyle="butt")
+        end = min(reach, max(spread.most, 0.0)) + reach * 0.015
         weight = "bold" if library == OURS else "normal"
-        axes.text(end, place, _label(spread.middle, times), va="center", fontsize=8.5, weight=weight)
+        axes.text(end, place, _label(spread, ours), va="center", fontsize=9, weight=weight)
     if limit:
         axes.axvline(limit.middle, color=LIMIT, ls=(0, (4, 3)), lw=1.2)
-        axes.text(limit.middle, len(ranking) - 0.42, " limit", fontsize=8, va="bottom", ha="left")
-    axes.set_yticks(list(places), [library for library, _ in ranking])
+        axes.text(limit.middle, len(ranking) - 0.45, f"limit {number(limit.middle)}", fontsize=8.5, va="bottom")
+    axes.set_yticks(range(len(ranking)), [library for library, _ in ranking])
     for tick, (library, _) in zip(axes.get_yticklabels(), ranking, strict=True):
         tick.set_weight("bold" if library == OURS else "normal")
-    axes.set_xlim(0, max(widest, *(spread.most for _, spread in ranking)) * 1.28)
+    axes.set_xlim(0, reach * 1.32)
+    axes.set_ylim(len(ranking) - slots - 0.55, len(ranking) - 0.45)
     axes.set_xlabel(case.unit, fontsize=9)
-    axes.set_title(case.title, loc="left", pad=14 if limit else 8)
+    axes.set_title(case.title, loc="left", x=-0.34, pad=16 if limit else 8, weight="bold", fontsize=10)
     axes.tick_params(axis="y", length=0)
 
 
 def bars(results: Results, cases: list[Case], title: str) -> Any:
     """A figure with a panel for each case."""
     rows = -(-len(cases) // COLUMNS)
+    slots = max(len(results.ranking(case.name)) for case in cases)
     figure, grid = plt.subplots(rows, COLUMNS, figsize=(11, 3.1 * rows + 0.7), squeeze=False, layout="constrained")
     for axes, case in zip(grid.flat, cases, strict=False):
-        _bars(axes, results, case)
+        _bars(axes, results, case, slots)
     for axes in grid.flat[len(cases) :]:
         axes.set_visible(False)
-    figure.suptitle(
-        f"{title}: less is better; in brackets, times pairpool; thin lines: from the best to the worst run", fontsize=10
-    )
+    how = "less is better; in brackets: times pairpool; thin lines: best to worst run; slashed bars are cut"
+    figure.suptitle(f"{title}: {how}", fontsize=10)
     return figure
 
 
@@ -162,17 +180,11 @@ def _log_axes(axes: Any, x_format: Callable[[float, int], str], base: int = 10, 
         axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _legend(figure: Any, axes: Any) -> None:
-    """Below the panels, pairpool first, so that it hides nothing."""
-    handles, labels = axes.get_legend_handles_labels()
-    order = sorted(range(len(labels)), key=lambda index: list(STYLES).index(labels[index]))
-    figure.legend(
-        [handles[index] for index in order],
-        [labels[index] for index in order],
-        loc="outside lower center",
-        ncols=5,
-        frameon=False,
-    )
+def _legend(figure: Any, *panels: Any) -> None:
+    """Below the panels, so that it hides nothing: pairpool first, then the others, then a limit."""
+    found = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    labels = sorted(found, key=[*STYLES, *(label for label in found if label not in STYLES)].index)
+    figure.legend([found[label] for label in labels], labels, loc="outside lower center", ncols=5, frameon=False)
 
 
 def _pair() -> tuple[Any, Any, Any]:
@@ -181,26 +193,35 @@ def _pair() -> tuple[Any, Any, Any]:
 
 
 def _titled(axes: Any, title: str, x: str, y: str) -> None:
-    axes.set_title(title, loc="left")
+    axes.set_title(title, loc="left", weight="bold", fontsize=10)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
 
 
-def items_figure(by_name: dict[str, list[Any]]) -> Any:
+def _limit_line(axes: Any, results: Results, name: str, words: str, transform: Callable[[float], float]) -> None:
+    """A limit across the panel, named in the legend."""
+    limit = results.spread(name, "limit")
+    if limit:
+        axes.axhline(transform(limit.middle), color=LIMIT, ls=(0, (4, 3)), lw=1.2, label=words)
+
+
+def items_figure(results: Results) -> Any:
     figure, left, right = _pair()
     for axes, name in ((left, "map-items"), (right, "imap_unordered-items")):
-        _lines(axes, by_name.get(name, ()))
+        _lines(axes, results.curves_of(name))
         _log_axes(axes, _plain)
+        _limit_line(axes, results, "pickle-lists", "limit: pickle", lambda value: value)
         _titled(axes, CURVES[name].title.partition(":")[0], "items", "µs an item")
     _legend(figure, left)
     return figure
 
 
-def workers_figure(by_name: dict[str, list[Any]]) -> Any:
+def workers_figure(results: Results) -> Any:
     figure, left, right = _pair()
-    _lines(left, by_name["workers"])
+    curves = results.curves_of("workers")
+    _lines(left, curves)
     _titled(left, "from opening to the first result", "workers", "ms")
-    _lines(right, by_name["workers"], "task")
+    _lines(right, curves, "task")
     _titled(right, "tasks submitted one by one", "workers", "µs a task")
     for axes in (left, right):
         _log_axes(axes, _plain, base=2)
@@ -208,22 +229,26 @@ def workers_figure(by_name: dict[str, list[Any]]) -> Any:
     return figure
 
 
-def payload_figure(by_name: dict[str, list[Any]]) -> Any:
+def payload_figure(results: Results) -> Any:
+    """The rate only from a kilobyte on: below, the call is all."""
     figure, left, right = _pair()
-    _lines(left, by_name["payload"])
+    curves = results.curves_of("payload")
+    _lines(left, curves)
     _titled(left, "array there, small result back: time", "size of the array", "ms")
-    _lines(right, by_name["payload"], transform=lambda size, ms: size / ms / 1e6)
+    large = [{**curve, "points": [(x, y) for x, y in curve.get("points", ()) if x >= 2**12]} for curve in curves]
+    _lines(right, large, transform=lambda size, ms: size / ms / 1e6)
     _titled(right, "the same as a rate (more is better)", "size of the array", "GB/s")
     for axes in (left, right):
         _log_axes(axes, _bytes, base=2)
-        axes.set_xticks([2**power for power in (0, 10, 20, 30)])
-    _legend(figure, left)
+        axes.set_xticks([2**power for power in range(0, 31, 10 if axes is left else 5) if axes is left or power > 10])
+    _limit_line(right, results, "memcpy-warm", "limit: one copy", lambda ms: 2**26 / ms / 1e6)
+    _legend(figure, left, right)
     return figure
 
 
-def efficiency_figure(by_name: dict[str, list[Any]]) -> Any:
+def efficiency_figure(results: Results) -> Any:
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    _lines(axes, by_name["efficiency"])
+    _lines(axes, results.curves_of("efficiency"))
     _log_axes(axes, _plain, log_y=False)
     axes.set_ylim(0, 103)
     _titled(axes, "time of two workers that was spent in tasks (more is better)", "µs of a task", "%")
@@ -231,7 +256,7 @@ def efficiency_figure(by_name: dict[str, list[Any]]) -> Any:
     return figure
 
 
-DRAWERS: dict[str, tuple[str, Callable[[dict[str, list[Any]]], Any]]] = {
+DRAWERS: dict[str, tuple[str, Callable[[Results], Any]]] = {
     "cost by the number of items": ("map-items", items_figure),
     "cost by the number of workers": ("workers", workers_figure),
     "cost by the size of the payload": ("payload", payload_figure),
@@ -246,10 +271,7 @@ def draw(results: Results, folder: Path) -> dict[str, str]:
         cases = [case for case in present(results) if case.group == group and results.ranking(case.name)]
         if cases:
             drawn[group] = _save(bars(results, cases, title), folder / f"benchmarks-{group}.svg")
-    by_name: dict[str, list[Any]] = {}
-    for curve in results.curves:
-        by_name.setdefault(curve["curve"], []).append(curve)
     for title, (needed, drawer) in DRAWERS.items():
-        if needed in by_name:
-            drawn[title] = _save(drawer(by_name), folder / f"benchmarks-{needed}.svg")
+        if results.curves_of(needed):
+            drawn[title] = _save(drawer(results), folder / f"benchmarks-{needed}.svg")
     return drawn

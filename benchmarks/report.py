@@ -67,10 +67,10 @@ def _ratio_text(ratio: float | None) -> str:
     return "" if ratio is None else number(ratio)
 
 
-def _verdict_text(verdict: Verdict) -> str:
-    words = "met" if verdict.is_met else f"**missed**: {number(verdict.reached)}"
-    what = "" if verdict.aim.field == VALUE else f" {verdict.aim.field}"
-    return f"{verdict.aim}{what}: {words}"
+def _verdict_text(case: Case, verdict: Verdict) -> str:
+    aim = verdict.aim
+    unit = "" if aim.of else f" {case.fields.get(aim.field, case.unit)}"
+    return f"{aim}{unit}: " + ("met" if verdict.is_met else f"**missed**, {number(verdict.reached)}")
 
 
 def _summary_row(results: Results, case: Case) -> list[str]:
@@ -86,7 +86,7 @@ def _summary_row(results: Results, case: Case) -> list[str]:
         "" if not (best and ours) else ("yes" if first else "no"),
         _ratio_text(results.ratio(case.name, STANDARD)),
         _ratio_text(results.ratio(case.name, f"limit:{case.limit}")) if case.limit else "",
-        "; ".join(map(_verdict_text, verdicts)),
+        "; ".join(_verdict_text(case, verdict) for verdict in verdicts),
     ]
 
 

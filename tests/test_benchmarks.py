@@ -219,9 +219,9 @@ def test_the_summary_tells_at_a_glance(results: Results) -> None:
         "yes",
         "0.3",
         "2",
-        "≤ 0.35 × multiprocessing: met; ≤ 1.5 × limit: **missed**: 2",
+        "≤ 0.35 × multiprocessing: met; ≤ 1.5 × limit: **missed**, 2",
     ]
-    assert cells(text, "start-64")[4:] == ["no", "2", "", "≤ 0.8 × multiprocessing: **missed**: 2"]
+    assert cells(text, "start-64")[4:] == ["no", "2", "", "≤ 0.8 × multiprocessing: **missed**, 2"]
     assert "1 of 3 aims" in report.score(results)
     assert f"{STANDARD} in `start-64` (2 ×)" in report.score(results)
 

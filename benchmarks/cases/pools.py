@@ -36,7 +36,7 @@ def _open_close(peer: Peer, times: int) -> None:
 
 
 def open_close(peer: Peer, size: int) -> Values:
-    """Milliseconds each time; descriptors and KiB that the program has more after four fifths of the pools."""
+    """Milliseconds each time; descriptors and KiB that the program has more after the last four fifths."""
     begin = perf_counter()
     _open_close(peer, size // 5)
     descriptors, resident = memory.descriptors(), memory.resident()
@@ -104,9 +104,10 @@ CASES = (
         size=50,
         group="pools",
         aims=(Aim(0, field="descriptors"), Aim(512, field="memory")),
-        fields={"descriptors": "descriptors more after 40 pools", "memory": "KiB more after 40 pools"},
+        fields={"descriptors": "descriptors more", "memory": "KiB more"},
         caps={"loky": 10, "joblib": 10, "mpire": 15, "pebble": 15, "billiard": 5},
         without={"ray": "seconds each"},
+        remark="descriptors and memory of the program after the last pool, beyond those after the first fifth of them",
     ),
     Case(
         "thousand",
@@ -116,7 +117,7 @@ CASES = (
         size=100_000,
         group="pools",
         aims=(Aim(2), Aim(2, field="ratio")),
-        fields={"item": "map of 100,000 no-ops, µs an item", "ratio": "the same over that with 2 workers"},
+        fields={"item": "map of 100,000 no-ops, µs an item", "ratio": "× the same map with 2 workers"},
         without={
             **TOO_MANY,
             "ProcessPoolExecutor": "left out",
