@@ -6,7 +6,7 @@ import os
 import pickle
 import select
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import perf_counter
 
 import numpy as np
@@ -23,11 +23,20 @@ PACKETS = 50_000
 PACKET = b"x" * 64
 
 
-def _with_child(child: Callable[[socket.socket], None], parent: Callable[[socket.socket], float]) -> float:
-    """Run both ends of a pair, the child's in a process of its own; what the parent's returns."""
+def _with_child(
+    child: Callable[[socket.socket], None], parent: Callable[[socket.socket], float], cores: Sequence[int] = ()
+) -> float:
+    """Run both ends of a pair, the child's in a process of its own; what the parent's returns.
+
+    With `cores`, the parent stays on the first of them and the child on the last.
+    """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    if cores:
+        os.sched_setaffinity(0, cores[:1])
     pid = os.fork()
     if pid == 0:
+        if cores:
+            os.sched_setaffinity(0, cores[-1:])
         ours.close()
         child(theirs)
         os._exit(0)
@@ -68,7 +77,7 @@ def ping_pong_bare() -> Values:
     return {"value": _with_child(_echo, parent)}
 
 
-def ping_pong() -> Values:
+def ping_pong(cores: Sequence[int] = ()) -> Values:
     """The same with a pickled task and result, and a master that waits in epoll."""
 
     def parent(end: socket.socket) -> float:
@@ -83,7 +92,15 @@ def ping_pong() -> Values:
         epoll.close()
         return found
 
-    return {"value": _with_child(_answer, parent)}
+    return {"value": _with_child(_answer, parent, cores)}
+
+
+def ping_pong_one_core() -> Values:
+    return ping_pong(sorted(os.sched_getaffinity(0))[:1])
+
+
+def ping_pong_two_cores() -> Values:
+    return ping_pong(sorted(os.sched_getaffinity(0)))
 
 
 def packets() -> Values:
@@ -156,6 +173,8 @@ LIMITS: dict[str, Limit] = {
     for limit in (
         Limit("ping-pong-bare", "64 bytes there and back over a SEQPACKET pair", "µs", ping_pong_bare),
         Limit("ping-pong", "a pickled call and result over a SEQPACKET pair, epoll in the master", "µs", ping_pong),
+        Limit("ping-pong-one-core", "the same, both ends kept on one core", "µs", ping_pong_one_core),
+        Limit("ping-pong-two-cores", "the same, each end kept on a core of its own", "µs", ping_pong_two_cores),
         Limit("packets", "64 bytes one way over a SEQPACKET pair", "µs", packets),
         Limit("pickle-lists", "300,000 ints pickled and unpickled, twice", "µs an item", pickle_lists),
         Limit("loop", "[f(x) for x in xs] in one process, 300,000 no-ops", "µs an item", loop),

@@ -5,7 +5,7 @@ All figures are costs: less is better.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -61,6 +61,13 @@ class Case:
     """Libraries that are left out, and why."""
 
     remark: str = ""
+    is_total: bool = False
+    """Whether the figure grows with the size, so that libraries with a cap cannot be compared."""
+
+    @property
+    def apart(self) -> frozenset[str]:
+        """The libraries whose figure cannot be compared with the others'."""
+        return frozenset(self.caps) if self.is_total else frozenset()
 
     def size_for(self, library: str, scale: float = 1.0) -> int:
         """The size for one library; `scale` below 1 is for tests."""
@@ -160,8 +167,9 @@ class Results:
         found = [(library, self.spread(case, library)) for library in self.libraries()]
         return sorted(((name, one) for name, one in found if one), key=lambda pair: pair[1].middle)
 
-    def best_peer(self, case: str) -> tuple[str, Spread] | None:
-        return next(((name, one) for name, one in self.ranking(case) if name != OURS), None)
+    def best_peer(self, case: str, apart: Collection[str] = ()) -> tuple[str, Spread] | None:
+        """The cheapest other library, but for those that stand apart."""
+        return next(((name, one) for name, one in self.ranking(case) if name != OURS and name not in apart), None)
 
     def ratio(self, case: str, of: str, field: str = VALUE) -> float | None:
         """pairpool's median over that of another library, or of a limit (as `"limit:NAME"`)."""

@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from benchmarks.curves import CURVES
 from benchmarks.model import OURS, VALUE, Case, Results, Spread
-from benchmarks.report import GROUPS, number, present
+from benchmarks.report import GROUPS, name_of, number, present
 
 STRONG = "#d55e00"
 LIMIT = "#000000"
@@ -100,11 +100,12 @@ def _bars(axes: Any, results: Results, case: Case, slots: int) -> None:
             axes.plot([spread.least, min(spread.most, reach)], [place, place], color=INK, lw=1, solid_capstyle="butt")
         end = min(reach, max(spread.most, 0.0)) + reach * 0.015
         weight = "bold" if library == OURS else "normal"
-        axes.text(end, place, _label(spread, ours), va="center", fontsize=9, weight=weight)
+        told = number(spread.middle) if library in case.apart else _label(spread, ours)
+        axes.text(end, place, told, va="center", fontsize=9, weight=weight)
     if limit:
         axes.axvline(limit.middle, color=LIMIT, ls=(0, (4, 3)), lw=1.2)
         axes.text(limit.middle, len(ranking) - 0.45, f"limit {number(limit.middle)}", fontsize=8.5, va="bottom")
-    axes.set_yticks(range(len(ranking)), [library for library, _ in ranking])
+    axes.set_yticks(range(len(ranking)), [name_of(case, library) for library, _ in ranking])
     for tick, (library, _) in zip(axes.get_yticklabels(), ranking, strict=True):
         tick.set_weight("bold" if library == OURS else "normal")
     axes.set_xlim(0, reach * 1.32)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from benchmarks.cases import CASES
+from benchmarks.curves import CURVES
 from benchmarks.limits import LIMITS
 from benchmarks.model import OURS, STANDARD, VALUE, Case, Results, Spread, Verdict
 
@@ -41,6 +42,11 @@ def number(value: float) -> str:
     return f"{value:.3g}"
 
 
+def name_of(case: Case, library: str) -> str:
+    """With what tells that its figure cannot be compared, if it cannot."""
+    return f"{library} ({case.caps[library]:,})" if library in case.apart else library
+
+
 def spread_text(spread: Spread | None) -> str:
     if spread is None:
         return ""
@@ -74,7 +80,7 @@ def _verdict_text(case: Case, verdict: Verdict) -> str:
 
 
 def _summary_row(results: Results, case: Case) -> list[str]:
-    best = results.best_peer(case.name)
+    best = results.best_peer(case.name, case.apart)
     ours = results.spread(case.name, OURS)
     first = bool(best and ours and ours.middle <= best[1].middle)
     verdicts = results.verdicts(case)
@@ -84,7 +90,7 @@ def _summary_row(results: Results, case: Case) -> list[str]:
         spread_text(ours) or results.trouble(case.name, OURS),
         f"{number(best[1].middle)} {best[0]}" if best else "",
         "" if not (best and ours) else ("yes" if first else "no"),
-        _ratio_text(results.ratio(case.name, STANDARD)),
+        "" if STANDARD in case.apart else _ratio_text(results.ratio(case.name, STANDARD)),
         _ratio_text(results.ratio(case.name, f"limit:{case.limit}")) if case.limit else "",
         "; ".join(_verdict_text(case, verdict) for verdict in verdicts),
     ]
@@ -102,7 +108,7 @@ def score(results: Results) -> str:
     met = sum(verdict.is_met for verdict in verdicts)
     behind = []
     for case in present(results):
-        best, ours = results.best_peer(case.name), results.spread(case.name, OURS)
+        best, ours = results.best_peer(case.name, case.apart), results.spread(case.name, OURS)
         if best and ours and best[1].middle < ours.middle:
             behind.append(f"{best[0]} in `{case.name}` ({number(ours.middle / best[1].middle)} ×)")
     ahead = f"Another library is ahead: {', '.join(behind)}." if behind else "No other library is ahead in any case."
@@ -121,7 +127,7 @@ def _details(results: Results, case: Case) -> str:
     fields = [VALUE, *case.fields]
     head = ["", case.unit, *(case.fields[name] for name in fields[1:])]
     rows = [
-        [library, *(spread_text(results.spread(case.name, library, name)) for name in fields)]
+        [name_of(case, library), *(spread_text(results.spread(case.name, library, name)) for name in fields)]
         for library, _ in results.ranking(case.name)
     ]
     if case.limit and (limit := results.spread(case.limit, "limit")):
@@ -140,7 +146,8 @@ def _limits(results: Results) -> str:
         for limit in LIMITS.values()
         if results.has(limit.name)
     ]
-    return "## Limits\n\n" + table(("", "", "unit", "median (range)"), rows)
+    note = "Where the two ends of a pair run is the scheduler's choice, and moves `ping-pong` severalfold.\n"
+    return f"## Limits\n\n{table(('', '', 'unit', 'median (range)'), rows)}\n{note}"
 
 
 def _about(results: Results) -> str:
@@ -152,14 +159,20 @@ def _about(results: Results) -> str:
     )
 
 
-def _remaining(results: Results, curves: Sequence[str]) -> str:
+def _missing(results: Results) -> str:
     """What the lines of the curves leave out, and why."""
-    told = [
-        f"{curve['library']} in `{curve['curve']}`: {curve['trouble']}"
-        for curve in results.curves
-        if curve.get("trouble") and curve["curve"] in curves
-    ]
-    return f"Missing: {'; '.join(told)}.\n\n" if told else ""
+    found: dict[str, list[str]] = {}
+    for curve in CURVES.values():
+        if results.curves_of(curve.name):
+            for library, reason in curve.without.items():
+                found.setdefault(f"`{curve.name}`, {reason}", []).append(library)
+            for library, most in curve.caps.items():
+                found.setdefault(f"`{curve.name}` beyond {most:,}", []).append(library)
+    for one in results.curves:
+        if one.get("trouble"):
+            found.setdefault(f"`{one['curve']}`, {one['trouble']}", []).append(one["library"])
+    told = "; ".join(f"{what}: {', '.join(libraries)}" for what, libraries in found.items())
+    return f"Not measured: {told}.\n\n" if told else ""
 
 
 def page(results: Results, figures: dict[str, str]) -> str:
@@ -177,9 +190,9 @@ def page(results: Results, figures: dict[str, str]) -> str:
         parts += [_details(results, case) for case in cases]
     drawn = [name for name in figures if name not in GROUPS]
     if drawn:
-        parts.append("## How costs grow\n\nA line ends where a library took too long, or has a cap.\n\n")
+        parts.append("## How costs grow\n\nOne process for each line, which ends where a library took too long.\n\n")
         parts += [f"![{name}]({figures[name]})\n\n" for name in drawn]
-        parts.append(_remaining(results, [curve["curve"] for curve in results.curves]))
+        parts.append(_missing(results))
     parts.append(_limits(results))
     return "".join(parts)
 

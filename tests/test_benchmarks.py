@@ -172,6 +172,7 @@ def test_the_best_peer_is_the_cheapest_other_library() -> None:
     assert best is not None
     assert (best[0], best[1].middle) == ("loky", 3)
     assert [name for name, _ in results.ranking("two")] == [OURS, "loky", STANDARD]
+    assert results.best_peer("two", apart={"loky"}) == (STANDARD, Spread(5, 5, 5, 1))
     assert Results(made_up(("two", OURS, [1]))).best_peer("two") is None
     assert Results(made_up(("two", OURS, [1]), ("two", STANDARD, [0]))).ratio("two", STANDARD) is None
 
@@ -236,7 +237,7 @@ def test_the_page_has_every_library_and_what_went_wrong(results: Results) -> Non
         "ray 500",
         "pebble: killed after 120 s.",
         "ray: would start a fresh interpreter for each worker.",
-        "pebble in `map-items`: it fell over",
+        "`map-items`, it fell over: pebble",
         LIMITS["ping-pong"].title,
     ):
         assert words in text

@@ -72,6 +72,7 @@ CASES = (
         size=10_000_000,
         group="memory",
         aims=(Aim(16),),
+        is_total=True,
         caps={
             **dict.fromkeys(("multiprocessing", "billiard", "mpire", "joblib"), 50_000),
             **dict.fromkeys(("ProcessPoolExecutor", "loky", "pebble"), 10_000),
