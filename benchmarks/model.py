@@ -64,6 +64,9 @@ class Case:
     is_total: bool = False
     """Whether the figure grows with the size, so that libraries with a cap cannot be compared."""
 
+    is_left_open: bool = False
+    """Whether the pool is not closed, so that its process has to end without waiting for it."""
+
     @property
     def apart(self) -> frozenset[str]:
         """The libraries whose figure cannot be compared with the others'."""

@@ -87,6 +87,7 @@ CASES = (
         size=1_000_000,
         group="memory",
         aims=(Aim(1, "multiprocessing"),),
+        is_left_open=True,
         caps={
             "multiprocessing": 200_000,
             **dict.fromkeys(("ProcessPoolExecutor", "loky", "mpire", "pebble", "billiard"), 50_000),
