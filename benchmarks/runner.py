@@ -23,9 +23,6 @@ PATIENCE = 120.0
 ONCE = 60.0
 """Seconds; what took longer once is not measured again."""
 
-GRACE = 1.0
-"""Seconds for what a measurement leaves to end by itself."""
-
 Outcome = dict[str, Any]
 
 
@@ -65,15 +62,8 @@ def measure(turn: Turn, scale: float = 1.0, patience: float = PATIENCE) -> Outco
 
 
 def _end_group(child: subprocess.Popen[bytes]) -> None:
-    """Kill the child if it is still there, and what it has left.
-
-    Some libraries have a process that clears up behind a program that has ended, which gets `GRACE` for it.
-    """
-    end = time.monotonic() + (0.0 if child.returncode is None else GRACE)
+    """Kill what the child has left, and the child itself if it is still there."""
     try:
-        while time.monotonic() < end:
-            os.killpg(child.pid, 0)
-            time.sleep(0.02)
         os.killpg(child.pid, signal.SIGKILL)
     except ProcessLookupError:
         pass
