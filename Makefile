@@ -2,6 +2,7 @@
 # make test      lint, types and tests
 # make test-all  the tests on every CPython >= 3.11 found on PATH and under ~/.pyenv
 # make stress    a minute of pools under fire, 20 s with each start method
+# make bench     pairpool beside other pools and the machine's limits, half an hour; ARGS="--quick" is one round
 # make clean     remove what the above have made
 #
 # Nothing has to be installed first: Python >= 3.11, make and git are enough. PYTHON=... chooses the interpreter.
@@ -27,7 +28,7 @@ endif
 .NOTPARALLEL:
 # A recipe that was interrupted must not leave a stamp that says it was done.
 .DELETE_ON_ERROR:
-.PHONY: demo test lint types pytest test-all stress clean
+.PHONY: demo test lint types pytest test-all stress bench clean
 
 demo: $(VENV)/demo.stamp
 	@$(BIN)/python examples/stdlib_census.py $(ARGS)
@@ -63,6 +64,9 @@ stress: $(VENV)/demo.stamp
 			--start-method $$method $(ARGS) || exit 1; \
 	done
 
+bench: $(VENV)/bench.stamp
+	@$(BIN)/python -m benchmarks $(ARGS)
+
 clean:
 	rm -rf .venv .venv-* build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -80,6 +84,11 @@ $(VENV)/python.stamp:
 
 $(VENV)/demo.stamp: pyproject.toml $(VENV)/python.stamp
 	@$(PIP) install --editable .
+	@touch $@
+
+$(VENV)/bench.stamp: pyproject.toml $(VENV)/python.stamp
+	@$(PIP) install --editable '.[bench]'
+	@$(PIP) install ray || echo "Ray cannot be installed here: the benchmarks go on without it."
 	@touch $@
 
 $(VENV)/test.stamp: pyproject.toml $(VENV)/python.stamp

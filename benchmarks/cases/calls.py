@@ -1,0 +1,202 @@
+"""What a call costs when its task does nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from time import perf_counter
+from typing import Any
+
+from benchmarks.model import OURS, SLOW_TO_START, Aim, Case, Values
+from benchmarks.peers import Peer, opened
+from benchmarks.tasks import noop
+
+WARM = 200
+"""Calls before the clock starts."""
+
+CHUNKS = (10, 100, 1000, 5000)
+"""The chunk sizes among which the best is looked for."""
+
+
+def warm_calls(peer: Peer) -> None:
+    peer.submit_all(noop, range(WARM))
+
+
+def warm_maps(peer: Peer) -> None:
+    """Each kind of call is warmed up on its own, because mpire mixes them up in a pool that has had another."""
+    peer.map(noop, range(WARM))
+
+
+def warm_streams(peer: Peer, ordered: bool = False) -> None:
+    for _ in _stream_of(peer, ordered)(noop, range(WARM)):
+        pass
+
+
+def apply(peer: Peer, size: int) -> Values:
+    """Microseconds from a call to its result."""
+    with opened(peer):
+        for item in range(min(WARM, size)):
+            peer.apply(noop, item)
+        start = perf_counter()
+        for item in range(size):
+            peer.apply(noop, item)
+        return {"value": (perf_counter() - start) / size * 1e6}
+
+
+def submit(peer: Peer, size: int) -> Values:
+    """Microseconds a call, of many that are pending at once."""
+    with opened(peer):
+        warm_calls(peer)
+        start = perf_counter()
+        peer.submit_all(noop, range(size))
+        return {"value": (perf_counter() - start) / size * 1e6}
+
+
+def map_chunk(peer: Peer, items: int, workers: int) -> int | None:
+    """The chunk size for a map of many short items: multiprocessing's, for those that would send them one by one."""
+    return max(1, items // (4 * workers)) if peer.maps_one_by_one else None
+
+
+def map_ints(peer: Peer, size: int) -> Values:
+    """Microseconds an item."""
+    items = list(range(size))
+    with opened(peer):
+        warm_maps(peer)
+        start = perf_counter()
+        found = peer.map(noop, items, map_chunk(peer, size, 2))
+        seconds = perf_counter() - start
+        assert found == items
+        return {"value": seconds / size * 1e6}
+
+
+Stream = Callable[..., Iterator[Any]]
+
+
+def _seconds_for(stream: Stream, size: int, chunksize: int | None) -> float:
+    start = perf_counter()
+    count = sum(1 for _ in stream(noop, range(size), chunksize))
+    assert count == size
+    return perf_counter() - start
+
+
+def _stream_of(peer: Peer, ordered: bool) -> Stream:
+    return peer.imap if ordered else peer.imap_unordered
+
+
+def streaming(ordered: bool) -> Callable[[Peer, int], Values]:
+    """`imap` or `imap_unordered` with defaults: microseconds an item."""
+
+    def run(peer: Peer, size: int) -> Values:
+        with opened(peer):
+            warm_streams(peer, ordered)
+            return {"value": _seconds_for(_stream_of(peer, ordered), size, None) / size * 1e6}
+
+    return run
+
+
+def streaming_by_chunks(ordered: bool) -> Callable[[Peer, int], Values]:
+    """The same where each library has its best of `CHUNKS`, and pairpool its default; `chunksize` is the best one."""
+
+    def run(peer: Peer, size: int) -> Values:
+        with opened(peer):
+            warm_streams(peer, ordered)
+            stream = _stream_of(peer, ordered)
+            if peer.name == OURS:  # as many tries as the others have
+                return {"value": min(_seconds_for(stream, size, None) for _ in CHUNKS) / size * 1e6}
+            seconds, chunksize = min((_seconds_for(stream, size, chunksize), chunksize) for chunksize in CHUNKS)
+            return {"value": seconds / size * 1e6, "chunksize": chunksize}
+
+    return run
+
+
+NO_CHUNKS = {
+    "ProcessPoolExecutor": "no unordered map with chunks",
+    "loky": "no unordered map with chunks",
+    "pebble": "no unordered map with chunks",
+    **SLOW_TO_START,
+}
+
+CASES = (
+    Case(
+        "apply",
+        "one call and its result, in sequence",
+        "µs",
+        apply,
+        size=3000,
+        group="calls",
+        aims=(Aim(0.35, "multiprocessing"), Aim(1.5, "limit")),
+        limit="ping-pong",
+        caps={"joblib": 50, "ray": 500},
+    ),
+    Case(
+        "submit",
+        "many calls submitted, then all results",
+        "µs a call",
+        submit,
+        size=5000,
+        group="calls",
+        aims=(Aim(0.25, "multiprocessing"),),
+        limit="packets",
+        caps={"ray": 1000},
+        remark="joblib's way to submit is a list of calls, which it makes batches of",
+    ),
+    Case(
+        "map",
+        "map over 300,000 ints",
+        "µs an item",
+        map_ints,
+        size=300_000,
+        group="calls",
+        aims=(Aim(0.75, "multiprocessing"), Aim(1.5, "limit")),
+        limit="pickle-lists",
+        caps={"joblib": 100_000},
+        remark="ProcessPoolExecutor, loky and pebble, which would send item by item, have multiprocessing's chunk size",
+    ),
+    Case(
+        "imap_unordered",
+        "imap_unordered, no-ops, defaults",
+        "µs an item",
+        streaming(ordered=False),
+        size=20_000,
+        group="calls",
+        aims=(Aim(0.03, "multiprocessing"),),
+        limit="pickle-lists",
+        caps={"ProcessPoolExecutor": 5000, "loky": 5000, "ray": 1000},
+        remark="ProcessPoolExecutor, loky and pebble by as_completed over submitted calls",
+    ),
+    Case(
+        "imap",
+        "imap, no-ops, defaults",
+        "µs an item",
+        streaming(ordered=True),
+        size=20_000,
+        group="calls",
+        aims=(Aim(0.03, "multiprocessing"),),
+        limit="pickle-lists",
+        caps={"ProcessPoolExecutor": 5000, "loky": 5000},
+        without=SLOW_TO_START,
+    ),
+    Case(
+        "imap_unordered-chunked",
+        "imap_unordered, the others at their best chunk size",
+        "µs an item",
+        streaming_by_chunks(ordered=False),
+        size=20_000,
+        group="calls",
+        aims=(Aim(0.7, "multiprocessing"),),
+        limit="pickle-lists",
+        without=NO_CHUNKS,
+        remark="the best of 10, 100, 1,000 and 5,000 in each run; for pairpool the best of four with its default",
+    ),
+    Case(
+        "imap-chunked",
+        "imap, the others at their best chunk size",
+        "µs an item",
+        streaming_by_chunks(ordered=True),
+        size=20_000,
+        group="calls",
+        aims=(Aim(0.7, "multiprocessing"),),
+        limit="pickle-lists",
+        without=SLOW_TO_START,
+        remark="the best of 10, 100, 1,000 and 5,000 in each run; for pairpool the best of four with its default",
+    ),
+)

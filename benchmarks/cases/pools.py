@@ -1,0 +1,129 @@
+"""What pools themselves cost: to open, to close, and with many workers."""
+
+from __future__ import annotations
+
+import importlib
+import resource
+from collections.abc import Callable
+from time import perf_counter
+
+from benchmarks import memory
+from benchmarks.cases.calls import warm_maps
+from benchmarks.model import Aim, Case, Values
+from benchmarks.peers import Peer, opened
+from benchmarks.tasks import noop
+
+MANY = 1000
+
+
+def start(workers: int) -> Callable[[Peer, int], Values]:
+    """Milliseconds to open a pool, have one result, and close it again; importing the library does not count."""
+
+    def run(peer: Peer, _size: int) -> Values:
+        importlib.import_module(peer.module)
+        begin = perf_counter()
+        with opened(peer, workers):
+            peer.apply(noop, 1)
+        return {"value": (perf_counter() - begin) * 1e3}
+
+    return run
+
+
+def _open_close(peer: Peer, times: int) -> None:
+    for _ in range(times):
+        with opened(peer):
+            peer.apply(noop, 1)
+
+
+def open_close(peer: Peer, size: int) -> Values:
+    """Milliseconds each time; descriptors and KiB that the program has more after the last four fifths."""
+    begin = perf_counter()
+    _open_close(peer, size // 5)
+    descriptors, resident = memory.descriptors(), memory.resident()
+    _open_close(peer, size - size // 5)
+    return {
+        "value": (perf_counter() - begin) / size * 1e3,
+        "descriptors": memory.descriptors() - descriptors,
+        "memory": (memory.resident() - resident) / 1024,
+    }
+
+
+def allow_descriptors() -> None:
+    """As many as the system lets this process have: a thousand workers need more than the usual 1,024."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _map_seconds(peer: Peer, size: int) -> float:
+    warm_maps(peer)
+    items = list(range(size))
+    begin = perf_counter()
+    peer.map(noop, items)
+    return perf_counter() - begin
+
+
+def thousand(peer: Peer, size: int) -> Values:
+    """Seconds to the first result of 1,000 workers; microseconds an item of a map, and its ratio to two workers'."""
+    allow_descriptors()
+    with opened(peer):
+        few = _map_seconds(peer, size)
+    begin = perf_counter()
+    peer.open(MANY)
+    peer.apply(noop, 1)
+    started = perf_counter() - begin
+    many = _map_seconds(peer, size)
+    peer.close()
+    return {"value": started, "item": many / size * 1e6, "ratio": many / few}
+
+
+TOO_MANY = dict.fromkeys(("loky", "joblib", "ray"), "would start a fresh interpreter for each worker")
+
+CASES = (
+    Case(
+        "start-2",
+        "2 workers: open, one result, close",
+        "ms",
+        start(2),
+        group="pools",
+        aims=(Aim(1.2, "multiprocessing"),),
+    ),
+    Case(
+        "start-64",
+        "64 workers: open, one result, close",
+        "ms",
+        start(64),
+        group="pools",
+        aims=(Aim(0.8, "multiprocessing"),),
+        without={"ray": TOO_MANY["ray"], "joblib": "its workers are loky's"},
+    ),
+    Case(
+        "open-close",
+        "50 pools of 2 workers, one after the other",
+        "ms each",
+        open_close,
+        size=50,
+        group="pools",
+        aims=(Aim(0, field="descriptors"), Aim(512, field="memory")),
+        fields={"descriptors": "descriptors more", "memory": "KiB more"},
+        caps={"loky": 10, "joblib": 10, "mpire": 15, "pebble": 15, "billiard": 5},
+        without={"ray": "seconds each"},
+        remark="descriptors and memory of the program after the last pool, beyond those after the first fifth of them",
+    ),
+    Case(
+        "thousand",
+        "1,000 workers: open and first result",
+        "s",
+        thousand,
+        size=100_000,
+        group="pools",
+        aims=(Aim(2), Aim(2, field="ratio")),
+        fields={"item": "map of 100,000 no-ops, µs an item", "ratio": "× the same map with 2 workers"},
+        without={
+            **TOO_MANY,
+            "ProcessPoolExecutor": "left out",
+            "mpire": "left out",
+            "pebble": "left out",
+            "billiard": "left out",
+        },
+    ),
+)
