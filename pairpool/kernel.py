@@ -6,6 +6,7 @@ Sources: man pages pidfd_open(2), pidfd_send_signal(2), prctl(2), memfd_create(2
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import functools
@@ -190,8 +191,6 @@ def require_linux() -> None:
 @functools.cache
 def _libc_prctl() -> Callable[..., int]:
     """The C function, looked up once, for a forked child that finds it ready starts the sooner."""
-    import ctypes
-
     function = ctypes.CDLL(None, use_errno=True).prctl
     function.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
     return function
@@ -199,8 +198,6 @@ def _libc_prctl() -> Callable[..., int]:
 
 def _prctl(option: int, value: int) -> None:
     if _libc_prctl()(option, value, 0, 0, 0):
-        import ctypes
-
         number = ctypes.get_errno()
         raise OSError(number, f"prctl({option}): {os.strerror(number)}")
 

@@ -10,13 +10,14 @@ A chain ends for good when its source raises, but not when the iterator that it 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from pairpool import kernel
 from pairpool.master import blame
-from pairpool.master.jobs import Raised, StreamJob
+from pairpool.master.jobs import StreamJob
 
 if TYPE_CHECKING:
     from pairpool.master.engine import Master
@@ -33,7 +34,8 @@ class _Gate:
         self._master = master
         self._job = job
         self._return_exceptions = return_exceptions
-        self.timeout: float | None = None
+        self.timeouts: dict[int, float | None] = {}  # of the threads that read
+        self.lock = threading.Lock()
 
     def __iter__(self) -> Self:
         return self
@@ -41,24 +43,25 @@ class _Gate:
     def __next__(self) -> Any:
         job = self._job
         self._drive()
-        if not job.ready:
-            error = job.take_input_error()
+        with self.lock:
+            failed = job.hand_out_error()
+        if failed is None:
+            error = None if job.ready else job.take_input_error()
             if error is not None:
                 raise error
-            raise StopIteration
-        if type(job.ready[0]) is not Raised:
-            raise StopIteration  # the feed has results
-        failed = job.hand_out_error()
+            raise StopIteration  # the feed has results, or the end
         if self._return_exceptions:
             return failed
         try:
+            if isinstance(failed, StopIteration):  # which would be taken for the end of this gate
+                raise RuntimeError("a task raised StopIteration") from failed
             raise failed
         finally:
             del failed
 
     def _drive(self) -> None:
         """Have the workers do more, for there is room for it, and wait if nothing is there."""
-        job, master = self._job, self._master
+        job, master, timeout = self._job, self._master, self.timeouts.get(threading.get_ident())
         kernel.require_owner(master.identity)
         try:
             if not job.done:
@@ -66,7 +69,7 @@ class _Gate:
             if job.ready:
                 master.loop.poke()
                 return
-            ready = job.done or master.loop.wait(lambda: job.readable, self.timeout, focus=job)
+            ready = job.done or master.loop.wait(lambda: job.readable, timeout, focus=job)
             master.before_leaving()
         except KeyboardInterrupt as interrupt:
             master.cancel(job, blame.left_by(interrupt), kill=True)
@@ -84,7 +87,7 @@ class _Feed:
         self._pool: object | None = pool
         self._job = job
         self.gate = _Gate(master, job, return_exceptions)
-        self._passed = False
+        self._passed = False  # by the gate, since results were handed out
         self.used = False
 
     def __iter__(self) -> Self:
@@ -93,15 +96,17 @@ class _Feed:
     def __next__(self) -> Iterator[Any]:
         job = self._job
         self.used = True
-        if job.left():
-            return job.handed  # another thread has taken the chain past it
-        self._passed = not self._passed
-        if self._passed:
+        with self.gate.lock:
+            if job.left():
+                return job.handed  # another thread has taken the chain past it
+            if self._passed and job.has_results:
+                self._passed = False
+                return job.hand_out()
             if job.is_over:
                 self._pool = None
                 raise StopIteration
+            self._passed = True
             return self.gate
-        return job.hand_out()
 
 
 class IMapIterator(chain[R]):
@@ -130,12 +135,12 @@ class IMapIterator(chain[R]):
             StopIteration: there is none any more.
             multiprocessing.TimeoutError: it was not there within `timeout` seconds.
         """
-        gate = self._feed.gate
-        gate.timeout = timeout
+        timeouts, me = self._feed.gate.timeouts, threading.get_ident()
+        timeouts[me] = timeout
         try:
             return self.__next__()
         finally:
-            gate.timeout = None
+            del timeouts[me]
 
     def cancel(self, *, kill: bool = False) -> bool:
         """End the rest of the call; with `kill`, also what runs. Returns whether there was something to end."""

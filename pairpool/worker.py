@@ -11,6 +11,7 @@ from __future__ import annotations
 import faulthandler
 import os
 import pickle
+import select
 import signal
 import sys
 import time
@@ -21,16 +22,19 @@ from typing import Any, NamedTuple
 
 from pairpool import inheritance, kernel
 from pairpool.failures import Failure, Fault, describe_failure, missing_module, safe
-from pairpool.wire import segments
+from pairpool.wire import lanes, segments
 from pairpool.wire.board import NOTHING, Board, Slot, State, Word
 from pairpool.wire.channel import INLINE_LIMIT, Buffer, Channel, Header, Kind, Lost
 from pairpool.wire.codec import BULK, EACH, Codec, Encoded, each_item, load_all, load_item
-from pairpool.wire.lanes import LaneReader, Lanes
+from pairpool.wire.lanes import KEPT, LaneReader, Lanes, Memory
 
 __all__ = ["HURRY", "STACK_ROOM", "Flag", "Mode", "Worker", "WorkerBody"]
 
 STACK_ROOM = 1 << 20
 """Bytes of the stacks memfd that belong to one slot; only touched pages take memory."""
+
+IDLE_AFTER = 1.0
+"""Seconds without work after which a worker gives back what it keeps warm."""
 
 SHORT_FROM = 256
 """Items in a batch from which on each is so short that a look at the limit would cost as much as the item."""
@@ -92,6 +96,7 @@ class Worker:
         self.functions: dict[int, Any] = {}
         self.reader = LaneReader()
         self.lanes = Lanes()
+        lanes.memory = Memory(KEPT)
         self.failures: list[Failure] = []
         self._running: tuple[Header, list[Any]] | None = None
         self._reported = 0
@@ -128,9 +133,20 @@ class Worker:
                     return self.channel.receive(wait=False)
                 except BlockingIOError:
                     pass  # not there yet
+        if lanes.memory.is_warm or self.reader.is_warm or self.lanes.warm_bytes:
+            self._cool_down()
         packet = self.channel.receive()
         self._spins = time.monotonic_ns() - began < kernel.SPIN_NS
         return packet
+
+    def _cool_down(self) -> None:
+        """Wait for a packet, and give back what is kept warm for large arrays if none comes for a while."""
+        poller = select.poll()
+        poller.register(self.channel.fileno(), select.POLLIN)
+        if not poller.poll(IDLE_AFTER * 1000):
+            lanes.memory.give_back()
+            self.lanes.give_back()
+            self.reader.give_back()
 
     def _serve_other(self, header: Header, payload: memoryview, fds: list[int]) -> None:
         if header.kind == Kind.FUNCTION:

@@ -440,17 +440,22 @@ class StreamJob(Job):
         """How many of the results that were handed out the reader has not had."""
         return length_hint(self.handed)
 
+    @property
+    def has_results(self) -> bool:
+        """Whether results come next, and not a failure."""
+        return bool(self.ready) and type(self.ready[0]) is not Raised
+
     def hand_out(self) -> Iterator[Any]:
-        """The results of the next batch, or of as much of it as came without a failure; none if that is to come."""
-        if not self.ready or type(self.ready[0]) is Raised:
-            return iter(())
+        """The results of the next batch, or of as much of it as came without a failure."""
         results: Any = self.ready.popleft()
-        self._handed_out += len(results)
         self.handed = iter(results)
+        self._handed_out += len(results)  # after it: meanwhile the reader seems to have had too few, and not too many
         return self.handed
 
-    def hand_out_error(self) -> BaseException:
-        """The failure that is next."""
+    def hand_out_error(self) -> BaseException | None:
+        """The failure that is next, if one is."""
+        if not self.ready or self.has_results:
+            return None
         raised: Any = self.ready.popleft()
         self._handed_out += 1
         return raised.error  # type: ignore[no-any-return]

@@ -6,6 +6,7 @@ What the kernel does (unix(7), recvmsg(2)), and what follows:
 - a packet may be at most SO_SNDBUF - 32 bytes: payloads above INLINE_LIMIT travel in a lane (`lanes.py`);
 - a receive buffer that is too small cuts the packet off (MSG_TRUNC), and descriptors that do not fit, in the buffer
   or in the process's table, are lost (MSG_CTRUNC): both are errors here, never a short read;
+- a receive buffer needs memory for what was received and no more, if it comes from mmap: few packets are large;
 - an empty packet reads like EOF: none is ever sent, for every packet begins with a header;
 - O_NONBLOCK belongs to the open file, which the master and a worker share for the worker's end: so nothing here sets
   it, and each call says MSG_DONTWAIT for itself.
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import array
 import errno
+import mmap
 import os
 import select
 import socket
@@ -95,7 +97,7 @@ class Channel:
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
-        self._buffer: bytearray | None = None
+        self._buffer: mmap.mmap | None = None
         self._pieces: list[memoryview] = []
 
     @classmethod
@@ -174,7 +176,7 @@ class Channel:
             OSError: a packet or its descriptors were cut off.
         """
         if self._buffer is None:
-            self._buffer = bytearray(PACKET_LIMIT)
+            self._buffer = mmap.mmap(-1, PACKET_LIMIT, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             self._pieces = [memoryview(self._buffer)]
         how = _RECEIVE if wait else _RECEIVE_NOW
         try:

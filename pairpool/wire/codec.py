@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import io
+import os
 import pickle
 import struct
 import sys
@@ -23,8 +24,8 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pairpool.wire import lanes
 from pairpool.wire.channel import Buffer
-from pairpool.wire.lanes import private_copy
 from pairpool.wire.numeric import is_plain
 from pairpool.wire.segments import Segment, Shared
 
@@ -45,6 +46,7 @@ FEW = 64
 """Items up to which a look at the type of each is cheaper than a pickler that stops at what is not plain."""
 
 _WORD = struct.Struct("<Q")
+_STDLIB = os.path.dirname(os.__file__) + os.sep
 _UNPICKLABLE = (pickle.PicklingError, AttributeError, TypeError)
 """What the pickle module raises itself for an object that it cannot name or reduce."""
 
@@ -106,6 +108,22 @@ def _is_as_imported(thing: object, module: ModuleType) -> bool:
     return code is None or code.co_filename in (getattr(module, "__file__", None), f"<frozen {module.__name__}>")
 
 
+def _is_installed(module: ModuleType) -> bool:
+    """Whether a module is part of Python or of a package that was installed: what it defines, nobody redefines.
+
+    To look at every name of these would take longer than all else that opening a pool does.
+    """
+    origin = getattr(getattr(module, "__spec__", None), "origin", None)
+    if module is sys.modules.get("__main__"):
+        return False
+    return isinstance(origin, str) and (
+        origin in ("built-in", "frozen")
+        or origin.startswith(_STDLIB)
+        or "/site-packages/" in origin
+        or "/dist-packages/" in origin
+    )
+
+
 class Birth:
     """What the workers were born with: the functions and classes there were, by identity, when the zygote was forked.
 
@@ -123,6 +141,8 @@ class Birth:
         keep = self._objects
         for module in list(sys.modules.values()):
             if isinstance(module, ModuleType):
+                if _is_installed(module):
+                    continue
                 for value in list(vars(module).values()):
                     if isinstance(value, _NAMEABLE):
                         keep[id(value)] = value
@@ -143,7 +163,7 @@ class Birth:
             return _is_as_imported(head, sys.modules[thing.__module__])
         if module_name == "__main__" and self.main_names is not None:
             return thing.__qualname__.partition(".")[0] in self.main_names and id(head) in self._objects
-        return id(head) in self._objects or not isinstance(head, _NAMEABLE)
+        return id(head) in self._objects or not isinstance(head, _NAMEABLE) or _is_installed(sys.modules[module_name])
 
 
 class _Home:
@@ -212,7 +232,7 @@ def load_all(form: int, content: memoryview) -> Any:
 def load_item(pickled: memoryview, buffers: list[memoryview]) -> Any:
     """Unpickle one item of an EACH payload; its arrays are writable and own their memory."""
     if buffers:
-        return pickle.loads(pickled, buffers=[private_copy(view) for view in buffers])
+        return pickle.loads(pickled, buffers=[lanes.memory.copy(view) for view in buffers])
     return pickle.loads(pickled)
 
 

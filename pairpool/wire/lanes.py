@@ -9,6 +9,11 @@ copy; and whoever reads copies into memory of its own that asked for huge pages.
 A lane belongs to the side that writes it, and has a number. Its memfd travels once; from then on packets name the
 number. The first word of the lane is its flag: the writer sets it, the reader clears it once it has copied, and no
 message is needed to say that the lane is free. Lanes above ONE_SHOT bytes are not kept.
+
+A worker that idles gives back what is kept warm, and the master need not be awake for that. Of its own lanes it knows
+which are free. Of the master's it says so first (RECLAIM), and looks a little later whether the master writes there
+(WRITING). The master says that it writes, and then looks whether somebody reclaims: one of the two sees the other,
+for a store takes nanoseconds to arrive, and the worker waits for milliseconds.
 """
 
 from __future__ import annotations
@@ -16,19 +21,30 @@ from __future__ import annotations
 import mmap
 import os
 import struct
+import sys
+import time
 from collections.abc import Callable, Sequence
 
 from pairpool import kernel
 from pairpool.wire.channel import Buffer
 
-__all__ = ["Lane", "LaneReader", "Lanes", "private_copy"]
+__all__ = ["KEPT", "RECLAIM_AT", "Lane", "LaneReader", "Lanes", "Memory", "memory"]
 
 DATA_AT = 4096
 SMALLEST = 1 << 20
 ONE_SHOT = 128 << 20
 HUGE_FROM = 4 << 20
+KEPT = 128 << 20
+"""Bytes of private memory that a worker keeps for the next large arrays while it has work."""
+
 _REFERENCE = struct.Struct("<IIQ")
 _FLAG = struct.Struct("<Q")
+WRITING_AT, RECLAIM_AT, EMPTIED_AT = 8, 16, 24
+"""Words of a lane: the writer is at it; the reader wants to free its memory; how often it has done so."""
+
+SETTLE = 0.002
+"""Seconds after which a store has surely reached the other core."""
+
 _KEEP, _DROP = 0, 1
 _WRITE_STEP = 1 << 30
 
@@ -36,7 +52,7 @@ _WRITE_STEP = 1 << 30
 class Lane:
     """The writing side of one lane."""
 
-    __slots__ = ("_map", "_view", "_warm", "capacity", "fd", "known", "number")
+    __slots__ = ("_emptied", "_map", "_view", "_warm", "capacity", "fd", "known", "number")
 
     def __init__(self, number: int, size: int) -> None:
         self.number = number
@@ -50,6 +66,7 @@ class Lane:
         kernel.own(self.fd)
         self._view = memoryview(self._map)
         self._warm = 0
+        self._emptied = 0
         self.known = False  # the reader has the memfd
 
     @property
@@ -59,6 +76,23 @@ class Lane:
     @property
     def busy(self) -> bool:
         return bool(_FLAG.unpack_from(self._map)[0])
+
+    def take(self) -> bool:
+        """Begin to write; False if the reader is about to free the memory."""
+        _FLAG.pack_into(self._map, WRITING_AT, 1)
+        if _FLAG.unpack_from(self._map, RECLAIM_AT)[0]:
+            _FLAG.pack_into(self._map, WRITING_AT, 0)
+            return False
+        emptied = _FLAG.unpack_from(self._map, EMPTIED_AT)[0]
+        if emptied != self._emptied:
+            self._emptied, self._warm = emptied, 0
+        return True
+
+    def empty(self) -> None:
+        """Free the memory; for a lane that is not busy."""
+        if self._warm:
+            self._warm = 0
+            _give_back(self._map)
 
     def free(self) -> None:
         """Take the lane back before it was read."""
@@ -77,6 +111,7 @@ class Lane:
                 at += len(source)
         self._warm = max(self._warm, at)
         _FLAG.pack_into(self._map, 0, 1)
+        _FLAG.pack_into(self._map, WRITING_AT, 0)
 
     def _write_at(self, at: int, source: memoryview) -> None:
         warm = max(0, min(len(source), self._warm - at))
@@ -120,9 +155,10 @@ class Lanes:
         for lane in [lane for lane in free if lane.one_shot]:
             free.remove(lane)
             self._drop(lane)
-        fitting = [lane for lane in free if lane.capacity >= size]
-        if fitting:
-            return min(fitting, key=lambda lane: lane.capacity)
+        for lane in sorted((lane for lane in free if lane.capacity >= size), key=lambda lane: lane.capacity):
+            if lane.take():
+                return lane
+            free.remove(lane)
         number = self._next
         if free:  # a larger lane takes the place and the number of one that is too small, which bounds what is warm
             number = free[0].number
@@ -130,6 +166,7 @@ class Lanes:
         else:
             self._next += 1
         lane = self._lanes[number] = Lane(number, size)
+        lane.take()
         return lane
 
     def _drop(self, lane: Lane) -> None:
@@ -141,6 +178,12 @@ class Lanes:
         lane = self._lanes[_REFERENCE.unpack_from(reference)[0]]
         lane.known = known
         lane.free()
+
+    def give_back(self) -> None:
+        """Free the memory of all lanes that are not in use."""
+        for lane in self._lanes.values():
+            if not lane.busy:
+                lane.empty()
 
     @property
     def warm_bytes(self) -> int:
@@ -181,6 +224,22 @@ class LaneReader:
             if drop:
                 self._forget(number)
 
+    @property
+    def is_warm(self) -> bool:
+        return bool(self._maps)
+
+    def give_back(self) -> None:
+        """Free the memory of all lanes that the writer does not write; waits for `SETTLE`."""
+        maps = list(self._maps.values())
+        for mapped in maps:
+            _FLAG.pack_into(mapped, RECLAIM_AT, 1)
+        time.sleep(SETTLE)
+        for mapped in maps:
+            if not (_FLAG.unpack_from(mapped, WRITING_AT)[0] or _FLAG.unpack_from(mapped)[0]):
+                _FLAG.pack_into(mapped, EMPTIED_AT, _FLAG.unpack_from(mapped, EMPTIED_AT)[0] + 1)
+                _give_back(mapped)
+            _FLAG.pack_into(mapped, RECLAIM_AT, 0)
+
     def _forget(self, number: int) -> None:
         mapped = self._maps.pop(number, None)
         if mapped is not None:
@@ -192,23 +251,63 @@ class LaneReader:
 
 
 def _give_back(mapped: mmap.mmap) -> None:
-    """Free the memory behind a lane that will not be used again, though its writer still has it open (madvise(2))."""
+    """Free the memory behind a lane, though both sides have it open (madvise(2))."""
     try:
         mapped.madvise(mmap.MADV_REMOVE, DATA_AT)
     except OSError:
         pass  # it goes when the writer closes the lane
 
 
-def private_copy(source: memoryview) -> bytearray | mmap.mmap:
-    """The bytes in writable memory that belongs to the caller; large ones in huge pages (madvise(2))."""
-    if len(source) < HUGE_FROM:
-        return bytearray(source)
-    memory = mmap.mmap(-1, len(source), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        try:
-            memory.madvise(mmap.MADV_HUGEPAGE)
-        except OSError:
-            pass  # a kernel without transparent huge pages: the copy is slower, and right
-    with memoryview(memory) as target:
+class Memory:
+    """Private memory for large arrays; what nobody holds any more is used again: fresh pages cost as much as a copy.
+
+    Args:
+        at_most: bytes to keep; 0 for none.
+    """
+
+    def __init__(self, at_most: int) -> None:
+        self._at_most = at_most
+        self._kept: list[mmap.mmap] = []
+
+    def copy(self, source: memoryview) -> bytearray | memoryview:
+        """The bytes in writable memory that belongs to the caller; large ones in huge pages (madvise(2))."""
+        size = len(source)
+        if size < HUGE_FROM:
+            return bytearray(source)
+        target = memoryview(self._find(size) or self._make(size))[:size]
         target[:] = source
-    return memory
+        return target
+
+    def _find(self, size: int) -> mmap.mmap | None:
+        kept = self._kept
+        for position in range(len(kept)):
+            # held by this list and by the call that counts: no array, and no view of one, is left
+            if sys.getrefcount(kept[position]) == 2 and size <= len(kept[position]) <= 2 * size:
+                kept.append(kept.pop(position))
+                return kept[-1]
+        return None
+
+    def _make(self, size: int) -> mmap.mmap:
+        while self._kept and sum(map(len, self._kept)) + size > self._at_most:
+            del self._kept[0]  # it is freed now, or with the last array in it
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            try:
+                memory.madvise(mmap.MADV_HUGEPAGE)
+            except OSError:
+                pass  # a kernel without transparent huge pages: the copy is slower, and right
+        if size <= self._at_most:
+            self._kept.append(memory)
+        return memory
+
+    @property
+    def is_warm(self) -> bool:
+        return bool(self._kept)
+
+    def give_back(self) -> None:
+        """Keep nothing; what is in use is freed with the last array in it."""
+        self._kept.clear()
+
+
+memory = Memory(0)
+"""Of this process. A worker, which can give back what it keeps when it idles, keeps some."""

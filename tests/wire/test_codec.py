@@ -31,6 +31,7 @@ from pairpool.errors import LargeCaptureWarning
 from pairpool.master.functions import Functions
 from pairpool.wire.channel import Channel, Header, Kind
 from pairpool.wire.codec import BULK, EACH, OUT_OF_BAND_FROM, Birth, Codec, Encoded, each_item, load_item
+from pairpool.wire.codec import load_all as load_bulk
 from pairpool.wire.lanes import LaneReader, Lanes
 from tests.forked import forked
 
@@ -57,8 +58,8 @@ def payload_of(encoded: Encoded) -> memoryview:
 def load_all(encoded: Encoded) -> Any:
     """The items as the other side loads them."""
     payload = payload_of(encoded)
-    if encoded.format == BULK:
-        return pickle.loads(payload)
+    if encoded.format != EACH:
+        return load_bulk(encoded.format, payload)
     return [load_item(data, buffers) if data else Missing for data, buffers in each_item(payload)]
 
 
@@ -215,8 +216,13 @@ NAMED: dict[str, list[Any]] = {
     "a date": [datetime.date(2024, 2, 29)],
     "dates in a tuple": [(datetime.date(2024, 2, 29),)],
     "an ordered dictionary": [collections.OrderedDict(a=1)],
-    "a numpy scalar": [np.float64(2.5)],
-    "an array in a dictionary": [{"a": np.zeros(3)}],
+    "an array of objects": [np.array([None, 1])],
+    "an array of records": [np.zeros(3, [("a", "i4"), ("b", "f8")])],
+    "an array of dates": [np.array(["2024-02-29"], "datetime64[D]")],
+    "a masked array": [np.ma.masked_array([1, 2], [0, 1])],
+    "every other element": [np.zeros(2000)[::2]],
+    "a read-only array": [np.broadcast_to(np.zeros(1), 1000)],
+    "a large array": [np.zeros(OUT_OF_BAND_FROM, "u1")],
 }
 
 
@@ -228,6 +234,29 @@ def test_plain_data_goes_in_bulk(codec: Codec, items: list[Any]) -> None:
     loaded = load_all(encoded)
     assert loaded == items
     assert [type(item) for item in loaded] == [type(item) for item in items]
+
+
+NUMERIC: dict[str, list[Any]] = {
+    "scalars": [np.float64(2.5), np.int8(-1), np.bool_(True), np.complex64(1j)],
+    "tiny arrays": [np.arange(3), np.zeros((0, 4)), np.array(7.0)],
+    "small arrays": [np.full((10, 20), number, "f4") for number in range(5)],
+    "in the order of Fortran": [np.asfortranarray(np.arange(600.0).reshape(20, 30))],
+    "the same one twice": [np.arange(1000)] * 2,
+    "in containers": [{"a": np.zeros(3)}, (np.ones(500), [np.float32(1)])],
+}
+
+
+@pytest.mark.parametrize("items", NUMERIC.values(), ids=NUMERIC.keys())
+def test_small_arrays_and_numpy_scalars_go_in_bulk(codec: Codec, items: list[Any]) -> None:
+    encoded = codec.encode(items, no_failure)
+    assert encoded.format != EACH
+    loaded = load_all(encoded)
+    np.testing.assert_equal(loaded, items)
+    for before, after in zip(items, loaded, strict=True):
+        assert type(after) is type(before)
+        if isinstance(before, np.ndarray):
+            assert (after.dtype, after.shape, after.flags.fnc) == (before.dtype, before.shape, before.flags.fnc)
+            assert after.flags.writeable
 
 
 @pytest.mark.parametrize("items", NAMED.values(), ids=NAMED.keys())

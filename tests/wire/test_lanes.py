@@ -6,6 +6,7 @@ import array
 import errno
 import mmap
 import os
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -15,9 +16,10 @@ from hypothesis import strategies as st
 
 from pairpool.wire import lanes as lanes_module
 from pairpool.wire.channel import Buffer
-from pairpool.wire.lanes import Lane, LaneReader, Lanes, private_copy
+from pairpool.wire.lanes import RECLAIM_AT, Lane, LaneReader, Lanes, Memory
 
 SMALLEST = 1 << 12
+HUGE_FROM = 1 << 14
 ONE_SHOT = 1 << 16
 
 
@@ -58,7 +60,7 @@ def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """What takes megabytes takes kilobytes here."""
     monkeypatch.setattr(lanes_module, "SMALLEST", SMALLEST)
     monkeypatch.setattr(lanes_module, "ONE_SHOT", ONE_SHOT)
-    monkeypatch.setattr(lanes_module, "HUGE_FROM", 1 << 14)
+    monkeypatch.setattr(lanes_module, "HUGE_FROM", HUGE_FROM)
     monkeypatch.setattr(lanes_module, "_WRITE_STEP", 5000)
 
 
@@ -277,7 +279,7 @@ def test_reading_gives_no_view_to_keep(road: Road) -> None:
 def test_a_private_copy_is_the_callers_own(size: int) -> None:
     source = bytearray(os.urandom(size))
     with memoryview(source) as view:
-        copied = private_copy(view)
+        copied = Memory(0).copy(view)
     before = bytes(source)
     source[:] = bytes(size)
     with memoryview(copied) as view:
@@ -285,7 +287,7 @@ def test_a_private_copy_is_the_callers_own(size: int) -> None:
         assert not view.readonly
         view[:] = b"w" * size
     assert bytes(source) == bytes(size)
-    assert isinstance(copied, mmap.mmap) == (size >= 1 << 14)
+    assert isinstance(copied, memoryview) == (size >= HUGE_FROM)
 
 
 # --- the end, and failures ----------------------------------------------------------------------------
@@ -353,3 +355,59 @@ def test_a_short_write_is_continued(road: Road, monkeypatch: pytest.MonkeyPatch)
     write = os.pwrite
     monkeypatch.setattr(os, "pwrite", lambda fd, data, at: write(fd, data[:1000], at))
     road.pass_on(os.urandom(12_345))
+
+
+def test_private_memory_is_used_again_once_nobody_holds_it() -> None:
+    memory = Memory(4 * HUGE_FROM)
+    source = memoryview(bytes(HUGE_FROM))
+    first = memory.copy(source)
+    assert isinstance(first, memoryview)
+    held, part = first.obj, first[5:]
+    assert isinstance(other := memory.copy(source), memoryview)
+    assert other.obj is not held
+    del first
+    assert isinstance(other := memory.copy(source), memoryview)
+    assert other.obj is not held, "a view of it is left"
+    address = id(held)
+    del held, part
+    found = {id(view.obj) for view in (memory.copy(source), memory.copy(source)) if isinstance(view, memoryview)}
+    assert address in found
+
+
+def test_no_more_private_memory_is_kept_than_allowed() -> None:
+    memory = Memory(2 * HUGE_FROM)
+    views = [memory.copy(memoryview(bytes([number]) * HUGE_FROM)) for number in range(5)]
+    assert [view[-1] for view in views] == list(range(5))
+    assert sum(map(len, memory._kept)) <= 2 * HUGE_FROM
+    memory.give_back()
+    assert not memory.is_warm
+    assert [view[0] for view in views] == list(range(5))
+
+
+def test_a_reader_that_idles_frees_the_memory_of_a_lane(road: Road) -> None:
+    lane = road.pass_on(bytes(HUGE_FROM))
+    assert os.stat(f"/proc/self/fd/{lane.fd.fileno()}").st_blocks * 512 >= HUGE_FROM
+    road.reader.give_back()
+    assert os.stat(f"/proc/self/fd/{lane.fd.fileno()}").st_blocks * 512 <= 8192
+    assert road.pass_on(b"after") is lane
+
+
+def test_a_lane_that_is_being_written_keeps_its_memory(road: Road) -> None:
+    lane = road.pass_on(bytes(HUGE_FROM))
+    assert lane.take()
+    road.reader.give_back()
+    assert os.stat(f"/proc/self/fd/{lane.fd.fileno()}").st_blocks * 512 >= HUGE_FROM
+
+
+def test_a_lane_that_is_being_freed_is_not_written(road: Road) -> None:
+    lane = road.pass_on(bytes(HUGE_FROM))
+    struct.pack_into("<Q", lane._map, RECLAIM_AT, 1)
+    assert road.pass_on(b"meanwhile") is not lane
+    struct.pack_into("<Q", lane._map, RECLAIM_AT, 0)
+
+
+def test_a_writer_that_idles_frees_the_memory_of_its_lanes(road: Road) -> None:
+    lane = road.pass_on(bytes(HUGE_FROM))
+    road.lanes.give_back()
+    assert os.stat(f"/proc/self/fd/{lane.fd.fileno()}").st_blocks * 512 <= 8192
+    assert road.pass_on(b"after") is lane
