@@ -44,22 +44,22 @@ def whoami(seconds: float) -> int:
     return os.getpid()
 
 
-def look_at(array: Bytes) -> int:
-    """Read one byte of each page of an array, and return its first byte."""
-    int(array[::PAGE].sum())
+def look_at(array: Bytes, every: int = PAGE) -> int:
+    """Read one byte of each page of an array, or of so many bytes, and return its first byte."""
+    int(array[::every].sum())
     return int(array[0])
 
 
-def look_together(array: Bytes, roll: str, workers: int) -> int:
+def look_together(array: Bytes, roll: str, workers: int, every: int = 1 << 20) -> int:
     """`look_at`, then wait until so many have done so: each of the workers has the array then. Gives 0."""
-    look_at(array)
+    look_at(array, every)
     meet(roll, workers)
     return 0
 
 
 def weigh_together(array: Bytes, roll: str, workers: int, master: int) -> int:
     """The same; then, while all hold it, the bytes of memory that the master and all its descendants use."""
-    look_together(array, roll, workers)
+    look_together(array, roll, workers, PAGE)
     weight = memory.proportional(memory.family(master))
     meet(roll + "-weighed", workers)
     return weight

@@ -66,7 +66,7 @@ def arrays_small(peer: Peer, size: int) -> Values:
 
 
 def share(peer: Peer, size: int) -> Values:
-    """Milliseconds until 8 workers have looked at each page of an array of `size` MiB."""
+    """Milliseconds until 8 workers have looked at a byte of each MiB of an array of `size` MiB."""
     found = sharing.share(peer.name, make(size * MIB), weigh=False)
     values = {"value": found.total * 1e3}
     if found.alone is not None:

@@ -75,6 +75,6 @@ CASES = (
     _case("skew", "300 tasks of 1 ms, then 20 of 40 ms", short_then_long, spin, 320),
     _case("skew-sleep", "the same, tasks that sleep", short_then_long, nap, 320),
     _case("skew-shuffled", "the same tasks, shuffled", shuffled, spin, 320),
-    _case("lognormal", "log-normal lengths, 10 µs to 100 ms", lognormal, spin, 200),
+    _case("lognormal", "log-normal lengths, 10 µs to 100 ms", lognormal, spin, 600),
     _case("one-long", "one of 300 ms, then 2,000 of 100 µs", one_long, spin, 2001),
 )

@@ -8,10 +8,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -83,8 +83,6 @@ class Master:
         )
         self.nursery.join(self.agenda, self.crew, self.overseer, self.loop, codec, self._dealer)
         self._cancellation = Cancellation(self.agenda, self.crew, self.overseer)
-        self._calls: deque[tuple[Target, int, Any, Any, Policy, int | None]] = deque()
-        self._calls_told = False
         self._driver: Driver | None = None
         self._driver_lock = threading.Lock()
 
@@ -141,16 +139,7 @@ class Master:
         self, target: Target, number: int, args: Any, kwds: Any, policy: Policy, chunksize: int | None
     ) -> None:
         """Append a single call of function `number`; from any thread."""
-        self._calls.append((target, number, args, kwds, policy, chunksize))
-        if not self._calls_told:
-            self._calls_told = True
-            self.loop.submit(self._add_calls)
-
-    def _add_calls(self) -> None:
-        self._calls_told = False  # first, so that what is appended from here on is told of again
-        calls, add = self._calls, self.agenda.add_call
-        while calls:
-            add(*calls.popleft())
+        self.loop.submit(functools.partial(self.agenda.add_call, target, number, args, kwds, policy, chunksize))
 
     def abandon(self, job: StreamJob, *, half_used: bool) -> None:
         """Nobody will read a stream any more: what is left of a half-used one is not run."""

@@ -219,7 +219,7 @@ NAMED: dict[str, list[Any]] = {
     "an array of objects": [np.array([None, 1])],
     "an array of records": [np.zeros(3, [("a", "i4"), ("b", "f8")])],
     "an array of dates": [np.array(["2024-02-29"], "datetime64[D]")],
-    "a masked array": [np.ma.masked_array([1, 2], [0, 1])],
+    "a masked array": [np.ma.masked_array([1, 2], [False, True])],
     "every other element": [np.zeros(2000)[::2]],
     "a read-only array": [np.broadcast_to(np.zeros(1), 1000)],
     "a large array": [np.zeros(OUT_OF_BAND_FROM, "u1")],
