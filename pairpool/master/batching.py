@@ -21,11 +21,15 @@ LEAST_NS = 100_000
 SHORT_NS = 5_000_000
 """A worker gets a second batch behind the one it runs only while batches are shorter than this."""
 
-LONG_TARGET_NS = 4_000_000
+LONG_TARGET_NS = 2_500_000
 """How long where nobody waits for the first results and items are tiny: with all cores at work, the kernel lets the
 master wait for about 3 ms before it can send more."""
 
+LONG_FOR_NS = 500_000
+"""Items up to which batches are long then: to hand one back costs less than what shorter batches would."""
+
 TINY_NS = 20_000
+"""Items up to which no worker sleeps in one, so that more workers than cores are of no use."""
 
 FEED_NS = 50_000
 """What the master needs to send a batch and to take in its results, which bounds how many workers it can keep busy."""
@@ -87,7 +91,7 @@ class Sizer:
         if count < 1:
             return
         self._item_ns = max(1.0, nanoseconds / count)
-        target = TARGET_NS if self._hurried or self._item_ns > TINY_NS else LONG_TARGET_NS
+        target = TARGET_NS if self._hurried or self._item_ns > LONG_FOR_NS else LONG_TARGET_NS
         fitting = max(1, int(target / self._item_ns))
         if fitting < self._size:
             self._size = fitting
