@@ -8,15 +8,22 @@ they are taken apart.
 from __future__ import annotations
 
 import functools
+import hashlib
+import mmap
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from operator import length_hint
+from typing import Any
 
 import pytest
 
-from pairpool import Pool
+from pairpool import Pool, WorkerDied
 from tests import tasks
-from tests.support import PATIENCE, Gate
+from tests.support import PATIENCE, Gate, Reports
 from tests.tasks import Odd
 
 MakePool = Callable[..., Pool]
@@ -131,3 +138,232 @@ def test_a_stream_shows_what_is_done_before_a_long_item(make_pool: MakePool, gat
     assert [results.next(PATIENCE) for _ in range(1999)] == numbers[:1999]
     gate.let()
     assert list(results) == [0, 5]
+
+
+# --- large batches of short items, one of which is long after all -------------------------------------
+
+TINY = 12_000
+LONG = 7_000
+"""The item that is long; the one behind it lets it go on."""
+
+runs = mmap.mmap(-1, TINY + 16)
+"""How often each item has been run; workers inherit it."""
+
+Way = Callable[[Pool, Callable[[int], int]], list[int]]
+
+
+def count_run(x: int) -> int:
+    runs[x] += 1
+    return x
+
+
+def hold_at_gate(gate: str, x: int) -> int:
+    count_run(x)
+    if x == LONG:
+        tasks.wait_for(gate)
+    elif x == LONG + 1:
+        open_gate(gate)
+    return x
+
+
+def raise_at_gate(gate: str, x: int) -> int:
+    if hold_at_gate(gate, x) == LONG or x % 1000 == 1:
+        raise Odd(x)
+    return x
+
+
+def nap_until_next(x: int) -> int:
+    count_run(x)
+    while x == LONG and not runs[LONG + 1]:
+        time.sleep(0.02)
+    return x
+
+
+def stay_in_native_code(x: int) -> int:
+    count_run(x)
+    if x == LONG:
+        hashlib.pbkdf2_hmac("sha256", b"password", b"salt", 100_000)
+    return x
+
+
+def open_gate(gate: str) -> None:
+    fd = os.open(gate, os.O_WRONLY | os.O_CLOEXEC)
+    os.write(fd, b".")
+    os.close(fd)
+
+
+@pytest.fixture
+def counted() -> None:
+    """Nothing has been run yet."""
+    runs[:] = bytes(len(runs))
+
+
+def unpack(function: Callable[[int], int], x: int, _y: int) -> int:
+    return function(x)
+
+
+def by_starmap(pool: Pool, function: Callable[[int], int]) -> list[int]:
+    return pool.starmap(functools.partial(unpack, function), [(x, -x) for x in range(TINY)])
+
+
+WAYS: dict[str, Way] = {
+    "list": lambda pool, function: pool.map(function, list(range(TINY))),
+    "tuple": lambda pool, function: pool.map(function, tuple(range(TINY))),
+    "range": lambda pool, function: pool.map(function, range(TINY)),
+    "iterator": lambda pool, function: pool.map(function, iter(range(TINY))),
+    "starmap": by_starmap,
+    "imap": lambda pool, function: list(pool.imap(function, range(TINY))),
+    "imap_unordered": lambda pool, function: sorted(pool.imap_unordered(function, iter(range(TINY)))),
+    "map_async": lambda pool, function: pool.map_async(function, range(TINY)).get(),
+    "apply_async": lambda pool, function: [
+        result.get() for result in [pool.apply_async(function, (x,)) for x in range(TINY)]
+    ],
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_items_behind_a_long_one_are_run_by_others_and_once(
+    make_pool: MakePool, counted: None, gate: Gate, way: str
+) -> None:
+    assert WAYS[way](make_pool(), functools.partial(hold_at_gate, gate.path)) == list(range(TINY))
+    assert runs[:TINY] == b"\1" * TINY
+
+
+@pytest.mark.parametrize("function", [nap_until_next, stay_in_native_code])
+@pytest.mark.parametrize("way", ["list", "range", "imap"])
+def test_items_behind_one_that_sleeps_or_cannot_be_interrupted(
+    make_pool: MakePool, counted: None, way: str, function: Callable[[int], int]
+) -> None:
+    assert WAYS[way](make_pool(), function) == list(range(TINY))
+    assert runs[:TINY] == b"\1" * TINY
+
+
+@pytest.mark.parametrize("kind", [range, list, tuple])
+def test_a_long_item_that_raises_fails_alone(make_pool: MakePool, counted: None, gate: Gate, kind: Any) -> None:
+    items = range(TINY) if kind is range else kind(range(TINY))
+    results: list[Any] = make_pool().map(functools.partial(raise_at_gate, gate.path), items, return_exceptions=True)
+    failed = [x for x in items if x == LONG or x % 1000 == 1]
+    assert [x for x, result in enumerate(results) if isinstance(result, Odd)] == failed
+    assert all(result.args == (x,) if isinstance(result, Odd) else result == x for x, result in enumerate(results))
+    assert runs[:TINY] == b"\1" * TINY
+
+
+def test_many_long_ones(make_pool: MakePool) -> None:
+    """Any two let each other go on, in whatever batches they are."""
+    items = [x if x % 500 else -1 for x in range(TINY)]
+    assert make_pool().map(meet_if_negative, items) == items
+
+
+@pytest.mark.parametrize("how", ["exit", "kill", "segfault"])
+@pytest.mark.parametrize("victim", [0, LONG, TINY - 1])
+def test_a_crash_amidst_short_items_is_blamed_on_one(make_pool: MakePool, how: str, victim: int) -> None:
+    function = functools.partial(tasks.die_at, victim, how)
+    results: list[Any] = make_pool().map(function, range(TINY), return_exceptions=True)
+    assert isinstance(results[victim], WorkerDied)
+    assert f"[{victim}]" in str(results[victim]) or str(victim) in str(results[victim])
+    results[victim] = victim * 10
+    assert results == [x * 10 for x in range(TINY)]
+
+
+@pytest.mark.parametrize("items", [range(500), [*range(500)], tuple(range(500)), range(2**70, 2**70 + 500)], ids=str)
+def test_an_iterator_can_be_moved_to_its_end(items: Sequence[int]) -> None:
+    """What a worker's signal handler relies on, in this version of Python."""
+    iterator: Any = iter(items)
+    assert next(iterator) == items[0]
+    assert length_hint(iterator) == 499
+    iterator.__setstate__(sys.maxsize)
+    assert length_hint(iterator) == 0
+    assert list(iterator) == []
+
+
+# --- items that wait for each other, on more workers than cores -----------------------------------------
+
+crowd = multiprocessing.get_context("fork").Barrier(8)
+
+
+def join_if_negative(x: int) -> int:
+    if x < 0:
+        crowd.wait()
+    return x
+
+
+EIGHT = [-1] * 8
+CROWDS = {
+    "at once": [*EIGHT, *range(100)],
+    "after tiny ones": [*range(5000), *EIGHT, *range(100)],
+    "twice": [*range(500), *EIGHT, *range(500), *EIGHT],
+    "scattered": [x if x % 90 else -1 for x in range(8 * 90)],
+}
+
+
+@pytest.mark.parametrize("items", CROWDS.values(), ids=CROWDS)
+@pytest.mark.parametrize("method", ["map", "imap", "imap_unordered"])
+def test_all_workers_are_used_for_items_that_wait_for_each_other(
+    make_pool: MakePool, method: str, items: list[int]
+) -> None:
+    results = getattr(make_pool(8), method)(join_if_negative, iter(items))
+    assert sorted(results) == sorted(items)
+
+
+def test_calls_that_wait_for_each_other(make_pool: MakePool) -> None:
+    pool = make_pool(8)
+    for items in CROWDS.values():
+        results = [pool.apply_async(join_if_negative, (x,)) for x in items]
+        assert [result.get(PATIENCE) for result in results] == items
+
+
+def test_chunks_that_wait_for_each_other(make_pool: MakePool) -> None:
+    items = [*range(300), *[-1, 1, 2] * 8, *range(30)]
+    assert make_pool(8).map(join_if_negative, items, chunksize=3) == items
+
+
+def test_those_who_only_look_get_all_workers(make_pool: MakePool) -> None:
+    """Nobody waits for the result; a caller asks again and again whether it is there."""
+    pool = make_pool(8)
+    result = pool.map_async(join_if_negative, CROWDS["after tiny ones"])
+    deadline = time.monotonic() + PATIENCE
+    while not result.ready():
+        assert time.monotonic() < deadline
+    assert result.get() == CROWDS["after tiny ones"]
+
+
+def test_a_stream_that_nobody_reads_uses_all_workers(make_pool: MakePool, reports: Reports, gate: Gate) -> None:
+    pool = make_pool(8)
+    assert len(pool._pool) == 8
+    stream = pool.imap(functools.partial(tasks.tell_and_hold, reports.path, gate.path), range(100))
+    assert len({line.split()[0] for line in reports.take(8)}) == 8
+    gate.let(100)
+    assert list(stream) == list(range(100))
+
+
+def test_several_calls_at_once_share_the_workers(make_pool: MakePool) -> None:
+    """Each needs half of them at the same time."""
+    pool = make_pool(16)
+    items = [*range(200), *EIGHT, *range(50)]
+    results = [pool.map_async(join_if_negative, items) for _ in range(4)]
+    assert [result.get(PATIENCE) for result in results] == [items] * 4
+
+
+# --- nobody computes for nothing --------------------------------------------------------------------------
+
+
+def cpu_time(pid: int) -> float:
+    """Seconds that a process has computed, by its clock (clock_getcpuclockid(3))."""
+    return time.clock_gettime((~pid << 3) | 2)
+
+
+def test_a_pool_that_idles_or_waits_does_not_compute(
+    start_method: str, make_pool: MakePool, reports: Reports, gate: Gate
+) -> None:
+    pool = make_pool()
+    assert pool.map(tasks.square, range(5000)) == [x * x for x in range(5000)]
+    pids = [process.pid for process in pool._pool]
+    assert [pool.apply(tasks.square, (x,)) for x in range(100)] == [x * x for x in range(100)]
+    before = time.process_time() + sum(map(cpu_time, pids))
+    threading.Event().wait(0.4)
+    long = pool.apply_async(tasks.tell_and_hold, (reports.path, gate.path, 5))
+    reports.next()
+    long.wait(0.4)
+    assert time.process_time() + sum(map(cpu_time, pids)) - before < 0.06
+    gate.let()
+    assert long.get(PATIENCE) == 5
