@@ -301,7 +301,8 @@ CROWDS = {
 def test_all_workers_are_used_for_items_that_wait_for_each_other(
     make_pool: MakePool, method: str, items: list[int]
 ) -> None:
-    results = getattr(make_pool(8), method)(join_if_negative, iter(items))
+    ahead = {} if method == "map" else {"buffersize": len(items)}  # they may be far from each other
+    results = getattr(make_pool(8), method)(join_if_negative, iter(items), **ahead)
     assert sorted(results) == sorted(items)
 
 
