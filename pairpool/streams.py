@@ -46,7 +46,7 @@ class _Gate:
         with self.lock:
             failed = job.hand_out_error()
         if failed is None:
-            error = None if job.ready else job.take_input_error()
+            error = job.take_input_error() if job.is_read else None
             if error is not None:
                 raise error
             raise StopIteration  # the feed has results, or the end

@@ -183,7 +183,6 @@ def in_threads(action: Callable[[], None], count: int) -> None:
         raise errors[0]
 
 
-@pytest.mark.xfail(reason="a look at what is next and taking it are two steps", strict=False)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("count", [2, 4])
 def test_threads_share_a_stream(pool: Pool, method: str, count: int) -> None:
@@ -198,7 +197,6 @@ def test_threads_share_a_stream(pool: Pool, method: str, count: int) -> None:
         assert sorted(results) == list(range(4000))
 
 
-@pytest.mark.xfail(reason="a look at what is next and taking it are two steps", strict=False)
 @pytest.mark.parametrize("method", METHODS)
 def test_threads_share_a_stream_with_exceptions(pool: Pool, method: str) -> None:
     for _ in range(5):
@@ -218,7 +216,6 @@ def test_threads_share_a_stream_with_exceptions(pool: Pool, method: str) -> None
         assert sorted(results) == list(range(1500))
 
 
-@pytest.mark.xfail(reason="the gate has one timeout for all threads", strict=True)
 def test_each_reader_has_its_own_timeout(make_pool: MakePool, reports: Reports, gate: Gate) -> None:
     pool = make_pool(1)
     stream = pool.imap(functools.partial(tasks.tell_and_hold, reports.path, gate.path), range(2))
@@ -306,7 +303,6 @@ def refuse(x: int) -> int:
     return x
 
 
-@pytest.mark.xfail(reason="the chain takes it for the end of the gate", strict=True)
 def test_a_task_that_raises_stop_iteration_does_not_vanish(pool: Pool) -> None:
     """Results after it must not take its place unseen."""
     stream = pool.imap(refuse, range(5))

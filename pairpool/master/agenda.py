@@ -51,6 +51,8 @@ class Agenda:
         if self.broken is not None:
             job.cancel(self.broken)
             return
+        if job in self.unfinished:
+            return
         self.unfinished[job] = None
         if isinstance(job, StreamJob):
             job.is_in_the_way = self._is_in_the_way
@@ -70,6 +72,8 @@ class Agenda:
         chunksize: int | None = None,
     ) -> None:
         """Append a single call, to those before it if no other job stands between."""
+        if target.job is not None or target.has_outcome:
+            return
         last = self.queue[-1] if self.queue else None
         if isinstance(last, Calls) and last.policy == policy and last.sizer.chunksize == chunksize:
             last.add(target, number, args, kwds)

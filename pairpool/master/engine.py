@@ -174,7 +174,7 @@ class Master:
         verdict: list[bool] = []
         self.loop.submit(lambda: verdict.append(question()))
         self.loop.wait(lambda: bool(verdict) or self.loop.ended)
-        return verdict == [True]
+        return verdict[:1] == [True]
 
     def drive_in_background(self) -> None:
         """Have a daemon thread wait for what nobody waits for."""

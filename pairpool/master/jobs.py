@@ -461,9 +461,18 @@ class StreamJob(Job):
         return raised.error  # type: ignore[no-any-return]
 
     @property
+    def is_read(self) -> bool:
+        """Whether the reader has had all results, failures included.
+
+        They are counted, for the job is done a moment before the last of them can be read, and a reader in another
+        thread may look just then.
+        """
+        return self.done and not self.ready and (self.cancelled or self._handed_out >= self._taken)
+
+    @property
     def is_over(self) -> bool:
         """Whether nothing can be yielded any more."""
-        return self.done and not self.ready and self._input_error is None
+        return self.is_read and self._input_error is None
 
     def has_at_least(self, count: int) -> bool:
         return not self._exhausted and (not isinstance(self._items, range) or len(self._items) >= count)

@@ -60,7 +60,7 @@ class Loop:
     """An epoll loop that is driven by the threads that wait for something.
 
     Attributes:
-        inbox: actions for the leader, from any thread.
+        inbox: actions for the leader, from any thread; to run one twice does no harm.
         later: callbacks, run between two packets.
         finished: pools of calls that have ended. The last reference to a pool ends it, so it is let go of where
             callbacks are run, and not in the midst of a packet.
@@ -263,7 +263,7 @@ class Loop:
         self._depth += 1
         try:
             while self.inbox:
-                self.inbox.popleft()()
+                self._take_action(self.inbox[0])
             at_most = self._work.prepare(timeout != 0)
             self.run_later()
             if self._followers:
@@ -287,6 +287,16 @@ class Loop:
             self._depth -= 1
         if self._followers:
             self._tell_followers(hand_over=False)
+
+    def _take_action(self, action: Callable[[], object]) -> None:
+        """Run the first action of the inbox, and take it out; one that an interrupt cuts short is run once more."""
+        try:
+            action()
+        except Exception:
+            self.inbox.popleft()
+            raise
+        if self.inbox and self.inbox[0] is action:
+            self.inbox.popleft()
 
     def _poll(self, timeout: float) -> list[tuple[int, int]]:
         """The events there are, or the first to come; looks without sleeping where the last wait was short."""
