@@ -112,8 +112,9 @@ class _Feed:
 class IMapIterator(chain[R]):
     """Results as they come (`imap_unordered`) or in the order of the input (`imap`).
 
-    An item's exception is raised in its place, and the iteration can go on after it. Dropping a half-used iterator
-    ends the rest of the call; one that was never used lets the call run to its end.
+    An item's exception is raised in its place, and the iteration can go on after it; a StopIteration, which would end
+    it, as the cause of a RuntimeError, as in generators (PEP 479). Dropping a half-used iterator ends the rest of the
+    call; one that was never used lets the call run to its end.
     """
 
     _feed: _Feed

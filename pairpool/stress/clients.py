@@ -238,12 +238,10 @@ def _read(stream: Iterator[Any], count: int) -> Iterator[Any]:
     for _ in range(count + 1):
         try:
             outcome = next(stream)
-        except StopIteration as end:
-            if not end.args:
-                return
-            outcome = end  # a task's own
+        except StopIteration:
+            return
         except BaseException as error:
-            outcome = error
+            outcome = error.__cause__ if isinstance(error.__cause__, StopIteration) else error  # a task's own
         yield outcome
 
 
