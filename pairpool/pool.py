@@ -76,6 +76,7 @@ class Pool:
 
     Args:
         processes: how many workers; by default as many as this process may use cores (affinity and cgroup quota).
+            The pool opens when two a core are there; `resize` waits for all.
         initializer: called in every worker before its first task, with `initargs`.
         initargs: arguments of the initializer.
         maxtasksperchild: tasks after which a worker is replaced by a fresh one; None for never.

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import functools
 import sys
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 __all__ = ["is_plain"]
 
 SMALL = 32 * 1024
 """Bytes from which on an array goes by itself: to pickle it is little work beside the copies."""
+
+_NAMEABLE = (type, FunctionType, BuiltinFunctionType)
 
 
 def is_plain(thing: Any) -> bool:
@@ -27,10 +30,7 @@ def is_plain(thing: Any) -> bool:
         return thing.isbuiltin == 1 and not thing.hasobject
     if isinstance(thing, numpy.generic):
         return kind.__module__ == "numpy" and thing.dtype.isbuiltin == 1 and not thing.dtype.hasobject
-    try:
-        return thing in _named(numpy)
-    except TypeError:
-        return False  # it has no hash
+    return isinstance(thing, _NAMEABLE) and thing in _named(numpy)
 
 
 @functools.cache
