@@ -40,7 +40,7 @@ PATIENCE_NS = 200_000
 MANY_FROM = 64
 """Items that count as many."""
 
-PROBE_NS = 2_000_000
+PROBE_NS = 10_000_000
 """After this long without a result, the number of workers that may try a call's first items doubles."""
 
 MAX_ITEMS = 1 << 15

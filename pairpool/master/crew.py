@@ -31,7 +31,7 @@ __all__ = ["LATELY", "Crew", "Member"]
 AHEAD_AMONG = 64
 """Workers among which such batches are spread."""
 
-LATELY = 0.002
+LATELY = 0.010
 """Seconds for which a worker counts as one that will soon be done."""
 
 LOOK_AT = 8
