@@ -20,15 +20,18 @@ if TYPE_CHECKING:
     from pairpool.kernel import cpu_allowance
     from pairpool.pool import Pool
     from pairpool.results import AsyncResult, MapResult
-    from pairpool.status import PoolStatus, WorkerStatus
+    from pairpool.status import CallStatus, FailureStatus, PoolStatus, WorkerStatus
     from pairpool.streams import IMapIterator
+    from pairpool.wire.reporting import progress
     from pairpool.wire.segments import Shared
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AsyncResult",
+    "CallStatus",
     "CancelledError",
+    "FailureStatus",
     "IMapIterator",
     "InitializerFailed",
     "LargeCaptureWarning",
@@ -41,11 +44,14 @@ __all__ = [
     "WorkerDied",
     "WorkerStatus",
     "cpu_allowance",
+    "progress",
 ]
 
 _HOMES = {
     "AsyncResult": "results",
+    "CallStatus": "status",
     "CancelledError": "errors",
+    "FailureStatus": "status",
     "IMapIterator": "streams",
     "InitializerFailed": "errors",
     "LargeCaptureWarning": "errors",
@@ -58,6 +64,7 @@ _HOMES = {
     "WorkerDied": "errors",
     "WorkerStatus": "status",
     "cpu_allowance": "kernel",
+    "progress": "wire.reporting",
 }
 
 

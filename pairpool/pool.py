@@ -17,6 +17,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pairpool import inheritance, kernel
@@ -27,6 +28,7 @@ from pairpool.arguments import (
     check_processes,
     check_seconds,
     gather,
+    length_of,
     make_policy,
 )
 from pairpool.master import blame
@@ -36,7 +38,7 @@ from pairpool.master.jobs import Calls, MapJob, Policy, StreamJob
 from pairpool.memory import parse_size, usage_of
 from pairpool.results import AsyncResult, MapResult
 from pairpool.streams import IMapIterator
-from pairpool.wire.board import Board
+from pairpool.wire.board import Board, PoolWord
 from pairpool.worker import Mode, WorkerBody
 from pairpool.zygote import DirectZygote, ForkedZygote, FreshZygote, Zygote
 
@@ -50,7 +52,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 RUN, CLOSE, TERMINATE = "RUN", "CLOSE", "TERMINATE"
-START_METHODS = ("fork", "forkserver", "direct")
+START_METHODS = PoolWord.METHODS
 SLOTS = 4096
 DESCRIPTORS_EACH = 4
 DESCRIPTORS_BESIDE = 16
@@ -162,6 +164,7 @@ class Pool:
         start_timeout: float | None,
     ) -> Master:
         board_number, board = Board.create(max(SLOTS, 2 * self._processes), self._name, time.monotonic_ns())
+        board.pool[PoolWord.METHOD] = PoolWord.METHODS.index(self._start_method)
         board_fd = kernel.Descriptor(board_number)
         stacks = kernel.Descriptor(kernel.memfd("pairpool-stacks", 0))
         kernel.own(board_fd)
@@ -459,10 +462,13 @@ class Pool:
         chunksize = self._chunksize if chunksize is None else check_chunksize(chunksize)
         buffersize = check_buffersize(buffersize)
         items = iterable if type(iterable) is range else iter(iterable)
+        total = length_of(iterable)
         if not callable(func):
             raise TypeError(f"{type(func).__name__!r} object is not callable")
         function = self._master.functions.get(func)
-        job = StreamJob(function, Mode.MAP, items, chunksize, ordered=ordered, buffersize=buffersize, policy=policy)
+        job = StreamJob(
+            function, Mode.MAP, items, chunksize, ordered=ordered, buffersize=buffersize, policy=policy, total=total
+        )
         iterator: IMapIterator[R] = IMapIterator.of(self, self._master, job, return_exceptions=return_exceptions)
         try:
             self._master.submit_job(job)
@@ -522,11 +528,8 @@ class Pool:
 
     def status(self) -> PoolStatus:
         """What the pool and each worker are doing, read from the status board without disturbing them."""
-        from pairpool import snapshot
-
         kernel.require_owner(self._master.identity)
-        self._master.loop.poke()
-        return snapshot.take(self._master, self._name, self._state, self._start_method)
+        return replace(self._master.status(), state=self._state)
 
     def close(self) -> None:
         """Take no more calls; those there are run to their ends."""

@@ -16,19 +16,20 @@ import signal
 import sys
 import time
 import traceback
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from operator import length_hint
 from typing import Any, NamedTuple
 
 from pairpool import inheritance, kernel
 from pairpool.failures import Failure, Fault, describe_failure, missing_module, safe
-from pairpool.wire import lanes, segments
+from pairpool.wire import lanes, reporting, segments
 from pairpool.wire.board import NOTHING, Board, Slot, State, Word
 from pairpool.wire.channel import INLINE_LIMIT, Buffer, Channel, Header, Kind, Lost
 from pairpool.wire.codec import BULK, EACH, Codec, Encoded, each_item, load_all, load_item
 from pairpool.wire.lanes import KEPT, LaneReader, Lanes, Memory
 
-__all__ = ["HURRY", "STACK_ROOM", "Flag", "Mode", "Worker", "WorkerBody"]
+__all__ = ["HURRY", "STACK_ROOM", "Flag", "Mode", "Stamps", "Worker", "WorkerBody"]
 
 STACK_ROOM = 1 << 20
 """Bytes of the stacks memfd that belong to one slot; only touched pages take memory."""
@@ -52,6 +53,7 @@ class Flag:
     PARTIAL = 16  # a report of what is finished, while a later item of the batch runs
     SPIN = 32  # a core is free: look for the next packet before sleeping
     TIMED = 8  # each item's start goes on the board, for it has a time limit
+    STAMPED = 64  # of a batch: send each item's start along; of a report: the payload begins with them
 
 
 class Mode:
@@ -64,6 +66,33 @@ class Mode:
 
 HURRY = signal.SIGURG
 """Asks a worker to report what is finished of its batch. By default it is ignored: programs that a task runs do so."""
+
+
+class Stamps(NamedTuple):
+    """When the items of a batch were begun, in monotonic ns."""
+
+    began: int
+    """When the worker had the packet."""
+    starts: list[int]
+    ended: int
+    """When the last item was over."""
+
+    def lengths(self) -> list[int]:
+        """How long each item took."""
+        return [after - start for start, after in zip(self.starts, [*self.starts[1:], self.ended], strict=True)]
+
+    def pack(self) -> bytes:
+        return array("Q", (self.began, *self.starts, self.ended)).tobytes()
+
+    @classmethod
+    def unpack(cls, content: memoryview) -> Stamps:
+        began, *starts, ended = content.cast("Q").tolist()
+        return cls(began, starts, ended)
+
+    @staticmethod
+    def size(items: int) -> int:
+        """Bytes of those of so many items."""
+        return 8 * (items + 2)
 
 
 class _Broken(NamedTuple):
@@ -98,6 +127,7 @@ class Worker:
         self.lanes = Lanes()
         lanes.memory = Memory(KEPT)
         self.failures: list[Failure] = []
+        self._stamps: list[int] = []  # starts of the items of this batch that were not reported
         self._running: tuple[Header, list[Any]] | None = None
         self._reported = 0
         self._remaining: Any = None  # the items of a batch of short ones that were not begun
@@ -113,6 +143,7 @@ class Worker:
             packet = receive()
             if not self._initialize():
                 return 1
+            self.words[Word.READY] = time.monotonic_ns()
             while True:
                 header, payload, fds = packet
                 if header.kind == batch:
@@ -223,6 +254,7 @@ class Worker:
             words[Word.STARTED] = time.monotonic_ns()
         words[Word.STATE] = State.RUNNING
         self._reported = 0
+        self._stamps.clear()
         if self._knows_functions(header, items):
             self._running = header, values
             if isinstance(items, _Loaded):
@@ -231,11 +263,12 @@ class Worker:
                 self._run(self._plain(header), items, header, values)
         self._running = None
         del items
+        ended = time.monotonic_ns()
         if timed:
-            words[Word.STARTED] = time.monotonic_ns()
+            words[Word.STARTED] = ended
         words[Word.STATE] = State.SAVING
         words[Word.ITEM] = NOTHING
-        self._report(header, values, began)
+        self._report(header, values, began, ended)
         words[Word.STATE] = State.IDLE
 
     def _load(self, header: Header, payload: memoryview, fds: list[int]) -> Any:
@@ -312,7 +345,7 @@ class Worker:
 
     def _run(self, function: Any, items: Sequence[Any], header: Header, values: list[Any]) -> None:
         """Run the items in order; one value each is appended, None for a failure."""
-        timed = bool(header.flags & Flag.TIMED)
+        timed = bool(header.flags & (Flag.TIMED | Flag.STAMPED))
         remaining = iter(items)
         loop = _run_timed if timed or header.items <= TIMED_UP_TO else _run_limited
         if header.items >= SHORT_FROM and not timed:
@@ -321,7 +354,7 @@ class Worker:
             loop = _run_short
         while True:
             try:
-                loop(function, remaining, self.words, header.first + len(values), values)
+                loop(function, remaining, self.words, header.first + len(values), values, self._stamps)
                 break
             except BaseException as error:
                 taken = len(items) - length_hint(remaining)
@@ -365,7 +398,7 @@ class Worker:
         reply = Header(
             Kind.RESULT, flags=Flag.PARTIAL, batch=header.batch, first=header.first, items=len(finished)
         )
-        self._send(reply, encoded, failures)
+        self._send(reply, encoded, failures, self._take_stamps(header, len(finished), 0, 0))
         self._reported = len(values)
         values[done:] = [None] * len(finished)
 
@@ -377,7 +410,17 @@ class Worker:
         self._remaining.__setstate__(sys.maxsize)
         self.words[Word.BOUND] = header.first + header.items - left
 
-    def _report(self, header: Header, values: list[Any], began: int) -> None:
+    def _take_stamps(self, header: Header, count: int, began: int, ended: int) -> Stamps | None:
+        """The starts of the first `count` items that were not reported, if they are worth sending.
+
+        A batch of many short items has none; of a single one the time of the batch says as much.
+        """
+        starts, self._stamps = self._stamps[:count], self._stamps[count:]
+        if not count or len(starts) < count or (count == 1 and began and not header.flags & Flag.STAMPED):
+            return None
+        return Stamps(began or starts[0], starts, self._stamps[0] if self._stamps else ended or time.monotonic_ns())
+
+    def _report(self, header: Header, values: list[Any], began: int, ended: int) -> None:
         failures, self.failures = self.failures, []
         if self._reported:
             del values[: self._reported]
@@ -394,8 +437,9 @@ class Worker:
             if stream is not None:
                 _flush(stream)
         reply = Header(Kind.RESULT, batch=header.batch, first=header.first, items=count, nanoseconds=took)
+        stamps = self._take_stamps(header, count, began, ended)
         try:
-            self._send(reply, encoded, failures)
+            self._send(reply, encoded, failures, stamps)
         except (OSError, MemoryError) as error:
             self._send(reply, None, [self._lost_result(offset, error) for offset in range(count)])
 
@@ -418,11 +462,17 @@ class Worker:
             values, fail, mark=mark, may_go_by_value=bool(header.flags & Flag.BY_VALUE)
         )
 
-    def _send(self, reply: Header, encoded: Encoded | None, failures: list[Failure]) -> None:
-        """Send a report; the failures come first, so that values can be read in place."""
+    def _send(
+        self, reply: Header, encoded: Encoded | None, failures: list[Failure], stamps: Stamps | None = None
+    ) -> None:
+        """Send a report; stamps and failures come first, so that values can be read in place."""
         first = pickle.dumps([tuple(failure) for failure in failures], 5) if failures else b""
         pieces: list[Buffer] = [first] if first else []
         size = len(first)
+        if stamps is not None:
+            pieces.insert(0, stamps.pack())
+            size += len(pieces[0])
+            reply = reply._replace(flags=reply.flags | Flag.STAMPED)
         if encoded is not None:
             pieces += encoded.pieces
             size += encoded.size
@@ -452,12 +502,13 @@ class Worker:
 
 
 def _run_timed(
-    function: Any, remaining: Iterator[Any], words: memoryview, index: int, values: list[Any]
+    function: Any, remaining: Iterator[Any], words: memoryview, index: int, values: list[Any], stamps: list[int]
 ) -> None:
     """Items so long that each one's start is on the board, too."""
     item_word, limit, started, clock = Word.ITEM, Word.LIMIT, Word.STARTED, time.monotonic_ns
     for item in remaining:
-        words[started] = clock()  # before the index: an item must never be seen with the start of the one before it
+        words[started] = start = clock()  # before the index: no item must be seen with the start of the one before it
+        stamps.append(start)
         words[item_word] = index
         if index >= words[limit]:
             return
@@ -466,7 +517,7 @@ def _run_timed(
 
 
 def _run_limited(
-    function: Any, remaining: Iterator[Any], words: memoryview, index: int, values: list[Any]
+    function: Any, remaining: Iterator[Any], words: memoryview, index: int, values: list[Any], _stamps: list[int]
 ) -> None:
     """Items of which the master may take back those behind the one that runs, at any time."""
     item_word, limit = Word.ITEM, Word.LIMIT
@@ -479,7 +530,7 @@ def _run_limited(
 
 
 def _run_short(
-    function: Any, remaining: Iterator[Any], words: memoryview, index: int, values: list[Any]
+    function: Any, remaining: Iterator[Any], words: memoryview, index: int, values: list[Any], _stamps: list[int]
 ) -> None:
     """Items so short that looking at the limit would cost as much: if one is long after all, a signal ends the loop.
 
@@ -541,6 +592,7 @@ class WorkerBody(NamedTuple):
         slot.clear()
         slot.words[Word.PID] = os.getpid()
         slot.words[Word.BORN] = time.monotonic_ns()
+        reporting.become_reporter(self.board, number)
         _catch_faults(self.stacks, number)
         inheritance.become_pool_worker(serial, self.master)
         worker = Worker(channel, slot, self.initializer, self.initargs)

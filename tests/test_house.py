@@ -27,7 +27,6 @@ FLOORS: dict[str, int] = {
     "pairpool.pool": 5,
     "pairpool.results": 5,
     "pairpool.streams": 5,
-    "pairpool.snapshot": 5,
     "pairpool.cli": 6,
     "pairpool.dask": 6,
     "pairpool.joblib": 6,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from operator import itemgetter
 from typing import Any
 
+from pairpool.master.accounts import Accounts
 from pairpool.master.functions import Functions
 from pairpool.master.jobs import PLAIN, Batch, Calls, Job, Policy, StreamJob, Target
 from pairpool.worker import Mode
@@ -24,6 +25,7 @@ class Agenda:
         functions: the functions that the jobs use.
         forget: called with numbers of functions that no job uses any more.
         is_in_the_way: whether the input of a stream must not be read now.
+        accounts: told what begins and what ends.
 
     Attributes:
         queue: jobs that may have something to send.
@@ -36,8 +38,10 @@ class Agenda:
         functions: Functions,
         forget: Callable[[list[int]], None],
         is_in_the_way: Callable[[object], bool],
+        accounts: Accounts,
     ) -> None:
         self.functions = functions
+        self._accounts = accounts
         self._forget = forget
         self._is_in_the_way = is_in_the_way
         self.queue: deque[Job] = deque()
@@ -53,6 +57,7 @@ class Agenda:
             return
         if job in self.unfinished:
             return
+        self._accounts.began(job, not self.unfinished)
         self.unfinished[job] = None
         if isinstance(job, StreamJob):
             job.is_in_the_way = self._is_in_the_way
@@ -128,6 +133,8 @@ class Agenda:
 
     def _hand_over(self, batch: Batch, values: list[Any], failed: dict[int, BaseException]) -> None:
         job = batch.job
+        if batch.number in job.open and not job.cancelled:
+            self._accounts.ended(batch, failed)
         if job.function is None and batch.number in job.open:
             for number, uses in Counter(map(_number_of, batch.items)).items():
                 self._release(number, uses)
@@ -175,6 +182,7 @@ class Agenda:
         """Let go of a job if all its items have ended."""
         if job.done and job in self.unfinished:
             del self.unfinished[job]
+            self._accounts.settled(job, len(self.unfinished))
             if job in self.queue:
                 self.queue.remove(job)
             if job.function is not None:

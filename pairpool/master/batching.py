@@ -78,6 +78,11 @@ class Sizer:
         return self._may_grow and 4 * self._bytes * self._size <= MAX_BYTES
 
     @property
+    def item_ns(self) -> float:
+        """What an item of the last batch took; 0 before any came back."""
+        return self._item_ns
+
+    @property
     def is_known(self) -> bool:
         """Whether any batch has come back."""
         return self._item_ns > 0

@@ -14,7 +14,7 @@ from pairpool.memory import OomCounter, format_size
 from pairpool.wire.board import State, Word
 from pairpool.wire.channel import Header
 from pairpool.wire.codec import EACH, each_item, load_all, load_item
-from pairpool.worker import STACK_ROOM, Flag
+from pairpool.worker import STACK_ROOM, Flag, Stamps
 
 if TYPE_CHECKING:
     from pairpool.master.crew import Member
@@ -33,7 +33,7 @@ __all__ = [
     "terminated",
 ]
 
-Outcome = tuple[list[Any], dict[int, BaseException], list[Failure]]
+Outcome = tuple[list[Any], dict[int, BaseException], list[Failure], Stamps | None]
 
 _DOING = {
     State.LOADING: "unpickling the argument of",
@@ -44,8 +44,12 @@ _DOING = {
 
 
 def read_outcome(header: Header, content: memoryview) -> Outcome:
-    """The values, the errors by offset, and the failures for want of something that may go by value."""
+    """The values, the errors by offset, the failures for want of something that may go by value, and the stamps."""
     failures: list[Failure] = []
+    stamps = None
+    if header.flags & Flag.STAMPED:
+        size = Stamps.size(header.items)
+        stamps, content = Stamps.unpack(content[:size]), content[size:]
     if header.flags & Flag.FAILURES:
         failures = [Failure(*one) for one in pickle.loads(content[: header.split])]
         content = content[header.split :]
@@ -69,7 +73,7 @@ def read_outcome(header: Header, content: memoryview) -> Outcome:
                 failed[offset] = error
     for failure in failures:
         failed[failure.offset] = error_of(failure)
-    return values, failed, [one for one in failures if one.missing is not None]
+    return values, failed, [one for one in failures if one.missing is not None], stamps
 
 
 def error_of(failure: Failure) -> BaseException:
@@ -111,7 +115,7 @@ class Death:
     """
 
     def __init__(self, member: Member, stacks: int, oom: OomCounter) -> None:
-        self._member = member
+        self.member = member
         words = member.slot.words
         self.state = words[Word.STATE]
         self.batch = words[Word.BATCH]
@@ -134,7 +138,7 @@ class Death:
     @property
     def reason(self) -> str:
         text = kernel.describe_status(self.status)
-        return f"{text}, sent by the pool" if self._member.doom is not None else text
+        return f"{text}, sent by the pool" if self.member.doom is not None else text
 
     @property
     def is_from_outside(self) -> bool:
@@ -147,14 +151,14 @@ class Death:
 
     def _explain(self, oom: OomCounter) -> tuple[str, str]:
         """The likely cause, and what to do."""
-        doom = self._member.doom
+        doom = self.member.doom
         if doom is not None:
             return doom.cause, doom.advice
         if self.went_with_zygote:
             return "the zygote, which forks the workers, was ended, and takes all its workers with it", _ADVICE_RETRY
         number = self.signal
         if number == signal.SIGKILL and oom.advanced():
-            return _out_of_memory(self._member.slot.words[Word.RSS], oom.limit()), _ADVICE_MEMORY
+            return _out_of_memory(self.member.slot.words[Word.RSS], oom.limit()), _ADVICE_MEMORY
         if number in _SENT:
             return f"killed from outside: somebody sent it {signal.Signals(number).name}", _ADVICE_RETRY
         if number:
@@ -183,7 +187,7 @@ class Death:
         from pairpool.errors import TaskTimeout, WorkerDied
 
         doing = _DOING.get(self.state, "running")
-        member, doom = self._member, self._member.doom
+        member, doom = self.member, self.member.doom
         stack = self.stack if doom is None else self.stack.partition("\n\n")[2]  # without the words on SIGABRT
         if doom is not None and doom.limit:
             return TaskTimeout(function, index, doom.limit, member.number, member.pid, arguments, stack, doing)
@@ -205,11 +209,11 @@ class Death:
     @property
     def doom(self) -> Doom | None:
         """Why the master ended it, if it did."""
-        return self._member.doom
+        return self.member.doom
 
     @property
     def who(self) -> str:
-        return f"worker {self._member.number} (pid {self._member.pid})"
+        return f"worker {self.member.number} (pid {self.member.pid})"
 
     def __str__(self) -> str:
         return f"{self.who} ended with {self.reason}"

@@ -14,6 +14,7 @@ from typing import Any
 from pairpool import kernel
 from pairpool.failures import Failure, Fault
 from pairpool.master import blame
+from pairpool.master.accounts import Accounts
 from pairpool.master.agenda import Agenda
 from pairpool.master.batching import MANY_FROM, PATIENCE_NS
 from pairpool.master.crew import LATELY, Crew, Member
@@ -86,8 +87,10 @@ class Dealer:
         maxtasks: int | None,
         hooks: Hooks,
         shares: Shares,
+        accounts: Accounts,
     ) -> None:
         self._shares = shares
+        self._accounts = accounts
         self._agenda = agenda
         self._crew = crew
         self._overseer = overseer
@@ -206,9 +209,10 @@ class Dealer:
         assert encoded is not None
         functions = self.functions_of(batch)
         if not member.held:
-            crew.begin(member, batch, time.monotonic())
+            self._begin(member, batch)
         member.held.append(batch)
-        flags = Flag.SPIN if crew.has_a_core_free() else 0
+        batch.worker = member.number
+        flags = (Flag.SPIN if crew.has_a_core_free() else 0) | (Flag.STAMPED if self._accounts.trace else 0)
         by_value = encoded.by_value or any(function.by_value for function in functions)
         timeout = job.policy.timeout
         if timeout is not None:
@@ -247,6 +251,11 @@ class Dealer:
         if member.wants_room:
             self._loop.watch_for_room(member.channel.fileno(), True)
         crew.place(member)
+
+    def _begin(self, member: Member, batch: Batch) -> None:
+        """A batch is now the one that its worker runs."""
+        self._crew.begin(member, batch, time.monotonic())
+        self._accounts.begun(member, batch)
 
     def functions_of(self, batch: Batch) -> list[Function]:
         """The functions that a batch needs."""
@@ -312,7 +321,7 @@ class Dealer:
         batch = member.held[0]
         assert batch.number == header.batch, "a worker reported a batch that it does not hold"
         job, count = batch.job, header.items
-        outcome: blame.Outcome = ([], {}, [])
+        outcome: blame.Outcome = ([], {}, [], None)
 
         def use(content: memoryview) -> None:
             nonlocal outcome
@@ -321,7 +330,8 @@ class Dealer:
         member.content(header, payload, fds, use)
         if self._loop.ended:
             return  # by the caller's own code, while it was unpickled
-        values, failed, missing = outcome
+        values, failed, missing, stamps = outcome
+        self._accounts.ran(member, batch, header, stamps, failed)
         if header.flags & Flag.PARTIAL:
             self._on_partial(batch, count, values, failed, missing)
             return
@@ -365,7 +375,7 @@ class Dealer:
         if self._overseer.is_too_large(member):
             member.retiring = True
         if member.held:
-            crew.begin(member, member.held[0], time.monotonic())
+            self._begin(member, member.held[0])
         elif member.retiring:
             self._hooks.retire(member)
         crew.place(member)

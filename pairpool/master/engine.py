@@ -17,6 +17,7 @@ from typing import Any
 
 from pairpool import kernel
 from pairpool.master import blame
+from pairpool.master.accounts import Accounts, Trace
 from pairpool.master.agenda import Agenda
 from pairpool.master.cancellation import Cancellation
 from pairpool.master.crew import Crew, Member
@@ -27,6 +28,8 @@ from pairpool.master.loop import Driver, Loop
 from pairpool.master.nursery import Nursery
 from pairpool.master.overseer import Overseer
 from pairpool.master.shares import Shares
+from pairpool.status import PoolStatus
+from pairpool.wire import snapshot
 from pairpool.wire.board import Board
 from pairpool.wire.codec import Codec
 from pairpool.zygote import Zygote
@@ -48,6 +51,7 @@ class Master:
         has_initializer: whether workers report when they are ready.
         memory_limit: private bytes that a worker may have beyond what it inherited; None for any number.
         start_timeout: seconds that the initializer may take; None for any time.
+        trace: what writes a trace, if somebody wants one; owned from here on.
     """
 
     def __init__(
@@ -61,9 +65,9 @@ class Master:
         has_initializer: bool,
         memory_limit: int | None = None,
         start_timeout: float | None = None,
+        trace: Trace | None = None,
     ) -> None:
         self.identity = kernel.Identity()
-        self.created = time.monotonic_ns()
         self.board = board
         self._owned = (board_fd, stacks)
         self.nursery = Nursery(make_zygote, processes, has_initializer, board, stacks)
@@ -76,13 +80,26 @@ class Master:
         self.functions = Functions(codec)
         self.crew = Crew()
         self.overseer = Overseer(self.crew, memory_limit, start_timeout)
-        self.agenda = Agenda(self.functions, self._forget, self.loop.is_in_the_way)
+        self.accounts = Accounts(board, self.functions, trace)
+        self.agenda = Agenda(self.functions, self._forget, self.loop.is_in_the_way, self.accounts)
         self.shares = Shares(self.agenda, self.crew, self.loop, codec)
         self._dealer = Dealer(
-            self.agenda, self.crew, self.overseer, self.loop, codec, board, maxtasks, self.nursery, self.shares
+            self.agenda,
+            self.crew,
+            self.overseer,
+            self.loop,
+            codec,
+            board,
+            maxtasks,
+            self.nursery,
+            self.shares,
+            self.accounts,
         )
-        self.nursery.join(self.agenda, self.crew, self.overseer, self.loop, codec, self._dealer)
+        self.nursery.join(
+            self.agenda, self.crew, self.overseer, self.loop, codec, self._dealer, self.accounts
+        )
         self._cancellation = Cancellation(self.agenda, self.crew, self.overseer)
+        self._last_status: PoolStatus | None = None
         self._driver: Driver | None = None
         self._driver_lock = threading.Lock()
 
@@ -98,6 +115,7 @@ class Master:
             left = overseer.at - time.monotonic()
             if left <= 0:
                 overseer.look()
+                self.write_board()
                 self.nursery.want_spare()
                 left = overseer.at - time.monotonic()
         else:
@@ -107,6 +125,19 @@ class Master:
         elif self.crew.watched or lacking:
             left = min(left, WATCH_EVERY)
         return max(0.0, left) if left < math.inf else -1.0
+
+    def write_board(self) -> None:
+        """Have the board show what only the leader knows of calls and of items that run for long."""
+        self.accounts.refresh(self.agenda.unfinished)
+        self.accounts.describe(self.crew)
+
+    def status(self) -> PoolStatus:
+        """A snapshot; of a pool that has ended, the last one, without workers."""
+        if self._last_status is not None:
+            return self._last_status
+        self.loop.submit(self.write_board)
+        self.loop.poke()
+        return snapshot.take(self.board, time.monotonic_ns())
 
     def before_leaving(self) -> None:
         """The leader has what it waited for: see to it that workers have enough to do until somebody comes back."""
@@ -220,6 +251,7 @@ class Master:
 
         def action() -> None:
             self.nursery.is_closing = True
+            self.accounts.closing()
             self.nursery.retire_all()
 
         self.loop.submit(action)
@@ -268,6 +300,8 @@ class Master:
         self.shares.close()
         self.nursery.close()
         self.loop.close()
+        self.accounts.close()
+        self._last_status = snapshot.take(self.board, time.monotonic_ns())
         for thing in self._owned:
             kernel.disown(thing)
             thing.close()

@@ -59,6 +59,7 @@ class Batch:
         "since",
         "solo",
         "targets",
+        "worker",
     )
 
     def __init__(self, job: Job, first: int, items: Sequence[Any], targets: list[Target] | None = None) -> None:
@@ -77,6 +78,7 @@ class Batch:
         self.limited_at = 0.0
         self.hurry_at = 0.0  # when its worker is asked next to report what is finished of it
         self.hurried = 0  # how often it was asked
+        self.worker: int | None = None  # number of the worker that it was given to last
         job.open[self.number] = self
 
     @property
@@ -89,6 +91,7 @@ class Batch:
             self.job, self.first + start, self.items[start:stop], self.targets and self.targets[start:stop]
         )
         batch.by_value = self.by_value
+        batch.worker = self.worker
         batch.solo = self.solo
         return batch
 
@@ -136,7 +139,17 @@ PLAIN = Policy()
 
 
 class Job(ABC):
-    """One call. Subclasses say where items come from and where results go."""
+    """One call. Subclasses say where items come from and where results go.
+
+    Attributes:
+        number: among all calls of the pool.
+        began: monotonic ns when it was made.
+        ended: items that have ended, failed ones included.
+        failed: items that ended with an exception.
+    """
+
+    kind: str
+    """What views call it."""
 
     def __init__(self, function: Function | None, mode: int, chunksize: int | None, policy: Policy = PLAIN) -> None:
         self.function = function
@@ -148,6 +161,17 @@ class Job(ABC):
         self.again: deque[Batch] = deque()
         self.open: dict[int, Batch] = {}
         self.cancelled = False
+        self.number = self.began = self.ended = self.failed = 0
+
+    @property
+    @abstractmethod
+    def total(self) -> int | None:
+        """How many items it has; None where that is not known."""
+
+    @property
+    @abstractmethod
+    def handed_in(self) -> int:
+        """How many items it is known to have until now."""
 
     def take(self, workers: int, at_most: int) -> Batch | None:
         """The next batch to send, or None if there is none now. May run the caller's own iterator."""
@@ -244,6 +268,8 @@ class MapJob(Job):
         finish: called once with success and value, when all items have ended.
     """
 
+    kind = "map"
+
     def __init__(
         self,
         function: Function,
@@ -266,6 +292,12 @@ class MapJob(Job):
         self._errors: dict[int, BaseException] = {}
         self._input_error = input_error
         self._finish: Callable[[bool, Any], None] | None = finish
+
+    @property
+    def total(self) -> int:
+        return self._length
+
+    handed_in = total
 
     @property
     def has_more(self) -> bool:
@@ -323,6 +355,8 @@ class MapJob(Job):
 class Calls(Job):
     """Single calls that were submitted one after the other; each has a result object of its own."""
 
+    kind = "apply"
+
     def __init__(self, mode: int, policy: Policy = PLAIN, chunksize: int | None = None) -> None:
         super().__init__(None, mode, chunksize, policy)
         self._waiting: deque[tuple[Target, tuple[int, Any, Any]]] = deque()
@@ -340,6 +374,12 @@ class Calls(Job):
         """Append a call whose outcome goes to `target`."""
         target.job = self
         self._waiting.append((target, (number, args, kwds)))
+
+    @property
+    def total(self) -> int:
+        return self._next + len(self._waiting)
+
+    handed_in = total
 
     @property
     def has_more(self) -> bool:
@@ -394,7 +434,10 @@ class StreamJob(Job):
 
     Args:
         buffersize: items that may be taken and not yet yielded; None for a bound that follows the size of batches.
+        total: how many items there are, where that is known.
     """
+
+    kind = "imap"
 
     def __init__(
         self,
@@ -406,8 +449,10 @@ class StreamJob(Job):
         ordered: bool,
         buffersize: int | None,
         policy: Policy = PLAIN,
+        total: int | None = None,
     ) -> None:
         super().__init__(function, mode, chunksize, policy)
+        self._total = total
         self._items = items
         self._ordered = ordered
         self._buffersize = buffersize
@@ -426,6 +471,14 @@ class StreamJob(Job):
         self.handed: Iterator[Any] = iter(())
         """The results that the reader is at."""
         self._handed_out = 0
+
+    @property
+    def total(self) -> int | None:
+        return self._taken if self._exhausted else self._total
+
+    @property
+    def handed_in(self) -> int:
+        return self._taken if self._exhausted or self._total is None else self._total
 
     @property
     def has_more(self) -> bool:

@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable
 
 from pairpool import kernel
-from pairpool.failures import short_call, short_repr
 from pairpool.master import blame
+from pairpool.master.accounts import Accounts, arguments_of
 from pairpool.master.agenda import Agenda
 from pairpool.master.crew import Crew, Member
 from pairpool.master.dealer import Dealer, Hooks
@@ -20,7 +20,6 @@ from pairpool.memory import OomCounter
 from pairpool.wire.board import Board, State, Word
 from pairpool.wire.channel import Header, Kind, Lost
 from pairpool.wire.codec import Birth, Codec
-from pairpool.worker import Mode
 from pairpool.zygote import Spawned, SpawnFailed, Zygote
 
 __all__ = ["Nursery"]
@@ -57,14 +56,6 @@ def _explain(error: OSError, what: str) -> OSError:
     number = error.errno or errno.EAGAIN
     limit = _LIMITS.get(number, "memory")
     return OSError(number, f"{what} could not be made: {error.strerror} (limit: {limit})")
-
-
-def _arguments(batch: Batch, offset: int) -> str:
-    """What an item was, in short."""
-    item, mode = batch.items[offset], batch.job.mode
-    if mode == Mode.CALL:
-        return short_call(item[1], item[2])
-    return short_call(item) if mode == Mode.STAR and isinstance(item, (tuple, list)) else short_repr(item)
 
 
 class Nursery(Hooks):
@@ -107,9 +98,18 @@ class Nursery(Hooks):
         self.is_closing = False
 
     def join(
-        self, agenda: Agenda, crew: Crew, overseer: Overseer, loop: Loop, codec: Codec, dealer: Dealer
+        self,
+        agenda: Agenda,
+        crew: Crew,
+        overseer: Overseer,
+        loop: Loop,
+        codec: Codec,
+        dealer: Dealer,
+        accounts: Accounts,
     ) -> None:
         """Learn who else there is."""
+        self._accounts = accounts
+        accounts.keeps(self.processes)
         self._agenda = agenda
         self._crew = crew
         self._overseer = overseer
@@ -153,7 +153,8 @@ class Nursery(Hooks):
 
     def _request(self, number: int) -> None:
         self._expected.add(number)
-        self._board.slot(number).words[Word.STATE] = State.EMPTY
+        self._clear(number)
+        self._accounts.asked(number)
         try:
             self.zygote.request(number)
         except Lost:
@@ -164,6 +165,12 @@ class Nursery(Hooks):
             return
         if not self.zygote.watched():
             self._on_zygote(0)
+
+    def _clear(self, number: int) -> None:
+        """Nobody is in this place now."""
+        words = self._board.slot(number).words
+        words[Word.STATE] = State.EMPTY
+        words[Word.PID] = 0
 
     def _watch_zygote(self) -> None:
         for fd in self.zygote.watched():
@@ -264,6 +271,7 @@ class Nursery(Hooks):
         member.is_first = member.number not in self._filled
         self._filled.add(member.number)
         self._overseer.enlist(member)
+        self._accounts.enlisted(member)
         if self.has_initializer:
             member.post(Header(Kind.START))
         crew.place(member)
@@ -291,9 +299,12 @@ class Nursery(Hooks):
             return
         self._loop.unwatch(member.channel.fileno())
         self._crew.dismiss(member)
+        self._accounts.left(member, "")
         if member.number < self.processes and not self._is_done:
             member.slot.words[Word.REPLACED] += 1
             self._request(member.number)
+        else:
+            self._clear(member.number)
 
     def retire_all(self) -> None:
         """Let every worker exit if the pool is closing and nothing is left to do."""
@@ -304,6 +315,7 @@ class Nursery(Hooks):
     def resize(self, processes: int) -> None:
         """Keep this many workers from now on."""
         before, self.processes = self.processes, processes
+        self._accounts.keeps(processes)
         members = self._crew.members
         for number in range(before, processes):
             if number not in members and number not in self._expected:
@@ -341,6 +353,7 @@ class Nursery(Hooks):
         member.held.clear()
         if not member.dismissed:
             self._settle_accounts(member, unfinished, recalled)
+            member.slot.words[Word.PID] = 0
         self._overseer.forget(member)
         self.zygote.reaped(member.serial)
         self._loop.unwatch(member.pidfd.fileno())
@@ -350,6 +363,7 @@ class Nursery(Hooks):
 
     def _settle_accounts(self, member: Member, unfinished: list[Batch], recalled: list[Batch]) -> None:
         death = blame.Death(member, self._stacks.fileno(), self._oom)
+        self._accounts.left(member, death.reason)
         if not member.started:
             self._agenda.put_back(recalled)
             self._agenda.put_back(unfinished)
@@ -387,17 +401,12 @@ class Nursery(Hooks):
             self._agenda.put_back([batch])
             return
         index = batch.first + culprit if batch.targets is None else 0
-        error = death.error(self._name_of(batch, culprit), index, _arguments(batch, culprit))
+        error = death.error(self._accounts.name_of(batch, culprit), index, arguments_of(batch, culprit))
         victim = batch.part(culprit, culprit + 1)
         job.replace(batch, batch.without(culprit))
         self._agenda.requeue(job)
+        self._accounts.lost(death.member, victim, 0, error)
         self._agenda.fail(victim, error)
-
-    def _name_of(self, batch: Batch, offset: int) -> str:
-        if batch.function is not None:
-            return batch.function.name
-        function = self._agenda.functions.find(batch.items[offset][0])
-        return "a call" if function is None else function.name
 
     def _replace(self, member: Member) -> None:
         """Have a new worker in the place of one that died, unless the pool is at its end or has no use for it."""

@@ -1,10 +1,14 @@
 """The status board: one memfd of fixed-size slots that workers write and everybody reads, without a message.
 
-    header (HEADER_SIZE bytes): magic, version, slots, pid, created, pool name, names of functions
-    slot 0..n-1 (SLOT_WORDS words of 8 bytes): see `Word`
+    header   magic, version, slots, pid, created, the pool's name
+    pool     one row of words (`PoolWord`), items ended by second, calls, last failures: written by the master
+    names    of functions, by number
+    slots    SLOT_WORDS words of 8 bytes for each worker: see `Word`
+    texts    for each worker: the argument of its item (written by the master), its note (written by the worker)
 
-Every field of a slot is one aligned 8-byte word with one writer, so a reader sees an old or a new value and never a
-mix; on x86 and Arm, plain aligned stores of this size are single. There are no locks, and none are needed.
+Every field is one aligned 8-byte word with one writer, so a reader sees an old or a new value and never a mix; on x86
+and Arm, plain aligned stores of this size are single. There are no locks, and none are needed. What belongs to one item
+(argument, progress) says to which: a reader that finds another item's drops it.
 """
 
 from __future__ import annotations
@@ -12,20 +16,47 @@ from __future__ import annotations
 import mmap
 import os
 import struct
+from typing import Any, NamedTuple
 
 from pairpool import kernel
 
-__all__ = ["Board", "Slot", "State", "Word", "BoardVersionError"]
+__all__ = [
+    "CALL_KINDS",
+    "Board",
+    "BoardVersionError",
+    "CallRecord",
+    "FailureRecord",
+    "PoolWord",
+    "Slot",
+    "State",
+    "Word",
+]
 
+MEMFD = "pairpool-board"
 MAGIC = b"PAIRPOOL"
-VERSION = 1
-HEADER_SIZE = 32 * 1024
+VERSION = 2
 NAME_SIZE = 96
-NAMES_AT = 512
+POOL_AT = 256
+POOL_WORDS = 32
+RATES_AT = POOL_AT + POOL_WORDS * 8
+SECONDS = 64
+"""Seconds of which the board keeps how many items ended in each."""
+CALLS_AT = RATES_AT + SECONDS * 16
+CALLS = 16
+CALL_WORDS = 8
+FAILURES_AT = CALLS_AT + CALLS * CALL_WORDS * 8
+FAILURES = 8
+FAILURE_SIZE = 384
+NAMES_AT = 8192
+HEADER_SIZE = 40960
 NAMES = (HEADER_SIZE - NAMES_AT) // NAME_SIZE
 SLOT_WORDS = 32
 SLOT_SIZE = SLOT_WORDS * 8
+TEXT_SIZE = 384
+ARGUMENT_SIZE = 256
 _HEAD = struct.Struct("<8sQQQQ")
+_CALL = struct.Struct("<8Q")
+_FAILURE = struct.Struct("<5Q")
 
 NOTHING = (1 << 64) - 1
 """An index that no item has: in `Word.ITEM` between items, in `Word.LIMIT` where no limit is set."""
@@ -36,7 +67,10 @@ class BoardVersionError(ValueError):
 
 
 class Word:
-    """The fields of a slot, as indices of 8-byte words. All but LIMIT and REPLACED are written by the worker."""
+    """The fields of a slot, as indices of 8-byte words.
+
+    LIMIT, RSS, REPLACED, SHOWN_BATCH and SHOWN_ITEM are written by the master, all others by the worker.
+    """
 
     STATE = 0
     PID = 1
@@ -45,17 +79,66 @@ class Word:
     FIRST = 4  # index of its first item
     COUNT = 5  # its items
     ITEM = 6  # index of the running item, within its call
-    LIMIT = 7  # the worker stops before the item with this index (written by the master)
+    LIMIT = 7  # the worker stops before the item with this index
     STARTED = 8  # monotonic ns, of the batch or of the item where items are long
     DONE = 9  # items finished since the worker began, failed ones included
     FAILED = 10
-    PROGRESS = 11
-    TOTAL = 12
-    RSS = 13
+    PROGRESS = 11  # a double, told by the task
+    TOTAL = 12  # a double, told by the task; 0 where it told none
+    RSS = 13  # bytes
     BORN = 14  # monotonic ns
-    REPLACED = 15  # how many workers had this slot before (written by the master)
+    REPLACED = 15  # how many workers had this slot before
+    READY = 16  # monotonic ns when it could take work; 0 before
     BOUND = 17  # the worker begins items before this index whatever LIMIT says; 0 where it looks at LIMIT each time
-    SIZE = 16  # items of the current batch that are in the same unit (see COUNT)
+    SHOWN_BATCH = 18  # the batch and the item that the argument in the text belongs to
+    SHOWN_ITEM = 19
+    TOLD_BATCH = 20  # the batch and the item that PROGRESS, TOTAL and the note belong to
+    TOLD_ITEM = 21
+
+
+class PoolWord:
+    """The fields of the pool, as indices of 8-byte words, all written by the master."""
+
+    STATE = 0  # index in STATES
+    METHOD = 1  # index in METHODS
+    PROCESSES = 2
+    PLACES = 3  # slots that have ever been used
+    CALLS = 4  # that have not ended
+    DONE = 5  # items that have ended
+    FAILED = 6
+    PENDING = 7
+    LISTED = 8  # records of calls that are good
+    FAILURES = 9  # failures that were ever recorded
+    ENDED = 10  # monotonic ns when the pool ended; 0 before
+
+    STATES = ("RUN", "CLOSE", "TERMINATE")
+    METHODS = ("fork", "forkserver", "direct")
+
+
+class CallRecord(NamedTuple):
+    """One call that has not ended, as the board has it."""
+
+    function: int
+    kind: int
+    total: int  # NOTHING where it is not known
+    done: int
+    failed: int
+    began: int  # monotonic ns
+    number: int  # of the call, among all that the pool had
+
+
+CALL_KINDS = ("map", "imap", "apply")
+"""What `CallRecord.kind` counts."""
+
+
+class FailureRecord(NamedTuple):
+    """One item that failed, as the board has it."""
+
+    when: int  # monotonic ns
+    worker: int  # NOTHING where none ran it
+    item: int
+    function: str
+    error: str
 
 
 class State:
@@ -96,30 +179,39 @@ class Board:
     Args:
         fd: the memfd; the board does not own it.
         slots: how many workers fit.
+        writable: whether this process writes to it.
     """
 
-    def __init__(self, fd: int, slots: int) -> None:
+    def __init__(self, fd: int, slots: int, *, writable: bool = True) -> None:
         self.slots = slots
-        self._map = mmap.mmap(fd, HEADER_SIZE + slots * SLOT_SIZE)
+        access = mmap.ACCESS_DEFAULT if writable else mmap.ACCESS_READ
+        self._map = mmap.mmap(fd, _size(slots), access=access)
         self._bytes = memoryview(self._map)
-        self._words = self._bytes[HEADER_SIZE:].cast("Q")
+        self._texts_at = HEADER_SIZE + slots * SLOT_SIZE
+        self._slots = self._bytes[HEADER_SIZE : self._texts_at]
+        self._words = self._slots.cast("Q")
+        self._reals = self._slots.cast("d")
+        self._pool_bytes = self._bytes[POOL_AT:FAILURES_AT]
+        self.pool = self._pool_bytes.cast("Q")
+        """The words of the pool (`PoolWord`), then a row of seconds: each its number and a count."""
         self._views: dict[int, memoryview] = {}
+        self._real_views: dict[int, memoryview[float]] = {}
 
     @classmethod
     def create(cls, slots: int, name: str, now: int) -> tuple[int, Board]:
         """A new board and its memfd: `slots` workers, a pool's name, and the monotonic time in ns."""
-        fd = kernel.memfd("pairpool-board", HEADER_SIZE + slots * SLOT_SIZE)
+        fd = kernel.memfd(MEMFD, _size(slots))
         try:
             board = cls(fd, slots)
         except BaseException:
             os.close(fd)
             raise
         _HEAD.pack_into(board._map, 0, MAGIC, VERSION, slots, os.getpid(), now)
-        board._write_name(_HEAD.size, name)
+        board._write_text(_HEAD.size, NAME_SIZE, name)
         return fd, board
 
     @classmethod
-    def attach(cls, fd: int) -> Board:
+    def attach(cls, fd: int, *, writable: bool = True) -> Board:
         """The board behind a memfd that another process made. Raises `BoardVersionError` if it is none."""
         head = os.pread(fd, _HEAD.size, 0)
         if len(head) < _HEAD.size or not head.startswith(MAGIC):
@@ -127,9 +219,9 @@ class Board:
         _magic, version, slots, _pid, _created = _HEAD.unpack(head)
         if version != VERSION:
             raise BoardVersionError(f"a status board of version {version}; this pairpool reads version {VERSION}")
-        if os.fstat(fd).st_size < HEADER_SIZE + slots * SLOT_SIZE:
+        if os.fstat(fd).st_size < _size(slots):
             raise BoardVersionError("this status board is shorter than it says")
-        return cls(fd, slots)
+        return cls(fd, slots, writable=writable)
 
     def slot(self, number: int) -> Slot:
         """Slot `number`; the view is good until `close`."""
@@ -138,9 +230,16 @@ class Board:
             view = self._views[number] = self._words[number * SLOT_WORDS : (number + 1) * SLOT_WORDS]
         return Slot(view)
 
+    def reals(self, number: int) -> memoryview[float]:
+        """Slot `number` as doubles, by the same indices; good until `close`."""
+        view = self._real_views.get(number)
+        if view is None:
+            view = self._real_views[number] = self._reals[number * SLOT_WORDS : (number + 1) * SLOT_WORDS]
+        return view
+
     @property
     def name(self) -> str:
-        return self._read_name(_HEAD.size)
+        return self._read_text(_HEAD.size, NAME_SIZE)
 
     @property
     def pid(self) -> int:
@@ -150,25 +249,96 @@ class Board:
     def created(self) -> int:
         return int(_HEAD.unpack_from(self._map)[4])
 
+    # --- texts ----------------------------------------------------------------------------------
+
     def name_function(self, number: int, name: str) -> None:
         """Write down what function `number` is called; the oldest of many names is overwritten."""
-        self._write_name(NAMES_AT + number % NAMES * NAME_SIZE, name)
+        self._write_text(NAMES_AT + number % NAMES * NAME_SIZE, NAME_SIZE, name)
 
     def function_name(self, number: int) -> str:
-        return self._read_name(NAMES_AT + number % NAMES * NAME_SIZE)
+        return self._read_text(NAMES_AT + number % NAMES * NAME_SIZE, NAME_SIZE)
 
-    def _write_name(self, at: int, name: str) -> None:
-        data = name.encode("utf-8", "replace")[: NAME_SIZE - 1]
-        self._bytes[at : at + NAME_SIZE] = data.ljust(NAME_SIZE, b"\0")
+    def show_argument(self, number: int, batch: int, item: int, text: str) -> None:
+        """Write down what the item that worker `number` runs is."""
+        words = self.slot(number).words
+        words[Word.SHOWN_BATCH] = 0  # no batch has this number: while the text changes it is nobody's
+        self._write_text(self._texts_at + number * TEXT_SIZE, ARGUMENT_SIZE, text)
+        words[Word.SHOWN_ITEM] = item
+        words[Word.SHOWN_BATCH] = batch
 
-    def _read_name(self, at: int) -> str:
-        return bytes(self._bytes[at : at + NAME_SIZE]).split(b"\0", 1)[0].decode("utf-8", "replace")
+    def argument(self, number: int) -> str:
+        return self._read_text(self._texts_at + number * TEXT_SIZE, ARGUMENT_SIZE)
+
+    def write_note(self, number: int, text: str) -> None:
+        self._write_text(self._texts_at + number * TEXT_SIZE + ARGUMENT_SIZE, TEXT_SIZE - ARGUMENT_SIZE, text)
+
+    def note(self, number: int) -> str:
+        return self._read_text(self._texts_at + number * TEXT_SIZE + ARGUMENT_SIZE, TEXT_SIZE - ARGUMENT_SIZE)
+
+    def _write_text(self, at: int, size: int, text: str) -> None:
+        data = text.encode("utf-8", "replace")
+        if len(data) >= size:
+            data = data[: size - 1].decode("utf-8", "ignore").encode()  # no character is cut in two
+        self._bytes[at : at + size] = data.ljust(size, b"\0")
+
+    def _read_text(self, at: int, size: int) -> str:
+        return bytes(self._bytes[at : at + size]).split(b"\0", 1)[0].decode("utf-8", "replace")
+
+    # --- what the master counts -----------------------------------------------------------------
+
+    def count_second(self, second: int, items: int) -> None:
+        """Note how many items have ended in a second of the monotonic clock so far."""
+        at = POOL_WORDS + second % SECONDS * 2
+        self.pool[at + 1] = items
+        self.pool[at] = second
+
+    def seconds(self, first: int, last: int) -> list[int]:
+        """How many items ended in each second from `first` on and before `last`; at most `SECONDS` of them."""
+        row = self.pool[POOL_WORDS : POOL_WORDS + SECONDS * 2].tolist()
+        places = [second % SECONDS * 2 for second in range(first, last)]
+        return [row[at + 1] if row[at] == first + offset else 0 for offset, at in enumerate(places)]
+
+    def write_calls(self, records: list[CallRecord]) -> None:
+        """List the calls that have not ended, up to `CALLS` of them."""
+        for place, record in enumerate(records[:CALLS]):
+            _CALL.pack_into(self._map, CALLS_AT + place * _CALL.size, *record, 0)
+        self.pool[PoolWord.LISTED] = min(len(records), CALLS)
+
+    def calls(self) -> list[CallRecord]:
+        listed = min(self.pool[PoolWord.LISTED], CALLS)
+        return [CallRecord(*_CALL.unpack_from(self._map, CALLS_AT + place * _CALL.size)[:7]) for place in range(listed)]
+
+    def add_failure(self, record: FailureRecord) -> None:
+        """Write down a failure in place of the oldest."""
+        count = self.pool[PoolWord.FAILURES]
+        at = FAILURES_AT + count % FAILURES * FAILURE_SIZE
+        _FAILURE.pack_into(self._map, at, record.when, record.worker, record.item, 0, 0)
+        self._write_text(at + _FAILURE.size, NAME_SIZE, record.function)
+        self._write_text(at + _FAILURE.size + NAME_SIZE, FAILURE_SIZE - _FAILURE.size - NAME_SIZE, record.error)
+        self.pool[PoolWord.FAILURES] = count + 1
+
+    def failures(self) -> list[FailureRecord]:
+        """The last failures, the latest first."""
+        count = self.pool[PoolWord.FAILURES]
+        found = []
+        for number in range(count - 1, max(-1, count - FAILURES - 1), -1):
+            at = FAILURES_AT + number % FAILURES * FAILURE_SIZE
+            when, worker, item, _, _ = _FAILURE.unpack_from(self._map, at)
+            function = self._read_text(at + _FAILURE.size, NAME_SIZE)
+            error = self._read_text(at + _FAILURE.size + NAME_SIZE, FAILURE_SIZE - _FAILURE.size - NAME_SIZE)
+            found.append(FailureRecord(when, worker, item, function, error))
+        return found
 
     def close(self) -> None:
         """Unmap; slots handed out must not be used any more."""
-        for view in self._views.values():
+        views: list[memoryview[Any]] = [*self._views.values(), *self._real_views.values()]
+        views += [self.pool, self._pool_bytes, self._words, self._reals, self._slots, self._bytes]
+        for view in views:
             view.release()
         self._views.clear()
-        self._words.release()
-        self._bytes.release()
+        self._real_views.clear()
         self._map.close()
+
+
+def _size(slots: int) -> int:
+    return HEADER_SIZE + slots * (SLOT_SIZE + TEXT_SIZE)

@@ -739,7 +739,7 @@ def test_too_few_descriptors(start_method: str, tmp_path: Path) -> None:
 
 CROWDED = """
 import ctypes, os, resource, signal, subprocess, sys
-import pairpool.pool, pairpool.errors, pairpool.inheritance, pairpool.snapshot
+import pairpool.pool, pairpool.errors, pairpool.inheritance
 from pairpool import Pool
 
 NOBODY = 65534
