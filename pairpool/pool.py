@@ -44,6 +44,7 @@ from pairpool.zygote import DirectZygote, ForkedZygote, FreshZygote, Zygote
 
 if TYPE_CHECKING:
     from pairpool.status import PoolStatus
+    from pairpool.view.report import PoolReport
     from pairpool.wire.segments import Shared
 
 __all__ = ["Pool"]
@@ -530,6 +531,21 @@ class Pool:
         """What the pool and each worker are doing, read from the status board without disturbing them."""
         kernel.require_owner(self._master.identity)
         return replace(self._master.status(), state=self._state)
+
+    def report(self) -> PoolReport:
+        """What the pool has done and where the time went, until now or until it ended: `print(pool.report())`.
+
+        Tasks by function with their number, failures and times; the slowest with their arguments; what share of the
+        time each worker was busy, waited, or was being started; how much of the pool was used. Print it with rich's
+        `print` to have it in colour.
+        """
+        from pairpool.audit import make_report
+
+        kernel.require_owner(self._master.identity)
+        master = self._master
+        return master.inquire(
+            lambda: make_report(self.status(), master.accounts.tally, master.ready_at, time.monotonic_ns())
+        )
 
     def close(self) -> None:
         """Take no more calls; those there are run to their ends."""

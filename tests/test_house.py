@@ -23,6 +23,7 @@ FLOORS: dict[str, int] = {
     "pairpool.zygote": 3,
     "pairpool.master": 4,
     "pairpool.arguments": 5,
+    "pairpool.audit": 5,
     "pairpool.executor": 5,
     "pairpool.pool": 5,
     "pairpool.results": 5,

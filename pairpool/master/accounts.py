@@ -104,11 +104,12 @@ class Accounts:
 
     # --- calls and items ------------------------------------------------------------------------
 
-    def began(self, job: Job, is_first: bool) -> None:
-        """A call was made; `is_first`: while there was none."""
+    def began(self, job: Job, others: int) -> None:
+        """A call was made, while so many others had not ended."""
         job.number = next(self._numbers)
         job.began = time.monotonic_ns()
-        if is_first:
+        self._words[PoolWord.CALLS] = others + 1
+        if not others:
             self.tally.work_began(job.began)
         if self.trace is not None:
             name = "" if job.function is None else job.function.name
@@ -320,6 +321,9 @@ class Accounts:
     def close(self) -> None:
         """The pool has ended."""
         now = time.monotonic_ns()
+        for number in self.tally.places:
+            self.tally.left(number, self._board.slot(number).words[Word.READY], now, died=False)
+        self.tally.work_ended(now)
         self.tally.ended = now
         self._words[PoolWord.ENDED] = now
         self._words[PoolWord.STATE] = PoolWord.STATES.index("TERMINATE")

@@ -57,7 +57,7 @@ class Agenda:
             return
         if job in self.unfinished:
             return
-        self._accounts.began(job, not self.unfinished)
+        self._accounts.began(job, len(self.unfinished))
         self.unfinished[job] = None
         if isinstance(job, StreamJob):
             job.is_in_the_way = self._is_in_the_way

@@ -13,7 +13,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from pairpool import kernel
 from pairpool.master import blame
@@ -30,11 +30,13 @@ from pairpool.master.overseer import Overseer
 from pairpool.master.shares import Shares
 from pairpool.status import PoolStatus
 from pairpool.wire import snapshot
-from pairpool.wire.board import Board
+from pairpool.wire.board import Board, Word
 from pairpool.wire.codec import Codec
 from pairpool.zygote import Zygote
 
 __all__ = ["Master"]
+
+T = TypeVar("T")
 
 GRACE = 1.0
 """Seconds that workers without a task get to exit by themselves before they are killed."""
@@ -206,6 +208,21 @@ class Master:
         self.loop.submit(lambda: verdict.append(question()))
         self.loop.wait(lambda: bool(verdict) or self.loop.ended)
         return verdict[:1] == [True]
+
+    def inquire(self, question: Callable[[], T]) -> T:
+        """The answer to a question about what only the leader may look at; of an ended pool, at once."""
+        answers: list[T] = []
+        if not self.loop.ended:
+            self.loop.submit(lambda: answers.append(question()))
+            self.loop.wait(lambda: bool(answers) or self.loop.ended)
+        if not answers:
+            self.loop.over.wait()  # it ends in another thread
+            answers.append(question())
+        return answers[0]
+
+    def ready_at(self, number: int) -> int:
+        """Monotonic ns when the present worker of a place could take work; 0 if it could not, or there is none."""
+        return 0 if self.loop.over.is_set() else self.board.slot(number).words[Word.READY]
 
     def drive_in_background(self) -> None:
         """Have a daemon thread wait for what nobody waits for."""

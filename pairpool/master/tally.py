@@ -82,17 +82,16 @@ class Slow(NamedTuple):
 class Place:
     """What the workers of one place in the pool did with their time, in ns."""
 
-    __slots__ = ("asked", "busy", "deaths", "items", "ready", "starting")
+    __slots__ = ("asked", "busy", "deaths", "items", "present", "starting")
 
     def __init__(self) -> None:
+        self.present = 0
         self.busy = 0
         self.starting = 0
         self.items = 0
         self.deaths = 0
         self.asked = 0
         """When the present worker was asked for; 0 if there is none."""
-        self.ready = 0
-        """When it could take work; 0 before."""
 
 
 class Tally:
@@ -149,8 +148,7 @@ class Tally:
 
     def asked(self, number: int, now: int) -> None:
         """A worker was asked for."""
-        place = self.place(number)
-        place.asked, place.ready = now, 0
+        self.place(number).asked = now
 
     def left(self, number: int, ready: int, now: int, *, died: bool) -> None:
         """The worker of a place has ended.
@@ -161,6 +159,7 @@ class Tally:
         place = self.place(number)
         if place.asked:
             place.starting += max(0, (ready or now) - place.asked)
+            place.present += now - place.asked
         place.asked = 0
         place.deaths += died
 
