@@ -593,3 +593,23 @@ class LoadsAtTheGate:
 def load_at_the_gate(reports: str, gate: str) -> Any:
     tell_pid_and_wait((reports, gate))
     return abs
+
+
+# --- being watched ------------------------------------------------------------------------------------
+
+
+def tell_progress(reports: str, gate: str, steps: Iterable[tuple[Any, Any, str]]) -> None:
+    """For each step: tell it as progress, report that, wait for the gate."""
+    import pairpool
+
+    for done, total, note in steps:
+        pairpool.progress(done, total, note)
+        tell(reports, "told")
+        wait_for(gate)
+
+
+class Unprintable:
+    """Its repr raises."""
+
+    def __repr__(self) -> str:
+        raise ValueError("no repr")
