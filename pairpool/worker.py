@@ -44,6 +44,10 @@ TIMED_UP_TO = 16
 """Items in a batch up to which each item's start is on the board; in larger batches they are too short for a clock."""
 
 
+STAMPED_FROM_NS = 200_000
+"""How long a batch has to take for the starts of its items to be worth sending."""
+
+
 class Flag:
     """Bits of `Header.flags`."""
 
@@ -413,10 +417,12 @@ class Worker:
     def _take_stamps(self, header: Header, count: int, began: int, ended: int) -> Stamps | None:
         """The starts of the first `count` items that were not reported, if they are worth sending.
 
-        A batch of many short items has none; of a single one the time of the batch says as much.
+        A batch of many short items has none; of a single one, or of few short ones, the time of the batch says as much.
         """
+        if not header.flags & Flag.STAMPED and began and (count < 2 or ended - began < STAMPED_FROM_NS):
+            return None
         starts, self._stamps = self._stamps[:count], self._stamps[count:]
-        if not count or len(starts) < count or (count == 1 and began and not header.flags & Flag.STAMPED):
+        if not count or len(starts) < count:
             return None
         return Stamps(began or starts[0], starts, self._stamps[0] if self._stamps else ended or time.monotonic_ns())
 

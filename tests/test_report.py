@@ -53,7 +53,7 @@ def test_items_are_counted_as_they_end(start_method: str, make_pool: MakePool) -
 
 def test_a_dead_worker_s_item_counts_as_failed(make_pool: MakePool) -> None:
     pool = make_pool(2)
-    outcomes = pool.map(partial(tasks.die_at, 7, "exit"), [7], return_exceptions=True)
+    outcomes: list[Any] = pool.map(partial(tasks.die_at, 7, "exit"), [7], return_exceptions=True)
     assert isinstance(outcomes[0], WorkerDied)
     status = pool.status()
     assert (status.done, status.failed) == (1, 1)
@@ -147,7 +147,8 @@ def test_progress_of_a_task_is_seen_while_it_runs(
     start_method: str, make_pool: MakePool, gate: Gate, reports: Reports
 ) -> None:
     pool = make_pool(1)
-    result = pool.apply_async(tasks.tell_progress, (reports.path, gate.path, [(3, 8, "third of eight"), (4.5, None, "")]))
+    steps = [(3, 8, "third of eight"), (4.5, None, "")]
+    result = pool.apply_async(tasks.tell_progress, (reports.path, gate.path, steps))
     reports.take(1)
     worker = pool.status().workers[0]
     assert (worker.progress, worker.total, worker.note) == (3.0, 8.0, "third of eight")

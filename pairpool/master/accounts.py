@@ -99,7 +99,7 @@ class Accounts:
         self._done = 0
         self._failed = 0
         self._second = 0
-        self._in_second = 0
+        self._counter = 0
         self._numbers = itertools.count(1)
 
     # --- calls and items ------------------------------------------------------------------------
@@ -121,11 +121,11 @@ class Accounts:
         job.ended += count
         self._done += count
         words[PoolWord.DONE] = self._done
-        second = time.monotonic_ns() // 1_000_000_000
+        second = int(time.monotonic())
         if second != self._second:
-            self._second, self._in_second = second, 0
-        self._in_second += count
-        self._board.count_second(second, self._in_second)
+            self._second = second
+            self._counter = self._board.begin_second(second)
+        words[self._counter] += count
         if failed:
             job.failed += len(failed)
             self._failed += len(failed)
@@ -256,8 +256,10 @@ class Accounts:
         if batch.job.function is not None:
             self.tally.function(batch.job.function.name).durations.add(usual, count)
         else:
-            for offset in range(count):
-                self.tally.function(self.name_of(batch, offset)).durations.add(usual)
+            for number, uses in batch.uses().items():
+                function = self._functions.find(number)
+                name = "a call" if function is None else function.name
+                self.tally.function(name).durations.add(usual, uses)
 
     def _trace_batch(
         self, trace: Trace, worker: int, batch: Batch, stamps: Stamps, failed: Mapping[int, BaseException]

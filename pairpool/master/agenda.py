@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable
-from operator import itemgetter
 from typing import Any
 
 from pairpool.master.accounts import Accounts
@@ -13,10 +12,6 @@ from pairpool.master.jobs import PLAIN, Batch, Calls, Job, Policy, StreamJob, Ta
 from pairpool.worker import Mode
 
 __all__ = ["Agenda"]
-
-_number_of = itemgetter(0)
-"""The function's number, of the item of a single call."""
-
 
 class Agenda:
     """All jobs that have not ended, in the order in which they were submitted.
@@ -136,7 +131,7 @@ class Agenda:
         if batch.number in job.open and not job.cancelled:
             self._accounts.ended(batch, failed)
         if job.function is None and batch.number in job.open:
-            for number, uses in Counter(map(_number_of, batch.items)).items():
+            for number, uses in batch.uses().items():
                 self._release(number, uses)
         job.deliver(batch, values, failed)
         if job.tries:

@@ -413,7 +413,7 @@ class Dealer:
             renewed[number].uses += 1
             old.uses -= 1
             items[position] = (renewed[number].number, args, kwds)
-        batch.items = items
+        batch.renew(items)
 
     # --- balance --------------------------------------------------------------------------------
 

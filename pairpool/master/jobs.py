@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from operator import length_hint
+from operator import itemgetter, length_hint
 from typing import Any, NamedTuple, Protocol
 
 from pairpool.master.batching import Sizer
@@ -22,6 +22,9 @@ from pairpool.wire.codec import Encoded
 __all__ = ["MANY", "Batch", "Calls", "Job", "MapJob", "PLAIN", "Policy", "Raised", "StreamJob", "Target"]
 
 _numbers = itertools.count(1)
+
+_number_of = itemgetter(0)
+"""The function's number, of the item of a single call."""
 
 
 MANY = 1 << 30
@@ -44,6 +47,8 @@ class Batch:
     """Neighbouring items of one job on their way through a worker."""
 
     __slots__ = (
+        "_counted",
+        "_uses",
         "by_value",
         "encoded",
         "failed",
@@ -79,11 +84,26 @@ class Batch:
         self.hurry_at = 0.0  # when its worker is asked next to report what is finished of it
         self.hurried = 0  # how often it was asked
         self.worker: int | None = None  # number of the worker that it was given to last
+        self._uses: Counter[int] | None = None
+        self._counted = 0
         job.open[self.number] = self
 
     @property
     def count(self) -> int:
         return len(self.items)
+
+    def uses(self) -> Counter[int]:
+        """How many of these calls use each function, by its number; for single calls."""
+        counter = self._uses
+        if counter is None or self._counted != len(self.items):
+            counter = self._uses = Counter(map(_number_of, self.items))
+            self._counted = len(self.items)
+        return counter
+
+    def renew(self, items: Sequence[Any]) -> None:
+        """Take other items in place of these: the same calls, of functions with other numbers."""
+        self.items = items
+        self._uses = None
 
     def part(self, start: int, stop: int) -> Batch:
         """A new batch of the items from offset `start` to `stop`; this one still holds them, until it is closed."""

@@ -286,11 +286,12 @@ class Board:
 
     # --- what the master counts -----------------------------------------------------------------
 
-    def count_second(self, second: int, items: int) -> None:
-        """Note how many items have ended in a second of the monotonic clock so far."""
+    def begin_second(self, second: int) -> int:
+        """Begin to count the items that end in a second of the monotonic clock; returns the word to count in."""
         at = POOL_WORDS + second % SECONDS * 2
-        self.pool[at + 1] = items
+        self.pool[at + 1] = 0
         self.pool[at] = second
+        return at + 1
 
     def seconds(self, first: int, last: int) -> list[int]:
         """How many items ended in each second from `first` on and before `last`; at most `SECONDS` of them."""
