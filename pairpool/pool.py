@@ -17,7 +17,6 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pairpool import inheritance, kernel
@@ -530,7 +529,7 @@ class Pool:
     def status(self) -> PoolStatus:
         """What the pool and each worker are doing, read from the status board without disturbing them."""
         kernel.require_owner(self._master.identity)
-        return replace(self._master.status(), state=self._state)
+        return self._master.status(self._state)
 
     def report(self) -> PoolReport:
         """What the pool has done and where the time went, until now or until it ended: `print(pool.report())`.

@@ -13,7 +13,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pairpool import kernel
 from pairpool.master import blame
@@ -28,11 +28,12 @@ from pairpool.master.loop import Driver, Loop
 from pairpool.master.nursery import Nursery
 from pairpool.master.overseer import Overseer
 from pairpool.master.shares import Shares
-from pairpool.status import PoolStatus
-from pairpool.wire import snapshot
 from pairpool.wire.board import Board, Word
 from pairpool.wire.codec import Codec
 from pairpool.zygote import Zygote
+
+if TYPE_CHECKING:
+    from pairpool.status import PoolStatus
 
 __all__ = ["Master"]
 
@@ -101,7 +102,8 @@ class Master:
             self.agenda, self.crew, self.overseer, self.loop, codec, self._dealer, self.accounts
         )
         self._cancellation = Cancellation(self.agenda, self.crew, self.overseer)
-        self._last_status: PoolStatus | None = None
+        self._remains: Board | None = None  # of the board, when the pool has ended
+        self._board_lock = threading.Lock()
         self._driver: Driver | None = None
         self._driver_lock = threading.Lock()
 
@@ -133,13 +135,18 @@ class Master:
         self.accounts.refresh(self.agenda.unfinished)
         self.accounts.describe(self.crew)
 
-    def status(self) -> PoolStatus:
-        """A snapshot; of a pool that has ended, the last one, without workers."""
-        if self._last_status is not None:
-            return self._last_status
-        self.loop.submit(self.write_board)
-        self.loop.poke()
-        return snapshot.take(self.board, time.monotonic_ns())
+    def status(self, state: str) -> PoolStatus:
+        """A snapshot of a pool in this state; of one that has ended, the last one, without workers."""
+        from dataclasses import replace  # they take longer to import than a pool takes to open
+
+        from pairpool.wire import snapshot
+
+        if self._remains is None:
+            self.loop.submit(self.write_board)
+            self.loop.poke()
+        with self._board_lock:
+            board = self._remains or self.board
+            return replace(snapshot.take(board, time.monotonic_ns()), state=state)
 
     def before_leaving(self) -> None:
         """The leader has what it waited for: see to it that workers have enough to do until somebody comes back."""
@@ -318,11 +325,12 @@ class Master:
         self.nursery.close()
         self.loop.close()
         self.accounts.close()
-        self._last_status = snapshot.take(self.board, time.monotonic_ns())
         for thing in self._owned:
             kernel.disown(thing)
             thing.close()
-        self.board.close()
+        with self._board_lock:
+            self._remains = self.board.remains()
+            self.board.close()
 
     def _is_busy(self, member: Member) -> bool:
         return bool(member.held) or not member.started

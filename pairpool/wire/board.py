@@ -177,15 +177,13 @@ class Board:
     """The whole board, mapped into this process.
 
     Args:
-        fd: the memfd; the board does not own it.
+        memory: a mapping of the memfd, owned from here on, or a copy of the header alone.
         slots: how many workers fit.
-        writable: whether this process writes to it.
     """
 
-    def __init__(self, fd: int, slots: int, *, writable: bool = True) -> None:
+    def __init__(self, memory: mmap.mmap | bytearray, slots: int) -> None:
         self.slots = slots
-        access = mmap.ACCESS_DEFAULT if writable else mmap.ACCESS_READ
-        self._map = mmap.mmap(fd, _size(slots), access=access)
+        self._map = memory
         self._bytes = memoryview(self._map)
         self._texts_at = HEADER_SIZE + slots * SLOT_SIZE
         self._slots = self._bytes[HEADER_SIZE : self._texts_at]
@@ -202,7 +200,7 @@ class Board:
         """A new board and its memfd: `slots` workers, a pool's name, and the monotonic time in ns."""
         fd = kernel.memfd(MEMFD, _size(slots))
         try:
-            board = cls(fd, slots)
+            board = cls(mmap.mmap(fd, _size(slots)), slots)
         except BaseException:
             os.close(fd)
             raise
@@ -212,7 +210,14 @@ class Board:
 
     @classmethod
     def attach(cls, fd: int, *, writable: bool = True) -> Board:
-        """The board behind a memfd that another process made. Raises `BoardVersionError` if it is none."""
+        """The board behind a memfd that another process made, which stays the caller's.
+
+        Args:
+            writable: whether this process may write to it.
+
+        Raises:
+            BoardVersionError: it is none, or one of another version.
+        """
         head = os.pread(fd, _HEAD.size, 0)
         if len(head) < _HEAD.size or not head.startswith(MAGIC):
             raise BoardVersionError("this is not a pairpool status board")
@@ -221,7 +226,12 @@ class Board:
             raise BoardVersionError(f"a status board of version {version}; this pairpool reads version {VERSION}")
         if os.fstat(fd).st_size < _size(slots):
             raise BoardVersionError("this status board is shorter than it says")
-        return cls(fd, slots, writable=writable)
+        access = mmap.ACCESS_DEFAULT if writable else mmap.ACCESS_READ
+        return cls(mmap.mmap(fd, _size(slots), access=access), slots)
+
+    def remains(self) -> Board:
+        """A copy of all but the workers, in private memory: what there is to tell of a pool that has ended."""
+        return Board(bytearray(self._bytes[:HEADER_SIZE]), 0)
 
     def slot(self, number: int) -> Slot:
         """Slot `number`; the view is good until `close`."""
@@ -338,7 +348,8 @@ class Board:
             view.release()
         self._views.clear()
         self._real_views.clear()
-        self._map.close()
+        if isinstance(self._map, mmap.mmap):
+            self._map.close()
 
 
 def _size(slots: int) -> int:
