@@ -33,7 +33,8 @@ from pairpool.arguments import (
 from pairpool.master import blame
 from pairpool.master.engine import Master
 from pairpool.master.functions import Function
-from pairpool.master.jobs import Calls, MapJob, Policy, StreamJob
+from pairpool.master.jobs import Calls, MapJob, Policy
+from pairpool.master.stream_job import StreamJob
 from pairpool.memory import parse_size, usage_of
 from pairpool.results import AsyncResult, MapResult
 from pairpool.streams import IMapIterator

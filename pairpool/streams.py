@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from pairpool import kernel
 from pairpool.master import blame
-from pairpool.master.jobs import StreamJob
+from pairpool.master.stream_job import StreamJob
 
 if TYPE_CHECKING:
     from pairpool.master.engine import Master

@@ -8,7 +8,8 @@ from typing import Any
 
 from pairpool.master.accounts import Accounts
 from pairpool.master.functions import Functions
-from pairpool.master.jobs import PLAIN, Batch, Calls, Job, Policy, StreamJob, Target
+from pairpool.master.jobs import PLAIN, Batch, Calls, Job, Policy, Target
+from pairpool.master.stream_job import StreamJob
 from pairpool.worker import Mode
 
 __all__ = ["Agenda"]

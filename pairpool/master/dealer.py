@@ -19,10 +19,11 @@ from pairpool.master.agenda import Agenda
 from pairpool.master.batching import MANY_FROM, PATIENCE_NS
 from pairpool.master.crew import LATELY, Crew, Member
 from pairpool.master.functions import Function
-from pairpool.master.jobs import MANY, Batch, Job, MapJob, StreamJob
+from pairpool.master.jobs import MANY, Batch, Job, MapJob
 from pairpool.master.loop import Loop
 from pairpool.master.overseer import Overseer
 from pairpool.master.shares import Shares
+from pairpool.master.stream_job import StreamJob
 from pairpool.wire.board import NOTHING, Board, State, Word
 from pairpool.wire.channel import Header, Kind
 from pairpool.wire.codec import Codec

@@ -23,11 +23,12 @@ from pairpool.master.cancellation import Cancellation
 from pairpool.master.crew import Crew, Member
 from pairpool.master.dealer import WATCH_EVERY, Dealer
 from pairpool.master.functions import Functions
-from pairpool.master.jobs import Calls, Job, Policy, StreamJob, Target
+from pairpool.master.jobs import Calls, Job, Policy, Target
 from pairpool.master.loop import Driver, Loop
 from pairpool.master.nursery import Nursery
 from pairpool.master.overseer import Overseer
 from pairpool.master.shares import Shares
+from pairpool.master.stream_job import StreamJob
 from pairpool.wire.board import Board, Word
 from pairpool.wire.codec import Codec
 from pairpool.zygote import Zygote
