@@ -595,8 +595,6 @@ class WorkerBody(NamedTuple):
 
     def __call__(self, channel: Channel, number: int, serial: int) -> int:
         slot = self.board.slot(number)
-        slot.clear()
-        slot.words[Word.PID] = os.getpid()
         slot.words[Word.BORN] = time.monotonic_ns()
         reporting.become_reporter(self.board, number)
         _catch_faults(self.stacks, number)

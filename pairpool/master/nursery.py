@@ -167,10 +167,11 @@ class Nursery(Hooks):
             self._on_zygote(0)
 
     def _clear(self, number: int) -> None:
-        """Nobody is in this place now."""
-        words = self._board.slot(number).words
-        words[Word.STATE] = State.EMPTY
-        words[Word.PID] = 0
+        """Nobody is in this place now.
+
+        A worker that was let go before it had begun may yet write its state here: it is the pid that counts.
+        """
+        self._board.slot(number).clear()
 
     def _watch_zygote(self) -> None:
         for fd in self.zygote.watched():
@@ -267,6 +268,7 @@ class Nursery(Hooks):
         crew.members[member.number] = member
         self._loop.watch(member.channel.fileno(), lambda events: self.dealer.on_packets(member, events))
         self._loop.watch(member.pidfd.fileno(), lambda _events: self._on_death(member))
+        member.slot.words[Word.PID] = member.pid
         member.started = not self.has_initializer
         member.is_first = member.number not in self._filled
         self._filled.add(member.number)

@@ -69,11 +69,11 @@ class BoardVersionError(ValueError):
 class Word:
     """The fields of a slot, as indices of 8-byte words.
 
-    LIMIT, RSS, REPLACED, SHOWN_BATCH and SHOWN_ITEM are written by the master, all others by the worker.
+    PID, LIMIT, RSS, REPLACED, SHOWN_BATCH and SHOWN_ITEM are written by the master, all others by the worker.
     """
 
     STATE = 0
-    PID = 1
+    PID = 1  # 0 where there is no worker
     FUNCTION = 2  # number of the function of the current batch
     BATCH = 3  # number of the current batch
     FIRST = 4  # index of its first item
@@ -165,6 +165,7 @@ class Slot:
         self.words = words
 
     def clear(self) -> None:
+        """Make it that of a worker to come; for the master, while there is none."""
         replaced = self.words[Word.REPLACED]
         for index in range(SLOT_WORDS):
             self.words[index] = 0
