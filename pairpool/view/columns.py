@@ -1,0 +1,215 @@
+"""The table of workers: which columns fit, and a row for each worker. Pure: a status in, lines out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from rich.style import Style
+
+from pairpool.status import PoolStatus, WorkerStatus
+from pairpool.view.frame import Line
+from pairpool.view.text import Glyphs, clean, count, fit, percent, seconds, size
+
+__all__ = ["FAINT", "RED", "YELLOW", "workers_table"]
+
+FAINT = Style(dim=True)
+RED = Style(color="red")
+GREEN = Style(color="green")
+YELLOW = Style(color="yellow")
+CYAN = Style(color="cyan")
+BOLD = Style(bold=True)
+
+TASK_LEAST = 18
+"""Cells of a task below which other columns are left out."""
+
+TASK_MOST = 100
+ARGUMENT_LEAST = 8
+"""Cells more where arguments are known."""
+
+WIDE = 100
+"""Cells from which on the state is a word, and not a sign alone."""
+
+BAR = 8
+NOTE_MOST = 30
+
+Cell = tuple[str, Style | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column.
+
+    Attributes:
+        title: above it.
+        rank: those with the lowest are left out first.
+        width: cells.
+        right: whether texts stand at its right edge.
+        cell: what it shows of a worker.
+    """
+
+    title: str
+    rank: int
+    width: int
+    right: bool
+    cell: Callable[[WorkerStatus], Cell]
+
+
+def workers_table(status: PoolStatus, width: int, lines: int, glyphs: Glyphs) -> list[Line]:
+    """At most `lines` lines of `width` cells: a head, the workers, and how many are not shown.
+
+    All in their order if there is room; else those that have been running for longest.
+    """
+    workers = status.workers
+    if lines < 1 or not workers:
+        return []
+    if lines == 1:
+        return [[(fit(_others(workers, glyphs), width, glyphs), FAINT)]]
+    shown: Sequence[WorkerStatus] = workers
+    if len(workers) > lines - 1:
+        shown = sorted(workers, key=_urgency)[: lines - 2]
+    columns = _choose(_columns(workers, width, glyphs), width)
+    table = [_head(columns, width, glyphs)]
+    table += [_row(worker, columns, width, glyphs) for worker in shown]
+    if len(shown) < len(workers):
+        hidden = sorted(workers, key=_urgency)[len(shown) :]
+        table.append([(fit(_others(hidden, glyphs), width, glyphs), FAINT)])
+    return table
+
+
+def _urgency(worker: WorkerStatus) -> tuple[bool, float, bool, int]:
+    return not worker.is_busy, -worker.seconds, not worker.is_starting, worker.number
+
+
+def _others(workers: Sequence[WorkerStatus], glyphs: Glyphs) -> str:
+    busy = sum(worker.is_busy for worker in workers)
+    starting = sum(worker.is_starting for worker in workers)
+    idle = len(workers) - busy - starting
+    kinds = [f"{number} {kind}" for number, kind in ((busy, "busy"), (idle, "idle"), (starting, "starting")) if number]
+    return f"{glyphs.more} {len(workers)} more: {', '.join(kinds)}"
+
+
+# --- columns ------------------------------------------------------------------------------------------
+
+
+def _columns(workers: Sequence[WorkerStatus], width: int, glyphs: Glyphs) -> list[Column]:
+    """All that these workers have something to tell in; the task comes where it fits (`_choose`)."""
+    digits = max(2, len(str(max(worker.number for worker in workers))))
+    pids = max(5, max(len(str(worker.pid)) for worker in workers))
+    arguments = any(worker.argument for worker in workers)
+    notes = max((len(worker.note) for worker in workers), default=0)
+    columns = [
+        Column("#", 100, digits, True, lambda worker: (str(worker.number), BOLD)),
+        Column("pid", 30, pids, True, lambda worker: (str(worker.pid or ""), FAINT)),
+        Column("state" if width >= WIDE else "", 50, 10 if width >= WIDE else 1, False, partial(_state, glyphs)),
+        Column("task", 99, TASK_LEAST + ARGUMENT_LEAST * arguments, False, _nothing),
+        Column("for", 98, 6, True, lambda worker: (seconds(worker.seconds) if worker.is_busy else "", None)),
+    ]
+    if any(worker.progress is not None for worker in workers):
+        columns.append(Column("progress", 90, BAR + 5, False, _nothing))
+    if notes:
+        columns.append(Column("note", 25, min(NOTE_MOST, max(8, notes)), False, lambda worker: (worker.note, FAINT)))
+    columns += [
+        Column("done", 60, 7, True, lambda worker: (count(worker.done), None)),
+        Column("failed", 55, 6, True, lambda worker: (count(worker.failed), RED if worker.failed else FAINT)),
+    ]
+    if any(worker.cpu is not None for worker in workers):
+        columns.append(Column("cpu", 70, 5, True, lambda worker: _maybe(worker.cpu, percent)))
+    if any(worker.rss is not None for worker in workers):
+        columns.append(Column("rss", 65, 6, True, lambda worker: _maybe(worker.rss, size)))
+    if any(worker.replaced for worker in workers):
+        columns.append(Column("repl", 40, 4, True, lambda worker: _replaced(worker)))
+    return columns
+
+
+def _choose(columns: list[Column], width: int) -> list[Column]:
+    """As many as fit, the most telling first; the task gets what is left."""
+    kept = list(columns)
+    while _cells(kept) > width and len(kept) > 3:
+        kept.remove(min(kept, key=lambda column: column.rank))
+    spare = width - _cells(kept)
+    return [
+        replace(column, width=max(1, min(TASK_MOST, column.width + spare))) if column.title == "task" else column
+        for column in kept
+    ]
+
+
+def _cells(columns: list[Column]) -> int:
+    return sum(column.width + 1 for column in columns) - 1
+
+
+def _head(columns: list[Column], width: int, glyphs: Glyphs) -> Line:
+    titles = [fit(column.title, column.width, glyphs, right=column.right) for column in columns]
+    return [(fit(" ".join(titles), width, glyphs), FAINT)]
+
+
+def _row(worker: WorkerStatus, columns: list[Column], width: int, glyphs: Glyphs) -> Line:
+    line: Line = []
+    for place, column in enumerate(columns):
+        if place:
+            line.append((" ", None))
+        if column.title == "task":
+            line += _task(worker, column.width, glyphs)
+        elif column.title == "progress":
+            line += _progress_bar(worker, column.width, glyphs)
+        else:
+            text, style = column.cell(worker)
+            if column.width == 1:
+                text = text[:1]  # the sign of a state
+            line.append((fit(clean(text), column.width, glyphs, right=column.right), style))
+    return line
+
+
+# --- cells --------------------------------------------------------------------------------------------
+
+
+def _nothing(_worker: WorkerStatus) -> Cell:
+    return "", None  # what is shown there has more than one style
+
+
+def _state(glyphs: Glyphs, worker: WorkerStatus) -> Cell:
+    if worker.is_starting:
+        return f"{glyphs.other} starting", YELLOW
+    if worker.is_busy:
+        return f"{glyphs.busy} {worker.state}", GREEN
+    return f"{glyphs.idle} {worker.state}", FAINT
+
+
+def _maybe(value: float | int | None, show: Callable[[int], str]) -> Cell:
+    return ("" if value is None else show(value), None)  # type: ignore[arg-type]  # percent takes a float, size an int
+
+
+def _replaced(worker: WorkerStatus) -> Cell:
+    return (str(worker.replaced), YELLOW) if worker.replaced else ("", None)
+
+
+def _task(worker: WorkerStatus, width: int, glyphs: Glyphs) -> Line:
+    """Function and index, then the argument as far as there is room."""
+    if not worker.is_busy:
+        return [(" " * width, None)]
+    name = f"{clean(worker.function)}[{worker.item}]"
+    if len(name) > width and worker.function:  # the index tells more than the end of a long name
+        index = f"[{worker.item}]"
+        return [(fit(fit(clean(worker.function), max(1, width - len(index)), glyphs) + index, width, glyphs), CYAN)]
+    argument = clean(worker.argument)
+    if not argument or width - len(name) < 3:
+        return [(fit(name, width, glyphs), CYAN)]
+    return [(name, CYAN), (" " + fit(argument, width - len(name) - 1, glyphs), None)]
+
+
+def _progress_bar(worker: WorkerStatus, width: int, glyphs: Glyphs) -> Line:
+    """A small bar and per cent where the total is known, else the number."""
+    done = worker.progress
+    if done is None:
+        return [(" " * width, None)]
+    if not worker.total:
+        return [(fit(_number(done), width, glyphs, right=True), None)]
+    share = done / worker.total
+    full, rest = glyphs.bar(share, BAR)
+    text = f"{max(0.0, min(9.99, share)):.0%}"
+    return [(full, GREEN), (rest, FAINT), (fit(text, width - BAR, glyphs, right=True), None)]
+
+
+def _number(value: float) -> str:
+    return count(int(value)) if value == int(value) and abs(value) < 1e15 else f"{value:.4g}"

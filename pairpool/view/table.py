@@ -1,0 +1,224 @@
+"""The picture of a pool: a `PoolStatus` and a size in, a `Frame` out. No clock, no terminal, no I/O.
+
+    name and uptime
+    workers, CPU, memory                     from 40 x 10 up; below that, what fits of it
+    tasks, a second, the last minute
+    a bar for each call that runs
+    a row for each worker
+    the last failures
+"""
+
+from __future__ import annotations
+
+from rich.style import Style
+
+from pairpool.status import CallStatus, FailureStatus, PoolStatus
+from pairpool.view.columns import FAINT, RED, YELLOW, workers_table
+from pairpool.view.frame import Frame, Line, joined
+from pairpool.view.text import Glyphs, clean, count, fit, percent, rate, seconds, size
+
+__all__ = ["headline_plain", "render"]
+
+BOLD = Style(bold=True)
+GREEN = Style(color="green")
+CYAN = Style(color="cyan")
+
+UNICODE = Glyphs()
+ASCII = Glyphs(ascii=True)
+
+SPACIOUS = 18
+"""Lines from which on the parts have an empty line between them."""
+
+AVERAGED = 5
+"""Seconds over which tasks a second are told."""
+
+LABEL_MOST = 28
+BAR_LEAST = 6
+
+
+def render(status: PoolStatus, width: int, height: int, *, ascii: bool = False) -> Frame:
+    """The picture of a pool in at most `height` lines of at most `width` cells.
+
+    Args:
+        ascii: use only signs that every terminal has.
+    """
+    glyphs = ASCII if ascii else UNICODE
+    head = _headlines(status, width, glyphs)[:height]
+    gap = 1 if height >= SPACIOUS else 0
+    calls, workers, failures = _allot(status, height - len(head), gap)
+    parts = [
+        head,
+        _calls(status, width, calls, glyphs),
+        workers_table(status, width, workers, glyphs),
+        _failures(status, width, failures, glyphs),
+    ]
+    lines: list[Line] = []
+    for part in parts:
+        if part and lines and gap:
+            lines.append([])
+        lines += part
+    return Frame(lines[: max(0, height)], max(1, width))
+
+
+def headline_plain(status: PoolStatus) -> str:
+    """The pool in one line of plain text."""
+    workers = f"{status.busy} busy, {status.idle} idle"
+    if status.starting:
+        workers += f", {status.starting} starting"
+    tasks = f"{status.done:,} done, {status.failed:,} failed, {status.pending:,} pending"
+    speed = rate(_speed(status))
+    text = f"{clean(status.name)}: up {seconds(status.uptime)}; workers: {workers}; tasks: {tasks}; {speed}"
+    if status.is_over:
+        text = f"{clean(status.name)}: ended after {seconds(status.uptime)}; tasks: {status.done:,} done, "
+        text += f"{status.failed:,} failed"
+    return f"{text}; {clean(status.remark)}" if status.remark else text
+
+
+def _speed(status: PoolStatus) -> float:
+    """Tasks a second, of late."""
+    span = min(AVERAGED, max(1, int(status.uptime)))
+    return sum(status.rates[-span:]) / span
+
+
+def _allot(status: PoolStatus, lines: int, gap: int) -> tuple[int, int, int]:
+    """How many lines calls, workers and failures get, gaps apart."""
+    calls, workers, failures = len(status.running), len(status.workers), len(status.failures)
+    lines -= gap * sum(map(bool, (calls, workers, failures)))
+    wanted = workers + 1 if workers else 0
+    least = min(wanted, 4)
+    calls = min(calls, max(1, (lines - least) // 3)) if lines > least else 0
+    failures = min(failures, max(0, (lines - least - calls) // (2 if wanted > lines - calls - failures else 1)))
+    failures = min(failures, max(1, (lines - calls) // 4)) if wanted > lines - calls - failures else failures
+    rest = max(0, lines - calls - failures)
+    return calls, min(wanted, rest), failures
+
+
+# --- the head -----------------------------------------------------------------------------------------
+
+
+def _headlines(status: PoolStatus, width: int, glyphs: Glyphs) -> list[Line]:
+    lines = [_first(status, width, glyphs)]
+    if not status.is_over:
+        lines.append(_workers(status, width))
+    lines.append(_tasks(status, width, glyphs))
+    if status.remark:
+        lines.insert(1, [(fit(clean(status.remark), width, glyphs), YELLOW)])
+    return lines
+
+
+def _first(status: PoolStatus, width: int, glyphs: Glyphs) -> Line:
+    state = {"RUN": "", "CLOSE": "closing"}.get(status.state, "ended" if status.is_over else "ending")
+    beside = [f"up {seconds(status.uptime)}"] if not status.is_over else [f"ended after {seconds(status.uptime)}"]
+    name = clean(status.name)
+    parts: list[tuple[int, Line]] = [
+        (9, [(fit(name, min(len(name) + 8, max(8, width - 18)), glyphs).rstrip(), BOLD)]),
+        (8, [(beside[0], None)]),
+        (5, [(f"pid {status.pid}", FAINT)]),
+        (1, [(status.start_method, FAINT)]),
+    ]
+    if state and not status.is_over:
+        parts.insert(1, (7, [(state, YELLOW)]))
+    return joined(parts, width)
+
+
+def _workers(status: PoolStatus, width: int) -> Line:
+    parts: list[tuple[int, Line]] = [
+        (9, [(f"{status.busy} busy", GREEN if status.busy else FAINT)]),
+        (8, [(f"{status.idle} idle", None if status.idle else FAINT)]),
+        (6, [(f"{status.starting} starting", YELLOW if status.starting else FAINT)]),
+    ]
+    if width >= 60:
+        parts.insert(0, (10, [("workers", FAINT)]))
+    if status.cpu is not None:
+        parts.append((5, [("cpu " if width >= 60 else "", FAINT), (percent(status.cpu), None)]))
+    if status.rss is not None:
+        parts.append((4, [("memory " if width >= 60 else "", FAINT), (size(status.rss), None)]))
+    return joined(parts, width)
+
+
+def _tasks(status: PoolStatus, width: int, glyphs: Glyphs) -> Line:
+    parts: list[tuple[int, Line]] = [
+        (9, [(f"{count(status.done)} done", None)]),
+        (8, [(f"{count(status.failed)} failed", RED if status.failed else FAINT)]),
+        (7, [(f"{count(status.pending)} pending", None if status.pending else FAINT)]),
+        (6, [(rate(_speed(status)), CYAN)]),
+    ]
+    if width >= 60:
+        parts.insert(0, (10, [("tasks  ", FAINT)]))
+    line = joined(parts, width)
+    room = width - sum(len(words) for words, _style in line) - 2
+    if room >= 8 and status.rates:
+        line += [("  ", None), (glyphs.sparkline(status.rates, min(room, 60)), CYAN)]
+    return line
+
+
+# --- calls --------------------------------------------------------------------------------------------
+
+
+def _calls(status: PoolStatus, width: int, lines: int, glyphs: Glyphs) -> list[Line]:
+    shown = status.running[:lines]
+    if not shown:
+        return []
+    more = max(len(status.running), status.calls) - len(shown)
+    label = max(len(_label(call)) for call in shown)
+    label = min(label, LABEL_MOST, max(6, width // 4))
+    table = [_call(call, label, width, glyphs) for call in shown]
+    if more > 0 and len(shown) > 1:
+        table[-1] = [(fit(f"{glyphs.more} {more + 1} more calls", width, glyphs), FAINT)]
+    return table
+
+
+def _label(call: CallStatus) -> str:
+    return f"{call.kind} {clean(call.function)}".rstrip()
+
+
+def _call(call: CallStatus, label: int, width: int, glyphs: Glyphs) -> Line:
+    """Label, bar, figures: those that tell least are left out where there is no room."""
+    speed = call.done / call.seconds if call.seconds > 0 else 0.0
+    figures: list[tuple[int, Line]] = []
+    if call.total is not None:
+        share = call.done / call.total if call.total else 1.0
+        figures.append((9, [(fit(f"{share:.0%}" if share < 1 else "100%", 4, glyphs, right=True), BOLD)]))
+        figures.append((5, [(f"{count(call.done)}/{count(call.total)}", None)]))
+    else:
+        figures.append((9, [(f"{count(call.done)} done", BOLD)]))
+    if call.failed:
+        figures.append((8, [(f"{count(call.failed)} failed", RED)]))
+    figures.append((4, [(rate(speed), CYAN)]))
+    if call.total is not None and speed > 0 and call.done < call.total:
+        figures.append((7, [(f"{seconds((call.total - call.done) / speed)} left", None)]))
+    beside = joined(figures, max(4, width - label - 2 - (BAR_LEAST if call.total is not None else 0)))
+    line: Line = [(fit(_label(call), label, glyphs), None), (" ", None)]
+    if call.total is not None:
+        line += _bar(call, width - label - 2 - sum(len(words) for words, _style in beside), glyphs)
+    return [*line, (" ", None), *beside]
+
+
+def _bar(call: CallStatus, width: int, glyphs: Glyphs) -> Line:
+    """The done part green, as much of it red as failed."""
+    width = max(0, min(width, 60))
+    total = max(1, call.total or 1)
+    done, rest = glyphs.bar(call.done / total, width)
+    failed = min(len(done), -(-call.failed * width // total))
+    return [(done[: len(done) - failed], GREEN), (done[len(done) - failed :], RED), (rest, FAINT)]
+
+
+# --- failures -----------------------------------------------------------------------------------------
+
+
+def _failures(status: PoolStatus, width: int, lines: int, glyphs: Glyphs) -> list[Line]:
+    return [_failure(one, width, glyphs) for one in status.failures[:lines]]
+
+
+def _failure(one: FailureStatus, width: int, glyphs: Glyphs) -> Line:
+    ago = fit(f"{seconds(one.seconds)} ago", 10, glyphs, right=True)
+    line: Line = [(f"{glyphs.cross} ", RED)]
+    if width >= 60:
+        line.append((f"{ago}  ", FAINT))
+    where = f"{clean(one.function)}[{one.item}]"
+    if one.worker is not None and width >= 100:
+        where += f" on {one.worker}"
+    line += [(f"{where}  ", CYAN), (clean(one.error), RED)]
+    used = sum(len(words) for words, _style in line[:-1])
+    line[-1] = (fit(clean(one.error), max(0, width - used), glyphs), RED)
+    return line

@@ -1,0 +1,113 @@
+"""Texts for narrow places: the user's own words on one line, cut to a number of cells; numbers as people read them."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from rich.cells import cell_len, set_cell_size
+
+from pairpool.memory import format_size
+
+__all__ = ["Glyphs", "clean", "count", "fit", "percent", "rate", "seconds", "size"]
+
+
+class Glyphs:
+    """The signs that pictures are made of.
+
+    Args:
+        ascii: only those that every terminal has.
+    """
+
+    def __init__(self, ascii: bool = False) -> None:
+        self.ascii = ascii
+        self.more = "~" if ascii else "…"
+        self.full, self.rest = ("#", "-") if ascii else ("━", "━")
+        self.half = "" if ascii else "╸"
+        self.spark = " .:-=+*#" if ascii else " ▁▂▃▄▅▆▇█"
+        self.busy, self.idle, self.other = ("*", "-", "o") if ascii else ("●", "○", "◌")
+        self.cross = "!" if ascii else "✗"
+        self.times = "x" if ascii else "×"
+
+    def sparkline(self, values: tuple[int, ...], width: int) -> str:
+        """The last `width` values, the largest of them as the highest sign; anything above 0 is seen."""
+        shown = values[-width:] if width > 0 else ()
+        top = max(shown, default=0)
+        if not top:
+            return self.spark[0] * len(shown)
+        steps = len(self.spark) - 1
+        return "".join(self.spark[-(-value * steps // top)] for value in shown)
+
+    def bar(self, share: float, width: int) -> tuple[str, str]:
+        """The done and the open part of a bar of `width` cells."""
+        halves = round(max(0.0, min(1.0, share)) * width * 2)
+        if self.ascii:
+            halves -= halves % 2
+        done = self.full * (halves // 2) + (self.half if halves % 2 else "")
+        return done, self.rest * (width - len(done))
+
+
+@lru_cache(maxsize=4096)
+def clean(text: str) -> str:
+    """A text on one line: what is not printable (line breaks, tabs, escapes, marks of direction) becomes a space."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else " " for char in text)
+
+
+def fit(text: str, width: int, glyphs: Glyphs, *, right: bool = False) -> str:
+    """The text in exactly `width` cells: padded, or cut with a sign that says so."""
+    if width <= 0:
+        return ""
+    cells = cell_len(text)
+    if cells > width:
+        return set_cell_size(text, width - 1) + glyphs.more
+    padding = " " * (width - cells)
+    return padding + text if right else text + padding
+
+
+def seconds(value: float) -> str:
+    """A duration in at most six cells: `0.12s`, `9.9s`, `1:05`, `59:59`, `3h05`, `47h59`, `2d01h`, `400d`."""
+    if value < 10:
+        return f"{value:.1f}s" if value >= 0.995 else f"{value:.2f}s"
+    if value < 60:
+        return f"{value:.0f}s" if value < 59.5 else "1:00"
+    minutes, rest = divmod(int(value), 60)
+    if minutes < 60:
+        return f"{minutes}:{rest:02}"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours}h{minutes:02}"
+    days, hours = divmod(hours, 24)
+    return f"{days}d{hours:02}h" if days < 100 else f"{days}d"
+
+
+def count(value: int) -> str:
+    """A number of things in at most seven cells: `12,345`, `123.4k`, `12.35M`, `1.235G`."""
+    if value < 100_000:
+        return f"{value:,}"
+    for unit, one in (("k", 1e3), ("M", 1e6), ("G", 1e9), ("T", 1e12)):
+        if value < 999.95 * one:
+            return f"{value / one:.4g}{unit}"
+    return f"{value:.1e}"
+
+
+def rate(value: float) -> str:
+    """Things a second: `0.25/s`, `12.3/s`, `1,234/s`, `1.235M/s`."""
+    if value < 0.005:
+        return "0/s"
+    if value < 100:
+        return f"{value:.3g}/s"
+    return f"{count(round(value))}/s"
+
+
+def percent(value: float) -> str:
+    """A number of per cent: `0%`, `9.5%`, `100%`."""
+    return f"{value:.0f}%" if value >= 9.95 or value < 0.05 else f"{value:.1f}%"
+
+
+def size(value: int) -> str:
+    """Bytes in at most six cells: `512B`, `1.5K`, `12.3M`, `1.2G`."""
+    text, unit = format_size(value).split(" ")
+    if len(text) > 4:
+        text = text.partition(".")[0]
+    return text + unit[0]
