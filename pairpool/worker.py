@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from pairpool import inheritance, kernel
 from pairpool.failures import Failure, Fault, describe_failure, missing_module, safe
-from pairpool.wire import lanes, segments
+from pairpool.wire import lanes, outlets, segments
 from pairpool.wire.board import NOTHING, Board, Slot, State, Word
 from pairpool.wire.channel import INLINE_LIMIT, Buffer, Channel, Header, Kind, Lost
 from pairpool.wire.codec import BULK, EACH, Codec, Encoded, each_item, load_all, load_item
@@ -103,6 +103,7 @@ class Worker:
         self._remaining: Any = None  # the items of a batch of short ones that were not begun
         self._may_spin = 0
         self._spins = False
+        self._inherited = sys.stdout, sys.stderr
 
     def run(self) -> int:
         """Serve until the master closes its end; returns the exit status."""
@@ -111,6 +112,9 @@ class Worker:
         self.words[Word.STATE] = State.IDLE
         try:
             packet = receive()
+            while packet[0].kind == Kind.CAPTURE:
+                self._serve_other(*packet)
+                packet = receive()
             if not self._initialize():
                 return 1
             while True:
@@ -157,6 +161,8 @@ class Worker:
             segments.arrive(header, fds)
         elif header.kind == Kind.UNSHARE:
             segments.drop(header.batch)
+        elif header.kind == Kind.CAPTURE:
+            outlets.arrive(header, fds, self._inherited)
         elif header.kind != Kind.START:
             raise AssertionError(f"a packet of unknown kind {header.kind}")
 
@@ -548,6 +554,7 @@ class WorkerBody(NamedTuple):
         status = worker.run()
         if status == 0:
             inheritance.finish_pool_worker()
+        outlets.finish()
         return status
 
 
