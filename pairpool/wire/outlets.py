@@ -86,9 +86,7 @@ def _take_stream(number: int, fd: int, inherited: Any) -> None:
     global _captured
     name = STREAMS[number]
     stream, original = getattr(sys, name), getattr(sys, f"__{name}__")
-    own = [one for one in (stream, original) if _is_over(one, number)]
-    for one in own:
-        _flush(one)
+    own = [one for one in (stream, original) if _is_over(one, number) and _write_by_lines(one)]
     if fd == number:
         os.set_inheritable(fd, True)
     else:
@@ -96,8 +94,6 @@ def _take_stream(number: int, fd: int, inherited: Any) -> None:
         os.close(fd)
     _captured = True
     _write_c_by_lines(name)
-    for one in own:
-        one.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
     if stream is inherited and stream not in own:
         setattr(sys, name, own[-1] if own else _open(number))
 
@@ -114,11 +110,13 @@ def _open(number: int) -> Any:
     return open(number, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)
 
 
-def _flush(stream: Any) -> None:
+def _write_by_lines(stream: Any) -> bool:
+    """Flush a stream, and set it to write lines as UTF-8; False if it cannot write any more."""
     try:
-        stream.flush()
+        stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
     except OSError:
-        pass  # where it went to so far is full or closed: nobody is left to tell
+        return False  # where it went to so far is full or closed: a new one takes its place
+    return True
 
 
 def _write_c_by_lines(name: str) -> None:
