@@ -272,7 +272,7 @@ class Master:
 
         self.loop.submit(action)
         self.loop.poke()
-        if self.collector is not None:
+        if self.collector is not None and not self.loop.is_mine:  # the sink may wait for who leads
             self.collector.settle()
 
     def finish(self) -> None:
