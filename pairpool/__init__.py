@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         WorkerDied,
     )
     from pairpool.kernel import cpu_allowance
+    from pairpool.lines import OutputLine
     from pairpool.pool import Pool
     from pairpool.results import AsyncResult, MapResult
     from pairpool.status import CallStatus, FailureStatus, PoolStatus, WorkerStatus
@@ -36,6 +37,7 @@ __all__ = [
     "InitializerFailed",
     "LargeCaptureWarning",
     "MapResult",
+    "OutputLine",
     "Pool",
     "PoolInherited",
     "PoolStatus",
@@ -56,6 +58,7 @@ _HOMES = {
     "InitializerFailed": "errors",
     "LargeCaptureWarning": "errors",
     "MapResult": "results",
+    "OutputLine": "lines",
     "Pool": "pool",
     "PoolInherited": "errors",
     "PoolStatus": "status",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import operator
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
 from pairpool.errors import WorkerDied
@@ -14,7 +15,9 @@ from pairpool.master.jobs import Policy
 __all__ = [
     "RetryOn",
     "check_buffersize",
+    "check_capture",
     "check_chunksize",
+    "check_log_level",
     "check_processes",
     "check_seconds",
     "gather",
@@ -81,6 +84,29 @@ def check_buffersize(buffersize: int | None) -> int | None:
     if buffersize < 1:
         raise ValueError("buffersize must be None or > 0")
     return buffersize
+
+
+def check_capture(capture: bool | Callable[..., object]) -> bool | Callable[..., object]:
+    if not isinstance(capture, bool) and not callable(capture):
+        raise TypeError(f"capture must be True, False or a function of one line, not {capture!r}")
+    return capture
+
+
+def check_log_level(level: int | str | None) -> int | None:
+    """The number of a level of logging, given by number or name."""
+    if level is None:
+        return None
+    if isinstance(level, str):
+        names = logging.getLevelNamesMapping()
+        if level.upper() not in names:
+            known = ", ".join(sorted(names, key=names.__getitem__))
+            raise ValueError(f"log_level must be one of {known}, not {level!r}")
+        return names[level.upper()]
+    if isinstance(level, bool) or not isinstance(level, int):
+        raise TypeError(f"log_level must be a level's number or name or None, not {level!r}")
+    if level < 0:
+        raise ValueError(f"log_level must be 0 or more, not {level}")
+    return level
 
 
 def gather(iterable: Iterable[Any]) -> tuple[Sequence[Any], BaseException | None]:

@@ -23,7 +23,9 @@ from pairpool import inheritance, kernel
 from pairpool.arguments import (
     RetryOn,
     check_buffersize,
+    check_capture,
     check_chunksize,
+    check_log_level,
     check_processes,
     check_seconds,
     gather,
@@ -43,6 +45,7 @@ from pairpool.worker import Mode, WorkerBody
 from pairpool.zygote import DirectZygote, ForkedZygote, FreshZygote, Zygote
 
 if TYPE_CHECKING:
+    from pairpool.lines import OutputLine
     from pairpool.status import PoolStatus
     from pairpool.view.report import PoolReport
     from pairpool.wire.segments import Shared
@@ -98,6 +101,13 @@ class Pool:
         start_timeout: seconds that the initializer may take; None for any time.
         chunksize: items to a batch for calls that do not say; None for batches by time. With 1, single calls go one by
             one, too: nothing in this pool ever runs twice unless `retries` allows it.
+        capture: True to take what tasks, their C code and programs that they start write to stdout and stderr, and
+            print it by whole lines, `[worker 3] text`, to this program's `sys.stdout` and `sys.stderr`; or a function
+            that is called with each `OutputLine` instead, in a thread of the pool's own. What tasks wrote has been
+            handed over when `join` or `terminate` returns, or the `with` block is left.
+        log_level: level, such as `"INFO"` or `logging.INFO`, from which on log records of workers are handed to the
+            loggers of the same names here, whose own levels count, too; they have the attribute `worker`. None leaves
+            logging in workers as they inherit it.
 
     `task_timeout`, `retries` and `retry_on` can be given to each call, too; `math.inf` lifts the pool's time limit.
 
@@ -129,6 +139,8 @@ class Pool:
         memory_limit: int | str | None = None,
         start_timeout: float | None = None,
         chunksize: int | None = None,
+        capture: bool | Callable[[OutputLine], object] = False,
+        log_level: int | str | None = None,
     ) -> None:
         self._state = "INIT"
         kernel.require_linux()
@@ -148,10 +160,12 @@ class Pool:
             raise OSError(errno.ENOENT, "memory_limit needs /proc")
         start_timeout = check_seconds(start_timeout, "start_timeout")
         self._chunksize = check_chunksize(chunksize)
+        self._capture = check_capture(capture)
+        self._log_level = check_log_level(log_level)
         self._name = name or f"pool-{next(_names)}"
         self._start_method = start_method
         kernel.require_descriptors(
-            DESCRIPTORS_EACH * self._processes + DESCRIPTORS_BESIDE, f"a pool of {self._processes} workers"
+            self._descriptors_each * self._processes + DESCRIPTORS_BESIDE, f"a pool of {self._processes} workers"
         )
         self._master = self._open(initializer, tuple(initargs), maxtasksperchild, limit, start_timeout)
         self._state = RUN
@@ -185,7 +199,9 @@ class Pool:
                 memory_limit,
                 start_timeout,
             )
-            master.nursery.start()
+            if self._capture is not False or self._log_level is not None:
+                self._start_capture(master)
+            master.start()
         except BaseException:
             if master is not None:
                 master.terminate()
@@ -197,6 +213,17 @@ class Pool:
             raise
         _open_masters.add(master)
         return master
+
+    def _start_capture(self, master: Master) -> None:
+        from pairpool.master import output
+
+        sink = output.print_tagged if isinstance(self._capture, bool) else output.each_line(self._capture)
+        master.start_capture(sink, streams=self._capture is not False, level=self._log_level)
+
+    @property
+    def _descriptors_each(self) -> int:
+        """Descriptors that a worker takes in this process."""
+        return DESCRIPTORS_EACH + 2 * (self._capture is not False) + (self._log_level is not None)
 
     def _zygote_maker(
         self,
@@ -523,7 +550,7 @@ class Pool:
         if processes > self._master.board.slots:
             raise ValueError(f"this pool can have at most {self._master.board.slots} processes")
         more = max(0, processes - self._processes)
-        kernel.require_descriptors(DESCRIPTORS_EACH * more, f"{more} more workers")
+        kernel.require_descriptors(self._descriptors_each * more, f"{more} more workers")
         self._master.resize(processes)
         self._processes = processes
 

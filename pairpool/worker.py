@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from pairpool import inheritance, kernel
 from pairpool.failures import Failure, Fault, describe_failure, missing_module, safe
-from pairpool.wire import lanes, reporting, segments
+from pairpool.wire import lanes, outlets, reporting, segments
 from pairpool.wire.board import NOTHING, Board, Slot, State, Word
 from pairpool.wire.channel import INLINE_LIMIT, Buffer, Channel, Header, Kind, Lost
 from pairpool.wire.codec import BULK, EACH, Codec, Encoded, each_item, load_all, load_item
@@ -137,6 +137,7 @@ class Worker:
         self._remaining: Any = None  # the items of a batch of short ones that were not begun
         self._may_spin = 0
         self._spins = False
+        self._inherited = sys.stdout, sys.stderr
 
     def run(self) -> int:
         """Serve until the master closes its end; returns the exit status."""
@@ -145,6 +146,9 @@ class Worker:
         self.words[Word.STATE] = State.IDLE
         try:
             packet = receive()
+            while packet[0].kind == Kind.CAPTURE:
+                self._serve_other(*packet)
+                packet = receive()
             if not self._initialize():
                 return 1
             self.words[Word.READY] = time.monotonic_ns()
@@ -192,6 +196,8 @@ class Worker:
             segments.arrive(header, fds)
         elif header.kind == Kind.UNSHARE:
             segments.drop(header.batch)
+        elif header.kind == Kind.CAPTURE:
+            outlets.arrive(header, fds, self._inherited)
         elif header.kind != Kind.START:
             raise AssertionError(f"a packet of unknown kind {header.kind}")
 
@@ -604,6 +610,7 @@ class WorkerBody(NamedTuple):
         status = worker.run()
         if status == 0:
             inheritance.finish_pool_worker()
+        outlets.finish()
         return status
 
 

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS: dict[str, int] = {
     "pairpool.errors": 1,
     "pairpool.kernel": 1,
+    "pairpool.lines": 1,
     "pairpool.memory": 1,
     "pairpool.status": 1,
     "pairpool.wire": 2,

@@ -22,6 +22,7 @@ from pairpool.master.jobs import Batch
 from pairpool.wire.board import Slot
 from pairpool.wire.channel import HEADER, INLINE_LIMIT, Buffer, Header, Kind, Lost
 from pairpool.wire.lanes import Lane, LaneReader, Lanes
+from pairpool.wire.outlets import Outlet
 from pairpool.wire.segments import Passage
 from pairpool.worker import Flag
 from pairpool.zygote import Spawned, Zygote
@@ -42,7 +43,7 @@ class _Outgoing(NamedTuple):
     """A packet that waits for room in the socket."""
 
     pieces: list[Buffer]
-    lane: Lane | Passage | None
+    lane: Lane | Passage | Outlet | None
 
 
 class Member:
@@ -107,13 +108,13 @@ class Member:
         if self._outbox or not self._send(packet, lane):
             self._outbox.append(_Outgoing(packet, lane))
 
-    def pass_on(self, header: Header, passage: Passage) -> None:
+    def pass_on(self, header: Header, passage: Passage | Outlet) -> None:
         """Send a packet with a descriptor, or keep both until there is room."""
         packet: list[Buffer] = [HEADER.pack(*header)]
         if self._outbox or not self._send(packet, passage):
             self._outbox.append(_Outgoing(packet, passage))
 
-    def _send(self, packet: list[Buffer], lane: Lane | Passage | None) -> bool:
+    def _send(self, packet: list[Buffer], lane: Lane | Passage | Outlet | None) -> bool:
         fds = () if lane is None or lane.known else (lane.fd.fileno(),)
         if not self.channel.send_packet(packet, fds, wait=False):
             return False
@@ -154,7 +155,7 @@ class Member:
         """Take back every batch that the worker has not read, in order; other unread packets go out again."""
         waiting, self._outbox = self._outbox, deque()
         numbers: list[int] = []
-        resend: list[Header] = []
+        resend: list[tuple[Header, Outlet | None]] = []
         while True:
             try:
                 header, payload, fds = self.far.receive(wait=False)
@@ -166,24 +167,39 @@ class Member:
             header = Header._make(HEADER.unpack_from(head))
             if lane is not None:
                 lane.free()
-            self._note_unsent(header, numbers, resend)
+            self._note_unsent(header, numbers, resend, lane if isinstance(lane, Outlet) else None)
         recalled = [batch for batch in self.held if batch.number in numbers]
         for batch in recalled:
             self.held.remove(batch)
-        for header in resend:
-            self.post(header)
+        for header, outlet in resend:
+            if outlet is None:
+                self.post(header)
+            else:
+                self.pass_on(header, outlet)
         return recalled
 
     def _unsend(
-        self, header: Header, payload: memoryview, fds: list[int], numbers: list[int], resend: list[Header]
+        self,
+        header: Header,
+        payload: memoryview,
+        fds: list[int],
+        numbers: list[int],
+        resend: list[tuple[Header, Outlet | None]],
     ) -> None:
         if header.flags & Flag.LANE:
             self.lanes.unsent(bytes(payload), known=not fds)
+        outlet = Outlet(fds.pop()) if header.kind == Kind.CAPTURE else None
         for fd in fds:
             os.close(fd)
-        self._note_unsent(header, numbers, resend)
+        self._note_unsent(header, numbers, resend, outlet)
 
-    def _note_unsent(self, header: Header, numbers: list[int], resend: list[Header]) -> None:
+    def _note_unsent(
+        self,
+        header: Header,
+        numbers: list[int],
+        resend: list[tuple[Header, Outlet | None]],
+        outlet: Outlet | None,
+    ) -> None:
         if header.kind == Kind.BATCH:
             numbers.append(header.batch)
         elif header.kind == Kind.FUNCTION:
@@ -191,7 +207,7 @@ class Member:
         elif header.kind == Kind.SHARE:
             self.knows -= self.segments.pop(header.batch, set())
         else:
-            resend.append(header)
+            resend.append((header, outlet))
 
     # --- the end --------------------------------------------------------------------------------
 

@@ -34,6 +34,7 @@ from pairpool.wire.codec import Codec
 from pairpool.zygote import Zygote
 
 if TYPE_CHECKING:
+    from pairpool.master.output import Collector, Sink
     from pairpool.status import PoolStatus
 
 __all__ = ["Master"]
@@ -252,6 +253,51 @@ class Master:
         """How many workers there are, or have been asked for."""
         return len(self.crew.members) + self.nursery.awaited
 
+    # --- the output of tasks --------------------------------------------------------------------
+
+    @property
+    def collector(self) -> Collector | None:
+        """Who reads the output of workers; None where it is not captured."""
+        return self.nursery.collector
+
+    def start(self) -> None:
+        """Have the first workers made. Raises what keeps them from it."""
+        self.nursery.start()
+        if self.collector is not None:
+            self.collector.start()
+
+    def start_capture(self, sink: Sink, *, streams: bool = True, level: int | None = None) -> None:
+        """Give what the workers write, those there and those to come, to `sink`; if it is captured already, only that.
+
+        Args:
+            streams: whether stdout and stderr are captured.
+            level: level from which on log records are handed to this process's loggers; None for none. It can be given
+                only before `start`.
+
+        Raises:
+            OSError: there are not enough descriptors.
+        """
+        from pairpool.master.output import Collector
+
+        if self.nursery.is_starting:
+            self.nursery.collector = Collector(sink, streams=streams, level=level)
+            return
+        kernel.require_descriptors(2 * self.size, f"the output of {self.size} workers")
+        self._ask(lambda: self._capture_streams(Collector, sink))
+
+    def _capture_streams(self, make: type[Collector], sink: Sink) -> bool:
+        nursery = self.nursery
+        if nursery.collector is None:
+            nursery.collector = make(sink, streams=False, level=None)
+            nursery.collector.start()
+        collector = nursery.collector
+        collector.sink = sink
+        if not collector.streams:
+            collector.streams = True
+            for member in self.crew.members.values():
+                nursery.capture(member, streams=True, log=False)
+        return True
+
     # --- sizes and ends -------------------------------------------------------------------------
 
     def resize(self, processes: int) -> None:
@@ -281,6 +327,8 @@ class Master:
 
         self.loop.submit(action)
         self.loop.poke()
+        if self.collector is not None and not self.loop.is_mine:  # the sink may wait for who leads
+            self.collector.settle()
 
     def finish(self) -> None:
         """Wait for all calls, then for all workers to exit."""
@@ -295,7 +343,7 @@ class Master:
         """
         loop = self.loop
         if loop.over.is_set():
-            self._stop_driver()
+            self._stop_threads()
             return
         taken = loop.seize()
         try:
@@ -307,13 +355,16 @@ class Master:
             else:
                 loop.over.set()
         self.loop.run_later()
-        self._stop_driver()
+        self._stop_threads()
 
-    def _stop_driver(self) -> None:
+    def _stop_threads(self) -> None:
+        """The workers have ended: so do the driver, and the collector when it has handed over all that they wrote."""
         with self._driver_lock:
             driver = self._driver
         if driver is not None:
             driver.stop()
+        if self.collector is not None:
+            self.collector.close()
 
     def _end(self, grace: float | None) -> None:
         while self.loop.inbox:

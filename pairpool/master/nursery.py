@@ -6,6 +6,7 @@ import errno
 import logging
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from pairpool import kernel
 from pairpool.master import blame
@@ -21,6 +22,9 @@ from pairpool.wire.board import Board, State, Word
 from pairpool.wire.channel import Header, Kind, Lost
 from pairpool.wire.codec import Birth, Codec
 from pairpool.zygote import Spawned, SpawnFailed, Zygote
+
+if TYPE_CHECKING:
+    from pairpool.master.output import Collector
 
 __all__ = ["Nursery"]
 
@@ -91,11 +95,12 @@ class Nursery(Hooks):
         self._stillborn = 0
         self._refused = 0
         self._zygotes_lost = 0
-        self._is_starting = True
+        self.is_starting = True
         self._filled: set[int] = set()  # places that have had a worker
         self._tries: dict[int, int] = {}
         self._oom = OomCounter()
         self.is_closing = False
+        self.collector: Collector | None = None  # of the output of workers, if it is wanted
 
     def join(
         self,
@@ -131,7 +136,7 @@ class Nursery(Hooks):
         while self._expected and len(self._crew.members) < self._crew.cores * FIRST and self._agenda.broken is None:
             self.zygote.wait(None)
             self._on_zygote(0)
-        self._is_starting = False
+        self.is_starting = False
         if self._agenda.broken is not None:
             raise self._agenda.broken
         assert self._codec.birth is not None
@@ -201,7 +206,7 @@ class Nursery(Hooks):
         """A fork that failed is tried again later; with no worker left it is the end, after some tries."""
         self._refused += 1
         reason = _explain(error, f"worker {number} of {self.processes}")
-        if self._is_starting or not (self._crew.members or self._refused < FORK_TRIES):
+        if self.is_starting or not (self._crew.members or self._refused < FORK_TRIES):
             self.break_down(reason)
             return
         if self._refused == 1:
@@ -216,7 +221,7 @@ class Nursery(Hooks):
         self.zygote.close()
         self._zygotes_lost += 1
         is_hopeless = self._zygotes_lost > (ZYGOTES if self.zygote.was_ready else STILLBORN)
-        if is_hopeless or self._is_starting or self._codec.birth is None:
+        if is_hopeless or self.is_starting or self._codec.birth is None:
             if spare is not None:
                 spare.close()
             text = "the zygote, which forks the workers, ended"
@@ -255,7 +260,7 @@ class Nursery(Hooks):
 
     def _fill_gaps(self) -> None:
         """Ask for workers in places that nobody has asked for: an exception struck between a death and that."""
-        if self._is_starting or self._agenda.broken is not None or self._is_done:
+        if self.is_starting or self._agenda.broken is not None or self._is_done:
             return
         for number in range(self.processes):
             if not (number in self._crew.members or number in self._expected or number in self._lacking):
@@ -274,9 +279,25 @@ class Nursery(Hooks):
         self._filled.add(member.number)
         self._overseer.enlist(member)
         self._accounts.enlisted(member)
+        if self.collector is not None:
+            self.capture(member, streams=self.collector.streams, log=True)
         if self.has_initializer:
             member.post(Header(Kind.START))
         crew.place(member)
+
+    def capture(self, member: Member, *, streams: bool, log: bool) -> None:
+        """Have a worker's output sent to the collector; if the kernel has nothing left for that, it stays as it is."""
+        assert self.collector is not None
+        try:
+            with kernel.Uninterrupted():
+                for header, outlet in self.collector.attach(member.number, member.pid, streams=streams, log=log):
+                    member.pass_on(header, outlet)
+        except OSError as error:
+            logging.getLogger("pairpool").warning(
+                "the output of worker %d (pid %d) cannot be captured: %s", member.number, member.pid, error
+            )
+        if member.wants_room:
+            self._loop.watch_for_room(member.channel.fileno(), True)
 
     # --- life -----------------------------------------------------------------------------------
 

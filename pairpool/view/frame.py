@@ -26,13 +26,13 @@ class Frame:
     """
 
     def __init__(self, lines: Sequence[Line], width: int) -> None:
-        self.lines = [_cut(line, width) for line in lines]
+        self.lines = [_stripped(_cut(line, width)) for line in lines]
         self.width = width
 
     @property
     def text(self) -> str:
         """The frame without styles."""
-        return "\n".join("".join(words for words, _style in line).rstrip() for line in self.lines)
+        return "\n".join("".join(words for words, _style in line) for line in self.lines)
 
     def __rich_console__(self, _console: Console, _options: ConsoleOptions) -> RenderResult:
         newline = Segment.line()
@@ -49,6 +49,16 @@ def _cut(line: Line, width: int) -> Line:
         if cells > left:
             return [*line[:place], (set_cell_size(words, left), style)]
         left -= cells
+    return line
+
+
+def _stripped(line: Line) -> Line:
+    """Without blanks at its end, which would wrap where the terminal is made narrower."""
+    line = list(line)
+    while line:
+        words, style = line.pop()
+        if words.rstrip(" "):
+            return [*line, (words.rstrip(" "), style)]
     return line
 
 

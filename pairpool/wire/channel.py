@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 from pairpool import kernel
 
-__all__ = ["HEADER", "INLINE_LIMIT", "Buffer", "Channel", "Header", "Kind", "Lost"]
+__all__ = ["HEADER", "INLINE_LIMIT", "PACKET_LIMIT", "Buffer", "Channel", "Header", "Kind", "Lost"]
 
 Buffer = bytes | bytearray | memoryview
 
@@ -60,6 +60,7 @@ class Kind:
     SPARE = 14  # master to zygote: fork a spare of yourself; and back: its pid in `items`, its end and a pidfd attached
     SHARE = 15  # master to worker: the segment numbered `batch`, its memfd attached, its table at `first`
     UNSHARE = 16  # master to worker: let go of the segment numbered `batch`
+    CAPTURE = 17  # master to worker: write output to the attached descriptor; `first` says which, `items` a log's level
 
 
 class Header(NamedTuple):
