@@ -39,7 +39,7 @@ def length_text(us: float) -> str:
 
 
 def ticks(begin: float, end: float, most: int) -> list[tuple[float, str]]:
-    """Round times from `begin` to `end`, at most so many and evenly spaced, with labels."""
+    """Round times from `begin` to `end`, about so many at most and evenly spaced, with labels."""
     if not end > begin or most < 1:
         return []
     step = _step((end - begin) / most, end)
@@ -67,6 +67,8 @@ def _decimal_step(least: float) -> float:
 
 
 def _label(time: float, step: float, end: float) -> str:
+    if abs(time) < step / 2:
+        return "0"
     if end > 120 * SECOND and step >= SECOND:
         sign, seconds = "-" if time < 0 else "", round(abs(time) / SECOND)
         hours, minutes = seconds // 3600, seconds // 60 % 60

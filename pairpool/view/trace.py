@@ -125,7 +125,8 @@ class TraceWriter:
             stamps: when each item was begun. It ended when the next began.
             items_ended: when the last one ended.
             failed: by offset in the batch, the errors of the items that failed.
-            arguments: gives a short text of an item's argument, by its offset; asked for long items only. Must not raise.
+            arguments: gives a short text of an item's argument, by its offset. It is asked for long items only, and
+                must not raise.
         """
         if not self.is_open or not stamps:
             return

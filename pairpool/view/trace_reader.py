@@ -13,6 +13,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import IO, Any, NoReturn, Self
 
 __all__ = ["Event", "TraceReader"]
@@ -24,7 +25,7 @@ EVENT_LIMIT = 1 << 24
 """Characters in which an event has to end. What is longer is taken for damage, so that memory is bounded."""
 
 _SPACE = " \t\r\n"
-_scan = json.JSONDecoder().scan_once
+_scan = json.JSONDecoder().scan_once  # type: ignore[attr-defined] # raw_decode, without a call in between
 _NO_VALUE = (StopIteration, ValueError, RecursionError)
 """How the scanner tells that no value is there, or that it does not end."""
 
@@ -49,11 +50,7 @@ class TraceReader:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
         self.truncated = False
-        self._file: IO[bytes] = open(self.path, "rb")
-        if not stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):
-            with self._file as pipe:  # a pipe can be read once only
-                self._file = tempfile.TemporaryFile()
-                shutil.copyfileobj(pipe, self._file)
+        self._file = _open(self.path)
 
     def close(self) -> None:
         self._file.close()
@@ -112,6 +109,18 @@ class TraceReader:
 
     def _refuse(self, reason: str) -> NoReturn:
         raise ValueError(f"{self.path} is not a trace: {reason}")
+
+
+def _open(path: str) -> IO[bytes]:
+    with ExitStack() as stack:
+        file: IO[bytes] = stack.enter_context(open(path, "rb"))
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            copy: IO[bytes] = stack.enter_context(tempfile.TemporaryFile())
+            shutil.copyfileobj(file, copy)  # a pipe can be read once only
+            file.close()
+            file = copy
+        stack.pop_all()
+        return file
 
 
 class _Text:
