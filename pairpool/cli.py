@@ -80,10 +80,53 @@ def _stress(arguments: argparse.Namespace) -> int:
     return run(order, arguments.json, arguments.memory_log)
 
 
+def _pixels(text: str) -> int:
+    number = _at_least(300, text)
+    if number > 20_000:
+        raise argparse.ArgumentTypeError(f"must be at most 20000, not {number}")
+    return number
+
+
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number of seconds, not {text}")
+    return number
+
+
+def _add_timeline(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "timeline",
+        help="draw a trace, which Pool(trace=...) has written, as an SVG picture",
+        description="Draw a trace as an SVG picture: a lane a worker, tasks coloured by function, idle time white, "
+        "failures, deaths and replacements marked, and below how much of the workers was used. "
+        "Exit status: 0 drawn, 1 nothing to draw, 2 bad usage or a file that cannot be read or written.",
+        epilog="example: pairpool timeline run.json -o run.svg --from 2 --to 5.5",
+    )
+    parser.add_argument("trace", metavar="FILE", help="the trace; other programs' in the Chrome trace format do, too")
+    parser.add_argument("-o", "--output", metavar="FILE", help="the picture; - is stdout (the trace's name, with .svg)")
+    parser.add_argument("--width", type=_pixels, default=1200, metavar="N", help="pixels (1200)")
+    parser.add_argument("--from", type=_seconds, dest="begin", metavar="S", help="first second to show (the first)")
+    parser.add_argument("--to", type=_seconds, dest="end", metavar="S", help="last second to show (the last)")
+    parser.set_defaults(run=_timeline)
+
+
+def _timeline(arguments: argparse.Namespace) -> int:
+    from pairpool.view.timeline import run
+
+    begin, end = arguments.begin, arguments.end
+    if end is not None and end <= (begin or 0.0):
+        print(f"pairpool timeline: --to {end:g} is not after --from {begin or 0:g}", file=sys.stderr)
+        return 2
+    return run(arguments.trace, arguments.output, arguments.width, begin, end)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with these arguments (the process's own by default); returns the exit status."""
     parser = argparse.ArgumentParser(prog="pairpool", description="A process pool for Linux, and what shows it.")
-    _add_stress(parser.add_subparsers(title="commands", required=True, metavar="COMMAND"))
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_stress(commands)
+    _add_timeline(commands)
     arguments = parser.parse_args(argv)
     try:
         return int(arguments.run(arguments))

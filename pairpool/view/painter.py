@@ -1,0 +1,132 @@
+"""The second pass through a trace: what happened in the part that is shown, counted and put on the canvas."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from pairpool.view.lanes import Canvas
+from pairpool.view.survey import Survey, arguments, lane_key, times
+from pairpool.view.timeline_svg import OTHERS, PICKLING
+from pairpool.view.timescale import length_text
+from pairpool.view.trace_reader import Event
+
+__all__ = ["Painter", "Tally"]
+
+_KINDS = {"worker died": "died", "worker retired": "retired", "worker began": "began"}
+
+
+@dataclass(slots=True)
+class Tally:
+    """What is in the picture.
+
+    Attributes:
+        counts: tasks of each function.
+        lengths: how long they took together, in µs.
+        failed: tasks that failed.
+        happened: how often workers `died`, were `retired` or `replaced`, and how many spans of `pickling` there are.
+    """
+
+    counts: Counter[str] = field(default_factory=Counter)
+    lengths: dict[str, float] = field(default_factory=dict)
+    failed: int = 0
+    happened: Counter[str] = field(default_factory=Counter)
+
+
+class Painter:
+    """Paints a surveyed trace from `begin` to `end` (µs) on a canvas, each function in its colour."""
+
+    def __init__(self, found: Survey, canvas: Canvas, begin: float, end: float, colours: Mapping[str, int]) -> None:
+        self.tally = Tally()
+        self._is_ours = found.is_ours
+        self._canvas = canvas
+        self._begin, self._end = begin, end
+        self._scale = canvas.width / (end - begin)
+        self._zero = 0.0 if found.is_ours else found.begin
+        self._colours = colours
+        self._rows = {key: row for row, key in enumerate(found.lanes)}
+        self._ended: dict[int, tuple[str, float, str]] = {}
+        self._labels = [lane.label for lane in found.lanes.values()]
+
+    def paint(self, events: Iterable[Event]) -> None:
+        """Go through the trace."""
+        ours = self._is_ours
+        for event in events:
+            phase, kind = event["ph"], event.get("cat")
+            if phase == "X" and (kind == "item" or not ours):
+                self._paint_task(event)
+            elif phase == "X" and kind == "io":
+                self._paint_pickling(event)
+            elif phase == "i" and kind == "worker" and ours:
+                self._paint_worker(event)
+
+    def _place(self, event: Event) -> tuple[int, float, float] | None:
+        """Row, begin and end of an event that is in the picture."""
+        span, row = times(event), self._rows.get(lane_key(event))
+        if span is None or row is None or span[1] < self._begin or span[0] > self._end:
+            return None
+        return row, *span
+
+    def _put(self, row: int, begin: float, end: float, colour: int, failed: bool, words: Iterable[str]) -> None:
+        left, right = (begin - self._begin) * self._scale, (end - self._begin) * self._scale
+        self._canvas.add(row, left, right, colour, failed, lambda: "\n".join(words))
+
+    def _paint_task(self, event: Event) -> None:
+        place = self._place(event)
+        if place is None:
+            return
+        row, begin, end = place
+        name = str(event.get("name", ""))
+        args = arguments(event)
+        failed = self._is_ours and "error" in args
+        tally = self.tally
+        tally.counts[name] += 1
+        tally.lengths[name] = tally.lengths.get(name, 0.0) + min(end, self._end) - max(begin, self._begin)
+        tally.failed += failed
+        self._put(*place, self._colours.get(name, OTHERS), failed, self._words(name, row, begin, end, args))
+
+    def _words(self, name: str, row: int, begin: float, end: float, args: Event) -> Iterable[str]:
+        """The lines of a task's title."""
+        yield f"{name}[{args['item']}]: {length_text(end - begin)}" if "item" in args else name
+        yield f"{self._labels[row]}, at {length_text(begin - self._zero)}"
+        for word in ("argument", "error"):
+            if word in args:
+                yield f"{word}: {args[word]}"
+
+    def _paint_pickling(self, event: Event) -> None:
+        place = self._place(event)
+        if place is not None:
+            word = "unpickling" if event.get("name") == "load" else "pickling"
+            self._put(*place, PICKLING, False, [f"{word}: {length_text(place[2] - place[1])}"])
+            self.tally.happened["pickling"] += 1
+
+    def _paint_worker(self, event: Event) -> None:
+        """Mark a death, and who took over; a retirement only where somebody took over.
+
+        That the others ended is seen: their lanes are no longer white.
+        """
+        span, row = times(event), self._rows.get(lane_key(event))
+        kind = _KINDS.get(str(event.get("name")))
+        if span is None or row is None or kind is None:
+            return
+        args = arguments(event)
+        verb = {"died": "died", "retired": "was retired", "began": "took over"}[kind]
+        title = f"{self._labels[row]} (pid {args.get('pid', '?')}) {verb} at {length_text(span[0])}"
+        if args.get("reason"):
+            title += f"\n{args['reason']}"
+        if kind == "died":
+            self._mark(kind, row, span[0], title)
+        if kind != "began":
+            self._ended[row] = kind, span[0], title
+        elif row in self._ended:
+            before, when, reason = self._ended.pop(row)
+            if before == "retired":
+                self._mark("retired", row, when, reason)
+            else:
+                self._mark("replaced", row, span[0], title)
+
+    def _mark(self, kind: str, row: int, when: float, title: str) -> None:
+        if self._begin <= when <= self._end:
+            self._canvas.mark(kind, row, (when - self._begin) * self._scale, title)
+            self.tally.happened[kind] += 1

@@ -1,0 +1,159 @@
+"""`pairpool timeline`: a trace drawn as an SVG picture, with a lane a worker and the utilisation below.
+
+    file ─► survey (first pass) ─► scale, colours ─► canvas (second pass) ─► picture ─► SVG text
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from pairpool.view.lanes import Canvas
+from pairpool.view.painter import Painter, Tally
+from pairpool.view.survey import Survey, Usage, survey, usage
+from pairpool.view.timeline_svg import OTHERS, Entry, Picture, lanes_width, render
+from pairpool.view.timescale import SECOND, length_text
+from pairpool.view.trace_reader import TraceReader
+
+__all__ = ["NothingToDraw", "draw", "run"]
+
+SHARE_WIDTH = 2.0
+"""Pixels of the utilisation curve that show one number."""
+
+
+class NothingToDraw(Exception):
+    """The trace holds no task, or none in the part that was asked for."""
+
+
+def draw(
+    reader: TraceReader, width: int, begin: float | None = None, end: float | None = None
+) -> tuple[str, list[str]]:
+    """Draw a trace.
+
+    Args:
+        reader: the trace.
+        width: of the picture in pixels.
+        begin: first second to show, from the opening of the pool (or the first event, if pairpool did not write it).
+        end: last second to show.
+
+    Returns:
+        The SVG text, and remarks that a reader should know, such as that the trace is cut off.
+
+    Raises:
+        ValueError: the file is no trace.
+        NothingToDraw: it has no tasks, or none of that time.
+    """
+    found = survey(reader.events())
+    if not found.functions:
+        raise NothingToDraw(f"{reader.path} holds no tasks")
+    zero = 0.0 if found.is_ours else found.begin
+    first = found.begin if begin is None else zero + begin * SECOND
+    last = max(found.end, first + 1e-3) if end is None else zero + end * SECOND
+    lanes = tuple(found.lanes.values())
+    ranked = sorted(found.functions, key=lambda name: -found.functions[name])
+    colours = {name: min(rank, OTHERS) for rank, name in enumerate(ranked)}
+    canvas = Canvas(len(lanes), lanes_width(width, [lane.label for lane in lanes]))
+    painter = Painter(found, canvas, first, last, colours)
+    if first <= found.end:
+        painter.paint(reader.events())
+    tally = painter.tally
+    if not tally.counts:
+        ends = length_text(found.end - zero)
+        raise NothingToDraw(f"{reader.path} holds no tasks between these times: it ends at {ends}")
+    used = usage(lanes, first, last, max(1, round(canvas.width / SHARE_WIDTH)))
+    picture = Picture(
+        title=found.name or os.path.basename(reader.path),
+        is_ours=found.is_ours,
+        facts=_facts(found, tally, last - first, used),
+        remarks=_remarks(reader, found),
+        width=width,
+        lanes=lanes,
+        begin=first,
+        end=last,
+        zero=zero,
+        canvas=canvas,
+        legend=_legend(tally, colours),
+        happened=frozenset(tally.happened) | ({"failed"} if tally.failed else frozenset()),
+        usage=used,
+    )
+    return render(picture), list(picture.remarks)
+
+
+def _remarks(reader: TraceReader, found: Survey) -> list[str]:
+    remarks = []
+    if reader.truncated:
+        remarks.append("the trace is cut off: its pool runs still, or its end was not written")
+    if not found.is_ours:
+        remarks.append("not written by pairpool: every span counts as a task")
+    return remarks
+
+
+def _facts(found: Survey, tally: Tally, length: float, used: Usage) -> list[str]:
+    def say(number: int, one: str, many: str) -> str:
+        return f"{number:,} {one if number == 1 else many}"
+
+    facts = [
+        length_text(length),
+        say(len(found.lanes), "worker", "workers") if found.is_ours else say(len(found.lanes), "thread", "threads"),
+        say(tally.counts.total(), "task", "tasks"),
+        f"{tally.failed:,} failed",
+    ]
+    if tally.happened["died"]:
+        facts.append(say(tally.happened["died"], "death", "deaths"))
+    return [*facts, f"busy {used.average:.0%} of the time"]
+
+
+def _legend(tally: Tally, colours: dict[str, int]) -> list[Entry]:
+    """The functions, those that took longest in all first; those that share a colour in one entry."""
+    entries: dict[int, Entry] = {}
+    for name in sorted(tally.counts, key=lambda name: colours[name]):
+        colour, count, length = colours[name], tally.counts[name], tally.lengths[name]
+        if colour == OTHERS and colour in entries:
+            old = entries[colour]
+            entries[colour] = Entry(colour, "others", old.count + count, old.length + length)
+        else:
+            entries[colour] = Entry(colour, name or "(no name)", count, length)
+    return list(entries.values())
+
+
+def run(path: str, output: str | None, width: int, begin: float | None, end: float | None) -> int:
+    """Draw the trace at `path` into the file `output`, by default beside it; returns the command's exit status.
+
+    0: it is drawn; 1: there is nothing to draw; 2: it cannot be read, or the picture cannot be written.
+    """
+
+    def complain(text: object) -> None:
+        print(f"pairpool timeline: {text}", file=sys.stderr)
+
+    if output is None:
+        output = os.path.splitext(path)[0] + ".svg"
+    try:
+        if output != "-" and os.path.exists(output) and os.path.samefile(path, output):
+            raise ValueError(f"{output} is the trace itself: name another file with -o")
+        with TraceReader(path) as reader:
+            text, remarks = draw(reader, width, begin, end)
+        _put(text, output)
+    except NothingToDraw as nothing:
+        complain(nothing)
+        return 1
+    except (OSError, ValueError) as error:
+        complain(error)
+        return 2
+    for remark in remarks:
+        complain(f"{path}: {remark}")
+    return 0
+
+
+def _put(text: str, output: str) -> None:
+    if output != "-":
+        with open(output, "w", encoding="utf-8") as file:
+            file.write(text)
+        return
+    try:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(text.encode())
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:  # whoever reads has seen enough; and the interpreter is not to try again at its end
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)

@@ -1,0 +1,353 @@
+"""The picture of a timeline as SVG text: lanes, marks, legend, axis and the utilisation curve."""
+
+from __future__ import annotations
+
+import html
+import math
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from pairpool.view.lanes import LEVELS, Bar, Canvas, Mark
+from pairpool.view.survey import Lane, Usage
+from pairpool.view.timescale import length_text, ticks
+
+__all__ = ["OTHERS", "PICKLING", "Entry", "Picture", "lanes_width", "render"]
+
+COLOURS = (
+    "#4f86b8",
+    "#e0b354",
+    "#54a78f",
+    "#b0648f",
+    "#8fc4e3",
+    "#7a6fae",
+    "#a3ad4f",
+    "#d08770",
+    "#2f6d5f",
+    "#8a5a44",
+    "#b5bac1",
+    "#dfe3e8",
+)
+"""Ten that people with any kind of colour vision can tell apart, by lightness where not by hue; others; pickling."""
+
+OTHERS = 10
+PICKLING = 11
+
+INK, FAINT, GRID, ABSENT, FAILED, WARNING = "#24292f", "#6e7781", "#e4e7eb", "#eceef1", "#c8102e", "#9a6700"
+FONT = "Helvetica, Arial, 'Liberation Sans', 'DejaVu Sans', sans-serif"
+
+SIDE = 20.0
+"""Pixels left and right of everything."""
+
+LABEL_LIMIT = 150.0
+LANES_HEIGHT = 1_250.0
+"""Pixels that all lanes together have at most."""
+
+TALLEST_LANE = 26.0
+CURVE_HEIGHT = 64.0
+LABEL_HEIGHT = 13.0
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A function in the legend: its colour, and how many tasks it had for how many µs together."""
+
+    colour: int
+    name: str
+    count: int
+    length: float
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """All that is to be drawn.
+
+    Attributes:
+        title: the pool's name.
+        is_ours: whether pairpool wrote the trace.
+        facts: what to say below it.
+        remarks: what the reader should know.
+        width: of the whole, in pixels.
+        lanes: the workers' places.
+        begin, end: of the part that is shown, in µs.
+        zero: what the axis counts from, in µs.
+        canvas: the tasks and marks.
+        legend: the functions.
+        happened: kinds of marks to explain: died, replaced, retired, failed, pickling.
+        usage: the curve.
+    """
+
+    title: str
+    is_ours: bool
+    facts: Sequence[str]
+    remarks: Sequence[str]
+    width: int
+    lanes: Sequence[Lane]
+    begin: float
+    end: float
+    zero: float
+    canvas: Canvas
+    legend: Sequence[Entry]
+    happened: frozenset[str]
+    usage: Usage
+
+
+def lanes_width(width: int, labels: Iterable[str]) -> float:
+    """How many pixels wide the lanes are in a picture of this width, whose lanes have these labels."""
+    return width - 2 * SIDE - _labels_width(labels)
+
+
+def _labels_width(labels: Iterable[str]) -> float:
+    return min(LABEL_LIMIT, max((_text_width(label, 11) for label in labels), default=0.0)) + 10
+
+
+def render(picture: Picture) -> str:
+    """The picture as an SVG document."""
+    head, top = _head(picture)
+    left = picture.width - SIDE - picture.canvas.width
+    pitch = _pitch(len(picture.lanes))
+    bottom = top + pitch * len(picture.lanes)
+    curve_top = bottom + 28
+    height = math.ceil(curve_top + CURVE_HEIGHT + 34)
+    scale = picture.canvas.width / (picture.end - picture.begin)
+    axis = [
+        ((time + picture.zero - picture.begin) * scale, label)
+        for time, label in ticks(
+            picture.begin - picture.zero, picture.end - picture.zero, max(2, int(picture.canvas.width / 95))
+        )
+    ]
+    size = f'width="{picture.width}" height="{height}" viewBox="0 0 {picture.width} {height}"'
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="{FONT}" font-size="11" fill="{INK}">',
+        f'<rect width="{picture.width}" height="{height}" fill="#fff"/>',
+        *head,
+        f'<g transform="translate({left:g} {top:g})">',
+        *_lanes(picture, pitch, scale, axis),
+        "</g>",
+        f'<g transform="translate({left:g} {curve_top:g})">',
+        *_curve(picture, axis),
+        "</g>",
+        "</svg>",
+    ]
+    return "\n".join(parts) + "\n"
+
+
+# --- above the lanes ---
+
+
+def _head(picture: Picture) -> tuple[list[str], float]:
+    """Title, facts, remarks and legend, and where they end."""
+    room = picture.width - 2 * SIDE
+    x = f'x="{SIDE:g}"'
+    parts = [f'<text {x} y="34" font-size="19" font-weight="600">{_fit(picture.title, room, 20)}</text>']
+    facts = _fit(" · ".join(picture.facts), room, 12.5)
+    parts.append(f'<text {x} y="55" font-size="12.5" fill="{FAINT}">{facts}</text>')
+    y = 55.0
+    for remark in picture.remarks:
+        y += 18
+        parts.append(f'<text {x} y="{y:g}" font-size="12.5" fill="{WARNING}">⚠ {_fit(remark, room - 20, 12.5)}</text>')
+    y += 25
+    at = SIDE
+    for symbol, name, more in _legend(picture):
+        name = _short(name, room - 120, 12)
+        wide = 18 + _text_width(name, 12) + (6 + _text_width(more, 12) if more else 0) + 22
+        if at > SIDE and at + wide - 22 > picture.width - SIDE:
+            at, y = SIDE, y + 20
+        parts.append(f'<g transform="translate({at:.1f} {y:g})">{symbol}<text x="18" font-size="12">{_escape(name)}')
+        parts[-1] += f'<tspan dx="6" fill="{FAINT}">{_escape(more)}</tspan></text></g>' if more else "</text></g>"
+        at += wide
+    return parts, y + 16 + (LABEL_HEIGHT if _is_tall(picture) else 0)
+
+
+def _legend(picture: Picture) -> Iterator[tuple[str, str, str]]:
+    """Symbol, name and figures of each entry."""
+    for entry in picture.legend:
+        symbol = f'<rect y="-10" width="12" height="12" rx="2" fill="{COLOURS[entry.colour]}"/>'
+        yield symbol, entry.name, f"{entry.count:,} · {length_text(entry.length)}"
+    if "pickling" in picture.happened:
+        yield f'<rect y="-10" width="12" height="12" rx="2" fill="{COLOURS[PICKLING]}"/>', "pickling", ""
+    if "failed" in picture.happened:
+        yield f'<path d="M0 1h12" stroke="{FAILED}" stroke-width="3"/>', "failed", ""
+    for kind in ("died", "replaced", "retired"):
+        if kind in picture.happened:
+            yield f'<g transform="translate(6 -4)">{_symbol(kind, 5)}</g>', kind, ""
+
+
+# --- the lanes ---
+
+
+def _pitch(lanes: int) -> float:
+    """Pixels from one lane to the next."""
+    pitch = min(TALLEST_LANE, LANES_HEIGHT / lanes)
+    return float(math.floor(pitch)) if pitch >= 3 else pitch
+
+
+def _bar_height(pitch: float) -> float:
+    return pitch - 6 if pitch >= 18 else pitch - 3 if pitch >= 10 else pitch - 1 if pitch >= 4 else pitch * 0.85
+
+
+def _is_tall(picture: Picture) -> bool:
+    """Whether the axis at the bottom is too far from the first lanes."""
+    return _pitch(len(picture.lanes)) * len(picture.lanes) > 400
+
+
+def _lanes(picture: Picture, pitch: float, scale: float, axis: Sequence[tuple[float, str]]) -> Iterator[str]:
+    """The lanes, from their upper left corner."""
+    width, height = picture.canvas.width, pitch * len(picture.lanes)
+    yield f'<rect width="{width:g}" height="{height:g}" fill="{ABSENT}"/>'
+    yield f'<path fill="#fff" d="{"".join(_lives(picture, pitch, scale))}"/>'
+    grid = "".join(f"M{x:.1f} 0V{height:g}" for x, _ in axis)
+    yield f'<path d="{grid}" stroke="{GRID}" fill="none"/>'
+    yield from _labels(picture.lanes, pitch)
+    if _is_tall(picture):
+        yield from _tick_labels(axis, -5, width)
+    yield from _tasks(picture.canvas, pitch, _bar_height(pitch))
+    yield f'<rect width="{width:g}" height="{height:g}" fill="none" stroke="#c5cad1"/>'
+    for mark in picture.canvas.marks.values():
+        yield _mark(mark, pitch)
+
+
+def _lives(picture: Picture, pitch: float, scale: float) -> Iterator[str]:
+    """Where there was a worker; gaps of less than a pixel are left out."""
+    for row, lane in enumerate(picture.lanes):
+        until = 0.0
+        since = None
+        for begin, end in lane.lives():
+            left, right = (max(0.0, min(picture.canvas.width, (at - picture.begin) * scale)) for at in (begin, end))
+            if since is not None and left - until >= 0.5:
+                yield f"M{since:.1f} {row * pitch:.6g}H{until:.1f}v{pitch:.6g}H{since:.1f}z"
+                since = left
+            since = left if since is None else since
+            until = max(until, right)
+        if since is not None and until > since:
+            yield f"M{since:.1f} {row * pitch:.6g}H{until:.1f}v{pitch:.6g}H{since:.1f}z"
+
+
+def _labels(lanes: Sequence[Lane], pitch: float) -> Iterator[str]:
+    every = next(n for n in (1, 2, 5, 10, 20, 50, 100, 200, 500, 10**9) if n * pitch >= LABEL_HEIGHT)
+    for row in range(0, len(lanes), every):
+        y = (row + 0.5) * pitch + 4
+        text = _fit(lanes[row].label, LABEL_LIMIT, 11)
+        yield f'<text x="-8" y="{y:.1f}" text-anchor="end" fill="{FAINT}">{text}</text>'
+
+
+def _tasks(canvas: Canvas, pitch: float, height: float) -> Iterator[str]:
+    def line(lane: int, left: float, right: float) -> str:
+        return f"M{left:.1f} {(lane + 0.5) * pitch:.6g}H{right:.1f}"
+
+    faint: dict[tuple[int, int], list[str]] = {}
+    for run in canvas.runs():
+        faint.setdefault((run.level, run.colour), []).append(line(run.lane, run.left, run.right))
+    yield f'<g fill="none" stroke-width="{height:.4g}">'  # thick lines, for they take half as much text as boxes
+    for (level, colour), lines in sorted(faint.items()):
+        yield f'<path stroke="{COLOURS[colour]}" stroke-opacity="{level / LEVELS:g}" d="{"".join(lines)}"/>'
+    titled, others = canvas.bars()
+    plain: dict[int, list[str]] = {}
+    for bar in others:
+        plain.setdefault(bar.colour, []).append(line(bar.lane, bar.left, _edge(bar)))
+    for colour, lines in sorted(plain.items()):
+        yield f'<path stroke="{COLOURS[colour]}" d="{"".join(lines)}"/>'
+    for bar in titled:
+        look = f'stroke="{COLOURS[bar.colour]}" d="{line(bar.lane, bar.left, _edge(bar))}"'
+        yield f"<path {look}><title>{_escape(bar.title())}</title></path>"
+    yield "</g>"
+    failed = [(bar.lane, bar.left, _edge(bar)) for bar in (*titled, *others) if bar.failed]
+    yield from _failures([*failed, *canvas.failures()], pitch, (pitch + height) / 2)
+
+
+def _edge(bar: Bar) -> float:
+    """Where it is drawn to: a little less far than it goes, so that the next one is seen to be another."""
+    return bar.right - min(0.7, (bar.right - bar.left) / 6)
+
+
+def _failures(places: Sequence[tuple[int, float, float]], pitch: float, foot: float) -> Iterator[str]:
+    """A red edge below each task that failed."""
+    if places:
+        lines = (f"M{left:.1f} {lane * pitch + foot:.6g}H{max(right, left + 1.5):.1f}" for lane, left, right in places)
+        thick = max(0.5, min(3.0, pitch / 7))
+        yield f'<path d="{"".join(lines)}" stroke="{FAILED}" stroke-width="{thick:.2g}"/>'
+
+
+def _mark(mark: Mark, pitch: float) -> str:
+    size = {"died": 5.0, "replaced": 5.0, "retired": 3.0}[mark.kind] * max(0.35, min(1.0, pitch / 18))
+    title = mark.title + (f"\nand {mark.count - 1:,} more" if mark.count > 1 else "")
+    place = f"{mark.at:.1f} {(mark.lane + 0.5) * pitch:.6g}"
+    return f'<g transform="translate({place})">{_symbol(mark.kind, size)}<title>{_escape(title)}</title></g>'
+
+
+def _symbol(kind: str, size: float) -> str:
+    """A mark around the origin, with a white rim so that it is seen on any task."""
+    if kind == "died":
+        cross = f'd="M-{size:.2g}-{size:.2g}L{size:.2g} {size:.2g}M-{size:.2g} {size:.2g}L{size:.2g}-{size:.2g}"'
+        rim = f'<path {cross} stroke="#fff" stroke-width="{size * 0.9:.2g}"/>'
+        return f'{rim}<path {cross} stroke="{FAILED}" stroke-width="{size * 0.45:.2g}"/>'
+    if kind == "replaced":
+        back = f"-{size / 2:.2g}"
+        return f'<path d="M{back}-{size:.2g}L{size:.2g} 0L{back} {size:.2g}z" fill="{INK}" stroke="#fff"/>'
+    return f'<path d="M0-{size:.2g}V{size:.2g}" stroke="{INK}" stroke-width="1.5"/>'
+
+
+# --- below the lanes ---
+
+
+def _tick_labels(axis: Sequence[tuple[float, str]], y: float, width: float) -> Iterator[str]:
+    for x, label in axis:
+        if x <= width - 8:
+            yield f'<text x="{x:.1f}" y="{y:g}" text-anchor="middle" fill="{FAINT}">{_escape(label)}</text>'
+
+
+def _curve(picture: Picture, axis: Sequence[tuple[float, str]]) -> Iterator[str]:
+    """The utilisation, from its upper left corner, and the time axis."""
+    width, height = picture.canvas.width, CURVE_HEIGHT
+    shares = picture.usage.shares
+    step = width / len(shares)
+    line = ""
+    last = -1.0
+    for number, share in enumerate(shares):
+        y = round(height * (1 - share), 1)
+        if y != last:
+            line += f"H{number * step:.1f}V{y:g}"
+            last = y
+    grid = "".join(f"M{x:.1f} 0V{height + 4:g}" for x, _ in axis)
+    grid += f"M0 {height / 2:g}H{width:g}"
+    average = height * (1 - picture.usage.average)
+    yield f'<text y="-6" fill="{FAINT}">{"workers" if picture.is_ours else "threads"} busy</text>'
+    yield f'<path d="M0 {height:g}{line}H{width:g}V{height:g}z" fill="#d5dee8"/>'
+    yield f'<path d="{grid}" stroke="{GRID}" stroke-opacity="0.8" fill="none"/>'
+    yield f'<path d="M0 {height:g}{line}H{width:g}" stroke="#5b7a99" fill="none"/>'
+    yield f'<path d="M0 {average:.1f}H{width:g}" stroke="{INK}" stroke-dasharray="4 3" stroke-width="0.8"/>'
+    yield f'<rect width="{width:g}" height="{height:g}" fill="none" stroke="#c5cad1"/>'
+    for share in (0.0, 0.5, 1.0):
+        y = height * (1 - share) + 4
+        yield f'<text x="-8" y="{y:.1f}" text-anchor="end" fill="{FAINT}">{share:.0%}</text>'
+    yield from _tick_labels(axis, height + 17, width)
+
+
+# --- text ---
+
+_UNFIT = re.compile("[^\t\n -\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""What XML 1.0 has no place for, and other control characters."""
+
+
+def _escape(text: str) -> str:
+    return html.escape(_UNFIT.sub("\ufffd", text), quote=False)
+
+
+def _text_width(text: str, size: float) -> float:
+    """About how many pixels wide a text is in a font of this size."""
+    return size * sum(1.0 if unicodedata.east_asian_width(char) in "WF" else 0.56 for char in text)
+
+
+def _short(text: str, room: float, size: float) -> str:
+    """The text in one line, cut to fit into so many pixels."""
+    text = " ".join(text[:1000].split())
+    if _text_width(text, size) <= room:
+        return text
+    while text and _text_width(text, size) > room - size:
+        text = text[:-1]
+    return text + "…"
+
+
+def _fit(text: str, room: float, size: float) -> str:
+    return _escape(_short(text, room, size))

@@ -1,0 +1,82 @@
+"""Times for people: lengths as text, and where the ticks of a time axis go. All in µs."""
+
+from __future__ import annotations
+
+import math
+
+__all__ = ["length_text", "ticks"]
+
+SECOND = 1e6
+MINUTE = 60 * SECOND
+HOUR = 60 * MINUTE
+
+_UNITS = ((SECOND, "s"), (1e3, "ms"), (1.0, "µs"), (1e-3, "ns"))
+_LONG_STEPS = tuple(
+    [n * SECOND for n in (1, 2, 5, 10, 15, 30)]
+    + [n * MINUTE for n in (1, 2, 5, 10, 15, 30)]
+    + [n * HOUR for n in (1, 2, 3, 6, 12, 24)]
+)
+
+
+def length_text(us: float) -> str:
+    """A length of time with three digits or so: `850 ns`, `12.3 ms`, `4.56 s`, `2 min 05 s`, `3 h 07 min`."""
+    if us >= 10 * HOUR:
+        return f"{us / HOUR:,.1f} h"
+    if us >= HOUR - MINUTE / 2:
+        minutes = round(us / MINUTE)
+        return f"{minutes // 60} h {minutes % 60:02} min"
+    if us >= 99.95 * SECOND:
+        seconds = round(us / SECOND)
+        return f"{seconds // 60} min {seconds % 60:02} s"
+    if us <= 0:
+        return "0 s"
+    for unit, name in _UNITS:
+        if us >= 0.9995 * unit or name == "ns":
+            number = us / unit
+            digits = 0 if number >= 99.95 or name == "ns" else 1 if number >= 9.995 else 2
+            return f"{number:.{digits}f} {name}"
+    raise AssertionError("the last unit takes all")
+
+
+def ticks(begin: float, end: float, most: int) -> list[tuple[float, str]]:
+    """Round times from `begin` to `end`, about so many at most and evenly spaced, with labels."""
+    if not end > begin or most < 1:
+        return []
+    step = _step((end - begin) / most, end)
+    first, last = math.ceil(begin / step - 1e-9), math.floor(end / step + 1e-9)
+    return [(n * step, _label(n * step, step, end)) for n in range(first, last + 1)]
+
+
+def _step(least: float, end: float) -> float:
+    """The smallest round step that is not below `least`, in an axis up to `end`."""
+    if end > 120 * SECOND and least > SECOND / 2:
+        for step in _LONG_STEPS:
+            if step >= least * (1 - 1e-9):
+                return step
+        least /= 24 * HOUR
+        return _decimal_step(least) * 24 * HOUR
+    return _decimal_step(least)
+
+
+def _decimal_step(least: float) -> float:
+    power = 10.0 ** math.floor(math.log10(least))
+    for factor in (1, 2, 5):
+        if factor * power >= least * (1 - 1e-9):
+            return factor * power
+    return 10 * power
+
+
+def _label(time: float, step: float, end: float) -> str:
+    if abs(time) < step / 2:
+        return "0"
+    if end > 120 * SECOND and step >= SECOND:
+        sign, seconds = "-" if time < 0 else "", round(abs(time) / SECOND)
+        hours, minutes = seconds // 3600, seconds // 60 % 60
+        if step >= MINUTE and end >= HOUR:
+            return f"{sign}{hours} h" if step >= HOUR else f"{sign}{hours}:{minutes:02} h"
+        if end >= HOUR:
+            return f"{sign}{hours}:{minutes:02}:{seconds % 60:02}"
+        return f"{sign}{minutes}:{seconds % 60:02} min"
+    unit, name = next(((unit, name) for unit, name in _UNITS if end >= unit), _UNITS[-1])
+    digits = max(0, -math.floor(math.log10(step / unit) + 1e-9))
+    return f"{time / unit:.{digits}f} {name}"
