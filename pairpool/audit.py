@@ -1,14 +1,51 @@
-"""From the tally to the report."""
+"""From the engine to what people look at: the tally becomes a report, the board a live view."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from pairpool.master.tally import FunctionTally, Place, Tally
 from pairpool.status import PoolStatus
 from pairpool.view.report import FunctionReport, PoolReport, SlowItem, WorkerReport
+from pairpool.wire import snapshot
+from pairpool.wire.board import Board
 
-__all__ = ["make_report"]
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pairpool.master.engine import Master
+    from pairpool.view.live import LiveView
+
+__all__ = ["make_report", "make_view"]
+
+
+def make_view(master: Master, console: Console | None, *, keeps_sink: bool) -> LiveView:
+    """A live view of a pool, begun; it ends with the pool.
+
+    It has a mapping of the board of its own, so that it never meets one that the pool has just closed.
+
+    Args:
+        keeps_sink: whether somebody else gets the output of tasks.
+    """
+    from pairpool.master.output import print_lines, print_tagged
+    from pairpool.view.live import LiveView
+
+    board = Board.attach(master.board_fd.fileno(), writable=False)
+    sink = print_lines if master.collector is None or not master.collector.streams else master.collector.sink
+
+    def end() -> None:
+        board.close()
+        if not keeps_sink and master.collector is not None:
+            master.collector.sink = sink
+
+    view = LiveView(lambda: snapshot.take(board, time.monotonic_ns()), console, at_end=end)
+    master.at_end.append(view.stop)
+    view.start()
+    if not keeps_sink:
+        master.start_capture(view.show if view.is_drawn else print_tagged)
+    return view
 
 
 def make_report(status: PoolStatus, tally: Tally, ready: Callable[[int], int], now: int) -> PoolReport:

@@ -45,9 +45,13 @@ from pairpool.worker import Mode, WorkerBody
 from pairpool.zygote import DirectZygote, ForkedZygote, FreshZygote, Zygote
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from pairpool.lines import OutputLine
     from pairpool.status import PoolStatus
+    from pairpool.view.live import LiveView
     from pairpool.view.report import PoolReport
+    from pairpool.view.trace import TraceWriter
     from pairpool.wire.segments import Shared
 
 __all__ = ["Pool"]
@@ -101,6 +105,9 @@ class Pool:
         start_timeout: seconds that the initializer may take; None for any time.
         chunksize: items to a batch for calls that do not say; None for batches by time. With 1, single calls go one by
             one, too: nothing in this pool ever runs twice unless `retries` allows it.
+        live: True for a live view of the pool on standard error, until it ends; see `live`.
+        trace: path of a file into which all that the pool does is written as it goes, in the Chrome trace format, which
+            Perfetto opens and `pairpool timeline` draws. What the file held is lost.
         capture: True to take what tasks, their C code and programs that they start write to stdout and stderr, and
             print it by whole lines, `[worker 3] text`, to this program's `sys.stdout` and `sys.stderr`; or a function
             that is called with each `OutputLine` instead, in a thread of the pool's own. What tasks wrote has been
@@ -139,6 +146,8 @@ class Pool:
         memory_limit: int | str | None = None,
         start_timeout: float | None = None,
         chunksize: int | None = None,
+        live: bool = False,
+        trace: str | os.PathLike[str] | None = None,
         capture: bool | Callable[[OutputLine], object] = False,
         log_level: int | str | None = None,
     ) -> None:
@@ -160,7 +169,8 @@ class Pool:
             raise OSError(errno.ENOENT, "memory_limit needs /proc")
         start_timeout = check_seconds(start_timeout, "start_timeout")
         self._chunksize = check_chunksize(chunksize)
-        self._capture = check_capture(capture)
+        self._capture = check_capture(capture) or bool(live)
+        self._trace = trace
         self._log_level = check_log_level(log_level)
         self._name = name or f"pool-{next(_names)}"
         self._start_method = start_method
@@ -169,6 +179,8 @@ class Pool:
         )
         self._master = self._open(initializer, tuple(initargs), maxtasksperchild, limit, start_timeout)
         self._state = RUN
+        if live:
+            self.live()
 
     def _open(
         self,
@@ -185,7 +197,10 @@ class Pool:
         kernel.own(board_fd)
         kernel.own(stacks)
         master = None
+        writer = None
         try:
+            if self._trace is not None:
+                writer = self._open_trace(self._trace, board)
             make = self._zygote_maker(board, board_fd, stacks, initializer, initargs)
             has_initializer = initializer is not None
             master = Master(
@@ -198,6 +213,7 @@ class Pool:
                 has_initializer,
                 memory_limit,
                 start_timeout,
+                writer,
             )
             if self._capture is not False or self._log_level is not None:
                 self._start_capture(master)
@@ -206,13 +222,22 @@ class Pool:
             if master is not None:
                 master.terminate()
             else:
-                for thing in (board_fd, stacks):
+                owned: list[kernel.Closable] = [board_fd, stacks]
+                owned += [] if writer is None else [writer]
+                for thing in owned:
                     kernel.disown(thing)
                     thing.close()
                 board.close()
             raise
         _open_masters.add(master)
         return master
+
+    def _open_trace(self, path: str | os.PathLike[str], board: Board) -> TraceWriter:
+        from pairpool.view.trace import TraceWriter
+
+        writer = TraceWriter(path, name=self._name, pid=os.getpid(), created=board.created)
+        kernel.own(writer)
+        return writer
 
     def _start_capture(self, master: Master) -> None:
         from pairpool.master import output
@@ -558,6 +583,30 @@ class Pool:
         """What the pool and each worker are doing, read from the status board without disturbing them."""
         kernel.require_owner(self._master.identity)
         return self._master.status(self._state)
+
+    def live(self, console: Console | None = None) -> LiveView:
+        """Show the pool on the terminal, from now on until the view is stopped or the pool ends.
+
+        Above, tasks done, failed and pending, how many a second, CPU and memory; then a bar for each call that runs; a
+        row for each worker with its task, how long it has been at it, and how far it is (`pairpool.progress`); the
+        last failures. What tasks write to stdout and stderr comes above it by whole lines, `[3] text` for worker 3
+        (from now on: a task that is running already is caught when it has ended). It is drawn from shared memory, four
+        times a second at most, and takes about one per cent of a core.
+
+        It is drawn on standard error. Where that is no terminal, a plain line comes every ten seconds and at the end;
+        in a notebook it is drawn in the cell's output.
+
+        Args:
+            console: a console of rich to draw on instead.
+
+        Example:
+            >>> with Pool(8) as pool, pool.live():
+            ...     pool.map(work, items)
+        """
+        self._check_running()
+        from pairpool.audit import make_view
+
+        return make_view(self._master, console, keeps_sink=callable(self._capture))
 
     def report(self) -> PoolReport:
         """What the pool has done and where the time went, until now or until it ended: `print(pool.report())`.

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from pairpool import kernel
 from pairpool.failures import safe, short_call, short_repr
 from pairpool.master.functions import Functions
 from pairpool.master.jobs import Batch, Job
@@ -59,14 +60,15 @@ class Trace(Protocol):
         functions: str | Sequence[str],
         first: int,
         began: int,
-        stamps: Sequence[int],
         ended: int,
+        stamps: Sequence[int],
+        items_ended: int,
         failed: Mapping[int, str],
-        arguments: Callable[[int], str],
+        arguments: Callable[[int], str] | None = None,
     ) -> None:
         """A worker has reported a batch: one function for all items, or one for each; failures by offset."""
 
-    def lost(self, worker: int, call: int, function: str, item: int, began: int, ended: int, error: str) -> None:
+    def lost(self, worker: int, call: int, function: str, index: int, began: int, ended: int, error: str) -> None:
         """An item ended with its worker."""
 
     def close(self) -> None:
@@ -271,6 +273,7 @@ class Accounts:
             function.name if function is not None else [self.name_of(batch, offset) for offset in offsets],
             batch.first,
             stamps.began,
+            stamps.ended,
             stamps.starts[: batch.count],
             stamps.ended,
             {offset: _in_a_line(error) for offset, error in failed.items() if offset in offsets},
@@ -330,6 +333,7 @@ class Accounts:
         self._words[PoolWord.ENDED] = now
         self._words[PoolWord.STATE] = PoolWord.STATES.index("TERMINATE")
         if self.trace is not None:
+            kernel.disown(self.trace)
             self.trace.close()
 
 

@@ -74,7 +74,9 @@ class Master:
     ) -> None:
         self.identity = kernel.Identity()
         self.board = board
+        self.board_fd = board_fd
         self._owned = (board_fd, stacks)
+        self.at_end: list[Callable[[], object]] = []  # what is to be done when the pool has ended, and all is told
         self.nursery = Nursery(make_zygote, processes, has_initializer, board, stacks)
         try:
             self.loop = Loop(self)
@@ -365,6 +367,8 @@ class Master:
             driver.stop()
         if self.collector is not None:
             self.collector.close()
+        while self.at_end:
+            self.at_end.pop()()
 
     def _end(self, grace: float | None) -> None:
         while self.loop.inbox:

@@ -9,7 +9,9 @@ Facts, and what they mean here:
   keep them at `SHARE` of a core.
 - A terminal that is made narrower wraps the lines that are there (all but xterm do), so the frame is higher than it was
   drawn: it is cleared by the height that it has then.
-- A fork in the program copies the redirected sys.stdout but not this thread: the child gets the plain one back.
+- A fork in the program copies the redirected sys.stdout but not this thread: the child gets the plain one back. It
+  would copy a lock of the terminal's stream, too, if this thread held it: so no fork happens in the midst of a frame.
+- A handler of logging keeps the stream that it was made with: it is moved to the redirected one meanwhile.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from rich.cells import cell_len
@@ -93,6 +96,7 @@ class LiveView:
         self._room = threading.Condition()
         self._sampler = Sampler()
         self._frame: Frame | None = None
+        self._is_over = False
         self.is_drawn = self._console.is_jupyter or (
             self._console.is_terminal and not self._console.is_dumb_terminal
         )
@@ -128,14 +132,11 @@ class LiveView:
     def show(self, lines: Sequence[OutputLine]) -> None:
         """Print lines above the view, before the next frame; waits while too many wait. From any thread."""
         with self._room:
-            self._room.wait_for(lambda: len(self._queue) < QUEUE or not self._is_alive)
+            self._room.wait_for(lambda: len(self._queue) < QUEUE or self._is_over)
             self._queue.extend(lines)
-        if not self._is_alive:
-            self._print_lines()
-
-    @property
-    def _is_alive(self) -> bool:
-        return self._thread is not None and self._thread.is_alive()
+            if not self._is_over:
+                return
+        self._print_lines()
 
     # --- the thread -----------------------------------------------------------------------------
 
@@ -154,7 +155,16 @@ class LiveView:
             if self._at_end is not None:
                 self._at_end()
             with self._room:
+                self._is_over = True
                 self._room.notify_all()
+            self._print_last_lines()
+
+    def _print_last_lines(self) -> None:
+        """What came after the last frame."""
+        try:
+            self._print_lines()
+        except BrokenPipeError:
+            pass  # nobody looks any more
 
     def _draw(self) -> None:
         out, err = (_is_terminal(stream) for stream in (sys.stdout, sys.stderr))
@@ -165,12 +175,13 @@ class LiveView:
             redirect_stderr=err,
             vertical_overflow="crop",
         )
-        with live:
+        with live, _redirected_handlers():
             while True:
                 began = time.thread_time()
                 is_last = self._stopping.is_set()
-                self._print_lines()
-                self._update(live)
+                with _drawing:
+                    self._print_lines()
+                    self._update(live)
                 if is_last:
                     return
                 self._stopping.wait(max(FRAME_EVERY, (time.thread_time() - began) / SHARE))
@@ -247,8 +258,32 @@ def _is_terminal(stream: Any) -> bool:
         return False  # it is closed
 
 
-def _give_back_streams() -> None:
+@contextmanager
+def _redirected_handlers() -> Iterator[None]:
+    """Have handlers of logging write above the view that write to where it is drawn."""
+    moved: list[tuple[logging.StreamHandler[Any], Any]] = []
+    proxies = {id(one.rich_proxied_file): one for one in (sys.stdout, sys.stderr) if isinstance(one, FileProxy)}
+    loggers = [logging.getLogger(), *(one for one in list(_loggers.values()) if isinstance(one, logging.Logger))]
+    for handler in {id(handler): handler for logger in loggers for handler in logger.handlers}.values():
+        if isinstance(handler, logging.StreamHandler) and id(handler.stream) in proxies:
+            moved.append((handler, handler.stream))
+            handler.setStream(proxies[id(handler.stream)])
+    try:
+        yield
+    finally:
+        for handler, stream in moved:
+            handler.setStream(stream)
+
+
+_loggers = logging.Logger.manager.loggerDict
+
+_drawing = threading.RLock()
+
+
+def _make_child_whole() -> None:
     """In a forked child: what it writes is not drawn by a view that it does not have."""
+    global _drawing
+    _drawing = threading.RLock()
     if _views:
         for name in ("stdout", "stderr"):
             stream = getattr(sys, name)
@@ -256,4 +291,6 @@ def _give_back_streams() -> None:
                 setattr(sys, name, stream.rich_proxied_file)
 
 
-os.register_at_fork(after_in_child=_give_back_streams)
+os.register_at_fork(
+    before=lambda: _drawing.acquire(), after_in_parent=lambda: _drawing.release(), after_in_child=_make_child_whole
+)

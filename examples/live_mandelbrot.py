@@ -1,0 +1,150 @@
+"""The Mandelbrot set, computed in tiles by a pool with a live view on; each tile tells how far it is.
+
+    python examples/live_mandelbrot.py                        mandelbrot.png, 1600 x 1200
+    python examples/live_mandelbrot.py -o sea.png --width 4000 --height 3000 --centre -0.7453 0.1127 --span 0.004
+
+Tiles differ a lot in how long they take: those of the set itself take the full number of iterations. Watch how the
+workers share them. Needs numpy; the PNG is written with the standard library.
+"""
+
+from __future__ import annotations
+
+import argparse
+import struct
+import sys
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+import pairpool
+from pairpool import Pool
+
+Counts = npt.NDArray[np.float32]
+Pixels = npt.NDArray[np.uint8]
+
+TILE = 200
+"""Pixels on each side of a tile."""
+
+STEPS = 20
+"""How often a tile tells how far it is."""
+
+
+@dataclass(frozen=True)
+class View:
+    """What part of the plane is shown, in how many pixels."""
+
+    width: int
+    height: int
+    centre: complex
+    span: float
+    """Width of the picture in the plane."""
+    iterations: int
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A part of the picture: its pixels from `left`, `top` on."""
+
+    view: View
+    left: int
+    top: int
+    width: int
+    height: int
+
+    def points(self) -> npt.NDArray[np.complex128]:
+        """The points of the plane that its pixels show, of shape (height, width)."""
+        view = self.view
+        scale = view.span / view.width
+        x = (np.arange(self.left, self.left + self.width) - view.width / 2) * scale + view.centre.real
+        y = (view.height / 2 - np.arange(self.top, self.top + self.height)) * scale + view.centre.imag
+        return x[np.newaxis, :] + 1j * y[:, np.newaxis]
+
+
+def tiles(view: View) -> list[Tile]:
+    """The whole picture, row by row."""
+    return [
+        Tile(view, left, top, min(TILE, view.width - left), min(TILE, view.height - top))
+        for top in range(0, view.height, TILE)
+        for left in range(0, view.width, TILE)
+    ]
+
+
+def compute(tile: Tile) -> Counts:
+    """For each pixel, after how many iterations of z² + c it escaped (smoothly counted), or 0 if it did not."""
+    c = tile.points().ravel()
+    z = np.zeros_like(c)
+    counts = np.zeros(c.size, np.float32)
+    inside = np.arange(c.size)
+    iterations = tile.view.iterations
+    for iteration in range(1, iterations + 1):
+        z = z * z + c
+        escaped = z.real**2 + z.imag**2 > 1e6
+        if escaped.any():
+            size = np.log(np.abs(z[escaped]))
+            counts[inside[escaped]] = iteration + 1 - np.log2(size / np.log(1e3))
+            stays = ~escaped
+            inside, z, c = inside[stays], z[stays], c[stays]
+        if iteration % max(1, iterations // STEPS) == 0 or not inside.size:
+            pairpool.progress(iteration, iterations, f"{inside.size:,} pixels left")
+        if not inside.size:
+            break
+    return counts.reshape(tile.height, tile.width)
+
+
+def colour(counts: Counts) -> Pixels:
+    """From dark blue over white to ochre, and black where nothing escaped; of shape (height, width, 3)."""
+    stops = np.array([(0, 7, 60), (32, 107, 203), (237, 255, 255), (255, 170, 0), (70, 2, 0), (0, 7, 60)], float)
+    place = (np.log2(np.maximum(counts, 1.0)) * 0.9) % 5
+    low = place.astype(int)
+    share = (place - low)[..., np.newaxis]
+    pixels = stops[low] * (1 - share) + stops[low + 1] * share
+    pixels[counts == 0] = 0
+    return np.asarray(pixels, np.uint8)
+
+
+def write_png(path: Path, pixels: Pixels) -> None:
+    """A PNG of 8 bits a channel (source: the PNG specification, W3C): header, one block of rows, end."""
+    height, width, _channels = pixels.shape
+    rows = np.concatenate([np.zeros((height, 1), np.uint8), pixels.reshape(height, width * 3)], axis=1)
+
+    def block(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + block(b"IHDR", header)
+        + block(b"IDAT", zlib.compress(rows.tobytes(), 6))
+        + block(b"IEND", b"")
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="The Mandelbrot set in tiles, with a live view.")
+    parser.add_argument("-o", "--output", type=Path, default=Path("mandelbrot.png"), metavar="FILE")
+    parser.add_argument("--width", type=int, default=1600, metavar="PIXELS")
+    parser.add_argument("--height", type=int, default=1200, metavar="PIXELS")
+    parser.add_argument("--centre", type=float, nargs=2, default=(-0.65, 0.0), metavar=("X", "Y"))
+    parser.add_argument("--span", type=float, default=3.2, metavar="WIDTH", help="of the picture in the plane (3.2)")
+    parser.add_argument("--iterations", type=int, default=1000, metavar="N")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes of the pool (as many as cores)")
+    arguments = parser.parse_args()
+    view = View(
+        arguments.width, arguments.height, complex(*arguments.centre), arguments.span, arguments.iterations
+    )
+    picture = np.zeros((view.height, view.width, 3), np.uint8)
+    parts = tiles(view)
+    with Pool(arguments.workers, name="mandelbrot", live=True) as pool:
+        for tile, counts in zip(parts, pool.imap(compute, parts), strict=True):
+            picture[tile.top : tile.top + tile.height, tile.left : tile.left + tile.width] = colour(counts)
+    write_png(arguments.output, picture)
+    print(f"{arguments.output}: {view.width} x {view.height} pixels in {len(parts)} tiles")
+    print(pool.report())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
