@@ -21,6 +21,7 @@ import pytest
 from pairpool import InitializerFailed, OutputLine, Pool, TaskTimeout, WorkerDied
 from pairpool.lines import LONGEST
 from pairpool.master import output
+from pairpool.wire.records import pack
 from tests import output_tasks, tasks
 from tests.support import PATIENCE, Gate, Reports, all_ended, python, write_script
 
@@ -340,17 +341,51 @@ class TestLastWords:
             reports.next()
         assert lines.texts() == ["word"]
 
-    def test_close_hands_over_what_was_written(
-        self, make_pool: MakePool, lines: Lines, reports: Reports, gate: Gate
-    ) -> None:
-        pool = make_pool(1, capture=lines)
+
+def test_close_waits_for_what_was_written(make_pool: MakePool, reports: Reports, gate: Gate, tmp_path: Path) -> None:
+    """The sink takes its time; meanwhile a task that has written runs on."""
+    seen: list[str] = []
+    found: list[list[str]] = []
+
+    with Gate(tmp_path / "sink") as sink_gate:
+
+        def keep(line: OutputLine) -> None:
+            tasks.wait_for(sink_gate.path)
+            seen.append(line.text)
+
+        def close() -> None:
+            pool.close()
+            found.append(list(seen))
+
+        pool: Pool = make_pool(1, capture=keep)
         result = pool.apply_async(output_tasks.say_and_hold, (reports.path, gate.path, "word"))
         reports.next()
-        pool.close()
-        assert lines.texts() == ["word"]
+        closer = threading.Thread(target=close)
+        closer.start()
+        closer.join(0.1)
+        sink_gate.let()
+        closer.join(PATIENCE)
+        assert found == [["word"]]
         gate.let()
         result.get(PATIENCE)
         pool.join()
+
+
+def test_a_collector_reads_all_that_is_there_when_it_is_closed(lines: Lines, records: Records) -> None:
+    collector = output.Collector(output.each_line(lines), streams=True, level=logging.INFO)
+    packets = collector.attach(3, 4711, streams=True, log=True)
+    for (_header, outlet), text in zip(packets, (b"one\nnot ended", b"two"), strict=False):
+        os.write(outlet.fd.fileno(), text)
+    record = logging.makeLogRecord({"name": "tasks", "msg": "three", "levelno": logging.INFO})
+    os.write(packets[2][1].fd.fileno(), pack(record))
+    collector.close()  # the other ends are still open
+    collector.close()
+    assert lines.all == [
+        OutputLine(3, 4711, "stdout", "one"),
+        OutputLine(3, 4711, "stdout", "not ended"),
+        OutputLine(3, 4711, "stderr", "two"),
+    ]
+    assert [record.getMessage() for record in records.all] == ["three"]
 
 
 @pytest.mark.parametrize("start_method", ["fork", "direct"])
