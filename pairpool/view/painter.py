@@ -64,9 +64,12 @@ class Painter:
     def _place(self, event: Event) -> tuple[int, float, float] | None:
         """Row, begin and end of an event that is in the picture."""
         span, row = times(event), self._rows.get(lane_key(event))
-        if span is None or row is None or span[1] < self._begin or span[0] > self._end:
+        if span is None or row is None:
             return None
-        return row, *span
+        begin, end = span
+        if begin == end and self._begin <= begin <= self._end:
+            return row, *span
+        return (row, *span) if begin < self._end and end > self._begin else None
 
     def _put(self, row: int, begin: float, end: float, colour: int, failed: bool, words: Iterable[str]) -> None:
         left, right = (begin - self._begin) * self._scale, (end - self._begin) * self._scale
