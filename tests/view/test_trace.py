@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pairpool
@@ -160,6 +160,7 @@ BATCHES = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(BATCHES)
 def test_what_is_written_is_read_back(tmp_path_factory: pytest.TempPathFactory, batches: list[Any]) -> None:
     path = tmp_path_factory.mktemp("trace") / "run.json"
@@ -182,6 +183,7 @@ def test_what_is_written_is_read_back(tmp_path_factory: pytest.TempPathFactory, 
     assert found == expected
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(*[st.integers(0, 3 * MS)] * 3, st.lists(st.integers(0, 3 * MS), min_size=1, max_size=4))))
 def test_spans_of_a_lane_are_nested_whatever_the_clocks_say(
     tmp_path_factory: pytest.TempPathFactory, batches: list[tuple[int, int, int, list[int]]]
