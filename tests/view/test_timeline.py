@@ -116,6 +116,8 @@ def test_a_survey_of_a_trace(path: Path) -> None:
     writer.worker_ended(1, 11, 6 * SECOND, "SIGKILL", died=True)
     writer.worker_began(1, 12, 7 * SECOND, 1)
     writer.worker_ended(1, 12, 9 * SECOND, "closed", died=False)
+    writer.worker_began(0, 10, SECOND, 0)
+    writer.worker_ended(0, 10, 3 * SECOND, "SIGKILL", died=True)
     writer.close()
     with TraceReader(path) as reader:
         found = survey(reader.events())
@@ -126,6 +128,7 @@ def test_a_survey_of_a_trace(path: Path) -> None:
     assert list(second.work()) == [(2e6, 4e6), (5e6, 6e6)]
     assert list(second.lives()) == [(1e6, 6e6), (7e6, 9e6)]
     assert (second.opened, second.closed) == (1e6, 9e6)
+    assert (first.opened, first.closed) == (1e6, math.inf)
 
 
 # --- tasks to pixels ---
