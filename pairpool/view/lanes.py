@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 
 __all__ = ["LEVELS", "Bar", "Canvas", "Mark", "Run"]
 
-COLUMNS = 80_000
+COLUMNS = 60_000
 """How many columns all lanes together have at most, in which short tasks are merged."""
 
-BARS = 40_000
+BARS = 35_000
 """How many tasks are drawn one by one at most: the longest."""
 
 LEAST_BAR = 2.0
@@ -73,6 +73,8 @@ class Canvas:
     Attributes:
         lanes: how many there are.
         width: of them, in pixels.
+        columns: how many a lane has.
+        column: width of one in pixels.
     """
 
     lanes: int
@@ -82,16 +84,12 @@ class Canvas:
     _failures: set[int] = field(default_factory=set)
     _bars: list[tuple[float, int, Bar]] = field(default_factory=list)
     _count: int = 0
+    columns: int = field(init=False)
+    column: float = field(init=False)
 
-    @property
-    def columns(self) -> int:
-        """Columns of a lane."""
-        return max(1, min(math.ceil(self.width), COLUMNS // max(1, self.lanes)))
-
-    @property
-    def column(self) -> float:
-        """Width of a column in pixels."""
-        return self.width / self.columns
+    def __post_init__(self) -> None:
+        self.columns = max(1, min(math.ceil(self.width), COLUMNS // max(1, self.lanes)))
+        self.column = self.width / self.columns
 
     def add(
         self, lane: int, left: float, right: float, colour: int, failed: bool, title: Callable[[], str]
@@ -100,16 +98,16 @@ class Canvas:
         left, right = max(left, 0.0), min(right, self.width)
         if right < left:
             return
-        bar = Bar(lane, left, right, colour, failed, title)
         if right - left < LEAST_BAR:
-            self._merge(bar)
+            self._merge(lane, left, right, colour, failed)
             return
         self._count += 1
-        entry = (right - left, self._count, bar)
+        entry = (right - left, self._count, Bar(lane, left, right, colour, failed, title))
         if len(self._bars) < BARS:
             heapq.heappush(self._bars, entry)
         else:
-            self._merge(heapq.heappushpop(self._bars, entry)[2])
+            _, _, bar = heapq.heappushpop(self._bars, entry)
+            self._merge(bar.lane, bar.left, bar.right, bar.colour, bar.failed)
 
     def mark(self, kind: str, lane: int, at: float, title: str) -> None:
         """Mark what happened there, if it is within the lanes."""
@@ -150,18 +148,18 @@ class Canvas:
             lane, column = divmod(cell, self.columns)
             yield lane, column * self.column, (column + 1) * self.column
 
-    def _merge(self, bar: Bar) -> None:
+    def _merge(self, lane: int, left: float, right: float, colour: int, failed: bool) -> None:
         """Put a task into the columns that it touches."""
         size = self.column
-        low = min(self.columns - 1, int(bar.left / size))
-        high = min(self.columns - 1, int(bar.right / size))
-        base = bar.lane * self.columns
+        last = self.columns - 1
+        base = lane * self.columns
+        low, high = min(last, int(left / size)), min(last, int(right / size))
         for column in range(low, high + 1):
-            part = min(bar.right, (column + 1) * size) - max(bar.left, column * size)
+            part = min(right, (column + 1) * size) - max(left, column * size)
             if part > 0 or low == high:
                 times = self._cells.setdefault(base + column, {})
-                times[bar.colour] = times.get(bar.colour, 0.0) + part
-        if bar.failed:
+                times[colour] = times.get(colour, 0.0) + part
+        if failed:
             self._failures.add(base + low)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from pairpool.view.lanes import Canvas
@@ -64,13 +64,16 @@ class Painter:
     def _place(self, event: Event) -> tuple[int, float, float] | None:
         """Row, begin and end of an event that is in the picture."""
         span, row = times(event), self._rows.get(lane_key(event))
-        if span is None or row is None or span[1] < self._begin or span[0] > self._end:
+        if span is None or row is None:
             return None
-        return row, *span
+        begin, end = span
+        if begin == end and self._begin <= begin <= self._end:
+            return row, *span
+        return (row, *span) if begin < self._end and end > self._begin else None
 
-    def _put(self, row: int, begin: float, end: float, colour: int, failed: bool, words: Iterable[str]) -> None:
+    def _put(self, row: int, begin: float, end: float, colour: int, failed: bool, title: Callable[[], str]) -> None:
         left, right = (begin - self._begin) * self._scale, (end - self._begin) * self._scale
-        self._canvas.add(row, left, right, colour, failed, lambda: "\n".join(words))
+        self._canvas.add(row, left, right, colour, failed, title)
 
     def _paint_task(self, event: Event) -> None:
         place = self._place(event)
@@ -84,21 +87,21 @@ class Painter:
         tally.counts[name] += 1
         tally.lengths[name] = tally.lengths.get(name, 0.0) + min(end, self._end) - max(begin, self._begin)
         tally.failed += failed
-        self._put(*place, self._colours.get(name, OTHERS), failed, self._words(name, row, begin, end, args))
 
-    def _words(self, name: str, row: int, begin: float, end: float, args: Event) -> Iterable[str]:
-        """The lines of a task's title."""
-        yield f"{name}[{args['item']}]: {length_text(end - begin)}" if "item" in args else name
-        yield f"{self._labels[row]}, at {length_text(begin - self._zero)}"
-        for word in ("argument", "error"):
-            if word in args:
-                yield f"{word}: {args[word]}"
+        def title() -> str:
+            head = f"{name}[{args['item']}]" if "item" in args else name
+            since = begin - self._zero
+            lines = [f"{head}: {length_text(end - begin)}", f"{self._labels[row]}, at {length_text(since)}"]
+            lines += [f"{word}: {args[word]}" for word in ("argument", "error") if word in args]
+            return "\n".join(lines)
+
+        self._put(row, begin, end, self._colours.get(name, OTHERS), failed, title)
 
     def _paint_pickling(self, event: Event) -> None:
         place = self._place(event)
         if place is not None:
-            word = "unpickling" if event.get("name") == "load" else "pickling"
-            self._put(*place, PICKLING, False, [f"{word}: {length_text(place[2] - place[1])}"])
+            title = f"{'unpickling' if event.get('name') == 'load' else 'pickling'}: {length_text(place[2] - place[1])}"
+            self._put(*place, PICKLING, False, lambda: title)
             self.tally.happened["pickling"] += 1
 
     def _paint_worker(self, event: Event) -> None:

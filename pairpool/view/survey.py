@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from pairpool.view.trace_reader import Event
 
-__all__ = ["Key", "Lane", "Survey", "Usage", "coverage", "lane_key", "survey", "times", "usage"]
+__all__ = ["Key", "Lane", "Survey", "Usage", "arguments", "coverage", "lane_key", "survey", "times", "usage"]
 
 Key = tuple[int | str, int | str]
 """What tells lanes apart: process id and thread id."""

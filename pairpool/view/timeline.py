@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
+from collections.abc import Sequence
 
 from pairpool.view.lanes import Canvas
 from pairpool.view.painter import Painter, Tally
-from pairpool.view.survey import Survey, Usage, survey, usage
+from pairpool.view.survey import Lane, Survey, Usage, coverage, survey, usage
 from pairpool.view.timeline_svg import OTHERS, Entry, Picture, lanes_width, render
 from pairpool.view.timescale import SECOND, length_text
 from pairpool.view.trace_reader import TraceReader
@@ -73,7 +75,7 @@ def draw(
         zero=zero,
         canvas=canvas,
         legend=_legend(tally, colours),
-        happened=frozenset(tally.happened) | ({"failed"} if tally.failed else frozenset()),
+        happened=_happened(painter.tally, lanes, first, last),
         usage=used,
     )
     return render(picture), list(picture.remarks)
@@ -88,19 +90,27 @@ def _remarks(reader: TraceReader, found: Survey) -> list[str]:
     return remarks
 
 
-def _facts(found: Survey, tally: Tally, length: float, used: Usage) -> list[str]:
-    def say(number: int, one: str, many: str) -> str:
-        return f"{number:,} {one if number == 1 else many}"
+def _happened(tally: Tally, lanes: Sequence[Lane], begin: float, end: float) -> frozenset[str]:
+    """What the legend has to explain."""
+    happened = {kind for kind, count in tally.happened.items() if count}
+    if tally.failed:
+        happened.add("failed")
+    if any(coverage(lane.lives(), begin, end, 1)[0] < 0.995 * (end - begin) for lane in lanes):
+        happened.add("absent")
+    return frozenset(happened)
 
-    facts = [
-        length_text(length),
-        say(len(found.lanes), "worker", "workers") if found.is_ours else say(len(found.lanes), "thread", "threads"),
-        say(tally.counts.total(), "task", "tasks"),
-        f"{tally.failed:,} failed",
-    ]
+
+def _facts(found: Survey, tally: Tally, length: float, used: Usage) -> list[str]:
+    def say(number: int, one: str) -> str:
+        return f"{number:,} {one}" if number == 1 else f"{number:,} {one}s"
+
+    lane = "worker" if found.is_ours else "thread"
+    facts = [length_text(length), say(len(found.lanes), lane), say(tally.counts.total(), "task")]
+    if found.is_ours:
+        facts.append(f"{tally.failed:,} failed")
     if tally.happened["died"]:
-        facts.append(say(tally.happened["died"], "death", "deaths"))
-    return [*facts, f"busy {used.average:.0%} of the time"]
+        facts.append(say(tally.happened["died"], "death"))
+    return [*facts, f"{lane}s busy {used.average:.0%} of the time"]
 
 
 def _legend(tally: Tally, colours: dict[str, int]) -> list[Entry]:
@@ -122,9 +132,6 @@ def run(path: str, output: str | None, width: int, begin: float | None, end: flo
     0: it is drawn; 1: there is nothing to draw; 2: it cannot be read, or the picture cannot be written.
     """
 
-    def complain(text: object) -> None:
-        print(f"pairpool timeline: {text}", file=sys.stderr)
-
     if output is None:
         output = os.path.splitext(path)[0] + ".svg"
     try:
@@ -132,28 +139,34 @@ def run(path: str, output: str | None, width: int, begin: float | None, end: flo
             raise ValueError(f"{output} is the trace itself: name another file with -o")
         with TraceReader(path) as reader:
             text, remarks = draw(reader, width, begin, end)
-        _put(text, output)
+        _put(text.encode(), output)
     except NothingToDraw as nothing:
-        complain(nothing)
-        return 1
-    except (OSError, ValueError) as error:
-        complain(error)
-        return 2
+        return _complain(nothing, 1)
+    except OSError as error:
+        return _complain(f"{error.filename or path}: {error.strerror}", 2)
+    except ValueError as error:
+        return _complain(error, 2)
     for remark in remarks:
-        complain(f"{path}: {remark}")
+        _complain(f"{path}: {remark}", 0)
     return 0
 
 
-def _put(text: str, output: str) -> None:
-    if output != "-":
-        with open(output, "w", encoding="utf-8") as file:
-            file.write(text)
-        return
+def _complain(text: object, status: int) -> int:
+    print(f"pairpool timeline: {text}", file=sys.stderr)
+    return status
+
+
+def _put(data: bytes, output: str) -> None:
     try:
-        sys.stdout.flush()
-        sys.stdout.buffer.write(text.encode())
-        sys.stdout.buffer.flush()
-    except BrokenPipeError:  # whoever reads has seen enough; and the interpreter is not to try again at its end
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
+        if output != "-":
+            with open(output, "wb") as file:
+                file.write(data)
+            return
+        if sys.stdout is None:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        while data:  # past the buffer of sys.stdout, which would be written again when the interpreter ends
+            data = data[os.write(sys.stdout.fileno(), data) :]
+    except BrokenPipeError:
+        pass  # whoever reads it has seen enough
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "stdout" if output == "-" else output) from None

@@ -26,8 +26,8 @@ COLOURS = (
     "#d08770",
     "#2f6d5f",
     "#8a5a44",
-    "#b5bac1",
-    "#dfe3e8",
+    "#9aa1ab",
+    "#ccd1d8",
 )
 """Ten that people with any kind of colour vision can tell apart, by lightness where not by hue; others; pickling."""
 
@@ -74,7 +74,7 @@ class Picture:
         zero: what the axis counts from, in µs.
         canvas: the tasks and marks.
         legend: the functions.
-        happened: kinds of marks to explain: died, replaced, retired, failed, pickling.
+        happened: kinds of marks to explain: died, replaced, retired, failed, pickling, absent.
         usage: the curve.
     """
 
@@ -167,6 +167,8 @@ def _legend(picture: Picture) -> Iterator[tuple[str, str, str]]:
         yield symbol, entry.name, f"{entry.count:,} · {length_text(entry.length)}"
     if "pickling" in picture.happened:
         yield f'<rect y="-10" width="12" height="12" rx="2" fill="{COLOURS[PICKLING]}"/>', "pickling", ""
+    if "absent" in picture.happened:
+        yield f'<rect x=".5" y="-9.5" width="11" height="11" rx="2" fill="{ABSENT}" stroke="#c5cad1"/>', "no worker", ""
     if "failed" in picture.happened:
         yield f'<path d="M0 1h12" stroke="{FAILED}" stroke-width="3"/>', "failed", ""
     for kind in ("died", "replaced", "retired"):

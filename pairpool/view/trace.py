@@ -1,14 +1,15 @@
 """A pool's life as a file of trace events, written as it goes, in the format that Chrome and Perfetto read.
 
     [
-    {"ph":"M",...,"name":"process_name","args":{"name":"my pool","pairpool":"0.1.0",...}}     what pool, and when
-    ,{"ph":"X","ts":12.345,"dur":0.678,"pid":4711,"tid":3,"cat":"item","name":"f","args":{...}}   one event a line
+    {"ph":"M",...,"name":"process_name","args":{"name":"my pool","pairpool":"0.1.0",...}},        what pool, and when
+    {"ph":"X","ts":12.345,"dur":0.678,"pid":4711,"tid":3,"cat":"item","name":"f","args":{...}}    one event a line
     ]
 
 Facts about the format and its readers, and what they mean here:
 
-- The closing bracket may be missing, so what a killed master has left is a trace. Each event brings the comma before
-  it, which makes the file strict JSON once the bracket is there. No newline follows it: Perfetto takes no more data.
+- The closing bracket may be missing, so what a killed master has left is a trace. Each event brings the comma and
+  the line end before it, and so the file is strict JSON once the bracket is there, too. Nothing follows that: Perfetto
+  takes no more data, not even a line end.
 - Spans of one track that overlap must be nested, else Perfetto drops the inner one. Times are cut to fit.
 - Thread 0 is taken for the process's main thread, or for thread 1. Worker n is thread n + 1.
 - Older readers know only the short escapes of JSON, before the keys that they need. So times come first and texts last,
