@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 
 from rich.cells import cell_len, set_cell_size
 
 from pairpool.memory import format_size
 
-__all__ = ["Glyphs", "clean", "count", "fit", "percent", "rate", "seconds", "size"]
+__all__ = ["Glyphs", "clean", "count", "fit", "passable", "percent", "rate", "seconds", "size"]
 
 
 class Glyphs:
@@ -52,6 +53,26 @@ def clean(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else " " for char in text)
+
+
+_SEQUENCE = re.compile(
+    r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[PX^_][^\x1b]*(?:\x1b\\)?|[ -/]*[0-~])?"
+)  # ECMA-48, 5.3 to 5.6; of one that is cut off, what is there
+_COLOURS = re.compile(r"\x1b\[[0-9;:]*m")
+_CONTROLS = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\t\x1b"}
+
+
+def passable(text: str, colours: bool) -> str:
+    """A text that does nothing to a terminal but to be shown: control characters are dropped, tabs excepted.
+
+    Args:
+        colours: whether to keep the sequences that set them, and set them back at the end.
+    """
+    if text.isprintable():
+        return text
+    kept = _SEQUENCE.sub(lambda found: found[0] if colours and _COLOURS.fullmatch(found[0]) else "", text)
+    kept = kept.translate(_CONTROLS)
+    return f"{kept}\x1b[0m" if "\x1b" in kept else kept
 
 
 def fit(text: str, width: int, glyphs: Glyphs, *, right: bool = False) -> str:
