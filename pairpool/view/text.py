@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from functools import lru_cache
 
@@ -9,7 +10,7 @@ from rich.cells import cell_len, set_cell_size
 
 from pairpool.memory import format_size
 
-__all__ = ["Glyphs", "clean", "count", "fit", "passable", "percent", "rate", "seconds", "size"]
+__all__ = ["Glyphs", "clean", "count", "fit", "passable", "percent", "rate", "seconds", "share_text", "size"]
 
 
 class Glyphs:
@@ -40,7 +41,7 @@ class Glyphs:
 
     def bar(self, share: float, width: int) -> tuple[str, str]:
         """The done and the open part of a bar of `width` cells."""
-        halves = round(max(0.0, min(1.0, share)) * width * 2)
+        halves = 0 if math.isnan(share) else round(max(0.0, min(1.0, share)) * width * 2)
         if self.ascii:
             halves -= halves % 2
         done = self.full * (halves // 2) + (self.half if halves % 2 else "")
@@ -87,8 +88,10 @@ def fit(text: str, width: int, glyphs: Glyphs, *, right: bool = False) -> str:
 
 
 def seconds(value: float) -> str:
-    """A duration in at most six cells: `0.12s`, `9.9s`, `1:05`, `59:59`, `3h05`, `47h59`, `2d01h`, `400d`."""
-    if value < 10:
+    """A duration in at most six cells: `0.12s`, `9.9s`, `1:05`, `59:59`, `3h05`, `2d01h`, `400d`; `?` of no number."""
+    if not math.isfinite(value):
+        return "?"
+    if value < 9.95:
         return f"{value:.1f}s" if value >= 0.995 else f"{value:.2f}s"
     if value < 60:
         return f"{value:.0f}s" if value < 59.5 else "1:00"
@@ -113,7 +116,9 @@ def count(value: int) -> str:
 
 
 def rate(value: float) -> str:
-    """Things a second: `0.25/s`, `12.3/s`, `1,234/s`, `1.235M/s`."""
+    """Things a second: `0.25/s`, `12.3/s`, `1,234/s`, `1.235M/s`; `?` of no number."""
+    if not math.isfinite(value):
+        return "?"
     if value < 0.005:
         return "0/s"
     if value < 100:
@@ -124,6 +129,11 @@ def rate(value: float) -> str:
 def percent(value: float) -> str:
     """A number of per cent: `0%`, `9.5%`, `100%`."""
     return f"{value:.0f}%" if value >= 9.95 or value < 0.05 else f"{value:.1f}%"
+
+
+def share_text(share: float) -> str:
+    """How much is done, in per cent: `0%`, `25%`, `999%` at most; what is not all is not `100%`."""
+    return f"{math.floor(max(0.0, min(9.99, share)) * 100 + 1e-9)}%"
 
 
 def size(value: int) -> str:
