@@ -41,7 +41,11 @@ def make_view(master: Master, console: Console | None, *, keeps_sink: bool) -> L
         if not keeps_sink and master.collector is not None:
             master.collector.sink = sink
 
-    view = LiveView(lambda: snapshot.take(board, time.monotonic_ns()), console, at_end=end)
+    def settle() -> None:
+        if master.collector is not None:
+            master.collector.settle()
+
+    view = LiveView(lambda: snapshot.take(board, time.monotonic_ns()), console, settle=settle, at_end=end)
 
     def show(lines: list[OutputLine]) -> None:
         above = [line for line in lines if line.stream in view.streams]

@@ -58,6 +58,7 @@ class LiveView:
     Args:
         read: gives the status to draw; called in the view's thread.
         console: where to; standard error by default, which leaves standard output to results.
+        settle: called by `stop` before the last frame; waits until what tasks have written was given to `show`.
         at_end: called when the view has stopped, in its thread.
 
     Attributes:
@@ -73,10 +74,12 @@ class LiveView:
         read: Callable[[], PoolStatus],
         console: Console | None = None,
         *,
+        settle: Callable[[], object] | None = None,
         at_end: Callable[[], object] | None = None,
     ) -> None:
         self._read = read
         self._console = console if console is not None else Console(stderr=True)
+        self._settle = settle
         self._at_end = at_end
         self._owner = os.getpid()
         self._thread: threading.Thread | None = None
@@ -111,6 +114,8 @@ class LiveView:
         thread = self._thread
         if thread is None or os.getpid() != self._owner:
             return
+        if self._settle is not None and not self._stopping.is_set():
+            self._settle()
         self._stopping.set()
         if thread is not threading.current_thread():
             thread.join()

@@ -8,10 +8,11 @@
 Facts, and what they mean here:
 
 - Who writes to the terminal without asking (a program that was started, a forked child, somebody's return key) writes
-  at the cursor. So it stands above the frame, and each frame begins with clearing what is below it: what others write
-  stays, and nothing of an older frame does.
+  at the cursor. So it stands above the frame, and each frame begins with clearing what is below it: a line that others
+  write stays, and the frame is whole again. Below the frame, it would be the lines of others that are cleared.
 - A terminal that is made narrower wraps the lines that are there, but the cursor stays with its line: what is to be
   cleared is below it still.
+- tmux keeps what is cleared from the first cell of the screen on, for one to scroll back to. So nothing is.
 - A lock that a thread holds when the program forks, a stream's own included, is held in the child for ever. So the
   terminal is written to by its descriptor, and a child's streams are the plain ones.
 - A terminal may take nothing for as long as it likes (Ctrl-S). Who writes waits then, as without a view; nobody else.
@@ -41,8 +42,13 @@ from pairpool.view.text import clean, passable
 
 __all__ = ["Screen", "writer"]
 
-CLEAR = "\r\x1b[J"
+BELOW = "\x1b[K\r\n\x1b[J"
+"""Clear what is right of the cursor and below it, and go to the next row."""
+
+CLEAR = f"\r{BELOW}\x1b[A"
 HIDE_CURSOR, SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
+CUT, WRAP = "\x1b[?7l", "\x1b[?7h"
+"""What becomes of a line that is too long: a frame keeps its height if the terminal was made narrower just now."""
 
 _taken: dict[object, Screen] = {}
 _streams: weakref.WeakSet[Stream] = weakref.WeakSet()
@@ -60,6 +66,7 @@ class Screen:
 
     def __init__(self, console: Console, device: object) -> None:
         self._device = device
+        self._console = console
         self._write = writer(console)
         self._has_colours = console.color_system is not None and not console.no_color
         self._pen = Console(
@@ -71,7 +78,7 @@ class Screen:
         )
         self._lock = threading.RLock()
         self._frame = ""
-        self._width = console.width
+        self._width = self._height = 0  # of the frame
         self._unended: dict[int, str] = {}  # what each thread has written since its last end of a line
         self._shown = ""  # of the last of these
         self._is_open = True
@@ -109,11 +116,11 @@ class Screen:
 
     def draw(self, frame: Frame) -> None:
         """Have this frame in place of the last one."""
-        drawn = self._render(frame).removesuffix("\n").replace("\n", "\r\n")
+        drawn = CUT + self._render(frame).removesuffix("\n").replace("\n", "\r\n") + WRAP if frame.lines else ""
         with self._lock:
-            self._frame, self._width = drawn, frame.width
+            self._frame, self._width, self._height = drawn, frame.width, len(frame.lines)
             if self._visible() == self._shown:
-                self._write(HIDE_CURSOR + "\x1b[J" + self._below())
+                self._write(HIDE_CURSOR + self._below())
             else:
                 self._print("")
 
@@ -139,7 +146,9 @@ class Screen:
             return True
 
     def flush(self) -> None:
-        """Show what was written of a line that is not ended yet."""
+        """Show what was written of a line that is not ended yet; where there is none, it does not wait for a frame."""
+        if not self._unended and not self._shown:
+            return
         with self._lock:
             if self._is_open and self._visible() != self._shown:
                 self._print("")
@@ -164,15 +173,16 @@ class Screen:
         """The line that is not ended, on one row."""
         text = next(reversed(self._unended.values()), "")
         text = clean(passable(text.rstrip("\r"), False))
-        return set_cell_size(text, self._width - 1) if cell_len(text) >= self._width else text
+        width = self._console.width
+        return set_cell_size(text, width - 1) if cell_len(text) >= width else text
 
     def _below(self) -> str:
-        """The frame, and back to where the cursor has to be."""
-        if not self._frame:
-            return ""
+        """The frame, and back to where the cursor has to be; not one that is too large since the last resize."""
+        size = self._console.size
+        fits = 0 < self._height < size.height and self._width <= size.width
+        frame = f"{self._frame}\x1b[{self._height}A\r" if fits else "\x1b[A"
         column = cell_len(self._shown)
-        up = self._frame.count("\n") + 1
-        return f"\r\n{self._frame}\x1b[{up}A\r" + (f"\x1b[{column}C" if column else "")
+        return BELOW + frame + (f"\x1b[{column}C" if column else "")
 
 
 class Stream:

@@ -46,14 +46,15 @@ class Terminal:
     Attributes:
         shows_cursor: whether the cursor is seen.
         unknown: control characters and sequences that it does not know.
-        drawn: bytes that it was given.
+        colours: codes of the plain colours of texts that it was given.
     """
 
     def __init__(self, width: int, height: int) -> None:
         self.width, self.height = width, height
         self.shows_cursor = True
         self.unknown: list[str] = []
-        self.drawn = 0
+        self._wraps = True
+        self.colours: set[int] = set()
         self._rows = [Row()]
         self._top = 0
         self._row = 0
@@ -78,12 +79,16 @@ class Terminal:
         return [row.text.rstrip() for row in self._rows[self._top :]]
 
     @property
+    def below(self) -> list[str]:
+        """The rows that are seen below the cursor."""
+        return self.screen[self._row - self._top + 1 :]
+
+    @property
     def text(self) -> str:
         return "\n".join(self.lines)
 
     def feed(self, data: bytes) -> None:
         """Show what a program has written."""
-        self.drawn += len(data)
         text = self._rest + self._decoder.decode(data)
         self._rest = ""
         while text:
@@ -129,9 +134,11 @@ class Terminal:
             self._down()
         elif char == "\t":
             self._column = min(self.width - 1, (self._column // 8 + 1) * 8)
-        elif not char.isprintable():
+        elif char < " " or "\x7f" <= char <= "\x9f":
             self.unknown.append(char)
         elif cell_len(char):
+            if self._column == self.width and not self._wraps:
+                self._column -= 1
             if self._column == self.width:
                 self._rows[self._row].goes_on = True
                 self._down()
@@ -152,9 +159,12 @@ class Terminal:
         self._column = min(self._column, self.width - 1) if final != "m" else self._column
         number = int(parameters) if parameters.isdigit() else None
         if final == "m":
+            self.colours |= {int(one) for one in parameters.split(";") if one.isdigit() and 30 <= int(one) <= 37}
             return
         if (parameters, final) in (("?25", "l"), ("?25", "h")):
             self.shows_cursor = final == "h"
+        elif (parameters, final) in (("?7", "l"), ("?7", "h")):
+            self._wraps = final == "h"
         elif final == "A":
             self._row = max(self._top, self._row - (number or 1))
         elif final == "B":
@@ -163,11 +173,15 @@ class Terminal:
         elif final == "C":
             self._column = min(self.width - 1, self._column + (number or 1))
         elif final == "J" and not number:
+            if (self._row, self._column) == (self._top, 0):
+                self.unknown.append("the whole screen is cleared, which tmux keeps")
             row = self._rows[self._row]
             row.text, row.goes_on = row.text[: self._column], False
             del self._rows[self._row + 1 :]
-        elif final == "K" and number == 2:
-            self._rows[self._row] = Row()
+        elif final == "K" and not number:
+            self._rows[self._row] = Row(self._rows[self._row].text[: self._column])
+            if not self._column and self._row:  # it no longer belongs to what was wrapped there
+                self._rows[self._row - 1].goes_on = False
         else:
             self.unknown.append(sequence)
 
@@ -188,14 +202,16 @@ class Program:
         self._is_over = False
         self._goes_on = threading.Event()
         self._goes_on.set()
+        self._hang_up = os.eventfd(0, os.EFD_CLOEXEC)
         self._thread = threading.Thread(target=self._read, name="terminal")
         self._thread.start()
 
     def _read(self) -> None:
         while True:
             self._goes_on.wait()
+            ready = select.select([self._fd, self._hang_up], [], [])[0]
             try:
-                data = os.read(self._fd, 65536)
+                data = os.read(self._fd, 65536) if self._hang_up not in ready else b""
             except OSError:
                 data = b""  # EIO: nobody has the terminal open any more
             with self._changed:
@@ -235,6 +251,13 @@ class Program:
     def go_on(self) -> None:
         self._goes_on.set()
 
+    def hang_up(self) -> None:
+        """Close the terminal under the program."""
+        os.eventfd_write(self._hang_up, 1)
+        self._thread.join()
+        os.close(self._fd)
+        self._fd = -1
+
     def wait(self) -> int:
         """Its exit status, when it has ended and all that it wrote is shown."""
         status = self.process.wait(PATIENCE)
@@ -248,7 +271,9 @@ class Program:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
         self._thread.join(PATIENCE)
-        os.close(self._fd)
+        os.close(self._hang_up)
+        if self._fd >= 0:
+            os.close(self._fd)
 
 
 @contextmanager
