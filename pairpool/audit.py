@@ -15,6 +15,7 @@ from pairpool.wire.board import Board
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from pairpool.lines import OutputLine
     from pairpool.master.engine import Master
     from pairpool.view.live import LiveView
 
@@ -40,11 +41,26 @@ def make_view(master: Master, console: Console | None, *, keeps_sink: bool) -> L
         if not keeps_sink and master.collector is not None:
             master.collector.sink = sink
 
-    view = LiveView(lambda: snapshot.take(board, time.monotonic_ns()), console, at_end=end)
+    def settle() -> None:
+        if master.collector is not None:
+            master.collector.settle()
+
+    view = LiveView(lambda: snapshot.take(board, time.monotonic_ns()), console, settle=settle, at_end=end)
+
+    def show(lines: list[OutputLine]) -> None:
+        above = [line for line in lines if line.stream in view.streams]
+        if above:
+            view.show(above)
+        print_tagged([line for line in lines if line.stream not in view.streams])
+
+    try:
+        view.start()
+    except BaseException:
+        board.close()
+        raise
     master.at_end.append(view.stop)
-    view.start()
     if not keeps_sink:
-        master.start_capture(view.show if view.is_drawn else print_tagged)
+        master.start_capture(show)
     return view
 
 

@@ -180,7 +180,11 @@ class Pool:
         self._master = self._open(initializer, tuple(initargs), maxtasksperchild, limit, start_timeout)
         self._state = RUN
         if live:
-            self.live()
+            try:
+                self.live()
+            except BaseException:
+                self.terminate()
+                raise
 
     def _open(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,7 +11,7 @@ from rich.style import Style
 
 from pairpool.status import PoolStatus, WorkerStatus
 from pairpool.view.frame import Line
-from pairpool.view.text import Glyphs, clean, count, fit, percent, seconds, size
+from pairpool.view.text import Glyphs, clean, count, fit, percent, seconds, share_text, size
 
 __all__ = ["FAINT", "RED", "YELLOW", "workers_table"]
 
@@ -207,9 +208,9 @@ def _progress_bar(worker: WorkerStatus, width: int, glyphs: Glyphs) -> Line:
         return [(fit(_number(done), width, glyphs, right=True), None)]
     share = done / worker.total
     full, rest = glyphs.bar(share, BAR)
-    text = f"{max(0.0, min(9.99, share)):.0%}"
+    text = "?" if math.isnan(share) else share_text(share)
     return [(full, GREEN), (rest, FAINT), (fit(text, width - BAR, glyphs, right=True), None)]
 
 
 def _number(value: float) -> str:
-    return count(int(value)) if value == int(value) and abs(value) < 1e15 else f"{value:.4g}"
+    return count(int(value)) if abs(value) < 1e15 and value == int(value) else f"{value:.4g}"

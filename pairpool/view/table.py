@@ -15,7 +15,7 @@ from rich.style import Style
 from pairpool.status import CallStatus, FailureStatus, PoolStatus
 from pairpool.view.columns import FAINT, RED, YELLOW, workers_table
 from pairpool.view.frame import Frame, Line, joined
-from pairpool.view.text import Glyphs, clean, count, fit, percent, rate, seconds, size
+from pairpool.view.text import Glyphs, clean, count, fit, percent, rate, seconds, share_text, size
 
 __all__ = ["headline_plain", "render"]
 
@@ -178,7 +178,7 @@ def _call(call: CallStatus, label: int, width: int, glyphs: Glyphs) -> Line:
     figures: list[tuple[int, Line]] = []
     if call.total is not None:
         share = call.done / call.total if call.total else 1.0
-        figures.append((9, [(fit(f"{share:.0%}" if share < 1 else "100%", 4, glyphs, right=True), BOLD)]))
+        figures.append((9, [(fit(share_text(share), 4, glyphs, right=True), BOLD)]))
         figures.append((5, [(f"{count(call.done)}/{count(call.total)}", None)]))
     else:
         figures.append((9, [(f"{count(call.done)} done", BOLD)]))

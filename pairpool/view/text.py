@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import re
 from functools import lru_cache
 
 from rich.cells import cell_len, set_cell_size
 
 from pairpool.memory import format_size
 
-__all__ = ["Glyphs", "clean", "count", "fit", "percent", "rate", "seconds", "size"]
+__all__ = ["Glyphs", "clean", "count", "fit", "passable", "percent", "rate", "seconds", "share_text", "size"]
 
 
 class Glyphs:
@@ -39,7 +41,7 @@ class Glyphs:
 
     def bar(self, share: float, width: int) -> tuple[str, str]:
         """The done and the open part of a bar of `width` cells."""
-        halves = round(max(0.0, min(1.0, share)) * width * 2)
+        halves = 0 if math.isnan(share) else round(max(0.0, min(1.0, share)) * width * 2)
         if self.ascii:
             halves -= halves % 2
         done = self.full * (halves // 2) + (self.half if halves % 2 else "")
@@ -54,6 +56,26 @@ def clean(text: str) -> str:
     return "".join(char if char.isprintable() else " " for char in text)
 
 
+_SEQUENCE = re.compile(
+    r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[PX^_][^\x1b]*(?:\x1b\\)?|[ -/]*[0-~])?"
+)  # ECMA-48, 5.3 to 5.6; of one that is cut off, what is there
+_COLOURS = re.compile(r"\x1b\[[0-9;:]*m")
+_CONTROLS = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\t\x1b"}
+
+
+def passable(text: str, colours: bool) -> str:
+    """A text that does nothing to a terminal but to be shown: control characters are dropped, tabs excepted.
+
+    Args:
+        colours: whether to keep the sequences that set them, and set them back at the end.
+    """
+    if text.isprintable():
+        return text
+    kept = _SEQUENCE.sub(lambda found: found[0] if colours and _COLOURS.fullmatch(found[0]) else "", text)
+    kept = kept.translate(_CONTROLS)
+    return f"{kept}\x1b[0m" if "\x1b" in kept else kept
+
+
 def fit(text: str, width: int, glyphs: Glyphs, *, right: bool = False) -> str:
     """The text in exactly `width` cells: padded, or cut with a sign that says so."""
     if width <= 0:
@@ -66,8 +88,10 @@ def fit(text: str, width: int, glyphs: Glyphs, *, right: bool = False) -> str:
 
 
 def seconds(value: float) -> str:
-    """A duration in at most six cells: `0.12s`, `9.9s`, `1:05`, `59:59`, `3h05`, `47h59`, `2d01h`, `400d`."""
-    if value < 10:
+    """A duration in at most six cells: `0.12s`, `9.9s`, `1:05`, `59:59`, `3h05`, `2d01h`, `400d`; `?` of no number."""
+    if not math.isfinite(value):
+        return "?"
+    if value < 9.95:
         return f"{value:.1f}s" if value >= 0.995 else f"{value:.2f}s"
     if value < 60:
         return f"{value:.0f}s" if value < 59.5 else "1:00"
@@ -92,7 +116,9 @@ def count(value: int) -> str:
 
 
 def rate(value: float) -> str:
-    """Things a second: `0.25/s`, `12.3/s`, `1,234/s`, `1.235M/s`."""
+    """Things a second: `0.25/s`, `12.3/s`, `1,234/s`, `1.235M/s`; `?` of no number."""
+    if not math.isfinite(value):
+        return "?"
     if value < 0.005:
         return "0/s"
     if value < 100:
@@ -103,6 +129,11 @@ def rate(value: float) -> str:
 def percent(value: float) -> str:
     """A number of per cent: `0%`, `9.5%`, `100%`."""
     return f"{value:.0f}%" if value >= 9.95 or value < 0.05 else f"{value:.1f}%"
+
+
+def share_text(share: float) -> str:
+    """How much is done, in per cent: `0%`, `25%`, `999%` at most; what is not all is not `100%`."""
+    return f"{math.floor(max(0.0, min(9.99, share)) * 100 + 1e-9)}%"
 
 
 def size(value: int) -> str:
