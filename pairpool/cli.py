@@ -80,8 +80,12 @@ def _stress(arguments: argparse.Namespace) -> int:
     return run(order, arguments.json, arguments.memory_log)
 
 
-_STATUSES = """exit status: 0 if it went well, 1 if there is no such pool, 2 for bad usage (or several pools, and none
-named), 3 if the pool belongs to another user, 141 if nobody reads the output"""
+_STATUSES = """exit status:
+  0    it went well
+  1    there is no such pool
+  2    bad usage, or there are several pools and none is named
+  3    the pool belongs to another user
+  141  nobody reads the output"""
 
 
 def _add_top(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -89,11 +93,11 @@ def _add_top(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         "top",
         help="show what a running pool is doing, from outside",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Show any pool of yours on this machine, read from its status board: also one that is stuck.\n"
-        "Keys: q ends. Without a terminal there is a line every interval.",
+        description="Show any pool of yours on this machine, read from its status board, also one\n"
+        "that is stuck. q ends it. Without a terminal there is a line every interval.",
         epilog="examples:\n"
         "  pairpool top                  the only pool there is, or a list to choose from\n"
-        "  pairpool top 4711             the pool of this process, or the one it works for\n"
+        "  pairpool top 4711             the pool of this process, or which it works for\n"
         "  pairpool top crawler --once   one picture of the pool with this name\n"
         "  pairpool top --json | jq '.[].done'\n\n" + _STATUSES,
     )
@@ -117,11 +121,11 @@ def _add_stack(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "stack",
         help="show the Python stacks of a pool's tasks",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Show the Python stack of each worker's task, the most recent call first. No task ends or fails by "
-        "it,\nalso one that is in an endless loop or in native code.",
+        description="Show the Python stack of each worker's task, the most recent call first. No task\n"
+        "ends or fails by it, not even one in an endless loop or in native code.",
         epilog="examples:\n"
-        "  pairpool stack 4711     all workers of the pool of process 4711; of a worker's own pid, that worker\n"
-        "  pairpool stack crawler 3\n\n" + _STATUSES,
+        "  pairpool stack 4711        all workers of its pool; with a worker's pid, it\n"
+        "  pairpool stack crawler 3   worker 3\n\n" + _STATUSES,
     )
     parser.add_argument("pool", nargs="?", metavar="PID|NAME", help="a process, a pool's name, or PID:NAME")
     parser.add_argument("worker", nargs="?", type=count, metavar="WORKER", help="number of the only worker to show")
@@ -136,9 +140,7 @@ def _stack(arguments: argparse.Namespace) -> int:
 
 
 def _version() -> str:
-    import pairpool
-
-    return f"pairpool {pairpool.__version__}, Python {sys.version.split()[0]}"
+    return f"pairpool {sys.modules['pairpool'].__version__}, Python {sys.version.split()[0]}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -271,7 +271,7 @@ def test_killed_meanwhile(make_pool: MakePool, flag: Flag) -> None:
     [worker] = [one for one in pool.status().workers if one.is_busy]
     os.kill(worker.pid, signal.SIGKILL)
     until(lambda: read_stack(worker.pid), "has ended")
-    [error] = result.get(PATIENCE)  # type: ignore[misc]
+    [error] = result.get(PATIENCE)
     assert type(error).__name__ == "WorkerDied"
 
 

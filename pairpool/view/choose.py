@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable
 
+from rich.console import Console
+
 from pairpool.view.find import Found, NoPool, NotPermitted, SeveralPools, Sight, find, pools
 
-__all__ = ["NOT_PERMITTED", "NO_POOL", "OK", "PIPE_CLOSED", "USAGE", "choose", "conclude"]
+__all__ = ["NOT_PERMITTED", "NO_POOL", "OK", "PIPE_CLOSED", "USAGE", "Output", "choose", "conclude"]
 
 OK = 0
 NO_POOL = 1
@@ -18,18 +21,24 @@ PIPE_CLOSED = 141
 """As a shell shows it when SIGPIPE ends a program."""
 
 
+class Output(Console):
+    """A console on standard output that leaves a closed pipe to `conclude`, and colours nothing by guessing."""
+
+    def __init__(self) -> None:
+        super().__init__(file=sys.stdout, highlight=False)
+
+    def on_broken_pipe(self) -> None:
+        """Called by rich from 13.8 on while it handles the error."""
+        raise
+
+
 def conclude(command: str, action: Callable[[], int]) -> int:
     """Do what a command is for; returns its exit status, and tells in a line on stderr what went wrong."""
     try:
-        status = action()
-        sys.stdout.flush()
-        return status
-    except BrokenPipeError:
-        # nobody reads any more; what is buffered must not raise once more when the interpreter ends
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, sys.stdout.fileno())
-        os.close(null)
-        return PIPE_CLOSED
+        try:
+            return action()
+        finally:
+            sys.stdout.flush()
     except NoPool as error:
         status = NO_POOL
         text = str(error)
@@ -41,6 +50,14 @@ def conclude(command: str, action: Callable[[], int]) -> int:
         text = str(error)
         for found in error.pools:
             text += f"\n  pairpool {command} {_shortest(found, error.pools)}"
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.EIO):
+            raise
+        # Nobody reads any more, or the terminal is gone. What is buffered must not raise again at the very end.
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+        return PIPE_CLOSED
     print(f"pairpool {command}: {text}", file=sys.stderr)
     return status
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
@@ -49,7 +50,11 @@ class Keys:
         os.close(self._reader)
         os.close(self._writer)
         if self._fd >= 0:
-            termios.tcsetattr(self._fd, termios.TCSAFLUSH, self._settings)
+            try:
+                termios.tcsetattr(self._fd, termios.TCSAFLUSH, self._settings)
+            except termios.error as error:
+                if error.args[0] != errno.EIO:
+                    raise  # else it is gone, and its settings with it
 
     def wait(self, timeout: float) -> str:
         """The keys that were pressed within `timeout` seconds; none also where the terminal has another size now.

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-
-from rich.console import Console
 from rich.text import Text
 
 from pairpool.status import PoolStatus, WorkerStatus
-from pairpool.view.choose import OK, choose, conclude
+from pairpool.view.choose import OK, Output, choose, conclude
 from pairpool.view.find import NoPool, NotPermitted, Sight
 from pairpool.wire.stacks import IDLE, read_stacks
 
@@ -34,7 +31,7 @@ def _run(what: str | None, number: int | None, timeout: float) -> int:
         texts = read_stacks([one.pid for one in workers if one.pid], timeout)
     except PermissionError:
         raise NotPermitted(f"the workers of pool {found} belong to another user") from None
-    console = Console(file=sys.stdout, highlight=False)
+    console = Output()
     console.print(_title(status), soft_wrap=True)
     for one in workers:
         console.print(headline(one), soft_wrap=True)

@@ -53,7 +53,7 @@ class Master:
 
     def workers(self) -> list[int]:
         """The pids of what it forked, zygote and workers."""
-        found = []
+        found: list[int] = []
         waiting = [self.pid]
         while waiting:
             pid = waiting.pop()
