@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import re
@@ -10,13 +11,14 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pairpool import Pool
-from pairpool.wire.stacks import IDLE, STACK, THREADS, clean, read_stack, read_stacks
+from pairpool.wire.stacks import ALL, IDLE, MAIN, clean, read_stack, read_stacks
 from tests import tasks
 from tests.support import PATIENCE, Gate, Reports
 
@@ -64,16 +66,28 @@ def nap(seconds: float) -> float:
     return time.monotonic() - began
 
 
+def deadlock(_item: object) -> None:
+    """Sleep for ever in native code that no signal brings back to Python."""
+    libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+    libc.pthread_mutex_lock(mutex)
+    libc.pthread_mutex_lock(mutex)
+
+
+def wait_in_threads(gate: str) -> list[None]:
+    with ThreadPoolExecutor(2) as executor:
+        return list(executor.map(tasks.wait_for, [gate] * 2))
+
+
 def wait_for_program(gate: str) -> int:
     return subprocess.run(["head", "-c", "1", gate], stdout=subprocess.DEVNULL, check=True).returncode
 
 
 def block_signals(path: str) -> str:
-    signal.pthread_sigmask(signal.SIG_BLOCK, {STACK, THREADS})
+    signal.pthread_sigmask(signal.SIG_BLOCK, {ALL, MAIN})
     try:
         return spin(path)
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {STACK, THREADS})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {ALL, MAIN})
 
 
 def close_all(path: str) -> str:
@@ -165,6 +179,23 @@ def test_sleep_goes_on_for_as_long(make_pool: MakePool) -> None:
         assert "in nap" in pool.stacks()[0]
     [slept] = result.get(PATIENCE)
     assert slept >= 0.5
+
+
+def test_native_code_that_sleeps(make_pool: MakePool, start_method: str) -> None:
+    pool = make_pool(1)
+    pool.map_async(deadlock, [0])
+    until(of_only(pool), r'^  File "[^"]*test_stacks.py", line \d+ in deadlock$')
+    for _ in range(3):
+        assert pool.stacks()[0].endswith("in deadlock")
+
+
+def test_threads_that_a_task_waits_for(make_pool: MakePool, gate: Gate) -> None:
+    pool = make_pool(1)
+    result = pool.map_async(wait_in_threads, [gate.path])
+    text = until(of_only(pool), r"(?s)in wait_for\n.*in wait_for\n")
+    assert re.match(r"(?s)main thread:\n.*in wait_in_threads\nthread 0x", text)
+    gate.let(2)
+    assert result.get(PATIENCE) == [[None, None]]
 
 
 def test_wait_for_a_program(make_pool: MakePool, gate: Gate) -> None:
@@ -338,7 +369,7 @@ def test_nobody_there() -> None:
 
 # --- cleaning -----------------------------------------------------------------------------------------
 
-MAIN = """\
+DUMP = """\
   File "/x/pairpool/wire/stacks.py", line 80 in show_threads
   File "/home/a/task.py", line 3 in inner
   File "/home/a/task.py", line 9 in task
@@ -353,13 +384,13 @@ MAIN = """\
 def test_clean_cuts_what_is_not_the_tasks() -> None:
     title = "Stack (most recent call first):\n"
     frames = '  File "/home/a/task.py", line 3 in inner\n  File "/home/a/task.py", line 9 in task'
-    assert clean(title + MAIN) == frames
+    assert clean(title + DUMP) == frames
     thread = (
         'Thread 0x00007f (most recent call first):\n  File "/lib/threading.py", line 1 in wait\n'
         '  File "/lib/threading.py", line 2 in _bootstrap\n\n'
     )
     title = "Current thread 0x00007e (most recent call first):\n"
-    assert clean(thread + title + MAIN) == (
+    assert clean(thread + title + DUMP) == (
         f'main thread:\n{frames}\nthread 0x00007f:\n  File "/lib/threading.py", line 1 in wait'
     )
 

@@ -1,20 +1,19 @@
 """The Python stack of a worker, asked for from outside and answered without a message, whatever the task is at.
 
-    reader: lock, empty ──signal──► worker: faulthandler appends the stack to a memfd of its own
-    reader: read when the signal is neither pending nor at work ◄──┘
+    reader: lock, empty ──ALL──► worker: a handler in Python writes the stacks of all threads to a memfd of its own
+              no answer ──MAIN─► worker: faulthandler's handler in C appends the main thread's
+    reader: read ◄───────────────┘
 
-- faulthandler's handler is C: it needs no GIL and no step of Python, so it works in endless loops, in native code that
-  holds the GIL, and in sleeps. It looks at the thread that it interrupts and at no other: looking at other threads
-  while they run reads frames that are on their way (measured: busy threads crash the process within a few signals).
-- So the other threads are shown by a handler in Python, which has the GIL, where there are any and Python comes by
-  within a moment.
+- A handler in Python runs between two steps of the main thread with the GIL held: no frame is on its way. Python's own
+  sleeps and waits let it in and go on (PEP 475). It does not run while other native code computes or sleeps.
+- faulthandler's handler is C and runs at once. Frames that are on their way crash it: measured, a busy loop of short
+  calls within some thousand signals on CPython 3.13, other threads at work within ten on 3.11. So it is asked only of a
+  main thread that has not come back to Python for a while, whose frames stand still; and only for its own stack.
 - Both signals are real-time ones in the middle of the upper half, for which neither glibc (the two below SIGRTMIN) nor
   runtimes and tools (those next to SIGRTMIN and SIGRTMAX) have a use. By default they end a process: they are sent by
   pidfd, and only to one that catches them and has the memfd open. exec(2) resets the handlers and closes the memfd;
   what a task forks has both, but nobody signals it.
-- System calls of the task are restarted (SA_RESTART), except those that never are (signal(7)): a sleep, a poll or a
-  semaphore with a timeout returns early with EINTR. Python's own go on; native code may see it, where a task has
-  threads in every call.
+- The price, as of any signal that Python handles: a system call in native code may return early, with EINTR.
 """
 
 from __future__ import annotations
@@ -33,16 +32,19 @@ from pairpool import kernel
 __all__ = ["IDLE", "clean", "offer_stack", "read_stack", "read_stacks", "show_threads"]
 
 MEMFD = "pairpool-stack"
-STACK = int(signal.SIGRTMAX) - 9
-"""Asks for the stack of the main thread, which runs the tasks."""
-THREADS = int(signal.SIGRTMAX) - 10
-"""Asks for the stacks of all threads."""
+ALL = int(signal.SIGRTMAX) - 10
+"""Asks for the stacks of all threads, if Python comes by."""
+MAIN = int(signal.SIGRTMAX) - 9
+"""Asks for the stack of the main thread, which runs the tasks, wherever it is."""
 
 LOOK_EVERY = 0.001
 """Seconds between two looks at an answer; the kernel tells nobody that a handler has returned."""
-PYTHON_WITHIN = 0.1
-"""Seconds in which Python comes by, unless the main thread is in native code for longer; other threads hold the GIL
-for 5 ms at a time."""
+COMPUTES = 20_000_000
+"""Nanoseconds of computing without a step of Python after which the main thread is in native code for longer."""
+SLEEPS = 3
+"""Looks in a row at which it sleeps after which native code does so: had it woken, Python would have come by."""
+SLEEPS_WITH_OTHERS = 100
+"""The same where there are other threads: it may wait for the GIL, which each of them holds for 5 ms at a time."""
 END = b"\n--\n"
 """What follows the stacks of all threads."""
 LONGEST = 1 << 20
@@ -57,6 +59,7 @@ _LOOPS = ("_run_timed", "_run_limited", "_run_short")
 _WAITS = ("_next_packet", "_cool_down")
 _BELOW_THREADS = (" in _bootstrap", " in _bootstrap_inner")
 _fd = -1
+_file = (0, 0)
 
 
 # --- in the worker ----------------------------------------------------------------------------------
@@ -64,18 +67,28 @@ _fd = -1
 
 def offer_stack() -> None:
     """In a worker, once: answer from now on."""
-    global _fd
+    global _fd, _file
     _fd = kernel.memfd(MEMFD, 0)
+    _file = _identity(_fd)
     fcntl.fcntl(_fd, fcntl.F_SETFL, os.O_APPEND)  # so that a reader can empty it
-    faulthandler.register(STACK, file=_fd, all_threads=False, chain=False)
-    signal.signal(THREADS, show_threads)
+    faulthandler.register(MAIN, file=_fd, all_threads=False, chain=False)
+    signal.signal(ALL, show_threads)
 
 
 def show_threads(_number: int, _frame: object) -> None:
     """Write down the stacks of all threads; with the GIL held, so that none of them moves."""
-    os.ftruncate(_fd, 0)
-    faulthandler.dump_traceback(_fd, all_threads=True)
-    os.write(_fd, END)
+    try:
+        if _identity(_fd) == _file:  # a task may have closed it and opened something else
+            os.ftruncate(_fd, 0)
+            faulthandler.dump_traceback(_fd, all_threads=True)
+            os.write(_fd, END)
+    except OSError:
+        pass  # it is closed, or there is no memory now: that is no matter of the task that this interrupts
+
+
+def _identity(fd: int) -> tuple[int, int]:
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino
 
 
 # --- outside ----------------------------------------------------------------------------------------
@@ -97,7 +110,7 @@ def read_stacks(pids: Iterable[int], timeout: float = 1.0) -> dict[int, str]:
     try:
         waiting = inquiries
         while True:
-            waiting = [one for one in waiting if not one.advance(time.monotonic())]
+            waiting = [one for one in waiting if not one.advance()]
             if not waiting or time.monotonic() >= deadline:
                 break
             time.sleep(LOOK_EVERY)
@@ -146,7 +159,8 @@ class _Inquiry:
         self._pidfd = -1
         self._file = -1
         self._asked = 0  # the signal that was sent
-        self._since = 0.0  # when
+        self._computed = -1  # CPU time in ns when the signal had been delivered
+        self._slept = 0  # looks in a row
         self._others = 0
         self._content = b""
         self._reason = ""
@@ -162,12 +176,12 @@ class _Inquiry:
         """What came of it."""
         if self._content:
             stack = clean(self._content.decode("utf-8", "replace"))
-            if self._others and self._asked == STACK and not self._content.startswith(b"Thread"):
+            if self._others and self._asked == MAIN and self._content.startswith(b"Stack"):
                 stack += f"\n  (other threads, which cannot be looked at meanwhile: {self._others})"
             return stack
         return f"(no stack: {self._reason or self._excuse()})"
 
-    def advance(self, now: float) -> bool:
+    def advance(self) -> bool:
         """Take the step that can be taken now; True when there is no further one."""
         seen = _signals_of(self.pid)
         if seen is None:
@@ -176,7 +190,7 @@ class _Inquiry:
         if self._file < 0 and not self._open():
             return True
         if self._asked:
-            return self._look(seen, now)
+            return self._look(seen)
         if seen.state in "Tt":
             self._reason = "the worker is stopped"
             return True
@@ -184,7 +198,7 @@ class _Inquiry:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False  # somebody else is asking
-        return not self._ask(seen, now)
+        return not self._ask(seen)
 
     def _open(self) -> bool:
         """Find the memfd that the worker answers into."""
@@ -201,33 +215,44 @@ class _Inquiry:
         self._reason = "the worker is starting, or its task has closed what it answers with"
         return False
 
-    def _ask(self, seen: _Signals, now: float) -> bool:
+    def _ask(self, seen: _Signals) -> bool:
         """Send the signal; False if that cannot be done."""
         self._others = seen.threads - 1
-        number = THREADS if self._others and not self._asked else STACK
+        number = MAIN if self._asked else ALL
         if not seen.has(seen.caught, number):
             self._reason = "the worker is starting, or its task handles the signal itself"
             return False
         if self._asked == 0:
             os.ftruncate(self._file, 0)
-        self._asked, self._since = number, now
+        self._asked = number
         if not seen.has(seen.pending, number) and not _send(self._pidfd, number):
             self._reason = "the worker has ended"
             return False
         return True
 
-    def _look(self, seen: _Signals, now: float) -> bool:
+    def _look(self, seen: _Signals) -> bool:
         """Whether the answer is complete; if Python does not come by to give it, ask for less."""
         content = os.pread(self._file, LONGEST, 0)
         if content.endswith(END):
             self._content = content.removesuffix(END)
             return True
-        if self._asked == STACK:
-            if content.startswith(b"Stack") and not seen.is_answering(STACK):
+        if self._asked == MAIN:
+            if content.startswith(b"Stack") and not seen.is_answering(MAIN):
                 self._content = content
                 return True
             return False
-        return now - self._since > PYTHON_WITHIN and not self._ask(seen, now)
+        return self._is_in_native_code(seen) and not self._ask(seen)
+
+    def _is_in_native_code(self, seen: _Signals) -> bool:
+        """Whether Python has not come by for so long after the signal that it will not soon."""
+        if seen.has(seen.pending, ALL):
+            return False
+        computed = _cpu_time_of(self.pid)
+        if self._computed < 0:
+            self._computed = computed
+        self._slept = self._slept + 1 if seen.state in "SD" else 0
+        enough = SLEEPS_WITH_OTHERS if self._others else SLEEPS
+        return self._slept >= enough or computed - self._computed > COMPUTES
 
     def _excuse(self) -> str:
         """Why there is no answer yet."""
@@ -243,6 +268,15 @@ class _Inquiry:
         if seen.has(seen.pending, self._asked) and seen.has(seen.blocked, self._asked):
             return "the task blocks the signal that asks for it"
         return "the worker did not come to answer in time"
+
+
+def _cpu_time_of(pid: int) -> int:
+    """CPU time of the main thread in ns; where the kernel does not count it, the clock's."""
+    try:
+        with open(f"/proc/{pid}/schedstat") as file:
+            return int(file.read().split()[0])
+    except (FileNotFoundError, ProcessLookupError):
+        return time.monotonic_ns()
 
 
 def _link(path: str) -> str:
