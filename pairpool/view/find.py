@@ -249,9 +249,19 @@ class Sight:
         elif is_gone:
             how = _how_it_ended(self._pidfd)
             self._last = replace(status, state="TERMINATE", workers=(), remark=f"the master is gone: {how}")
+        elif not self._is_held():
+            remark = "the master has become another program"
+            self._last = replace(status, state="TERMINATE", workers=(), remark=remark)
         else:
             return replace(status, remark=_remark_on(self.found.pid))
         return self._last
+
+    def _is_held(self) -> bool:
+        """Whether the master still has the board, which execve(2) closes and a pool only when it has ended."""
+        try:
+            return os.readlink(f"/proc/{self.found.pid}/fd/{self.found.fd}") == _LINK
+        except (FileNotFoundError, ProcessLookupError):
+            return bool(self._board.pool[PoolWord.ENDED]) or kernel.has_ended(self._pidfd)
 
     def close(self) -> None:
         """Let go of the pool."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from tests.support import ROOT, environment
 
 SCRIPT = """
-import sys
+import os, sys
 from pairpool import Pool
 from tests import tasks
 
@@ -30,6 +30,8 @@ if __name__ == "__main__":
                 pool.terminate()
             if line == "exit\\n":
                 break
+            if line == "exec\\n":
+                os.execvp("sh", ["sh", "-c", "echo exec; exec cat"])
             print(line, end="", flush=True)
 """
 
@@ -42,7 +44,7 @@ class Master:
         self.pid = process.pid
 
     def tell(self, line: str) -> None:
-        """Have it do something, `close` or `exit`, and wait until it has."""
+        """Have it do something, `close`, `exec` or `exit`, and wait until it has."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         print(line, file=self.process.stdin, flush=True)

@@ -119,6 +119,13 @@ def test_pool_that_ends_though_it_is_looked_at() -> None:
             assert sight.status().is_over
 
 
+def test_master_that_becomes_another_program() -> None:
+    with master("exec") as other, Sight(find("exec")) as sight:
+        other.tell("exec")
+        assert eventually(lambda: sight.status().is_over)
+        assert "another program" in sight.status().remark
+
+
 def test_pool_that_ended_between_two_looks() -> None:
     with master("gap") as gap:
         found = find("gap")
