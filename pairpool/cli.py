@@ -80,6 +80,65 @@ def _stress(arguments: argparse.Namespace) -> int:
     return run(order, arguments.json, arguments.memory_log)
 
 
+_STATUSES = """exit status:
+  0    it went well
+  1    there is no such pool
+  2    bad usage, or there are several pools and none is named
+  3    the pool belongs to another user
+  141  nobody reads the output"""
+
+
+def _add_top(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "top",
+        help="show what a running pool is doing, from outside",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Show any pool of yours on this machine, read from its status board, also one\n"
+        "that is stuck. q ends it. Without a terminal there is a line every interval.",
+        epilog="examples:\n"
+        "  pairpool top                  the only pool there is, or a list to choose from\n"
+        "  pairpool top 4711             the pool of this process, or which it works for\n"
+        "  pairpool top crawler --once   one picture of the pool with this name\n"
+        "  pairpool top --json | jq '.[].done'\n\n" + _STATUSES,
+    )
+    parser.add_argument("pool", nargs="?", metavar="PID|NAME", help="a process, a pool's name, or PID:NAME")
+    parser.add_argument("--once", action="store_true", help="print one picture and end")
+    parser.add_argument(
+        "--json", action="store_true", help="print the status as JSON and end; if no pool is named, all in a list"
+    )
+    parser.add_argument("--interval", type=duration, default=0.5, metavar="S", help="seconds between pictures (0.5)")
+    parser.set_defaults(run=_top)
+
+
+def _top(arguments: argparse.Namespace) -> int:
+    from pairpool.view import top
+
+    return top.run(arguments.pool, once=arguments.once, as_json=arguments.json, interval=arguments.interval)
+
+
+def _add_stack(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "stack",
+        help="show the Python stacks of a pool's tasks",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Show the Python stack of each worker's task, the most recent call first. No task\n"
+        "ends or fails by it, not even one in an endless loop or in native code.",
+        epilog="examples:\n"
+        "  pairpool stack 4711        all workers of its pool; with a worker's pid, it\n"
+        "  pairpool stack crawler 3   worker 3\n\n" + _STATUSES,
+    )
+    parser.add_argument("pool", nargs="?", metavar="PID|NAME", help="a process, a pool's name, or PID:NAME")
+    parser.add_argument("worker", nargs="?", type=count, metavar="WORKER", help="number of the only worker to show")
+    parser.add_argument("--timeout", type=duration, default=1.0, metavar="S", help="seconds to wait for stacks (1)")
+    parser.set_defaults(run=_stack)
+
+
+def _stack(arguments: argparse.Namespace) -> int:
+    from pairpool.view import stack
+
+    return stack.run(arguments.pool, arguments.worker, arguments.timeout)
+
+
 def _pixels(text: str) -> int:
     number = _at_least(300, text)
     if number > 20_000:
@@ -121,12 +180,19 @@ def _timeline(arguments: argparse.Namespace) -> int:
     return run(arguments.trace, arguments.output, arguments.width, begin, end)
 
 
+def _version() -> str:
+    return f"pairpool {sys.modules['pairpool'].__version__}, Python {sys.version.split()[0]}"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with these arguments (the process's own by default); returns the exit status."""
     parser = argparse.ArgumentParser(prog="pairpool", description="A process pool for Linux, and what shows it.")
+    parser.add_argument("--version", action="version", version=_version())
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    _add_stress(commands)
+    _add_top(commands)
+    _add_stack(commands)
     _add_timeline(commands)
+    _add_stress(commands)
     arguments = parser.parse_args(argv)
     try:
         return int(arguments.run(arguments))

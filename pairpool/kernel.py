@@ -47,6 +47,7 @@ __all__ = [
     "require_linux",
     "require_owner",
     "send_signal",
+    "state_of",
     "wait_ended",
     "wait_released",
 ]
@@ -65,6 +66,7 @@ PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 PIDFD_GET_INFO = (3 << 30) | (64 << 16) | (0xFF << 8) | 11
 PIDFD_INFO_EXIT = 1 << 3
+PIDFD_SIGNAL_THREAD = 1 << 0
 PIDFD_SIGNAL_PROCESS_GROUP = 1 << 2
 
 
@@ -293,16 +295,16 @@ def halt(pidfd: int, pid: int, patience: float = 0.005) -> bool:
     It runs no step of its own code from the return on, or from `patience` seconds after it on where it is inside of
     a system call that takes longer.
     """
-    if _state_of(pid) in "TtZX":
+    if state_of(pid) in "TtZX":
         return False
     send_signal(pidfd, signal.SIGSTOP)
     deadline = time.monotonic() + patience
-    while _state_of(pid) not in "TtZX" and time.monotonic() < deadline:
+    while state_of(pid) not in "TtZX" and time.monotonic() < deadline:
         time.sleep(BREATH)
     return True
 
 
-def _state_of(pid: int) -> str:
+def state_of(pid: int) -> str:
     """The state letter of a process's main thread, as in proc(5); `X` if it is gone."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:

@@ -41,6 +41,7 @@ from pairpool.memory import parse_size, usage_of
 from pairpool.results import AsyncResult, MapResult
 from pairpool.streams import IMapIterator
 from pairpool.wire.board import Board, PoolWord
+from pairpool.wire.stacks import read_stacks
 from pairpool.worker import Mode, WorkerBody
 from pairpool.zygote import DirectZygote, ForkedZygote, FreshZygote, Zygote
 
@@ -626,6 +627,22 @@ class Pool:
         return master.inquire(
             lambda: make_report(self.status(), master.accounts.tally, master.ready_at, time.monotonic_ns())
         )
+
+    def stacks(self, timeout: float = 1.0) -> dict[int, str]:
+        """The Python stack of each worker's task, by the worker's number, the most recent call first.
+
+        Tasks go on undisturbed, also those that hold the GIL in a loop or sleep in native code; but native code that
+        sleeps or polls may return early (EINTR), as from any signal. A worker without a task is `idle`; where no stack
+        can be had within `timeout` seconds, a text in brackets says why, such as that the worker is stopped.
+
+        Example:
+            >>> with Pool(1) as pool:
+            ...     print(pool.stacks()[0])
+            idle
+        """
+        workers = {worker.number: worker.pid for worker in self.status().workers if worker.pid}
+        found = read_stacks(workers.values(), timeout)
+        return {number: found[pid] for number, pid in workers.items()}
 
     def close(self) -> None:
         """Take no more calls; those there are run to their ends."""

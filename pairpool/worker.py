@@ -28,6 +28,7 @@ from pairpool.wire.board import NOTHING, Board, Slot, State, Word
 from pairpool.wire.channel import INLINE_LIMIT, Buffer, Channel, Header, Kind, Lost
 from pairpool.wire.codec import BULK, EACH, Codec, Encoded, each_item, load_all, load_item
 from pairpool.wire.lanes import KEPT, LaneReader, Lanes, Memory
+from pairpool.wire.stacks import offer_stack, show_threads
 
 __all__ = ["HURRY", "STACK_ROOM", "Flag", "Mode", "Stamps", "Worker", "WorkerBody"]
 
@@ -391,7 +392,7 @@ class Worker:
         inner = None
         while frame is not None and frame.f_code not in _LOOPS:
             inner, frame = frame, frame.f_back
-        if self._running is None or inner is None or frame is None or inner.f_code is _DESCRIBE:
+        if self._running is None or inner is None or frame is None or inner.f_code in _NOT_TASKS:
             return
         header, values = self._running
         done, finished = self._reported, values[self._reported :]
@@ -556,7 +557,7 @@ def _run_short(
 
 
 _LOOPS = frozenset(loop.__code__ for loop in (_run_timed, _run_limited, _run_short))
-_DESCRIBE = describe_failure.__code__
+_NOT_TASKS = (describe_failure.__code__, show_threads.__code__)
 
 
 class _Loaded(NamedTuple):
@@ -604,6 +605,7 @@ class WorkerBody(NamedTuple):
         slot.words[Word.BORN] = time.monotonic_ns()
         reporting.become_reporter(self.board, number)
         _catch_faults(self.stacks, number)
+        offer_stack()
         inheritance.become_pool_worker(serial, self.master)
         worker = Worker(channel, slot, self.initializer, self.initargs)
         signal.signal(HURRY, worker.hurry)

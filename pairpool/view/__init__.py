@@ -1,1 +1,1 @@
-"""Status in, pictures out: what shows a pool to people."""
+"""Status in, pictures out: what shows a pool, in its own process or from outside."""

@@ -36,12 +36,14 @@ LABEL_MOST = 28
 BAR_LEAST = 6
 
 
-def render(status: PoolStatus, width: int, height: int, *, ascii: bool = False) -> Frame:
-    """The picture of a pool in at most `height` lines of at most `width` cells.
+def render(status: PoolStatus, width: int, height: int | None, *, ascii: bool = False) -> Frame:
+    """The picture of a pool in at most `height` lines of at most `width` cells; None for as many as it takes.
 
     Args:
         ascii: use only signs that every terminal has.
     """
+    if height is None:
+        height = SPACIOUS + len(status.running) + len(status.workers) + len(status.failures)
     glyphs = ASCII if ascii else UNICODE
     head = _headlines(status, width, glyphs)[:height]
     gap = 1 if height >= SPACIOUS else 0

@@ -12,7 +12,7 @@ from pairpool.status import PoolStatus, WorkerStatus
 __all__ = ["Sampler"]
 
 EVERY = 1.0
-"""Seconds between two samples."""
+"""Seconds between two samples, if not told otherwise."""
 
 SHARE = 0.01
 """Share of one core that sampling may take; with many workers it is done less often."""
@@ -23,12 +23,16 @@ _GONE = (psutil.NoSuchProcess, psutil.ZombieProcess, psutil.AccessDenied)
 class Sampler:
     """Measures what the workers of one pool use; for one thread.
 
+    Args:
+        every: seconds between two samples.
+
     Example:
         >>> sampler = Sampler()
         >>> status = sampler.fill(pool.status())
     """
 
-    def __init__(self) -> None:
+    def __init__(self, every: float = EVERY) -> None:
+        self._every = every
         self._processes: dict[int, psutil.Process] = {}
         self._found: dict[int, tuple[float | None, int | None]] = {}
         self._next = 0.0
@@ -41,7 +45,7 @@ class Sampler:
         began = time.monotonic()
         if began >= self._next:
             self._sample({worker.pid for worker in status.workers if worker.pid})
-            self._next = began + max(EVERY, (time.monotonic() - began) / SHARE)
+            self._next = began + max(self._every, (time.monotonic() - began) / SHARE)
         return replace(status, workers=tuple(self._filled(worker) for worker in status.workers))
 
     def _filled(self, worker: WorkerStatus) -> WorkerStatus:

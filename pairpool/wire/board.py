@@ -30,6 +30,7 @@ __all__ = [
     "Slot",
     "State",
     "Word",
+    "owner_of",
 ]
 
 MEMFD = "pairpool-board"
@@ -219,10 +220,7 @@ class Board:
         Raises:
             BoardVersionError: it is none, or one of another version.
         """
-        head = os.pread(fd, _HEAD.size, 0)
-        if len(head) < _HEAD.size or not head.startswith(MAGIC):
-            raise BoardVersionError("this is not a pairpool status board")
-        _magic, version, slots, _pid, _created = _HEAD.unpack(head)
+        _magic, version, slots, _pid, _created = _read_head(fd)
         if version != VERSION:
             raise BoardVersionError(f"a status board of version {version}; this pairpool reads version {VERSION}")
         if os.fstat(fd).st_size < _size(slots):
@@ -351,6 +349,21 @@ class Board:
         self._real_views.clear()
         if isinstance(self._map, mmap.mmap):
             self._map.close()
+
+
+def owner_of(fd: int) -> int:
+    """The pid of the process that made the board behind a memfd; boards of other versions tell it, too.
+
+    Raises `BoardVersionError` if it is none.
+    """
+    return int(_read_head(fd)[3])
+
+
+def _read_head(fd: int) -> tuple[Any, ...]:
+    head = os.pread(fd, _HEAD.size, 0)
+    if len(head) < _HEAD.size or not head.startswith(MAGIC):
+        raise BoardVersionError("this is not a pairpool status board")
+    return _HEAD.unpack(head)
 
 
 def _size(slots: int) -> int:

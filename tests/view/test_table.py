@@ -64,6 +64,17 @@ def test_every_size(workers: int) -> None:
             check(render(status, width, height), width, height)
 
 
+def test_without_a_height_all_is_shown() -> None:
+    failures = tuple(make_failure(item=number) for number in range(8))
+    status = make_status(300, running=(make_call(),) * 8, calls=8, failures=failures)
+    shown = render(status, 100, None)
+    check(shown, 100, 1000)
+    assert [line.split()[0] for line in shown.text.split("\n") if re.match(r" *\d+ +4\d\d\d ", line)] == [
+        str(number) for number in range(300)
+    ]
+    assert "not shown" not in shown.text
+
+
 @pytest.mark.parametrize("workers", [1, 64])
 def test_forty_by_ten_shows_some_of_everything(workers: int) -> None:
     status = make_status(workers, running=(make_call(),), calls=1, failures=(make_failure(),))

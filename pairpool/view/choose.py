@@ -1,0 +1,116 @@
+"""Which pool a command is about, and what it says and returns when that fails."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Callable
+
+from rich.console import Console
+
+from pairpool.view.find import Found, NoPool, NotPermitted, SeveralPools, Sight, find, pools
+
+__all__ = ["NOT_PERMITTED", "NO_POOL", "OK", "PIPE_CLOSED", "USAGE", "Output", "choose", "conclude"]
+
+OK = 0
+NO_POOL = 1
+USAGE = 2
+NOT_PERMITTED = 3
+PIPE_CLOSED = 141
+"""As a shell shows it when SIGPIPE ends a program."""
+
+
+class Output(Console):
+    """A console on standard output that leaves a closed pipe to `conclude`, and colours nothing by guessing."""
+
+    def __init__(self) -> None:
+        super().__init__(file=sys.stdout, highlight=False)
+
+    def on_broken_pipe(self) -> None:
+        """Called by rich from 13.8 on while it handles the error."""
+        raise
+
+
+def conclude(command: str, action: Callable[[], int]) -> int:
+    """Do what a command is for; returns its exit status, and tells in a line on stderr what went wrong."""
+    try:
+        try:
+            return action()
+        finally:
+            sys.stdout.flush()
+    except NoPool as error:
+        status = NO_POOL
+        text = str(error)
+    except NotPermitted as error:
+        status = NOT_PERMITTED
+        text = str(error)
+    except SeveralPools as error:
+        status = USAGE
+        text = str(error)
+        for found in error.pools:
+            text += f"\n  pairpool {command} {_shortest(found, error.pools)}"
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.EIO):
+            raise
+        # Nobody reads any more, or the terminal is gone. What is buffered must not raise again at the very end.
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+        return PIPE_CLOSED
+    print(f"pairpool {command}: {text}", file=sys.stderr)
+    return status
+
+
+def choose(what: str | None, *, may_ask: bool) -> Found:
+    """The pool that is named; without a name the only one there is, or the one that is chosen from a list.
+
+    Raises what `find` raises; `SeveralPools` if nobody can be asked.
+    """
+    if what is not None:
+        return find(what)
+    everything = pools()
+    readable = [one for one in everything if not one.problem]
+    for one in everything:
+        if one.problem:
+            print(f"process {one.pid} is left out: {one.problem}", file=sys.stderr)
+    if not readable:
+        raise NoPool("no pool that you may look at is open on this machine")
+    if len(readable) == 1:
+        return readable[0]
+    if not may_ask or not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise SeveralPools("there are several pools, so say which", readable)
+    return _ask(readable)
+
+
+def _shortest(found: Found, among: list[Found]) -> str:
+    """How to name one of several pools."""
+    if sum(one.pid == found.pid for one in among) == 1:
+        return str(found.pid)
+    return f"{found.pid}:{found.name}"
+
+
+def _ask(among: list[Found]) -> Found:
+    """Have the user pick one by its number."""
+    width = max(len(one.name) for one in among)
+    for number, found in enumerate(among, 1):
+        print(f"{number:3}  {found.name:<{width}}  {_summary(found)}")
+    while True:
+        try:
+            answer = input(f"which one? [1-{len(among)}, q] ").strip()
+        except EOFError:
+            answer = "q"
+        if answer.isdecimal() and 1 <= int(answer) <= len(among):
+            return among[int(answer) - 1]
+        if answer in ("q", ""):
+            raise SeveralPools("none was chosen", among)
+
+
+def _summary(found: Found) -> str:
+    try:
+        with Sight(found) as sight:
+            status = sight.status()
+    except NoPool:
+        return f"pid {found.pid}, has just ended"
+    text = f"pid {found.pid}, {status.busy} of {status.processes} workers busy, {status.done} done"
+    return f"{text} · {status.remark}" if status.remark else text

@@ -1,0 +1,63 @@
+"""`pairpool stack`: what the tasks of a pool are at, as Python stacks, with the master stuck or not."""
+
+from __future__ import annotations
+
+from rich.text import Text
+
+from pairpool.status import PoolStatus, WorkerStatus
+from pairpool.view.choose import OK, Output, choose, conclude
+from pairpool.view.find import NoPool, NotPermitted, Sight
+from pairpool.wire.stacks import IDLE, read_stacks
+
+__all__ = ["headline", "run"]
+
+
+def run(what: str | None, worker: int | None, timeout: float) -> int:
+    """Show the stacks of all workers of a pool, or of one; returns the exit status."""
+    return conclude("stack", lambda: _run(what, worker, timeout))
+
+
+def _run(what: str | None, number: int | None, timeout: float) -> int:
+    found = choose(what, may_ask=True)
+    with Sight(found) as sight:
+        status = sight.status()
+    if status.is_over:
+        raise NoPool(f"pool {found} has ended")
+    number = found.worker if number is None else number
+    workers = [one for one in status.workers if number in (None, one.number)]
+    if not workers:
+        raise NoPool(f"pool {found} has no worker {number}; it has 0 to {status.processes - 1}")
+    try:
+        texts = read_stacks([one.pid for one in workers if one.pid], timeout)
+    except PermissionError:
+        raise NotPermitted(f"the workers of pool {found} belong to another user") from None
+    console = Output()
+    console.print(_title(status), soft_wrap=True)
+    for one in workers:
+        console.print(headline(one), soft_wrap=True)
+        text = texts.get(one.pid, "")
+        if text and text != IDLE:
+            console.print(Text("\n".join(f"    {line.strip()}" for line in text.splitlines())), soft_wrap=True)
+    return OK
+
+
+def _title(status: PoolStatus) -> Text:
+    text = Text.assemble((status.name, "bold"))
+    text.append(f" (pid {status.pid}): {status.busy} of {status.processes} workers busy")
+    if status.remark:
+        text.append(f" · {status.remark}", "yellow")
+    return text
+
+
+def headline(worker: WorkerStatus) -> Text:
+    """A worker in a line: who, and at what since when."""
+    text = Text.assemble((f"worker {worker.number}", "bold"))
+    if worker.pid:
+        text.append(f" (pid {worker.pid})", "dim")
+    text.append(f": {worker.state}")
+    if worker.item is not None:
+        text.append(f" {worker.function}[{worker.item}]", "cyan")
+        if worker.argument:
+            text.append(f" {worker.argument}", "dim")
+        text.append(f" for {worker.seconds:.1f} s")
+    return text

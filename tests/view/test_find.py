@@ -1,0 +1,247 @@
+"""Pools found from outside: whose they are, what they show, and how they end."""
+
+from __future__ import annotations
+
+import os
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from pairpool import Pool, kernel
+from pairpool.view.find import Found, NoPool, NotPermitted, SeveralPools, Sight, find, pools
+from pairpool.wire.board import MAGIC, MEMFD, VERSION
+from tests.support import PATIENCE, Gate, all_ended
+from tests.view.masters import master
+
+MakePool = Callable[..., Pool]
+
+
+def names(found: list[Found]) -> set[tuple[int, str]]:
+    return {(one.pid, one.name) for one in found}
+
+
+def eventually(condition: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+    return True
+
+
+def test_pools_of_this_process(make_pool: MakePool, start_method: str) -> None:
+    mine = make_pool(2, name="mine")
+    other = make_pool(1, name="other")
+    here = [one for one in pools() if one.pid == os.getpid()]
+    assert [one.name for one in here] == ["mine", "other"], "one entry a pool, though workers have the board, too"
+    mine.terminate()
+    assert [one.name for one in pools() if one.pid == os.getpid()] == ["other"]
+    with Sight(find("other")) as sight:
+        shown, own = sight.status(), other.status()
+        assert (shown.name, shown.pid, shown.processes, shown.start_method) == ("other", os.getpid(), 1, start_method)
+        assert [one.pid for one in shown.workers] == [one.pid for one in own.workers]
+
+
+def test_pool_of_another_process(start_method: str, gate: Gate) -> None:
+    with master("far", 3, method=start_method, gate=gate.path) as far:
+        assert (far.pid, "far") in names(pools())
+        with Sight(find(str(far.pid))) as sight:
+            assert eventually(lambda: sight.status().busy == 3)
+            status = sight.status()
+            assert status.done == 21
+            assert status.failed == 1
+            assert [one.function for one in status.workers] == ["wait_for"] * 3
+            assert status.remark == ""
+        assert find("far") == find(f"{far.pid}:far") == find(str(far.pid))
+
+
+def test_workers_and_zygotes_lead_to_their_pool(start_method: str, gate: Gate) -> None:
+    with master("lead", 2, method=start_method, gate=gate.path) as lead:
+        with Sight(find("lead")) as sight:
+            numbers = {one.pid: one.number for one in sight.status().workers}
+        for pid in lead.workers():
+            found = find(str(pid))
+            assert (found.pid, found.name, found.worker) == (lead.pid, "lead", numbers.get(pid))
+        assert set(numbers) <= set(lead.workers())
+
+
+def test_stopped_master_is_shown_and_not_disturbed(gate: Gate) -> None:
+    with master("halt", gate=gate.path) as halt:
+        with Sight(find("halt")) as sight:
+            assert eventually(lambda: sight.status().busy == 2)
+        with halt.stopped(), Sight(find("halt")) as sight:
+            assert eventually(lambda: "stopped" in sight.status().remark)
+            status = sight.status()
+            assert status.busy == 2
+            assert not status.is_over
+            assert kernel.state_of(halt.pid) == "T"
+        with Sight(find("halt")) as sight:
+            assert eventually(lambda: sight.status().remark == "")
+        halt.tell("exit")
+
+
+def test_killed_master(gate: Gate) -> None:
+    with master("kill", gate=gate.path) as kill:
+        workers = kill.workers()
+        with Sight(find("kill")) as sight:
+            assert not sight.status().is_over
+            kill.process.kill()
+            kill.process.wait()
+            assert eventually(lambda: sight.status().is_over)
+            status = sight.status()
+            assert "the master is gone" in status.remark
+            assert status.done == 21
+            assert sight.status() is status, "nothing changes any more, its age neither"
+        with pytest.raises(NoPool):
+            find("kill")
+        assert all_ended(workers)
+
+
+def test_pool_that_ends_though_it_is_looked_at() -> None:
+    with master("end") as end:
+        workers = end.workers()
+        with Sight(find("end")) as sight:
+            end.tell("close")
+            assert all_ended(workers)
+            status = sight.status()
+            assert status.is_over
+            assert status.remark == ""
+            assert status.done == 21
+            with pytest.raises(NoPool):
+                find("end")
+            with pytest.raises(NoPool, match="has no pool"):
+                find(str(end.pid))
+            end.tell("exit")
+            assert sight.status().is_over
+
+
+def test_master_that_becomes_another_program() -> None:
+    with master("exec") as other, Sight(find("exec")) as sight:
+        other.tell("exec")
+        assert eventually(lambda: sight.status().is_over)
+        assert "another program" in sight.status().remark
+
+
+def test_pool_that_ended_between_two_looks() -> None:
+    with master("gap") as gap:
+        found = find("gap")
+        gap.tell("close")
+        with pytest.raises(NoPool, match="has just ended"):
+            Sight(found)
+        gap.tell("exit")
+        with pytest.raises(NoPool, match="has just ended"):
+            Sight(found)
+
+
+def test_same_name_twice(make_pool: MakePool) -> None:
+    make_pool(1, name="twin")
+    make_pool(1, name="sister")
+    with master("twin") as other:
+        with pytest.raises(SeveralPools, match="'twin' means several") as caught:
+            find("twin")
+        assert names(caught.value.pools) == {(os.getpid(), "twin"), (other.pid, "twin")}
+        assert find(f"{other.pid}:twin").pid == other.pid
+        with pytest.raises(SeveralPools, match=f"process {os.getpid()} means several"):
+            find(str(os.getpid()))
+        assert find(f"{os.getpid()}:sister").name == "sister"
+
+
+def test_nothing_of_the_kind(make_pool: MakePool) -> None:
+    make_pool(1, name="only")
+    with pytest.raises(NoPool, match=r"no pool is called 'x'; there is: .*only \(pid"):
+        find("x")
+    process = subprocess.Popen(["true"])
+    process.wait()
+    with pytest.raises(NoPool, match=f"there is no process {process.pid}"):
+        find(str(process.pid))
+    with subprocess.Popen(["sleep", "1000"]) as process:
+        try:
+            with pytest.raises(NoPool, match="has no pool, and works for none"):
+                find(str(process.pid))
+        finally:
+            process.kill()
+
+
+def test_name_of_digits(make_pool: MakePool) -> None:
+    make_pool(1, name="99999999")
+    assert find("99999999").pid == os.getpid()
+
+
+@contextmanager
+def made_up_board(content: bytes) -> Iterator[None]:
+    fd = kernel.memfd(MEMFD, 1 << 16)
+    try:
+        os.pwrite(fd, content, 0)
+        yield
+    finally:
+        os.close(fd)
+
+
+def test_board_of_another_version(make_pool: MakePool) -> None:
+    with made_up_board(struct.pack("<8sQQQQ", MAGIC, VERSION + 1, 8, os.getpid(), 0)):
+        with pytest.raises(NoPool, match=f"a status board of version {VERSION + 1}; this pairpool reads"):
+            find(str(os.getpid()))
+        [found] = [one for one in pools() if one.pid == os.getpid()]
+        assert found.problem
+        make_pool(1, name="good")
+        assert find("good").problem == ""
+
+
+@pytest.mark.parametrize("content", [b"", b"PAIR", b"x" * 64])
+def test_things_that_are_no_boards(content: bytes) -> None:
+    with made_up_board(content), pytest.raises(NoPool, match="has no pool"):
+        find(str(os.getpid()))
+
+
+def test_board_that_is_too_short() -> None:
+    head = struct.pack("<8sQQQQ", MAGIC, VERSION, 1 << 20, os.getpid(), 0)
+    with made_up_board(head), pytest.raises(NoPool, match="shorter than it says"):
+        find(str(os.getpid()))
+
+
+def test_children_that_inherited_a_board_have_no_pool_of_their_own(make_pool: MakePool) -> None:
+    make_pool(1, name="mother")
+    [mother] = [one for one in pools() if one.pid == os.getpid()]
+    copy = os.open(f"/proc/self/fd/{mother.fd}", os.O_RDONLY)
+    with subprocess.Popen(["sleep", "1000"], pass_fds=[copy]) as process:
+        try:
+            assert process.pid not in [one.pid for one in pools()]
+            assert len([one for one in pools() if one.pid == os.getpid()]) == 1, "two descriptors of one board"
+        finally:
+            process.kill()
+            os.close(copy)
+
+
+AS_NOBODY = """
+import os, sys
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+from pairpool.view.find import *
+assert pools() == [], pools()
+try:
+    find(sys.argv[1])
+except NotPermitted as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_pool_of_another_user(make_pool: MakePool) -> None:
+    make_pool(1)
+    code = f"import sys; sys.path[:] = {sys.path!r}; import pairpool.view.find\n{AS_NOBODY}"
+    ran = subprocess.run([sys.executable, "-c", code, str(os.getpid())], capture_output=True, text=True, check=True)
+    assert ran.stdout == (
+        f"process {os.getpid()} belongs to another user (0, root): the kernel does not let you look\n"
+    ), ran.stderr
+
+
+def test_sight_leaves_nothing_open(make_pool: MakePool) -> None:
+    make_pool(1, name="open")
+    before = os.listdir("/proc/self/fd")
+    with Sight(find("open")) as sight:
+        sight.status()
+    assert os.listdir("/proc/self/fd") == before
+    assert issubclass(NotPermitted, PermissionError)
