@@ -386,8 +386,8 @@ class Nursery(Hooks):
 
     def _settle_accounts(self, member: Member, unfinished: list[Batch], recalled: list[Batch]) -> None:
         death = blame.Death(member, self._stacks.fileno(), self._oom)
-        self._accounts.left(member, death.reason)
         if not member.started:
+            self._accounts.left(member, death.reason)
             self._agenda.put_back(recalled)
             self._agenda.put_back(unfinished)
             self._on_start_failed(member, death)
@@ -399,6 +399,7 @@ class Nursery(Hooks):
         self._agenda.put_back(recalled)
         for batch in unfinished:
             self._settle_batch(death, batch, unfinished)
+        self._accounts.left(member, death.reason)  # a trace has what was lost before the death that it was lost by
 
     def _on_start_failed(self, member: Member, death: blame.Death) -> None:
         """An initializer that fails at the start of the pool is wrong; one that fails later may have had bad luck.
