@@ -1,8 +1,8 @@
-"""`python -m pairpool`."""
+"""`python -m pairpool`: the command, where its script is not on the path."""
 
-from __future__ import annotations
+import sys
 
 from pairpool.cli import main
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

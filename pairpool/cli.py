@@ -38,6 +38,7 @@ def _add_stress(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         description="Run a seeded mix of tasks in one pool while another process kills, stops and ends its workers, "
         "then check that every task ended as its seed foretells and that nothing is left behind. "
         "Exit status: 0 passed, 1 failed, 2 bad usage, 130 interrupted.",
+        epilog="example: pairpool stress --workers 16 --tasks 50000 --kills 200 --live",
     )
     parser.add_argument("--workers", type=whole_number, default=8, metavar="N", help="processes of the pool (8)")
     parser.add_argument("--tasks", type=whole_number, default=200_000, metavar="N", help="tasks to run (200000)")
@@ -50,6 +51,7 @@ def _add_stress(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.add_argument("--clients", type=whole_number, default=3, metavar="N", help="threads that call the pool (3)")
     parser.add_argument("--seconds", type=duration, metavar="S", help="deal no new tasks after so long")
     parser.add_argument("--hang", type=duration, default=60.0, metavar="S", help="no task for so long is a hang (60)")
+    parser.add_argument("--live", action="store_true", help="show the live view of the pool meanwhile")
     parser.add_argument("--json", metavar="FILE", help="write the report as JSON")
     parser.add_argument(
         "--memory-log", metavar="FILE", help="write seconds, rss, descriptors and tasks ended as CSV, once a second"
@@ -70,6 +72,7 @@ def _stress(arguments: argparse.Namespace) -> int:
         clients=arguments.clients,
         seconds=arguments.seconds,
         hang=arguments.hang,
+        live=arguments.live,
     )
     try:
         for path in filter(None, (arguments.json, arguments.memory_log)):

@@ -385,40 +385,48 @@ class Worker:
         """On the master's signal, while an item runs: report those before it, which somebody may be waiting for.
 
         A handler runs between two steps of the main thread. It does nothing unless these are steps of the item's own
-        code: then nobody is at work on the values, and the master asks again.
+        code: then nobody is at work on the values, and the master asks again. That may be while this is at work on
+        them itself, so there is no batch for a second one until the first is done.
         """
-        if self._remaining is not None and self.words[Word.LIMIT] != NOTHING:
-            self._stop_short()
-        inner = None
-        while frame is not None and frame.f_code not in _LOOPS:
-            inner, frame = frame, frame.f_back
-        if self._running is None or inner is None or frame is None or inner.f_code in _NOT_TASKS:
+        running, self._running = self._running, None
+        if running is None:
             return
-        header, values = self._running
+        try:
+            if self._remaining is not None and self.words[Word.LIMIT] != NOTHING:
+                self._stop_short(running[0])
+            if _is_of_a_task(frame):
+                self._report_finished(*running)
+        finally:
+            self._running = running
+
+    def _report_finished(self, header: Header, values: list[Any]) -> None:
+        """Report the items of a batch that have ended since the last report, while a later one runs."""
         done, finished = self._reported, values[self._reported :]
         if not finished:
             return
         item = self.words[Word.ITEM]
         failures = [one._replace(offset=one.offset - done) for one in self.failures if one.offset < len(values)]
-        self.failures = [one for one in self.failures if one.offset >= len(values)]
         header = header._replace(first=header.first + done)
         encoded = self._save(header, finished, failures)
         self.words[Word.ITEM] = item
-        self.words[Word.DONE] += len(finished)
-        self.words[Word.FAILED] += len(failures)
         reply = Header(
             Kind.RESULT, flags=Flag.PARTIAL, batch=header.batch, first=header.first, items=len(finished)
         )
-        self._send(reply, encoded, failures, self._take_stamps(header, len(finished), 0, 0))
+        try:
+            self._send(reply, encoded, failures, self._take_stamps(header, len(finished), 0, 0))
+        except (OSError, MemoryError):
+            return  # the report at the end of the batch says so
         self._reported = len(values)
+        self.failures = [one for one in self.failures if one.offset >= len(values)]
+        self.words[Word.DONE] += len(finished)
+        self.words[Word.FAILED] += len(failures)
         values[done:] = [None] * len(finished)
 
-    def _stop_short(self) -> None:
+    def _stop_short(self, header: Header) -> None:
         """Begin no item any more that was not taken yet, and say which is the first of those."""
-        assert self._running is not None
-        header, _values = self._running
-        left = length_hint(self._remaining)
-        self._remaining.__setstate__(sys.maxsize)
+        remaining, self._remaining = self._remaining, None
+        left = length_hint(remaining)
+        remaining.__setstate__(sys.maxsize)
         self.words[Word.BOUND] = header.first + header.items - left
 
     def _take_stamps(self, header: Header, count: int, began: int, ended: int) -> Stamps | None:
@@ -558,6 +566,14 @@ def _run_short(
 
 _LOOPS = frozenset(loop.__code__ for loop in (_run_timed, _run_limited, _run_short))
 _NOT_TASKS = (describe_failure.__code__, show_threads.__code__)
+
+
+def _is_of_a_task(frame: Any) -> bool:
+    """Whether a frame is an item's own code, or below it."""
+    inner = None
+    while frame is not None and frame.f_code not in _LOOPS:
+        inner, frame = frame, frame.f_back
+    return frame is not None and inner is not None and inner.f_code not in _NOT_TASKS
 
 
 class _Loaded(NamedTuple):

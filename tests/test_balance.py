@@ -12,6 +12,7 @@ import hashlib
 import mmap
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
@@ -22,6 +23,8 @@ from typing import Any
 import pytest
 
 from pairpool import Pool, WorkerDied
+from pairpool.wire.channel import Header
+from pairpool.worker import HURRY, Flag, Worker
 from tests import tasks
 from tests.support import PATIENCE, Gate, Reports
 from tests.tasks import Odd
@@ -368,3 +371,66 @@ def test_a_pool_that_idles_or_waits_does_not_compute(
     assert time.process_time() + sum(map(cpu_time, pids)) - before < 0.06
     gate.let()
     assert long.get(PATIENCE) == 5
+
+
+# --- reports in the midst of a batch ------------------------------------------------------------------
+
+
+class Insistent:
+    """A result during whose pickling the master asks once more."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __reduce__(self) -> Any:
+        signal.raise_signal(HURRY)
+        return Insistent, (self.number,)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Insistent) and other.number == self.number
+
+
+def be_asked(x: int) -> Insistent:
+    """Every fourth item lets the report of those before it be asked for, as the master does with SIGURG."""
+    if x % 4 == 3:
+        signal.raise_signal(HURRY)
+    if x % 8 == 1:
+        raise Odd(x)
+    return Insistent(x)
+
+
+@pytest.mark.parametrize("chunksize", [8, 300])
+def test_a_worker_that_is_asked_while_it_reports_reports_once(pool: Pool, chunksize: int) -> None:
+    found = pool.map(be_asked, range(600), chunksize=chunksize, return_exceptions=True)
+    assert [type(one) for one in found] == [Odd if x % 8 == 1 else Insistent for x in range(600)]
+    assert all(one == Insistent(x) for x, one in enumerate(found) if x % 8 != 1)
+
+
+class Alarm(Exception):
+    """What a task's own signal handler raises."""
+
+
+def raise_after_reports() -> None:
+    """Have an exception strike a worker just after each report in the midst of a batch, as a task's own alarm may."""
+    send = Worker._send
+
+    def _send(self: Worker, reply: Header, *rest: Any) -> None:
+        send(self, reply, *rest)
+        if reply.flags & Flag.PARTIAL:
+            raise Alarm
+
+    Worker._send = _send  # type: ignore[method-assign]
+
+
+def be_asked_or_alarmed(x: int) -> int:
+    if x % 4 == 3:
+        signal.raise_signal(HURRY)
+    return x
+
+
+def test_what_an_alarm_in_a_report_hits_is_the_item_alone(make_pool: MakePool) -> None:
+    pool = make_pool(1, initializer=raise_after_reports)
+    found = pool.map(be_asked_or_alarmed, range(64), chunksize=16, return_exceptions=True)
+    assert [type(one) if isinstance(one, Exception) else one for one in found] == [
+        Alarm if x % 4 == 3 else x for x in range(64)
+    ]

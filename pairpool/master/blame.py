@@ -31,6 +31,7 @@ __all__ = [
     "read_outcome",
     "stillborn",
     "terminated",
+    "without_first",
 ]
 
 Outcome = tuple[list[Any], dict[int, BaseException], list[Failure], Stamps | None]
@@ -74,6 +75,14 @@ def read_outcome(header: Header, content: memoryview) -> Outcome:
     for failure in failures:
         failed[failure.offset] = error_of(failure)
     return values, failed, [one for one in failures if one.missing is not None], stamps
+
+
+def without_first(outcome: Outcome, count: int) -> Outcome:
+    """An outcome without that of its first `count` items."""
+    values, failed, missing, _stamps = outcome
+    failed = {offset - count: error for offset, error in failed.items() if offset >= count}
+    missing = [one._replace(offset=one.offset - count) for one in missing if one.offset >= count]
+    return values[count:], failed, missing, None
 
 
 def error_of(failure: Failure) -> BaseException:

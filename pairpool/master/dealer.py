@@ -331,6 +331,10 @@ class Dealer:
         member.content(header, payload, fds, use)
         if self._loop.ended:
             return  # by the caller's own code, while it was unpickled
+        known = batch.first - header.first
+        if known:  # the item's own signal handler raised between a report and the note that it was sent
+            outcome, count = blame.without_first(outcome, known), count - known
+            header = header._replace(items=count)
         values, failed, missing, stamps = outcome
         self._accounts.ran(member, batch, header, stamps, failed)
         if header.flags & Flag.PARTIAL:

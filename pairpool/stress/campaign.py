@@ -56,6 +56,7 @@ class Order:
     clients: int = 3
     seconds: float | None = None
     hang: float = 60.0
+    live: bool = False
 
 
 class Hang(Exception):
@@ -264,7 +265,9 @@ def _versions() -> dict[str, str]:
 def _fight(campaign: Campaign, before: surroundings.Snapshot, evidence: Evidence) -> bool:
     """Pool, assassin, clients; whether all came to its end without a hang."""
     order = campaign.order
-    pool = Pool(order.workers, start_method=order.start_method, name="stress", chunksize=order.chunksize)
+    pool = Pool(
+        order.workers, start_method=order.start_method, name="stress", chunksize=order.chunksize, live=order.live
+    )
     try:
         killer = Killer(order, before.children)
         try:
@@ -299,7 +302,7 @@ def _conduct(order: Order, starts: Starts, stack: ExitStack, memory_log: str | N
         before.descriptors[os.path.realpath(memory_log)] += 1
         csv.writer(log).writerow(["seconds", "rss", "fds", "ended"])
     evidence = Evidence(b"")
-    with report.progress(order.tasks) as show:
+    with report.progress(order.tasks, is_wanted=not order.live) as show:
         campaign = Campaign(order, starts, show, log)
         whole = _fight(campaign, before, evidence)
         evidence.samples = campaign.samples

@@ -15,10 +15,10 @@ __all__ = ["progress", "show"]
 
 
 @contextmanager
-def progress(total: int) -> Iterator[Callable[[int, int], object]]:
+def progress(total: int, *, is_wanted: bool) -> Iterator[Callable[[int, int], object]]:
     """A line of progress on a terminal, and nothing elsewhere. It is redrawn when told, so there is no thread."""
     console = Console(stderr=True)
-    if not console.is_terminal:
+    if not console.is_terminal or not is_wanted:
         yield lambda _done, _total: None
         return
     columns = (TextColumn("stress"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
