@@ -1,8 +1,8 @@
-"""`python -m pairpool`: the command, where its script is not on the path."""
+"""`python -m pairpool`."""
 
-import sys
+from __future__ import annotations
 
 from pairpool.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -44,6 +45,16 @@ def test_a_small_campaign_passes(start_method: str, chunksize: int | None, tmp_p
     assert found["breaches"] == []
     assert done.stdout.splitlines()[-1] == "passed: 2,000 tasks ended as foretold, seed 11"
     assert log.read_text().startswith("seconds,rss,fds,ended\n")
+
+
+def test_the_live_view_takes_nothing_from_a_campaign(tmp_path: Path) -> None:
+    file = tmp_path / "report.json"
+    done = stress("--tasks", 2000, "--kills", 20, "--seed", 12, "--live", "--json", file)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads(file.read_text())["tasks_ended"] == 2000
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("stress: ended after "), done.stderr
+    assert re.search(r"; tasks: [\d,]+ done, \d+ failed$", last), last
 
 
 def test_after_its_seconds_nothing_more_is_dealt(tmp_path: Path) -> None:
