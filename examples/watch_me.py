@@ -72,6 +72,12 @@ def seeds(until: float) -> Iterator[int]:
         number += 1
 
 
+def lot(number: int, workers: int) -> range:
+    """The seeds of a round of brews."""
+    size = 4 * workers
+    return range(number * size, (number + 1) * size)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="A pool that is worth watching.")
     parser.add_argument("--seconds", type=float, default=60.0, metavar="S", help="how long it takes tasks on (60)")
@@ -80,11 +86,13 @@ def main() -> int:
     arguments = parser.parse_args()
     until = time.monotonic() + arguments.seconds
     with Pool(arguments.workers, name="watch-me", live=not arguments.quiet, capture=True) as pool:
-        batch = pool.map_async(brew, range(int(arguments.seconds * arguments.workers / 6)), return_exceptions=True)
+        rounds = itertools.count()
+        brews = pool.map_async(brew, lot(next(rounds), arguments.workers))
         digs = pool.imap_unordered(dig, seeds(until), buffersize=arguments.workers)
         for number, _found in enumerate(digs):
             pool.apply_async(stumble, (number,), error_callback=tell)
-        batch.wait()
+            if brews.ready():
+                brews = pool.map_async(brew, lot(next(rounds), arguments.workers))
         pool.close()
         pool.join()
     print(pool.report())

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import subprocess
 import sys
 import textwrap
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -116,3 +118,39 @@ def test_the_census_of_nothing_says_so(tmp_path: Path) -> None:
     done = census("--path", tmp_path)
     assert done.returncode == 2
     assert "no .py files" in done.stderr
+
+
+# --- examples with a live view ------------------------------------------------------------------------
+
+
+def example(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "error", ROOT / "examples" / name, *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "80"},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_the_pool_that_is_worth_watching_ends_with_a_report(quiet: bool) -> None:
+    done = example("watch_me.py", "--seconds", 0.5, "--workers", 4, *["--quiet"] * quiet)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Tasks by function") == 1
+    for function in ("brew", "dig", "stumble"):
+        assert f"\n{function} " in done.stdout
+    assert ("watch-me: ended after" in done.stderr) is not quiet
+
+
+def test_the_picture_is_whole(tmp_path: Path) -> None:
+    pytest.importorskip("numpy")
+    file = tmp_path / "set.png"
+    done = example("live_mandelbrot.py", "-o", file, "--width", 300, "--height", 210)
+    assert done.returncode == 0, done.stderr
+    content = file.read_bytes()
+    assert content.startswith(b"\x89PNG\r\n\x1a\n")
+    assert struct.unpack(">II", content[16:24]) == (300, 210)
+    rows = zlib.decompress(content[content.index(b"IDAT") + 4 : content.rindex(b"IEND") - 8])
+    assert len(rows) == 210 * (1 + 3 * 300)
+    middle = rows[105 * 901 + 1 :][:900]
+    assert middle[3 * 200 : 3 * 201] != middle[:3]  # inside of the set, and far from it
