@@ -9,7 +9,9 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["FunctionReport", "PoolReport", "SlowItem", "WorkerReport", "format_seconds"]
+from pairpool.view.timescale import length_text
+
+__all__ = ["FunctionReport", "PoolReport", "SlowItem", "WorkerReport"]
 
 WORKERS = 16
 """Workers that are listed one by one; of more, the others share a line."""
@@ -17,19 +19,8 @@ WORKERS = 16
 PLAIN_WIDTH = 110
 
 
-def format_seconds(seconds: float) -> str:
-    """A duration in seconds with three digits and its unit: `870 ns`, `1.23 ms`, `45.6 s`, `12 min 5 s`, `2 d 1 h`."""
-    if seconds <= 0:
-        return "0 s"
-    for unit, size in (("ns", 1e-9), ("µs", 1e-6), ("ms", 1e-3), ("s", 1.0)):
-        number = seconds / size
-        if number < (60 if unit == "s" else 999.5):
-            return f"{number:.3g} {unit}" if number < 99.95 else f"{number:.0f} {unit}"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+def _length(seconds: float) -> str:
+    return length_text(seconds * 1e6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,12 +127,12 @@ def _plain(text: str) -> Text:
 def _headline(report: PoolReport) -> Text:
     text = Text()
     text.append(report.name, style="bold")
-    text.append(f"  {report.done:,} tasks in {format_seconds(report.seconds)}")
+    text.append(f"  {report.done:,} tasks in {_length(report.seconds)}")
     if report.failed:
         text.append(f", {report.failed:,} failed", style="red")
     text.append(f"; workers were busy {report.used:.0%} of the time")
     if report.working and report.working < 0.99 * report.seconds:
-        text.append(f", and {report.used_while_working:.0%} of the {format_seconds(report.working)} with calls")
+        text.append(f", and {report.used_while_working:.0%} of the {_length(report.working)} with calls")
     return text
 
 
@@ -156,7 +147,7 @@ def _functions(report: PoolReport) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for one in report.functions:
         failed = Text(f"{one.failed:,}", style="red" if one.failed else "dim")
-        times = [format_seconds(value) for value in (one.mean, one.p50, one.p95, one.longest, one.mean * one.count)]
+        times = [_length(value) for value in (one.mean, one.p50, one.p95, one.longest, one.mean * one.count)]
         table.add_row(_plain(one.name), f"{one.count:,}", failed, *times)
     return table
 
@@ -169,7 +160,7 @@ def _slowest(report: PoolReport) -> Table:
     table.add_column("took", justify="right", no_wrap=True)
     for one in report.slowest:
         task = _plain(f"{one.function}[{one.item}]")
-        table.add_row(task, _plain(one.argument), str(one.worker), format_seconds(one.seconds))
+        table.add_row(task, _plain(one.argument), str(one.worker), _length(one.seconds))
     return table
 
 
