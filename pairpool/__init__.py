@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         TaskTimeout,
         WorkerDied,
     )
+    from pairpool.executor import Executor, get_executor
     from pairpool.kernel import cpu_allowance
     from pairpool.lines import OutputLine
     from pairpool.pool import Pool
@@ -32,6 +33,7 @@ __all__ = [
     "AsyncResult",
     "CallStatus",
     "CancelledError",
+    "Executor",
     "FailureStatus",
     "IMapIterator",
     "InitializerFailed",
@@ -46,6 +48,7 @@ __all__ = [
     "WorkerDied",
     "WorkerStatus",
     "cpu_allowance",
+    "get_executor",
     "progress",
 ]
 
@@ -53,6 +56,7 @@ _HOMES = {
     "AsyncResult": "results",
     "CallStatus": "status",
     "CancelledError": "errors",
+    "Executor": "executor",
     "FailureStatus": "status",
     "IMapIterator": "streams",
     "InitializerFailed": "errors",
@@ -67,6 +71,7 @@ _HOMES = {
     "WorkerDied": "errors",
     "WorkerStatus": "status",
     "cpu_allowance": "kernel",
+    "get_executor": "executor",
     "progress": "wire.reporting",
 }
 

@@ -6,6 +6,7 @@ them; its modules are imported only when such an error is needed.
 
 from __future__ import annotations
 
+import sys
 from concurrent.futures import BrokenExecutor, CancelledError
 from typing import Any
 
@@ -19,6 +20,7 @@ __all__ = [
     "WorkerDied",
     "encoding_error",
     "remote_cause",
+    "remote_text",
     "timeout_error",
 ]
 
@@ -150,13 +152,16 @@ def timeout_error() -> Exception:
     return TimeoutError()
 
 
-def encoding_error(reason: str, value: str) -> Exception:
-    """A `multiprocessing.pool.MaybeEncodingError` from the texts of the reason and the value."""
+def encoding_error(reason: str, value: str, original: BaseException | None = None) -> Exception:
+    """A `multiprocessing.pool.MaybeEncodingError` from the texts of the reason and the value.
+
+    Where the reason itself could travel, it is the attribute `original`.
+    """
     import multiprocessing.pool
 
     names: Any = multiprocessing.pool
     error: Exception = names.MaybeEncodingError("", "")
-    error.__dict__.update(exc=reason, value=value)
+    error.__dict__.update(exc=reason, value=value, original=original)
     error.args = (reason, value)
     return error
 
@@ -168,3 +173,11 @@ def remote_cause(traceback: str) -> Exception:
     names: Any = multiprocessing.pool
     cause: Exception = names.RemoteTraceback(f'\n"""\n{traceback}"""')
     return cause
+
+
+def remote_text(cause: BaseException | None) -> str | None:
+    """The text of a `remote_cause`; None of any other exception."""
+    module: Any = sys.modules.get("multiprocessing.pool")
+    if module is None or not isinstance(cause, module.RemoteTraceback):
+        return None
+    return str(cause.tb)

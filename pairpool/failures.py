@@ -39,8 +39,8 @@ class Failure(NamedTuple):
     offset: int
     fault: int
     pickled: bytes | None  # the exception, if it can travel
-    kind: str  # its type's name
-    text: str
+    kind: str  # its type's name; of a result, its repr
+    text: str  # of a result, the repr of that
     remote: str  # the formatted traceback
     missing: str | None = None  # module in which something was not found
 

@@ -17,7 +17,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from pairpool import inheritance, kernel
 from pairpool.arguments import (
@@ -32,10 +32,11 @@ from pairpool.arguments import (
     length_of,
     make_policy,
 )
+from pairpool.futures import PoolFuture
 from pairpool.master import blame
 from pairpool.master.engine import Master
 from pairpool.master.functions import Function
-from pairpool.master.jobs import Calls, MapJob, Policy
+from pairpool.master.jobs import Calls, MapJob, Policy, Target
 from pairpool.master.stream_job import StreamJob
 from pairpool.memory import parse_size, usage_of
 from pairpool.results import AsyncResult, MapResult
@@ -59,6 +60,7 @@ __all__ = ["Pool"]
 
 T = TypeVar("T")
 R = TypeVar("R")
+P = ParamSpec("P")
 
 RUN, CLOSE, TERMINATE = "RUN", "CLOSE", "TERMINATE"
 START_METHODS = PoolWord.METHODS
@@ -323,6 +325,25 @@ class Pool:
         master.drive_in_background()
         return result
 
+    def submit(self, func: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> PoolFuture[R]:
+        """`func(*args, **kwargs)` in a worker, as a `concurrent.futures.Future`."""
+        return self._submit(func, args, kwargs, as_process_pool=False)
+
+    def _submit(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, as_process_pool: bool
+    ) -> PoolFuture[Any]:
+        self._check_running()
+        master = self._master
+        future: PoolFuture[Any] = PoolFuture(self, master, as_process_pool=as_process_pool)
+        if as_process_pool and not callable(func):
+            future.set_exception(TypeError(f"{type(func).__name__!r} object is not callable"))
+            return future
+        function = self._function(func, future)
+        if function is not None:
+            master.submit_call(future, function.number, args, kwargs or _NO_KWDS, self._policy, self._calls_chunksize)
+        master.drive_in_background()
+        return future
+
     def map(
         self,
         func: Callable[[T], R],
@@ -439,6 +460,23 @@ class Pool:
         policy = self._policy_of(task_timeout, retries, retry_on)
         return self._start_stream(func, iterable, chunksize, buffersize, return_exceptions, policy, ordered=False)
 
+    def _stream_ahead(
+        self, func: Callable[..., R], items: Iterable[Any], chunksize: int | None, buffersize: int | None
+    ) -> IMapIterator[R]:
+        """A stream of `func(*item)`; without a `buffersize` it runs on to its end whether it is read or not."""
+        stream: IMapIterator[R] = self._start_stream(
+            func,
+            items,
+            chunksize,
+            buffersize,
+            False,
+            self._policy,
+            ordered=True,
+            mode=Mode.STAR,
+            is_ahead=buffersize is None,
+        )
+        return stream
+
     @property
     def _calls_chunksize(self) -> int | None:
         return 1 if self._chunksize == 1 else None
@@ -449,7 +487,7 @@ class Pool:
             return self._policy
         return make_policy(self._policy, task_timeout, retries, retry_on)
 
-    def _function(self, func: Callable[..., Any], result: AsyncResult[Any]) -> Function | None:
+    def _function(self, func: Callable[..., Any], result: Target) -> Function | None:
         """The function, ready to travel; if it cannot be pickled, that is the result, and None is returned."""
         if not callable(func):
             raise TypeError(f"{type(func).__name__!r} object is not callable")
@@ -507,14 +545,16 @@ class Pool:
 
     def _start_stream(
         self,
-        func: Callable[[T], R],
-        iterable: Iterable[T],
+        func: Callable[..., R],
+        iterable: Iterable[Any],
         chunksize: int | None,
         buffersize: int | None,
         return_exceptions: bool,
         policy: Policy,
         *,
         ordered: bool,
+        mode: int = Mode.MAP,
+        is_ahead: bool = False,
     ) -> IMapIterator[R]:
         self._check_running()
         chunksize = self._chunksize if chunksize is None else check_chunksize(chunksize)
@@ -525,13 +565,15 @@ class Pool:
             raise TypeError(f"{type(func).__name__!r} object is not callable")
         function = self._master.functions.get(func)
         job = StreamJob(
-            function, Mode.MAP, items, chunksize, ordered=ordered, buffersize=buffersize, policy=policy, total=total
+            function, mode, items, chunksize, ordered=ordered, buffersize=buffersize, policy=policy, total=total
         )
+        job.unbounded = is_ahead
+        job.lets_go = mode == Mode.STAR
         iterator: IMapIterator[R] = IMapIterator.of(self, self._master, job, return_exceptions=return_exceptions)
         try:
             self._master.submit_job(job)
             self._master.loop.poke()
-            if policy.timeout is not None:
+            if policy.timeout is not None or is_ahead:
                 self._master.drive_in_background()  # limits hold, too, while the reader is busy
         except BaseException as error:
             self._master.cancel(job, blame.left_by(error), kill=True)
@@ -723,6 +765,16 @@ class _Process:
         except ProcessLookupError:
             return False
         return True
+
+    def join(self, timeout: float | None = None) -> None:
+        try:
+            pidfd = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            return
+        try:
+            kernel.wait_ended(pidfd, timeout)
+        finally:
+            os.close(pidfd)
 
     def terminate(self) -> None:
         os.kill(self.pid, signal.SIGTERM)

@@ -472,9 +472,10 @@ class Worker:
             return None
 
         def fail(offset: int, error: BaseException) -> None:
+            described = describe_failure(self.codec, offset, Fault.RESULT, error)
             reason, value = safe(lambda: repr(error)), safe(lambda: repr(values[offset]))
             remote = safe(lambda: "".join(traceback.format_exception(error)))
-            failures.append(Failure(offset, Fault.RESULT, None, reason, value, remote))
+            failures.append(described._replace(kind=reason, text=value, remote=remote))
 
         def mark(offset: int) -> None:
             self.words[Word.ITEM] = header.first + offset

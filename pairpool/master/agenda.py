@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from pairpool.master.accounts import Accounts
@@ -132,8 +132,7 @@ class Agenda:
         if batch.number in job.open and not job.cancelled:
             self._accounts.ended(batch, failed)
         if job.function is None and batch.number in job.open:
-            for number, uses in batch.uses().items():
-                self._release(number, uses)
+            self.release(batch.uses())
         job.deliver(batch, values, failed)
         if job.tries:
             for index in range(batch.first, batch.first + batch.count):
@@ -169,10 +168,12 @@ class Agenda:
         """End all items of a batch with `error`."""
         self.deliver(batch, [None] * batch.count, dict.fromkeys(range(batch.count), error))
 
-    def _release(self, number: int, uses: int) -> None:
-        function = self.functions.find(number)
-        if function is not None:
-            self._forget(self.functions.release(function, uses))
+    def release(self, uses: Mapping[int, int]) -> None:
+        """So many single calls have ended, by the number of their function."""
+        for number, count in uses.items():
+            function = self.functions.find(number)
+            if function is not None:
+                self._forget(self.functions.release(function, count))
 
     def settle(self, job: Job) -> None:
         """Let go of a job if all its items have ended."""
@@ -186,7 +187,9 @@ class Agenda:
 
     def cancel(self, job: Job, reason: BaseException) -> None:
         """End a job with all its items."""
+        uses = job.uses() if isinstance(job, Calls) else {}
         job.cancel(reason)
+        self.release(uses)
         self.settle(job)
 
     def cancel_all(self, reason: BaseException) -> None:

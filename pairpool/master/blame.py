@@ -91,13 +91,13 @@ def error_of(failure: Failure) -> BaseException:
 
     error: BaseException | None = None
     reason = f"{failure.kind} cannot be pickled"
-    if failure.fault == Fault.RESULT:
-        error = errors.encoding_error(failure.kind, failure.text)
-    elif failure.pickled is not None:
+    if failure.pickled is not None:
         try:
             error = pickle.loads(failure.pickled)
         except Exception as problem:
             reason = f"it could not be unpickled: {problem!r}"
+    if failure.fault == Fault.RESULT:
+        error = errors.encoding_error(failure.kind, failure.text, error)
     if not isinstance(error, BaseException):
         error = errors.encoding_error(reason, f"{failure.kind}: {failure.text}")
     error.__cause__ = errors.remote_cause(failure.remote)

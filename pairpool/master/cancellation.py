@@ -31,13 +31,28 @@ class Cancellation:
                         self._overseer.kill(member, batch, None)
         return True
 
+    def waiting(self, job: Calls, reason: BaseException) -> None:
+        """End those of several calls that no worker has begun."""
+        for member in list(self._crew.members.values()):
+            if any(batch.job is job for batch in member.held):
+                self._recall(member)
+        while job.again:
+            self._agenda.fail(job.again.popleft(), reason)
+        targets, uses = job.withdraw_all()
+        self._agenda.release(uses)
+        for target in targets:
+            target.set_outcome(False, reason)
+        self._agenda.settle(job)
+
     def _recall(self, member: Member) -> None:
         self._agenda.put_back(member.recall())
         self._crew.place(member)
 
     def call(self, job: Calls, target: Target, reason: BaseException, *, kill: bool) -> bool:
         """End one of several calls; False if it has ended, or runs and is not to be killed."""
-        if job.withdraw(target):
+        number = job.withdraw(target)
+        if number is not None:
+            self._agenda.release({number: 1})
             target.set_outcome(False, reason)
             self._agenda.settle(job)
             return True

@@ -18,8 +18,8 @@ from typing import NamedTuple
 
 from pairpool import kernel
 from pairpool.master.blame import Doom
-from pairpool.master.jobs import Batch
-from pairpool.wire.board import Slot
+from pairpool.master.jobs import Batch, Target
+from pairpool.wire.board import Slot, Word
 from pairpool.wire.channel import HEADER, INLINE_LIMIT, Buffer, Header, Kind, Lost
 from pairpool.wire.lanes import Lane, LaneReader, Lanes
 from pairpool.wire.outlets import Outlet
@@ -208,6 +208,14 @@ class Member:
             self.knows -= self.segments.pop(header.batch, set())
         else:
             resend.append((header, outlet))
+
+    def runs(self, target: Target) -> bool:
+        """Whether the worker is at the single call with this target, as the board says."""
+        number, item = self.slot.words[Word.BATCH], self.slot.words[Word.ITEM]
+        for batch in self.held:
+            if batch.targets is not None and batch.number == number and 0 <= item - batch.first < batch.count:
+                return batch.targets[item - batch.first] is target
+        return False
 
     # --- the end --------------------------------------------------------------------------------
 

@@ -213,6 +213,21 @@ class Master:
 
         return self._ask(action)
 
+    def cancel_waiting(self, reason: BaseException) -> None:
+        """End all single calls that no worker has begun; from any thread."""
+
+        def action() -> bool:
+            for job in list(self.agenda.unfinished):
+                if isinstance(job, Calls):
+                    self._cancellation.waiting(job, reason)
+            return True
+
+        self._ask(action)
+
+    def runs(self, target: Target) -> bool:
+        """Whether a worker is at the call with this target; from any thread."""
+        return self._ask(lambda: any(member.runs(target) for member in self.crew))
+
     def _ask(self, question: Callable[[], bool]) -> bool:
         """Have the leader answer a question; False if the pool ends meanwhile."""
         verdict: list[bool] = []

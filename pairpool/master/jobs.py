@@ -382,13 +382,26 @@ class Calls(Job):
         self._waiting: deque[tuple[Target, tuple[int, Any, Any]]] = deque()
         self._next = 0
 
-    def withdraw(self, target: Target) -> bool:
-        """Take a call back that has not been handed out; False if there is none with this target."""
+    def withdraw(self, target: Target) -> int | None:
+        """Take a call back that has not been handed out; returns its function's number, or None if there is no such."""
         for entry in self._waiting:
             if entry[0] is target:
                 self._waiting.remove(entry)
-                return True
-        return False
+                return entry[1][0]
+        return None
+
+    def withdraw_all(self) -> tuple[list[Target], Counter[int]]:
+        """Take all calls back that have not been handed out; returns how many use each function, too."""
+        targets, uses = [target for target, _item in self._waiting], self._uses_waiting()
+        self._waiting.clear()
+        return targets, uses
+
+    def _uses_waiting(self) -> Counter[int]:
+        return Counter(item[0] for _target, item in self._waiting)
+
+    def uses(self) -> Counter[int]:
+        """How many calls that have not ended use each function, by its number."""
+        return sum((batch.uses() for batch in self.open.values()), self._uses_waiting())
 
     def add(self, target: Target, number: int, args: Any, kwds: Any) -> None:
         """Append a call whose outcome goes to `target`."""

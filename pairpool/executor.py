@@ -1,0 +1,342 @@
+"""`Executor`: `concurrent.futures.ProcessPoolExecutor` over a `Pool`; `get_executor`: one that is used again and again.
+
+The documentation of `concurrent.futures` is the specification; docstrings here say what is more.
+"""
+
+from __future__ import annotations
+
+import atexit
+import concurrent.futures
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, ParamSpec, TypeVar
+
+from pairpool import kernel
+from pairpool.errors import InitializerFailed
+from pairpool.futures import PoolFuture, for_process_pool
+from pairpool.master import blame
+from pairpool.pool import Pool
+from pairpool.streams import IMapIterator
+
+__all__ = ["Executor", "get_executor"]
+
+R = TypeVar("R")
+P = ParamSpec("P")
+
+_START_METHODS = {"fork": "fork", "spawn": "forkserver", "forkserver": "forkserver"}
+
+_open_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
+"""Pools of executors, which the end of the interpreter waits for."""
+
+_is_at_exit = False
+
+
+def _finish_all() -> None:
+    """At interpreter exit: what was submitted is run, as the standard library does it."""
+    global _is_at_exit
+    _is_at_exit = True
+    for pool in list(_open_pools):
+        if pool._master.identity.is_here():
+            pool.close()
+            pool.join()
+
+
+atexit.register(_finish_all)  # after the pools' own, so it is run before it
+
+
+class Executor(concurrent.futures.Executor):
+    """Runs calls in worker processes, as `concurrent.futures.ProcessPoolExecutor` does; in its place without changes.
+
+    What is different: a worker that dies fails the one call that it was running, with `WorkerDied` (which is a
+    `BrokenProcessPool` here), and the executor goes on. Calls may be any callable, lambdas and closures included. `map`
+    sends items in batches by time where `chunksize` is not given.
+
+    The workers are forked at the first `submit` or `map`, from the program as it is then.
+
+    Args:
+        max_workers: how many; by default as many as this process may use cores.
+        mp_context: a context of multiprocessing, of which the start method is taken: `fork` is pairpool's `"fork"`, in
+            which a zygote is forked once, and the others are its `"forkserver"`, a fresh interpreter.
+        initializer: called in every worker before its first call, with `initargs`. If it fails, calls fail with
+            `InitializerFailed`, which is a `BrokenProcessPool`, too.
+        max_tasks_per_child: calls after which a worker is replaced; it does not change the start method.
+        options: of `Pool`, such as `task_timeout`, `retries`, `memory_limit`, `live`, `name`.
+
+    Example:
+        >>> with Executor(4) as executor:
+        ...     future = executor.submit(pow, 2, 10)
+        ...     future.result()
+        1024
+    """
+
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        mp_context: Any = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+        *,
+        max_tasks_per_child: int | None = None,
+        **options: Any,
+    ) -> None:
+        if max_workers is None:
+            max_workers = kernel.cpu_allowance()
+        elif max_workers <= 0:
+            raise ValueError("max_workers must be greater than 0")
+        if initializer is not None and not callable(initializer):
+            raise TypeError("initializer must be a callable")
+        if max_tasks_per_child is not None:
+            if not isinstance(max_tasks_per_child, int):
+                raise TypeError("max_tasks_per_child must be an integer")
+            if max_tasks_per_child <= 0:
+                raise ValueError("max_tasks_per_child must be >= 1")
+        if mp_context is not None:
+            options.setdefault("start_method", _start_method_of(mp_context))
+        self._max_workers = max_workers
+        self._options: dict[str, Any] = {
+            "initializer": initializer,
+            "initargs": initargs,
+            "maxtasksperchild": max_tasks_per_child,
+            **options,
+        }
+        self.arguments: dict[str, Any] = {}  # of `get_executor`, which made it
+        self._lock = threading.Lock()
+        self._pool: Pool | None = None
+        self._is_shut = False
+        self._failure: BaseException | None = None  # of the initializer, while the pool was opened
+        self._identity = kernel.Identity()
+
+    # --- calls ----------------------------------------------------------------------------------
+
+    def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> PoolFuture[R]:
+        """`fn(*args, **kwargs)` in a worker.
+
+        Raises:
+            RuntimeError: the executor was shut down, or the interpreter is ending.
+            BrokenProcessPool: the initializer has failed.
+            PoolInherited: this process was forked off the executor's owner.
+        """
+        return self._open()._submit(fn, args, kwargs, as_process_pool=True)
+
+    def map(
+        self,
+        fn: Callable[..., R],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int | None = None,
+        buffersize: int | None = None,
+    ) -> Iterator[R]:
+        """The results of `fn` on the items of the iterables taken together, in their order.
+
+        All items are taken at once unless there is a `buffersize`. When an item has raised, or the iterator is dropped,
+        the rest of the call is cancelled.
+
+        Args:
+            timeout: seconds, from this call on, after which waiting for a result raises `TimeoutError`.
+            chunksize: items to a batch; None for batches by time. A worker that dies takes no more than its item along.
+            buffersize: how many items may be taken from the iterables and not yet yielded.
+        """
+        if chunksize is not None and chunksize < 1:
+            raise ValueError("chunksize must be >= 1.")
+        if buffersize is not None and not isinstance(buffersize, int):
+            raise TypeError("buffersize must be an integer or None")
+        if buffersize is not None and buffersize < 1:
+            raise ValueError("buffersize must be None or > 0")
+        deadline = None if timeout is None else time.monotonic() + timeout
+        items: Any = zip(*iterables, strict=False)
+        if buffersize is None:
+            items = list(items)
+        return _results(self._open()._stream_ahead(fn, items, chunksize, buffersize), deadline)
+
+    def _open(self) -> Pool:
+        """The pool, which is opened now if it was not before."""
+        with self._lock:
+            broken = self._broken
+            if broken is not None:
+                raise for_process_pool(broken)
+            if self._is_shut:
+                raise RuntimeError("cannot schedule new futures after shutdown")
+            if _is_at_exit:
+                raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+            kernel.require_owner(self._identity)
+            if self._pool is None:
+                try:
+                    self._pool = Pool(self._max_workers, **self._options)
+                except InitializerFailed as error:
+                    self._failure = error
+                    raise for_process_pool(error) from None
+                _open_pools.add(self._pool)
+            return self._pool
+
+    @property
+    def _broken(self) -> BaseException | None:
+        """Why no call can be run any more, if that is so."""
+        if self._failure is None and self._pool is not None:
+            self._failure = self._pool._master.agenda.broken
+        return self._failure
+
+    # --- the executor itself --------------------------------------------------------------------
+
+    @property
+    def pool(self) -> Pool:
+        """The pool beneath, for `status`, `report`, `stacks`, `live` and `share`; opened now if it was not before."""
+        return self._open()
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more calls; those there are run to their ends.
+
+        Args:
+            wait: return only when they have ended, and the workers have exited.
+            cancel_futures: cancel those that no worker has begun.
+        """
+        with self._lock:
+            self._is_shut = True
+            pool, self._pool = self._pool, None
+        if pool is None or not pool._master.identity.is_here():
+            return
+        if cancel_futures:
+            pool._master.cancel_waiting(blame.cancelled())
+        pool.close()
+        if wait:
+            pool.join()
+
+    def resize(self, max_workers: int) -> None:
+        """Keep this many workers from now on."""
+        if max_workers <= 0:
+            raise ValueError("max_workers must be greater than 0")
+        with self._lock:
+            if self._pool is not None and max_workers != self._max_workers:
+                self._pool.resize(max_workers)
+            self._max_workers = max_workers
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it takes calls, here and now."""
+        with self._lock:
+            return not self._is_shut and self._broken is None and self._identity.is_here()
+
+    def terminate_workers(self) -> None:
+        """Shut down at once: calls that have not ended are cancelled, and their workers end."""
+        with self._lock:
+            self._is_shut = True
+            pool, self._pool = self._pool, None
+        if pool is not None and pool._master.identity.is_here():
+            pool.terminate()
+
+    kill_workers = terminate_workers
+
+    def __del__(self) -> None:
+        pool = getattr(self, "_pool", None)
+        if pool is not None and pool._master.identity.is_here():
+            pool.close()  # what was submitted is run; the pool ends with the last future
+
+    @property
+    def _processes(self) -> dict[int, Any]:
+        """Workers by pid, for those who look at them though they should not."""
+        with self._lock:
+            pool = self._pool
+        return {} if pool is None else {process.pid: process for process in pool._pool}
+
+    def __repr__(self) -> str:
+        state = "shut down" if self._is_shut else "broken" if self._broken is not None else "open"
+        return f"<{type(self).__module__}.{type(self).__qualname__} max_workers={self._max_workers} {state}>"
+
+
+def _results(stream: IMapIterator[R], deadline: float | None) -> Iterator[R]:
+    """The results of a stream until the deadline; when nobody wants more of them, the rest is cancelled."""
+    try:
+        if deadline is None:
+            yield from stream
+        else:
+            yield from _until(deadline, stream)
+    except Exception as error:
+        raise for_process_pool(error) from error.__cause__
+    finally:
+        stream.cancel()
+
+
+def _until(deadline: float, stream: IMapIterator[R]) -> Iterator[R]:
+    from multiprocessing import TimeoutError as NotYet
+
+    while True:
+        try:
+            result = stream.next(max(0.0, deadline - time.monotonic()))
+        except StopIteration:
+            return
+        except NotYet as error:
+            if error.__cause__ is not None:
+                raise  # it is a task's own
+            raise TimeoutError from None
+        yield result
+
+
+def _start_method_of(context: Any) -> str:
+    method = context.get_start_method()
+    if method not in _START_METHODS:
+        raise ValueError(f"mp_context has a start method that pairpool does not know: {method!r}")
+    return _START_METHODS[method]
+
+
+# --- one that is used again and again -----------------------------------------------------------------
+
+_shared: Executor | None = None
+_shared_lock = threading.RLock()
+
+
+def get_executor(
+    max_workers: int | None = None,
+    *,
+    reuse: bool | str = "auto",
+    kill_workers: bool = False,
+    timeout: float | None = None,
+    context: Any = None,
+    initializer: Callable[..., object] | None = None,
+    initargs: tuple[Any, ...] = (),
+    **options: Any,
+) -> Executor:
+    """The program's one executor, made when it is first asked for: what `loky.get_reusable_executor` is.
+
+    It is the same one at each call as long as the arguments are the same. With another `max_workers` it is resized;
+    with other arguments, or where it was shut down or its initializer has failed, there is a new one, and the old one
+    is shut down. It ends with the program.
+
+    Args:
+        max_workers: how many; None for as many as there are, or as this process may use cores.
+        reuse: `"auto"`; True for the one there is whatever the arguments; False for a new one.
+        kill_workers: end the calls of one that is replaced, instead of waiting for them.
+        timeout: accepted for loky's users, and of no effect: workers that idle give back what they kept warm, and stay.
+        context, initializer, initargs, options: as for `Executor`.
+
+    Example:
+        >>> get_executor(2) is get_executor(2)
+        True
+    """
+    global _shared
+    del timeout
+    arguments = {"mp_context": context, "initializer": initializer, "initargs": initargs, **options}
+    with _shared_lock:
+        old = _shared
+        if old is not None and old.is_usable and reuse and (reuse is True or _are_same(old.arguments, arguments)):
+            if max_workers is not None:
+                old.resize(max_workers)
+            return old
+        if max_workers is None and old is not None and reuse is True:
+            max_workers = old._max_workers
+        _shared = Executor(max_workers, **arguments)
+        _shared.arguments = arguments
+    if old is not None:
+        if kill_workers:
+            old.terminate_workers()
+        else:
+            old.shutdown()
+    return _shared
+
+
+def _are_same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether arguments are equal, as far as that can be told."""
+    try:
+        return bool(one == other)
+    except Exception:
+        return False  # arrays, say, whose comparison is no yes or no

@@ -1,0 +1,107 @@
+"""Futures of single calls: `concurrent.futures.Future` that the engine fulfils."""
+
+from __future__ import annotations
+
+from concurrent.futures import CancelledError, Future
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pairpool import kernel
+from pairpool.errors import InitializerFailed, WorkerDied, remote_text
+from pairpool.master import blame
+from pairpool.master.jobs import Calls, MapJob
+
+if TYPE_CHECKING:
+    from pairpool.master.engine import Master
+
+__all__ = ["PoolFuture", "for_process_pool"]
+
+R = TypeVar("R")
+
+
+class PoolFuture(Future[R]):
+    """The outcome of a call to come. The pool lives at least as long as the call.
+
+    `cancel()` takes a call back that has not begun, also out of the socket of a worker.
+    """
+
+    job: Calls | MapJob | None = None
+
+    def __init__(self, pool: object, master: Master, *, as_process_pool: bool) -> None:
+        super().__init__()
+        self._pool: object | None = pool
+        self._master = master
+        self._as_process_pool = as_process_pool
+        self._outcome: tuple[bool, Any] | None = None
+
+    # --- for whoever waits ----------------------------------------------------------------------
+
+    def cancel(self) -> bool:
+        """Take the call back. Returns False if it runs, or has ended."""
+        if not self.done():
+            kernel.require_owner(self._master.identity)
+            self._master.cancel_call(self, blame.cancelled(), kill=False)
+        return self.cancelled()
+
+    def running(self) -> bool:
+        """Whether a worker is at it."""
+        if self._outcome is not None or self.done():
+            return False
+        return self._master.identity.is_here() and self._master.runs(self)
+
+    # --- for the engine -------------------------------------------------------------------------
+
+    @property
+    def has_outcome(self) -> bool:
+        """Whether the outcome is known, though perhaps not told yet."""
+        return self._outcome is not None
+
+    def set_outcome(self, success: bool, value: Any) -> None:
+        """Called by the loop; only the first outcome counts."""
+        if self._outcome is None:
+            self._outcome = success, value
+            self._master.loop.later.append(self._tell)
+
+    def _tell(self) -> None:
+        """Fulfil it, which runs callbacks."""
+        assert self._outcome is not None
+        success, value = self._outcome
+        try:
+            if self.done():
+                return  # somebody has set an outcome by hand
+            if not success and _is_cancellation(value):
+                super().cancel()
+                self.set_running_or_notify_cancel()
+            elif self.set_running_or_notify_cancel():
+                if success:
+                    self.set_result(value)
+                else:
+                    self.set_exception(for_process_pool(value) if self._as_process_pool else value)
+        finally:
+            self._outcome = True, None
+            self.job = None
+            pool, self._pool = self._pool, None
+            self._master.loop.finished.append(pool)
+
+
+def for_process_pool(error: BaseException) -> BaseException:
+    """What a user of `ProcessPoolExecutor` expects in place of an error of pairpool's."""
+    if isinstance(error, (WorkerDied, InitializerFailed)):
+        from pairpool.broken import as_broken_process_pool
+
+        return as_broken_process_pool(error)
+    cause = error.__cause__
+    original = getattr(error, "original", None)  # of a result that cannot be pickled
+    if isinstance(original, BaseException):
+        error, original.__cause__ = original, cause
+    text = remote_text(cause)
+    if text is not None:
+        from concurrent.futures import process
+
+        names: Any = process
+        error.__cause__ = names._RemoteTraceback(text)
+    return error
+
+
+def _is_cancellation(error: BaseException) -> bool:
+    """Whether the call was cancelled; a task may raise the same, and then has a remote traceback."""
+    return isinstance(error, CancelledError) and error.__cause__ is None

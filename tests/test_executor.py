@@ -1,0 +1,453 @@
+"""`Executor` in the place of `ProcessPoolExecutor`: what it promises, and what people do with executors."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import gc
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import textwrap
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from concurrent.futures import CancelledError, Future, as_completed, wait
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pairpool import Executor, Pool, PoolInherited, WorkerDied, get_executor
+from tests import forked, tasks
+from tests.support import PATIENCE, Gate, Reports, python
+
+ROUNDS = 300
+
+
+@pytest.fixture
+def executor() -> Iterator[Executor]:
+    with Executor(2) as executor:
+        yield executor
+
+
+def double(x: int) -> int:
+    return 2 * x
+
+
+def die_at_three(x: int) -> int:
+    if x == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return x
+
+
+def fail(text: str) -> None:
+    raise LookupError(text)
+
+
+class Unpicklable:
+    def __reduce__(self) -> Any:
+        raise pickle.PicklingError("not this one")
+
+
+class Lingering:
+    """Something that can be referred to weakly."""
+
+
+def make_lingering(_x: int) -> Lingering:
+    return Lingering()
+
+
+def cancel_myself() -> None:
+    raise CancelledError("by the task itself")
+
+
+class Door:
+    """Tasks say that they have come, and wait until they are let through."""
+
+    def __init__(self, path: Path) -> None:
+        self.gate = Gate(path / "gate")
+        self.reports = Reports(path / "reports")
+
+    @property
+    def paths(self) -> tuple[str, str]:
+        return self.gate.path, self.reports.path
+
+    def wait_for(self, count: int) -> None:
+        for _ in range(count):
+            assert self.reports.next()
+
+
+def come_and_wait(paths: tuple[str, str], x: int) -> int:
+    gate, reports = paths
+    tasks.tell(reports, str(x))
+    tasks.wait_for(gate)
+    return x
+
+
+@pytest.fixture
+def door(tmp_path: Path) -> Iterator[Door]:
+    door = Door(tmp_path)
+    yield door
+    door.gate.close()
+    door.reports.close()
+
+
+# --- submit -------------------------------------------------------------------------------------------
+
+
+def test_futures_are_the_standard_ones(executor: Executor) -> None:
+    futures = [executor.submit(double, x) for x in range(ROUNDS)]
+    assert all(isinstance(future, Future) for future in futures)
+    assert wait(futures, PATIENCE).not_done == set()
+    assert [future.result() for future in futures] == [2 * x for x in range(ROUNDS)]
+    assert sorted(future.result() for future in as_completed(futures)) == [2 * x for x in range(ROUNDS)]
+
+
+def test_arguments_go_as_they_are(executor: Executor) -> None:
+    assert executor.submit(dict, [("fn", 1)], self=2).result() == {"fn": 1, "self": 2}
+    offset = 5
+    assert executor.submit(lambda x: x + offset, 1).result() == 6
+
+
+def test_an_exception_comes_with_its_remote_traceback(executor: Executor) -> None:
+    error = executor.submit(fail, "here").exception()
+    assert isinstance(error, LookupError)
+    assert type(error.__cause__).__name__ == "_RemoteTraceback"
+    assert "raise LookupError(text)" in str(error.__cause__)
+
+
+def test_a_dead_worker_fails_its_own_future_only(executor: Executor) -> None:
+    futures = [executor.submit(die_at_three, x) for x in range(8)]
+    error = futures[3].exception(PATIENCE)
+    assert isinstance(error, WorkerDied)
+    assert isinstance(error, BrokenProcessPool)
+    assert error.signal == "SIGKILL"
+    assert [future.result() for x, future in enumerate(futures) if x != 3] == [0, 1, 2, 4, 5, 6, 7]
+    assert pickle.loads(pickle.dumps(error)).args == error.args
+    assert executor.submit(double, 4).result() == 8
+
+
+def test_what_cannot_be_pickled_fails_its_own_future(executor: Executor) -> None:
+    assert isinstance(executor.submit(id, Unpicklable()).exception(), pickle.PicklingError)
+    assert isinstance(executor.submit(Unpicklable).exception(), pickle.PicklingError)
+    assert isinstance(executor.submit(None, 1).exception(), TypeError)  # type: ignore[arg-type]
+    assert executor.submit(double, 1).result() == 2
+
+
+def test_callbacks_run_and_may_submit(executor: Executor) -> None:
+    seen: list[int] = []
+    over = threading.Event()
+
+    def again(future: Future[int]) -> None:
+        seen.append(future.result())
+        if len(seen) < 20:
+            executor.submit(double, len(seen)).add_done_callback(again)
+        else:
+            over.set()
+
+    executor.submit(double, 0).add_done_callback(again)
+    assert over.wait(PATIENCE)
+    assert seen == [2 * x for x in range(20)]
+
+
+def test_many_threads_submit(executor: Executor) -> None:
+    found: dict[int, list[int]] = {}
+
+    def work(me: int) -> None:
+        futures = [executor.submit(double, x + me) for x in range(ROUNDS)]
+        found[me] = [future.result() for future in futures]
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {me: [2 * (x + me) for x in range(ROUNDS)] for me in range(4)}
+
+
+# --- cancelling ---------------------------------------------------------------------------------------
+
+
+def test_what_waits_can_be_cancelled_and_what_runs_cannot(door: Door) -> None:
+    with Executor(1) as executor:
+        first = executor.submit(come_and_wait, door.paths, 1)
+        others = [executor.submit(double, x) for x in range(5)]
+        door.wait_for(1)
+        assert first.running()
+        assert not first.cancel()
+        assert not any(other.running() for other in others)
+        assert others[1].cancel()
+        assert others[1].cancel()
+        assert others[1].cancelled()
+        with pytest.raises(CancelledError):
+            others[1].result(0)
+        door.gate.let(40)
+        assert first.result() == 1
+        assert not first.running()
+        assert [other.result() for x, other in enumerate(others) if x != 1] == [0, 4, 6, 8]
+        assert not others[0].cancel()
+
+
+def test_a_tasks_own_cancelled_error_is_its_exception(executor: Executor) -> None:
+    future = executor.submit(cancel_myself)
+    assert isinstance(future.exception(), CancelledError)
+    assert not future.cancelled()
+
+
+@pytest.mark.parametrize("wait_for_it", [False, True])
+def test_shutdown_cancels_what_no_worker_has_begun(wait_for_it: bool, door: Door) -> None:
+    executor = Executor(1)
+    first = executor.submit(come_and_wait, door.paths, 1)
+    door.wait_for(1)
+    others = [executor.submit(double, x) for x in range(500)]
+
+    def open_then() -> None:
+        wait(others)
+        door.gate.let()
+
+    opener = threading.Thread(target=open_then)
+    opener.start()
+    executor.shutdown(wait=wait_for_it, cancel_futures=True)
+    opener.join()
+    assert all(other.cancelled() for other in others)
+    assert first.result(PATIENCE) == 1
+    with pytest.raises(RuntimeError, match="cannot schedule new futures after shutdown"):
+        executor.submit(double, 1)
+    with pytest.raises(RuntimeError, match="cannot schedule new futures after shutdown"):
+        executor.map(double, [1])
+    executor.shutdown()
+    end_of(first)
+
+
+def end_of(future: Future[Any]) -> None:
+    """The pool of a future that has ended ends, too, in another thread."""
+    pool = weakref.ref(future._master)  # type: ignore[attr-defined]
+    del future
+    deadline = time.monotonic() + PATIENCE
+    while (master := pool()) is not None and not master.loop.over.is_set() and time.monotonic() < deadline:
+        del master
+        gc.collect()
+        time.sleep(0.01)
+
+
+def test_terminate_workers_ends_at_once(door: Door) -> None:
+    executor = Executor(2)
+    futures = [executor.submit(come_and_wait, door.paths, x) for x in range(10)]
+    door.wait_for(2)
+    executor.terminate_workers()
+    assert all(future.cancelled() for future in futures)
+
+
+# --- map ----------------------------------------------------------------------------------------------
+
+
+def test_map(executor: Executor) -> None:
+    assert list(executor.map(pow, [2, 3, 4], [3, 2, 1, 9])) == [8, 9, 4]
+    assert list(executor.map(double, range(ROUNDS), chunksize=7)) == [2 * x for x in range(ROUNDS)]
+    assert list(executor.map(double, [])) == []
+    with pytest.raises(ValueError, match=r"chunksize must be >= 1\."):
+        executor.map(double, [1], chunksize=0)
+
+
+def test_map_runs_without_being_read(executor: Executor, door: Door) -> None:
+    door.gate.let(40)
+    results = executor.map(come_and_wait, [door.paths] * 40, range(40))
+    door.wait_for(40)
+    assert list(results) == list(range(40))
+
+
+def test_results_of_map_can_be_had_after_the_end() -> None:
+    with Executor(2) as executor:
+        results = executor.map(double, range(ROUNDS))
+        begun = executor.map(double, range(ROUNDS))
+        assert next(begun) == 0
+    assert list(results) == [2 * x for x in range(ROUNDS)]
+    assert list(begun) == [2 * x for x in range(1, ROUNDS)]
+
+
+def test_map_ends_with_the_first_exception(executor: Executor) -> None:
+    results = executor.map(die_at_three, range(8))
+    assert [next(results) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(BrokenProcessPool):
+        next(results)
+    assert list(results) == []
+
+
+def test_map_in_time_and_not(executor: Executor, door: Door) -> None:
+    assert list(executor.map(double, [1, 2], timeout=PATIENCE)) == [2, 4]
+    results = executor.map(come_and_wait, [door.paths] * 3, range(3), timeout=0.1)
+    with pytest.raises(TimeoutError):
+        next(results)
+    door.gate.let(40)
+
+
+def test_map_takes_no_more_than_its_buffer(executor: Executor) -> None:
+    taken: list[int] = []
+
+    def numbers() -> Iterator[int]:
+        for number in range(10_000):
+            taken.append(number)
+            yield number
+
+    results = executor.map(double, numbers(), buffersize=10)
+    assert [next(results) for _ in range(5)] == [0, 2, 4, 6, 8]
+    assert len(taken) <= 16
+    for wrong, error in ((0, ValueError), ("4", TypeError)):
+        with pytest.raises(error):
+            executor.map(double, [1], buffersize=wrong)  # type: ignore[arg-type]
+
+
+def test_map_keeps_no_result_that_was_had(executor: Executor) -> None:
+    for thing in executor.map(make_lingering, range(50)):
+        reference = weakref.ref(thing)
+        del thing
+        assert reference() is None
+
+
+# --- arguments, beginnings, ends ----------------------------------------------------------------------
+
+
+def test_arguments_are_checked_as_there() -> None:
+    for wrong in (0, -3):
+        with pytest.raises(ValueError, match="max_workers must be greater than 0"):
+            Executor(wrong)
+    with pytest.raises(TypeError, match="initializer must be a callable"):
+        Executor(1, initializer=5)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="max_tasks_per_child must be an integer"):
+        Executor(1, max_tasks_per_child="3")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="max_tasks_per_child must be >= 1"):
+        Executor(1, max_tasks_per_child=0)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_contexts_of_multiprocessing(method: str) -> None:
+    with Executor(1, multiprocessing.get_context(method)) as executor:
+        assert executor.submit(double, 3).result() == 6
+        assert executor.pool.status().start_method == ("fork" if method == "fork" else "forkserver")
+
+
+def test_nothing_is_forked_before_the_first_call() -> None:
+    executor = Executor(2)
+    assert executor._processes == {}
+    assert executor.submit(os.getpid).result() in executor._processes
+    executor.shutdown()
+
+
+def test_workers_are_replaced() -> None:
+    with Executor(1, max_tasks_per_child=2) as executor:
+        pids = [executor.submit(os.getpid).result() for _ in range(6)]
+    assert [pids[0]] * 2 + [pids[2]] * 2 + [pids[4]] * 2 == pids
+    assert len(set(pids)) == 3
+
+
+def refuse() -> None:
+    raise LookupError("not here")
+
+
+def test_an_initializer_that_fails_breaks_the_executor() -> None:
+    with Executor(2, initializer=refuse) as executor:
+        with pytest.raises(BrokenProcessPool, match="not here"):
+            executor.submit(double, 1).result(PATIENCE)
+        with pytest.raises(BrokenProcessPool, match="not here"):
+            executor.submit(double, 1)
+
+
+def test_a_forked_child_has_no_executor(executor: Executor) -> None:
+    assert executor.submit(double, 1).result() == 2
+
+    def use() -> str:
+        with pytest.raises(PoolInherited):
+            executor.submit(double, 1)
+        executor.shutdown()
+        return "fine"
+
+    assert forked.in_child(use) == "fine"
+    assert executor.submit(double, 2).result() == 4
+
+
+def test_in_an_event_loop(executor: Executor) -> None:
+    async def main() -> list[int]:
+        loop = asyncio.get_running_loop()
+        return list(await asyncio.gather(*(loop.run_in_executor(executor, double, x) for x in range(ROUNDS))))
+
+    assert asyncio.run(main()) == [2 * x for x in range(ROUNDS)]
+
+
+def test_a_pool_has_futures_too() -> None:
+    with Pool(2) as pool:
+        future = pool.submit(pow, 2, 10)
+        assert isinstance(future, Future)
+        assert future.result() == 1024
+        error = pool.submit(die_at_three, 3).exception()
+        assert type(error) is WorkerDied
+
+
+AT_EXIT = """
+import sys
+from pairpool import Executor
+
+def late(x):
+    print("ran", x, flush=True)
+
+def again(future):
+    try:
+        executor.submit(late, 3)
+    except RuntimeError as error:
+        print(error, flush=True)
+
+if __name__ == "__main__":
+    executor = Executor(1)
+    executor.submit(late, 1)
+    executor.submit(late, 2).add_done_callback(again)
+    dropped = Executor(1)
+    dropped.submit(late, 4)
+    del dropped
+"""
+
+
+def test_what_was_submitted_is_run_at_the_end_of_the_program() -> None:
+    done = python("-c", textwrap.dedent(AT_EXIT))
+    assert done.returncode == 0, done.stderr
+    lines = set(done.stdout.splitlines())
+    assert {"ran 1", "ran 2", "ran 4"} < lines
+    [other] = lines - {"ran 1", "ran 2", "ran 4"}
+    assert other in ("cannot schedule new futures after interpreter shutdown", "ran 3")
+    assert done.stderr == ""
+
+
+# --- one that is used again and again -----------------------------------------------------------------
+
+
+@pytest.fixture
+def _no_shared_executor() -> Iterator[None]:
+    yield
+    module: Any = sys.modules["pairpool.executor"]
+    if module._shared is not None:
+        module._shared.shutdown()
+    module._shared = None
+
+
+@pytest.mark.usefixtures("_no_shared_executor")
+def test_get_executor_gives_the_same_one_again() -> None:
+    executor = get_executor(2)
+    pids = {executor.submit(os.getpid).result() for _ in range(10)}
+    assert get_executor(2) is get_executor() is executor
+    assert pids <= set(get_executor(3)._processes)
+    assert len(executor._processes) == 3
+    other = get_executor(2, initializer=os.getpid)
+    assert other is not executor
+    with pytest.raises(RuntimeError, match="shutdown"):
+        executor.submit(double, 1)
+    assert get_executor(2, reuse=True) is other
+    other.shutdown()
+    assert get_executor(2).submit(double, 4).result() == 8
+    assert get_executor(2, reuse=False, kill_workers=True).submit(double, 4).result() == 8
+
+
+def test_concurrent_futures_is_a_base() -> None:
+    assert issubclass(Executor, concurrent.futures.Executor)
