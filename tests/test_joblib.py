@@ -1,0 +1,193 @@
+"""The backend for joblib: what `Parallel` promises with any backend, and what is more here."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pairpool import WorkerDied
+from tests.support import PATIENCE, python
+
+joblib = pytest.importorskip("joblib")
+np = pytest.importorskip("numpy")
+
+from joblib import Parallel, delayed, effective_n_jobs, parallel_config  # noqa: E402  # only where there is one
+
+import pairpool.joblib as backend  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _backend() -> Iterator[None]:
+    """Fork is quicker here; the default has a test of its own."""
+    backend.register()
+    with parallel_config("pairpool", n_jobs=2, start_method="fork"):
+        yield
+    for executor in backend._executors.values():
+        executor.shutdown()
+    backend._executors.clear()
+
+
+def double(x: int) -> int:
+    return 2 * x
+
+
+def fail_at_nine(x: int) -> int:
+    if x == 9:
+        raise LookupError(f"no {x}")
+    return x
+
+
+def die_at_nine(x: int) -> int:
+    if x == 9:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return x
+
+
+def write_and_sum(array: Any, x: int) -> tuple[int, float, bool]:
+    array[0] = x
+    return os.getpid(), float(array.sum()), bool(array.flags.writeable)
+
+
+def threads_allowed() -> str | None:
+    return os.environ.get("OMP_NUM_THREADS")
+
+
+def nested(x: int) -> tuple[str, list[int]]:
+    inner = Parallel(n_jobs=2)
+    found = inner(delayed(double)(y) for y in range(x))
+    return type(inner._backend).__name__, found
+
+
+def hold(_x: int) -> None:
+    threading.Event().wait()
+
+
+def test_results_come_in_order() -> None:
+    assert Parallel()(delayed(double)(x) for x in range(500)) == [2 * x for x in range(500)]
+    offset = 3
+    assert Parallel()(delayed(lambda x: x + offset)(x) for x in range(10)) == list(range(3, 13))
+    assert Parallel()([]) == []
+
+
+@pytest.mark.parametrize("return_as", ["generator", "generator_unordered"])
+def test_results_come_as_they_are_ready(return_as: str) -> None:
+    results = Parallel(return_as=return_as)(delayed(double)(x) for x in range(200))
+    assert sorted(results) == [2 * x for x in range(200)]
+
+
+def test_the_pool_is_kept_for_the_next_call() -> None:
+    pids = {pid for _ in range(3) for pid in Parallel(batch_size=1)(delayed(os.getpid)() for _ in range(50))}
+    assert len(pids) <= 2
+    assert len(backend._executors) == 1
+
+
+def test_an_exception_ends_the_call_and_the_next_one_is_fine() -> None:
+    with pytest.raises(LookupError, match="no 9"):
+        Parallel()(delayed(fail_at_nine)(x) for x in range(100))
+    assert Parallel()(delayed(double)(x) for x in range(5)) == [0, 2, 4, 6, 8]
+
+
+def test_a_worker_that_dies_fails_the_call_by_name() -> None:
+    with pytest.raises(WorkerDied, match="SIGKILL"):
+        Parallel()(delayed(die_at_nine)(x) for x in range(100))
+    assert Parallel()(delayed(double)(x) for x in range(5)) == [0, 2, 4, 6, 8]
+
+
+def test_a_time_limit_ends_what_runs() -> None:
+    with pytest.raises(multiprocessing.TimeoutError):
+        Parallel(timeout=0.2)(delayed(hold)(x) for x in range(4))
+    assert Parallel(timeout=PATIENCE)(delayed(double)(x) for x in range(3)) == [0, 2, 4]
+
+
+def test_how_many_workers() -> None:
+    cores = len(os.sched_getaffinity(0))
+    assert effective_n_jobs(-1) == cores
+    assert effective_n_jobs(-1 - cores) == 1
+    assert effective_n_jobs(3) == 3
+    with pytest.raises(ValueError, match="n_jobs == 0"):
+        Parallel(n_jobs=0)(delayed(double)(x) for x in range(3))
+    assert set(Parallel(n_jobs=1)(delayed(os.getpid)() for _ in range(3))) == {os.getpid()}
+
+
+def test_an_array_is_written_once_and_each_worker_may_write_to_it() -> None:
+    array = np.ones(200_000)
+    found = Parallel(batch_size=1)(delayed(write_and_sum)(array, x) for x in range(20))
+    assert [(total, writable) for _pid, total, writable in found] == [(199_999.0 + x, True) for x in range(20)]
+    assert array[0] == 1.0
+    assert Parallel(max_nbytes=None)(delayed(write_and_sum)(array, x) for x in range(2))[1][1:] == (200_000.0, True)
+    array[1] = 5.0  # a later call sees what is there then
+    assert Parallel()(delayed(write_and_sum)(array, x) for x in range(2))[1][1] == 200_004.0
+
+
+def test_threads_of_libraries_are_limited() -> None:
+    with parallel_config("pairpool", n_jobs=2, inner_max_num_threads=3, start_method="fork"):
+        assert Parallel()(delayed(threads_allowed)() for _ in range(2)) == ["3", "3"]
+
+
+def test_parallel_in_parallel_uses_threads() -> None:
+    found = Parallel()(delayed(nested)(x) for x in (2, 3))
+    assert found == [("ThreadingBackend", [0, 2]), ("ThreadingBackend", [0, 2, 4])]
+
+
+AS_A_SCRIPT = """
+from joblib import Parallel, delayed, parallel_config
+import pairpool.joblib
+
+def square(x):
+    return x * x
+
+if __name__ == "__main__":
+    pairpool.joblib.register(make_default=True)
+    print(Parallel(n_jobs=2)(delayed(square)(x) for x in range(5)))
+    with parallel_config("pairpool", inner_max_num_threads=1):
+        print(Parallel(n_jobs=2)(delayed(square)(x) for x in range(3)))
+"""
+
+
+def test_a_program_from_a_fresh_interpreter(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(AS_A_SCRIPT)
+    done = python("-W", "default", script)
+    assert (done.stdout, done.returncode) == ("[0, 1, 4, 9, 16]\n[0, 1, 4]\n", 0), done.stderr
+
+
+def test_without_joblib_the_extra_is_named() -> None:
+    code = "import sys; sys.modules['joblib'] = None; import pairpool.joblib"
+    done = python("-c", code)
+    assert done.stderr.splitlines()[-1] == "ImportError: pairpool.joblib needs joblib: pip install 'pairpool[joblib]'"
+
+
+SEARCH = """
+from joblib import parallel_config
+from sklearn.datasets import make_classification
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, cross_val_score
+import pairpool.joblib
+
+if __name__ == "__main__":
+    pairpool.joblib.register()
+    x, y = make_classification(2000, 80, random_state=0)
+    found = {}
+    for name in ("pairpool", "loky"):
+        with parallel_config(name, n_jobs=2):
+            search = GridSearchCV(LogisticRegression(max_iter=200), {"C": [0.01, 0.1, 1.0]}, cv=3).fit(x, y)
+            scores = cross_val_score(LogisticRegression(max_iter=200), x, y, cv=3)
+        found[name] = search.best_params_, list(search.cv_results_["mean_test_score"]), list(scores)
+    print(found["pairpool"] == found["loky"], found["pairpool"][0])
+"""
+
+
+def test_a_search_finds_what_lokys_finds(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    script = tmp_path / "search.py"
+    script.write_text(SEARCH)
+    done = python("-W", "default", script)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("True {'C': ")
