@@ -143,9 +143,12 @@ def pickle_for_child(thing: Any) -> tuple[bytes, list[int]]:
 
 def send_preparation(control: Channel, setup: bytes) -> None:
     """Send a fresh zygote what multiprocessing tells its own children, and the worker's setup."""
+    import multiprocessing
     from multiprocessing.spawn import get_preparation_data
 
     data: dict[str, Any] = dict(get_preparation_data("pairpool-zygote"))
+    if data.get("start_method") not in multiprocessing.get_all_start_methods():
+        data.pop("start_method", None)  # in a worker of loky it is one that only loky knows
     if not os.path.exists(data.get("init_main_from_path") or os.devnull):
         del data["init_main_from_path"]  # a program that came from standard input cannot be imported
     # the children of a process that runs a script by name call its module __mp_main__, and so must this process

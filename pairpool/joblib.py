@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import threading
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from typing import Any
 from pairpool import kernel
 from pairpool.executor import Executor
 from pairpool.memory import parse_size
+from pairpool.pool import Pool
 
 try:
     from joblib import register_parallel_backend
@@ -27,6 +29,8 @@ except ImportError as missing:
 __all__ = ["PairpoolBackend", "register"]
 
 NAME = "pairpool"
+
+_OPTIONS = frozenset(inspect.signature(Pool).parameters) - {"processes"}
 
 _executors: dict[tuple[Any, ...], Executor] = {}
 _executors_lock = threading.Lock()
@@ -88,13 +92,13 @@ class PairpoolBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         return n_jobs if n_jobs > 0 else max(kernel.cpu_allowance() + 1 + n_jobs, 1)
 
     def configure(
-        self, n_jobs: int = 1, parallel: Any = None, max_nbytes: int | str | None = "1M", **_of_others: Any
+        self, n_jobs: int = 1, parallel: Any = None, max_nbytes: int | str | None = "1M", **given: Any
     ) -> int:
         """Have a pool ready; returns the number of its workers. What `Parallel` has for other backends is ignored."""
         n_jobs = self.effective_n_jobs(n_jobs)
         if n_jobs == 1:
             raise FallbackToBackend(SequentialBackend(nesting_level=self.nesting_level))
-        options = dict(self.backend_kwargs)
+        options = {**self.backend_kwargs, **{name: value for name, value in given.items() if name in _OPTIONS}}
         least = options.pop("max_nbytes", max_nbytes)
         self._shares_from = None if least is None else parse_size(f"{least}B" if isinstance(least, str) else least)
         self._release()

@@ -131,6 +131,21 @@ def test_threads_of_libraries_are_limited() -> None:
         assert Parallel()(delayed(threads_allowed)() for _ in range(2)) == ["3", "3"]
 
 
+def remember(text: str) -> None:
+    os.environ["REMEMBERED"] = text
+
+
+def remembered() -> str | None:
+    return os.environ.get("REMEMBERED")
+
+
+def test_options_of_pools_are_taken_by_both() -> None:
+    found = Parallel(initializer=remember, initargs=("this",))(delayed(remembered)() for _ in range(4))
+    assert found == ["this"] * 4
+    with parallel_config("pairpool", n_jobs=2, initializer=remember, initargs=("that",), task_timeout=PATIENCE):
+        assert Parallel()(delayed(remembered)() for _ in range(4)) == ["that"] * 4
+
+
 def test_parallel_in_parallel_uses_threads() -> None:
     found = Parallel()(delayed(nested)(x) for x in (2, 3))
     assert found == [("ThreadingBackend", [0, 2]), ("ThreadingBackend", [0, 2, 4])]
