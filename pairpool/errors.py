@@ -13,6 +13,7 @@ from typing import Any
 __all__ = [
     "BrokenExecutor",
     "CancelledError",
+    "ClusterMismatch",
     "InitializerFailed",
     "LargeCaptureWarning",
     "PoolInherited",
@@ -135,6 +136,10 @@ class InitializerFailed(BrokenExecutor):
 
     The text holds the remote traceback, or the Python stack at the end.
     """
+
+
+class ClusterMismatch(RuntimeError):
+    """A node of a cluster has another version of Python or pairpool than this program, or no pairpool."""
 
 
 class PoolInherited(RuntimeError):

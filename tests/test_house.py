@@ -32,6 +32,7 @@ FLOORS: dict[str, int] = {
     "pairpool.results": 5,
     "pairpool.streams": 5,
     "pairpool.cli": 6,
+    "pairpool.cluster": 6,
     "pairpool.dask": 6,
     "pairpool.joblib": 6,
     "pairpool.stress": 6,

@@ -1,0 +1,254 @@
+"""What runs on a node, in its Dask worker: one pool for each client, which runs the batches that Dask brings.
+
+    Dask's thread ─► run_batch ─┐
+    Dask's thread ─► run_batch ─┴► Pool("forkserver"), as many workers as the node has threads
+
+The pool is opened by the first batch, and ended when the client says so or has sent nothing for a minute, for a client
+may vanish.
+"""
+
+from __future__ import annotations
+
+import pickle
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import cloudpickle
+
+from pairpool.errors import WorkerDied
+from pairpool.pool import Pool
+
+__all__ = ["CALL", "MAP", "STAR", "Order", "Report", "Setup", "close_pool", "run_batch", "versions"]
+
+MAP, STAR, CALL = 0, 1, 2
+"""How the function is applied: `f(item)`, `f(*item)`, `f(*item[0], **item[1])`."""
+
+CHUNKS = 4
+"""Parts of a batch that go to workers one by one: each is some hundredths of a second."""
+
+IDLE = 60.0
+"""Seconds without a batch after which a node's pool is ended."""
+
+KEPT = 8
+"""Functions of the last calls that a node keeps unpickled, for each pool."""
+
+
+class Setup(NamedTuple):
+    """Of a client: which pool on the node is its own, and what that has to be like."""
+
+    key: str
+    versions: str
+    options: bytes
+    """Options of `Pool`, pickled."""
+
+
+class Order(NamedTuple):
+    """A batch on its way to a node."""
+
+    setup: Setup
+    call: str
+    """Names the call, whose function is unpickled once."""
+    function: bytes
+    mode: int
+    first: int
+    """Index of its first item."""
+    items: bytes
+    length: int
+    policy: dict[str, Any]
+
+
+class Report(NamedTuple):
+    """What came of a batch."""
+
+    node: str
+    pid: int
+    threads: int
+    seconds: float
+    """How long the node had it."""
+    outcomes: bytes
+    """For each item `(True, value)` or `(False, exception)`, pickled."""
+    refusal: str = ""
+    """Why this node runs nothing for this client."""
+
+
+def versions() -> str:
+    """Of this process, those that have to be the same on both sides."""
+    import pairpool
+
+    return f"Python {sys.version_info[0]}.{sys.version_info[1]}, pairpool {pairpool.__version__}"
+
+
+def run_batch(order: Order) -> Report:
+    """Run a batch in this node's pool; called by Dask. Whatever happens to an item is that item's outcome."""
+    began, node = time.monotonic(), _address()
+    if order.setup.versions != versions():
+        reason = f"the node {node} has {versions()}, and this program {order.setup.versions}"
+        return Report(node, 0, _threads(), 0.0, b"", reason)
+    entry = _enter(order.setup)
+    try:
+        found = _run(entry, order)
+    finally:
+        _leave(entry)
+    outcomes = [
+        (True, one[0]) if type(one) is tuple else (False, _named(one, node, order.first + offset))
+        for offset, one in enumerate(found)
+    ]
+    return Report(node, entry.pid, entry.threads, time.monotonic() - began, _pickled(outcomes))
+
+
+def _run(entry: _Entry, order: Order) -> list[Any]:
+    """For each item a tuple with its value, or its exception."""
+    try:
+        function = entry.function(order)
+        items: Iterable[Any] = pickle.loads(order.items)
+    except BaseException as error:
+        return [error] * order.length
+    chunksize = max(1, order.length // CHUNKS)
+    return entry.pool.map(function, items, chunksize, return_exceptions=True, **order.policy)
+
+
+class _Guarded:
+    """A function whose results can be told from exceptions: it puts them into tuples."""
+
+    def __init__(self, function: Callable[..., Any], mode: int) -> None:
+        self.function, self.mode = function, mode
+        self.__qualname__ = getattr(function, "__qualname__", type(function).__qualname__)
+
+    def __call__(self, item: Any) -> tuple[Any]:
+        if self.mode == MAP:
+            return (self.function(item),)
+        if self.mode == STAR:
+            return (self.function(*item),)
+        args, kwargs = item
+        return (self.function(*args, **kwargs),)
+
+
+def _named(error: Any, node: str, index: int) -> BaseException:
+    """An exception that says on which node it was; that of a dead worker with the index in the whole call."""
+    if isinstance(error, WorkerDied):
+        function, _index, worker, pid, exitcode, reason, *rest = error.args
+        named = WorkerDied(function, index, worker, pid, exitcode, f"{reason} on node {node}", *rest)
+        named.__cause__ = error.__cause__
+        return named
+    if not isinstance(error, BaseException):
+        raise AssertionError(f"neither a result nor an exception: {error!r}")
+    error.add_note(f"on node {node}")
+    return error
+
+
+def _pickled(outcomes: list[tuple[bool, Any]]) -> bytes:
+    try:
+        return cloudpickle.dumps(outcomes)  # type: ignore[no-any-return]
+    except Exception:
+        return cloudpickle.dumps([_that_can_travel(one) for one in outcomes])  # type: ignore[no-any-return]
+
+
+def _that_can_travel(outcome: tuple[bool, Any]) -> tuple[bool, Any]:
+    try:
+        pickle.loads(cloudpickle.dumps(outcome))
+    except Exception as error:
+        return False, pickle.PicklingError(f"the outcome cannot be pickled: {error!r}")
+    return outcome
+
+
+# --- pools of this node -------------------------------------------------------------------------------
+
+
+class _Entry:
+    """A pool of this node."""
+
+    def __init__(self, setup: Setup) -> None:
+        options = pickle.loads(setup.options)
+        self.threads = _threads()
+        self.pool = Pool(self.threads, **options)
+        self.pid = self.pool.status().pid
+        self.uses = 0
+        self.idle_since = time.monotonic()
+        self._functions: dict[str, _Guarded] = {}
+
+    def function(self, order: Order) -> _Guarded:
+        """The function of a call; the same object for all of its batches, so that it goes to each worker once."""
+        with _lock:
+            known = self._functions.get(order.call)
+        if known is None:
+            known = _Guarded(pickle.loads(order.function), order.mode)
+            with _lock:
+                known = self._functions.setdefault(order.call, known)
+                while len(self._functions) > KEPT:
+                    del self._functions[next(iter(self._functions))]
+        return known
+
+
+_entries: dict[str, _Entry] = {}
+_lock = threading.Lock()
+_opening = threading.Lock()
+_janitor: threading.Thread | None = None
+
+
+def _enter(setup: Setup) -> _Entry:
+    with _opening:
+        with _lock:
+            entry = _entries.get(setup.key)
+            if entry is not None:
+                entry.uses += 1
+                return entry
+        entry = _Entry(setup)
+        entry.uses = 1
+        with _lock:
+            _entries[setup.key] = entry
+            _have_janitor()
+        return entry
+
+
+def _leave(entry: _Entry) -> None:
+    with _lock:
+        entry.uses -= 1
+        entry.idle_since = time.monotonic()
+
+
+def close_pool(key: str) -> None:
+    """End the pool of a client, which needs it no more."""
+    with _lock:
+        entry = _entries.pop(key, None)
+    if entry is not None:
+        entry.pool.terminate()
+
+
+def _have_janitor() -> None:
+    global _janitor
+    if _janitor is None:
+        _janitor = threading.Thread(target=_clean_up, name="pairpool-janitor", daemon=True)
+        _janitor.start()
+
+
+def _clean_up() -> None:
+    """End pools that have been idle for long, as long as there are pools."""
+    global _janitor
+    while True:
+        time.sleep(IDLE / 10)
+        with _lock:
+            now = time.monotonic()
+            old = [key for key, one in _entries.items() if not one.uses and now - one.idle_since > IDLE]
+            entries = [_entries.pop(key) for key in old]
+            is_over = not _entries
+            if is_over:
+                _janitor = None
+        for entry in entries:
+            entry.pool.terminate()
+        if is_over:
+            return
+
+
+def _address() -> str:
+    from distributed import get_worker
+
+    return str(get_worker().address)
+
+
+def _threads() -> int:
+    from distributed import get_worker
+
+    return int(get_worker().state.nthreads)

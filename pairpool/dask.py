@@ -1,0 +1,474 @@
+"""`ClusterPool`: the methods of `Pool` on a Dask cluster that is there. The extra is `pairpool[dask]`.
+
+    items ─► batches of a tenth of a second ─► Dask's scheduler ─► a Dask worker on each node ─► its pool
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import cloudpickle
+
+from pairpool.arguments import check_buffersize, check_chunksize, length_of
+from pairpool.cluster import node
+from pairpool.cluster.books import Books, Call
+from pairpool.cluster.stream import Batches, Work
+from pairpool.errors import ClusterMismatch
+
+try:
+    from distributed import Client
+except ImportError as missing:
+    raise ImportError("pairpool.dask needs Dask's distributed: pip install 'pairpool[dask]'") from missing
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pairpool.status import PoolStatus
+    from pairpool.view.live import LiveView
+
+__all__ = ["ClusterPool", "ClusterResult"]
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+TARGET = 0.1
+"""Seconds that a batch should take: a hundred times what Dask needs for one."""
+
+NODES_EVERY = 1.0
+"""Seconds between two looks at which nodes there are."""
+
+_names = itertools.count(1)
+
+
+class ClusterPool:
+    """The methods of `Pool` on all nodes of an existing Dask cluster, for tasks from some milliseconds up.
+
+    Items go out in batches that take about a tenth of a second, so that Dask's millisecond for each task does not
+    matter. On each node, one pool of as many workers as its Dask worker has threads runs them: an item that crashes
+    there raises `WorkerDied`, which names the node, and neither its neighbours nor the Dask worker come to harm.
+
+    A node that goes away has its batches run elsewhere: items run *at least* once. A node that joins is used.
+    What functions and items need must be importable on the nodes; what `__main__` defines goes by value.
+
+    Args:
+        address: of the scheduler, such as `"tcp://scheduler:8786"`; or a `distributed.Client`, which stays yours.
+        timeout: seconds to wait for the scheduler, and for its first node.
+        name: what views call the pool.
+        options: of the pools on the nodes, such as `initializer`, `task_timeout`, `retries`, `memory_limit`.
+
+    Raises:
+        ConnectionError: there is no scheduler at that address, or it has no nodes, within `timeout` seconds.
+        ClusterMismatch: a node has another version of Python or pairpool, or no pairpool.
+
+    Example:
+        >>> with ClusterPool("tcp://scheduler:8786") as pool:
+        ...     results = pool.map(simulate, seeds)
+    """
+
+    def __init__(
+        self, address: str | Client, *, timeout: float = 10.0, name: str | None = None, **options: Any
+    ) -> None:
+        self._setup = node.Setup(uuid.uuid4().hex, node.versions(), cloudpickle.dumps(_checked(options)))
+        self._owns_client = not isinstance(address, Client)
+        self._client = _connect(address, timeout) if isinstance(address, str) else address
+        self._where = str(address) if isinstance(address, str) else str(self._client.scheduler.address)
+        self._books = Books(name or f"cluster-{next(_names)}")
+        self._lock = threading.Lock()
+        self._nodes: dict[str, int] = {}
+        self._nodes_at = -math.inf
+        self._refused: set[str] = set()
+        self._threads: list[threading.Thread] = []
+        self._works: set[Work] = set()
+        self._state = "RUN"
+        try:
+            self._check_nodes(timeout)
+        except BaseException:
+            self._disconnect()
+            raise
+
+    # --- nodes ----------------------------------------------------------------------------------
+
+    def _check_nodes(self, timeout: float) -> None:
+        try:
+            self._client.wait_for_workers(1, timeout=timeout)
+        except TimeoutError:
+            raise ConnectionError(f"the Dask scheduler at {self._where} has no node within {timeout:g} s") from None
+        found = self._client.run(node.versions, on_error="return")
+        for address, answer in found.items():
+            if isinstance(answer, BaseException):
+                raise ClusterMismatch(f"the node {address} has no pairpool like this one's: {answer!r}") from answer
+            if answer != self._setup.versions:
+                raise ClusterMismatch(f"the node {address} has {answer}, and this program {self._setup.versions}")
+
+    @property
+    def nodes(self) -> dict[str, int]:
+        """The nodes that are used now, by address, with how many workers each has."""
+        with self._lock:
+            if time.monotonic() - self._nodes_at > NODES_EVERY:
+                self._nodes = {
+                    address: threads
+                    for address, threads in self._client.nthreads().items()
+                    if address not in self._refused
+                }
+                self._nodes_at = time.monotonic()
+                self._books.see(self._nodes)
+            return dict(self._nodes)
+
+    def _only_on(self) -> list[str] | None:
+        """The nodes that batches are limited to; None where all nodes fit."""
+        if not self._refused:
+            return None
+        nodes = list(self.nodes)
+        if not nodes:
+            raise ClusterMismatch("no node of the cluster has the versions of this program")
+        return nodes
+
+    def _refuse(self, address: str, reason: str) -> None:
+        """Use a node no more."""
+        with self._lock:
+            if address in self._refused:
+                return
+            self._refused.add(address)
+            self._nodes_at = -math.inf
+        logging.getLogger("pairpool").warning("%s: it is not used", reason)
+
+    # --- calls ----------------------------------------------------------------------------------
+
+    def map(
+        self,
+        func: Callable[[T], R],
+        iterable: Iterable[T],
+        chunksize: int | None = None,
+        *,
+        return_exceptions: bool = False,
+        task_timeout: float | None = None,
+        retries: int | None = None,
+    ) -> list[R]:
+        """`[func(x) for x in iterable]`, on the nodes; all items are over before it returns or raises."""
+        work = self._begin(func, iterable, node.MAP, "map", chunksize, task_timeout, retries)
+        return self._collect(work, return_exceptions)
+
+    def starmap(
+        self,
+        func: Callable[..., R],
+        iterable: Iterable[Iterable[Any]],
+        chunksize: int | None = None,
+        *,
+        return_exceptions: bool = False,
+        task_timeout: float | None = None,
+        retries: int | None = None,
+    ) -> list[R]:
+        """`map` for a function of several arguments: each item is unpacked, `func(*item)`."""
+        work = self._begin(func, iterable, node.STAR, "map", chunksize, task_timeout, retries)
+        return self._collect(work, return_exceptions)
+
+    def imap(
+        self,
+        func: Callable[[T], R],
+        iterable: Iterable[T],
+        chunksize: int | None = None,
+        *,
+        buffersize: int | None = None,
+        return_exceptions: bool = False,
+        task_timeout: float | None = None,
+        retries: int | None = None,
+    ) -> Iterator[R]:
+        """Results in the order of the input, as they come; the input may be endless.
+
+        Args:
+            buffersize: how many items may be taken from the input and not yet yielded; by default some batches for each
+                worker of each node.
+        """
+        work = self._begin(
+            func, iterable, node.MAP, "imap", chunksize, task_timeout, retries, check_buffersize(buffersize)
+        )
+        return work.values(ordered=True, return_exceptions=return_exceptions)
+
+    def imap_unordered(
+        self,
+        func: Callable[[T], R],
+        iterable: Iterable[T],
+        chunksize: int | None = None,
+        *,
+        buffersize: int | None = None,
+        return_exceptions: bool = False,
+        task_timeout: float | None = None,
+        retries: int | None = None,
+    ) -> Iterator[R]:
+        """`imap` with results in the order in which they are ready."""
+        work = self._begin(
+            func, iterable, node.MAP, "imap", chunksize, task_timeout, retries, check_buffersize(buffersize)
+        )
+        return work.values(ordered=False, return_exceptions=return_exceptions)
+
+    def apply(
+        self, func: Callable[..., R], args: Iterable[Any] = (), kwds: Mapping[str, Any] | None = None
+    ) -> R:
+        """`func(*args, **kwds)` on a node; waits for the result."""
+        return self._collect(self._begin_call(func, args, kwds), False)[0]  # type: ignore[no-any-return]
+
+    def apply_async(
+        self,
+        func: Callable[..., R],
+        args: Iterable[Any] = (),
+        kwds: Mapping[str, Any] | None = None,
+        callback: Callable[[R], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+    ) -> ClusterResult[R]:
+        """`apply` that returns at once. Each is a task of Dask's: for many, `imap` costs less."""
+        work = self._begin_call(func, args, kwds)
+        return self._in_background(lambda: self._collect(work, False)[0], work, callback, error_callback)
+
+    def map_async(
+        self,
+        func: Callable[[T], R],
+        iterable: Iterable[T],
+        chunksize: int | None = None,
+        callback: Callable[[list[R]], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+        *,
+        return_exceptions: bool = False,
+        task_timeout: float | None = None,
+        retries: int | None = None,
+    ) -> ClusterResult[list[R]]:
+        """`map` that returns at once."""
+        work = self._begin(func, iterable, node.MAP, "map", chunksize, task_timeout, retries)
+        return self._in_background(lambda: self._collect(work, return_exceptions), work, callback, error_callback)
+
+    def starmap_async(
+        self,
+        func: Callable[..., R],
+        iterable: Iterable[Iterable[Any]],
+        chunksize: int | None = None,
+        callback: Callable[[list[R]], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+        *,
+        return_exceptions: bool = False,
+        task_timeout: float | None = None,
+        retries: int | None = None,
+    ) -> ClusterResult[list[R]]:
+        """`starmap` that returns at once."""
+        work = self._begin(func, iterable, node.STAR, "map", chunksize, task_timeout, retries)
+        return self._in_background(lambda: self._collect(work, return_exceptions), work, callback, error_callback)
+
+    def _begin_call(self, func: Callable[..., Any], args: Iterable[Any], kwds: Mapping[str, Any] | None) -> Work:
+        item = tuple(args), dict(kwds or {})
+        return self._begin(func, [item], node.CALL, "apply", 1, None, None)
+
+    def _begin(
+        self,
+        func: Callable[..., Any],
+        iterable: Iterable[Any],
+        mode: int,
+        kind: str,
+        chunksize: int | None,
+        task_timeout: float | None,
+        retries: int | None,
+        buffersize: int | None = None,
+    ) -> Work:
+        if self._state != "RUN":
+            raise ValueError("Pool not running")
+        if not callable(func):
+            raise TypeError(f"{type(func).__name__!r} object is not callable")
+        items = iterable if hasattr(iterable, "__len__") or kind == "imap" else list(iterable)
+        total = length_of(items)
+        policy: dict[str, Any] = {"task_timeout": task_timeout, "retries": retries}
+        name = getattr(func, "__qualname__", None) or type(func).__qualname__
+        batches = Batches(
+            self._setup,
+            cloudpickle.dumps(func),
+            mode,
+            iter(items),
+            total,
+            {key: value for key, value in policy.items() if value is not None},
+            TARGET,
+            check_chunksize(chunksize),
+        )
+        call = Call(name, kind, total)
+        work = Work(
+            self._client, batches, call, self._books, lambda: self.nodes, self._only_on, self._refuse, buffersize
+        )
+        with self._lock:
+            self._works.add(work)
+        work.at_end = self._works.discard
+        return work
+
+    @staticmethod
+    def _collect(work: Work, return_exceptions: bool) -> list[Any]:
+        results: list[Any] = []
+        first: BaseException | None = None
+        for is_value, outcome in work.outcomes(ordered=True):
+            if not is_value and first is None:
+                first = outcome
+            results.append(outcome)
+        if first is not None and not return_exceptions:
+            try:
+                raise first
+            finally:
+                del first, results
+        return results
+
+    def _in_background(
+        self,
+        run: Callable[[], Any],
+        work: Work,
+        callback: Callable[[Any], object] | None,
+        error_callback: Callable[[BaseException], object] | None,
+    ) -> ClusterResult[Any]:
+        result: ClusterResult[Any] = ClusterResult(work)
+        thread = threading.Thread(
+            target=result.run, args=(run, callback, error_callback), name="pairpool-cluster", daemon=True
+        )
+        with self._lock:
+            self._threads = [*(one for one in self._threads if one.is_alive()), thread]
+        thread.start()
+        return result
+
+    # --- the pool itself ------------------------------------------------------------------------
+
+    def status(self) -> PoolStatus:
+        """What the cluster is doing, with a worker for each node; what nodes told last, along with their results."""
+        if self._state != "TERMINATE":
+            self.nodes  # noqa: B018  # looks which there are
+        return self._books.status()
+
+    def live(self, console: Console | None = None) -> LiveView:
+        """Show the pool on the terminal, a line a node, until the view is stopped; see `Pool.live`."""
+        from pairpool.view.live import LiveView
+
+        view = LiveView(self._books.status, console)
+        view.start()
+        return view
+
+    def close(self) -> None:
+        """Take no more calls; those there are run to their ends."""
+        if self._state == "RUN":
+            self._state = self._books.state = "CLOSE"
+
+    def join(self) -> None:
+        """Wait until calls that were made to run in the background have ended; `close` or `terminate` comes first."""
+        if self._state == "RUN":
+            raise ValueError("Pool is still running")
+        for thread in self._threads:
+            thread.join()
+        self._end()
+
+    def terminate(self) -> None:
+        """End at once: calls that have not ended raise `CancelledError`."""
+        self.close()
+        for work in list(self._works):
+            work.cancel()
+        for thread in self._threads:
+            thread.join()
+        self._end()
+
+    def _end(self) -> None:
+        if self._state == "TERMINATE":
+            return
+        self._state = self._books.state = "TERMINATE"
+        self._books.ended = time.monotonic()
+        try:
+            if self._client.status == "running":
+                self._client.run(node.close_pool, self._setup.key, on_error="ignore")
+        except (OSError, TimeoutError) as error:
+            logging.getLogger("pairpool").info("the cluster could not be told that its pools end: %s", error)
+        self._disconnect()
+
+    def _disconnect(self) -> None:
+        if self._owns_client:
+            self._client.close()
+
+    def __enter__(self) -> ClusterPool:
+        return self
+
+    def __exit__(self, *_exc_info: object) -> None:
+        self.terminate()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__module__}.{type(self).__qualname__} {self._where} state={self._state}>"
+
+
+class ClusterResult(Future[R]):
+    """The outcome of a call to come, with the methods of `AsyncResult` and of `concurrent.futures.Future`."""
+
+    def __init__(self, work: Work) -> None:
+        super().__init__()
+        self._work = work
+
+    def run(
+        self,
+        call: Callable[[], R],
+        callback: Callable[[R], object] | None,
+        error_callback: Callable[[BaseException], object] | None,
+    ) -> None:
+        """Called by the pool, in a thread of its own."""
+        self.set_running_or_notify_cancel()
+        try:
+            value = call()
+        except BaseException as error:
+            self._call(error_callback, error)
+            self.set_exception(error)
+        else:
+            self._call(callback, value)
+            self.set_result(value)
+
+    def _call(self, callback: Callable[[Any], object] | None, value: Any) -> None:
+        if callback is None:
+            return
+        try:
+            callback(value)
+        except BaseException:
+            logging.getLogger("pairpool").exception("a callback of %r raised", self)
+
+    def get(self, timeout: float | None = None) -> R:
+        """The result, or its exception raised. Raises `multiprocessing.TimeoutError` if it is not there in time."""
+        self.wait(timeout)
+        if not self.done():
+            from pairpool.errors import timeout_error
+
+            raise timeout_error()
+        return self.result()
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait until the call has ended, or for `timeout` seconds."""
+        from concurrent.futures import wait
+
+        wait([self], timeout)
+
+    def ready(self) -> bool:
+        """Whether the call has ended."""
+        return self.done()
+
+    def successful(self) -> bool:
+        """Whether the call ended without an exception. Raises `ValueError` if it has not ended."""
+        if not self.done():
+            raise ValueError(f"{self!r} not ready")
+        return self.exception() is None
+
+    def cancel(self) -> bool:
+        """End the call: what no node has begun is not run, and `get` raises `CancelledError`."""
+        return self._work.cancel()
+
+
+def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of pools on nodes, with what belongs to a node's own terminal and files left out."""
+    for name in ("processes", "live", "trace", "capture", "log_level"):
+        if name in options:
+            raise TypeError(f"{name} is not an option of a pool on a cluster")
+    return {"start_method": "forkserver", "name": "on-a-node", **options}
+
+
+def _connect(address: str, timeout: float) -> Client:
+    try:
+        return Client(address, timeout=timeout, set_as_default=False, name="pairpool")
+    except (OSError, TimeoutError, ValueError) as error:
+        raise ConnectionError(f"there is no Dask scheduler at {address} within {timeout:g} s ({error})") from None
+
