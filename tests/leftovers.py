@@ -122,8 +122,10 @@ def leftovers(before: Snapshot, tag: Tag | None = None, grace: float = GRACE) ->
     """
     deadline = time.monotonic() + grace
     gc.collect()
-    found = [f"thread {thread.name!r}: {thread}" for thread in _new_threads(before, deadline)]
-    gc.collect()  # what the threads held, now that they have ended
+    began = _new_threads(before)
+    found = [f"thread {thread.name!r}: {thread}" for thread in _await_ends(began, deadline)]
+    if began:
+        gc.collect()  # what the threads held, now that they have ended
     found += map(str, _new_processes(before, tag, deadline))
     found += _new_descriptors(before.descriptors)
     found += [f"mapping {line}" for line in (Counter(_mappings()) - before.mappings).elements()]
@@ -203,12 +205,16 @@ def _await_an_end(pids: Iterable[int], deadline: float) -> bool:
             os.close(handle)
 
 
-def _new_threads(before: Snapshot, deadline: float) -> list[threading.Thread]:
-    new = [thread for thread in threading.enumerate() if thread not in before.threads]
-    for thread in new:
+def _new_threads(before: Snapshot) -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread not in before.threads]
+
+
+def _await_ends(threads: list[threading.Thread], deadline: float) -> list[threading.Thread]:
+    """Those that are left at the deadline."""
+    for thread in threads:
         if thread is not threading.current_thread():
             thread.join(max(0.0, deadline - time.monotonic()))
-    return [thread for thread in new if thread.is_alive()]
+    return [thread for thread in threads if thread.is_alive()]
 
 
 # --- descriptors, mappings, signals -------------------------------------------------------------------
