@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from pairpool import kernel
 from pairpool.aio.outcome import Outcome
 from pairpool.aio.stream import AsyncStream, Feed
 from pairpool.arguments import check_buffersize, check_chunksize, gather, length_of
@@ -58,8 +59,7 @@ class Inner(Pool):
         return self._chunksize if chunksize is None else check_chunksize(chunksize)
 
     def check_running(self) -> None:
-        self._check_running()
-        if self._master.loop.ended:
+        if self._state != RUN or self._master.loop.ended:
             raise ValueError("Pool not running")
 
     def function(self, func: Callable[..., Any]) -> Function:
@@ -141,6 +141,7 @@ class Core:
     def _check_event_loop(self) -> None:
         events = self.attendant.events
         if asyncio.get_running_loop() is not events:
+            kernel.require_owner(self.inner.master.identity)
             what = "which has closed" if events.is_closed() else "and can only be used there"
             raise RuntimeError(f"this AsyncPool was opened in another event loop, {what}: open one in each")
 
