@@ -33,7 +33,8 @@ def test_calls_and_maps(run: Run) -> None:
             assert await pool.map(tasks.square, range(1000)) == [x * x for x in range(1000)]
             assert await pool.map(tasks.square, []) == []
             assert await pool.starmap(tasks.add, items()) == [1, 2, 3]
-            kept = await pool.map(tasks.refuse_odd, [2, 3], return_exceptions=True)
+            kept: list[object] = []
+            kept += await pool.map(tasks.refuse_odd, [2, 3], return_exceptions=True)
             assert kept[0] == 2
             assert isinstance(kept[1], tasks.Odd)
             assert "state=RUN pool_size=2" in repr(pool)

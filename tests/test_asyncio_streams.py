@@ -189,7 +189,7 @@ def test_a_worker_that_dies_fails_one_item(run: Run) -> None:
 
         async with AsyncPool(2) as pool:
             stream = pool.imap(partial(tasks.die_at, 30, "kill"), items(60), return_exceptions=True)
-            results = [one async for one in stream]
+            results: list[object] = [one async for one in stream]
             assert [x for x, one in enumerate(results) if isinstance(one, WorkerDied)] == [30]
             assert len(results) == 60
 
