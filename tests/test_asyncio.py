@@ -319,6 +319,32 @@ def test_other_threads_may_look_meanwhile(run: Run) -> None:
     run(main())
 
 
+def test_what_is_submitted_while_another_thread_leads(run: Run) -> None:
+    """Nothing but the end of its lead tells the event loop to go on."""
+
+    async def main() -> None:
+        async with AsyncPool(2) as pool:
+            leads, is_over = threading.Event(), threading.Event()
+
+            def hold() -> None:
+                leads.set()
+                is_over.wait(PATIENCE)
+
+            leading = asyncio.create_task(asyncio.to_thread(pool._core.inner.master.inquire, hold))
+            await soon(leads.is_set)
+            call = asyncio.create_task(pool.run(tasks.square, 2))
+            begin = time.process_time()
+            done, _ = await asyncio.wait([call], timeout=0.2)
+            assert not done
+            assert time.process_time() - begin < 0.1  # it does not look again and again meanwhile
+            is_over.set()
+            async with asyncio.timeout(PATIENCE):
+                assert await call == 4
+            await leading
+
+    run(main())
+
+
 def test_resizing_and_sharing(run: Run) -> None:
     async def main() -> None:
         async with AsyncPool(1) as pool:
