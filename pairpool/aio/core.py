@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 import warnings
 import weakref
 from collections import deque
@@ -286,12 +285,16 @@ class Core:
         feeds = list(self._feeds)
         for task in feeds:
             task.cancel()
-        deadline = time.monotonic() + GRACE
-        alarm = self.attendant.events.call_later(GRACE, self.attendant.summon)
+        is_late = False
+
+        def be_late() -> None:  # not by the clock: a timer of an event loop may be a little early
+            nonlocal is_late
+            is_late = True
+            self.attendant.summon()
+
+        alarm = self.attendant.events.call_later(GRACE, be_late)
         try:
-            await self.attendant.until(
-                lambda: master.loop.ended or master.is_deserted() or time.monotonic() >= deadline
-            )
+            await self.attendant.until(lambda: is_late or master.loop.ended or master.is_deserted())
         finally:
             alarm.cancel()
         if feeds:
