@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pairpool.aio import AsyncPool, AsyncStream
     from pairpool.errors import (
         CancelledError,
         InitializerFailed,
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncPool",
     "AsyncResult",
+    "AsyncStream",
     "CallStatus",
     "CancelledError",
     "Executor",
@@ -53,7 +56,9 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AsyncPool": "aio",
     "AsyncResult": "results",
+    "AsyncStream": "aio",
     "CallStatus": "status",
     "CancelledError": "errors",
     "Executor": "executor",

@@ -224,7 +224,7 @@ class Pool:
             )
             if self._capture is not False or self._log_level is not None:
                 self._start_capture(master)
-            master.start()
+            self._start(master)
         except BaseException:
             if master is not None:
                 master.terminate()
@@ -238,6 +238,9 @@ class Pool:
             raise
         _open_masters.add(master)
         return master
+
+    def _start(self, master: Master) -> None:
+        master.start()
 
     def _open_trace(self, path: str | os.PathLike[str], board: Board) -> TraceWriter:
         from pairpool.view.trace import TraceWriter
@@ -617,14 +620,18 @@ class Pool:
 
     def resize(self, processes: int) -> None:
         """Keep this many workers from now on; those that are too many finish what they hold."""
+        self._master.loop.wait(self.begin_resize(processes))
+
+    def begin_resize(self, processes: int) -> Callable[[], bool]:
+        """`resize` that does not wait; returns what tells whether it is done."""
         self._check_running()
         processes = check_processes(processes)
         if processes > self._master.board.slots:
             raise ValueError(f"this pool can have at most {self._master.board.slots} processes")
         more = max(0, processes - self._processes)
         kernel.require_descriptors(self._descriptors_each * more, f"{more} more workers")
-        self._master.resize(processes)
         self._processes = processes
+        return self._master.begin_resize(processes)
 
     def status(self) -> PoolStatus:
         """What the pool and each worker are doing, read from the status board without disturbing them."""

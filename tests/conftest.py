@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import faulthandler
 import gc
 import os
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.async_support import HAS_UVLOOP, Run, run_debugged, run_uvloop
 from tests.leftovers import Snapshot, Tag, leftovers
 from tests.support import Gate, Reports
 
@@ -124,6 +126,24 @@ def gate(tmp_path: Path) -> Iterator[Gate]:
 def reports(tmp_path: Path) -> Iterator[Reports]:
     with Reports(tmp_path / "reports") as reports:
         yield reports
+
+
+# --- event loops --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def _pipe_of_libuv() -> None:
+    """It has one for all event loops of a process, from the first on, and keeps it: have it made before the test."""
+    if HAS_UVLOOP:
+        run_uvloop(asyncio.sleep(0))
+
+
+@pytest.fixture(
+    params=["asyncio", pytest.param("uvloop", marks=pytest.mark.skipif(not HAS_UVLOOP, reason="no uvloop here"))]
+)
+def run(request: pytest.FixtureRequest, _pipe_of_libuv: None) -> Run:
+    """Runs a coroutine on asyncio's own event loop, in debug mode, and on uvloop's."""
+    return run_debugged if request.param == "asyncio" else run_uvloop
 
 
 # --- pools --------------------------------------------------------------------------------------------

@@ -120,6 +120,17 @@ def test_the_census_of_nothing_says_so(tmp_path: Path) -> None:
     assert "no .py files" in done.stderr
 
 
+def test_pages_are_fetched_and_taken_apart() -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "dev", "-W", "error", ROOT / "examples" / "async_fetch.py"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("200 pages, 60,000 links, 300,000 words in ")
+
+
 # --- examples with a live view ------------------------------------------------------------------------
 
 

@@ -23,6 +23,7 @@ FLOORS: dict[str, int] = {
     "pairpool.worker": 3,
     "pairpool.zygote": 3,
     "pairpool.master": 4,
+    "pairpool.aio": 5,
     "pairpool.arguments": 5,
     "pairpool.audit": 5,
     "pairpool.broken": 5,

@@ -24,7 +24,7 @@ def test_the_import_is_light() -> None:
     )
     modules, threads = json.loads(done.stdout)
     assert threads == 1
-    assert not {"rich", "psutil", "cloudpickle", "numpy"}.intersection(modules)
+    assert not {"rich", "psutil", "cloudpickle", "numpy", "asyncio"}.intersection(modules)
 
 
 def test_the_version_is_the_one_of_the_distribution() -> None:

@@ -110,10 +110,25 @@ class Agenda:
             batch.job.put_back(batch)
             self.requeue(batch.job)
 
+    def withdraw(self, job: Calls) -> None:
+        """Take back the calls of a job that have an outcome and were not handed out."""
+        self.release(job.withdraw_settled())
+
     def requeue(self, job: Job) -> None:
         """Have a job looked at first, for some of its batches came back."""
+        if isinstance(job, Calls) and job.dropped is not None:
+            self._sift(job, job.dropped)
         if job.again and job not in self.queue:
             self.queue.appendleft(job)
+
+    def _sift(self, job: Calls, reason: BaseException) -> None:
+        """Take calls that have an outcome out of the batches that wait to go out once more."""
+        for batch in [one for one in job.again if one.number in job.open and one.has_settled()]:
+            parts = batch.split()
+            job.replace(batch, [part for is_settled, part in parts if not is_settled])
+            for is_settled, part in parts:
+                if is_settled:
+                    self.fail(part, reason)
 
     # --- back -----------------------------------------------------------------------------------
 

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from pairpool.master.agenda import Agenda
 from pairpool.master.crew import Crew, Member
 from pairpool.master.jobs import Batch, Calls, Job, Target
 from pairpool.master.overseer import Overseer
+from pairpool.wire.board import Word
 
 __all__ = ["Cancellation"]
 
 
 class Cancellation:
-    """Cancels jobs and single calls; used by the leader alone."""
+    """Cancels jobs and single calls; used by the leader alone.
+
+    Attributes:
+        condemned: batches that a worker has read, with items that are to be ended as soon as it is at one of them.
+    """
 
     def __init__(self, agenda: Agenda, crew: Crew, overseer: Overseer) -> None:
         self._agenda = agenda
         self._crew = crew
         self._overseer = overseer
+        self.condemned: dict[Batch, Member] = {}
 
     def job(self, job: Job, reason: BaseException, *, kill: bool) -> bool:
         """End a whole job with `reason`; False if it has ended already."""
@@ -27,8 +35,8 @@ class Cancellation:
             if any(batch.job is job for batch in member.held):
                 self._recall(member)
                 if kill:
-                    for batch in [one for one in member.held if one.job is job]:
-                        self._overseer.kill(member, batch, None)
+                    self.condemned.update((batch, member) for batch in member.held if batch.job is job)
+        self.look()
         return True
 
     def waiting(self, job: Calls, reason: BaseException) -> None:
@@ -67,7 +75,41 @@ class Cancellation:
         if holder is None or batch not in holder.held:
             self._drop(batch, offset, reason)
             return True
-        return kill and self._kill(holder, batch, offset, target, reason)
+        return kill and self._kill(holder, batch, target, reason)
+
+    def calls(self, targets: Iterable[Target], reason: BaseException) -> None:
+        """End many single calls, whatever has become of them; what runs is killed.
+
+        In one pass, for those of a large `gather` that fails are all cancelled at once.
+        """
+        targets = [target for target in targets if not target.has_outcome]
+        jobs = {target.job: None for target in targets if isinstance(target.job, Calls)}
+        for target in targets:
+            target.set_outcome(False, reason)
+        for job in jobs:
+            job.dropped = reason
+            self._agenda.withdraw(job)
+            for member in list(self._crew.members.values()):
+                if any(batch.job is job and batch.has_settled() for batch in member.held):
+                    self._recall(member)
+                    self.condemned.update((batch, member) for batch in member.held if batch.has_settled())
+            self._agenda.requeue(job)
+            self._agenda.settle(job)
+        self.look()
+
+    def look(self) -> None:
+        """Kill the workers that are at something condemned by now."""
+        for batch, member in list(self.condemned.items()):
+            if batch not in member.held or member.dismissed or self._end(member, batch):
+                del self.condemned[batch]
+
+    def _end(self, member: Member, batch: Batch) -> bool:
+        if batch.targets is None or all(target.has_outcome for target in batch.targets):
+            return self._overseer.kill(member, batch, None)
+        item = member.slot.words[Word.ITEM]
+        offset = item - batch.first
+        is_settled = 0 <= offset < batch.count and batch.targets[offset].has_outcome
+        return is_settled and self._overseer.kill(member, batch, item)
 
     def _drop(self, batch: Batch, offset: int, reason: BaseException) -> None:
         victim = batch.part(offset, offset + 1)
@@ -75,8 +117,9 @@ class Cancellation:
         self._agenda.requeue(batch.job)
         self._agenda.fail(victim, reason)
 
-    def _kill(self, holder: Member, batch: Batch, offset: int, target: Target, reason: BaseException) -> bool:
-        """The worker has read the batch: kill it if it runs this very call, or let the outcome go unheard."""
-        self._overseer.kill(holder, batch, batch.first + offset)
+    def _kill(self, holder: Member, batch: Batch, target: Target, reason: BaseException) -> bool:
+        """The worker has read the batch: kill it when it runs this very call, or let the outcome go unheard."""
         target.set_outcome(False, reason)
+        self.condemned[batch] = holder
+        self.look()
         return True

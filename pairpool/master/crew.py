@@ -351,13 +351,18 @@ class Crew:
             kernel.send_signal(member.pidfd.fileno(), signal.SIGKILL)
         return {batch.number for one in self for batch in one.held}
 
+    def kill(self, chosen: Callable[[Member], bool]) -> None:
+        """Have those who are chosen end at once."""
+        for member in self:
+            if chosen(member):
+                kernel.send_signal(member.pidfd.fileno(), signal.SIGKILL)
+
     def end(self, grace: float | None, *, is_busy: Callable[[Member], bool]) -> None:
         """End all workers: the busy ones are killed, the others may take `grace` seconds to exit (None: any time)."""
         crew = list(self)
+        self.kill(is_busy)
         for member in crew:
-            if is_busy(member):
-                kernel.send_signal(member.pidfd.fileno(), signal.SIGKILL)
-            elif not member.dismissed:
+            if not (is_busy(member) or member.dismissed):
                 member.dismiss()
         deadline = None if grace is None else time.monotonic() + grace
         for member in crew:

@@ -22,9 +22,10 @@ from pairpool.master.agenda import Agenda
 from pairpool.master.cancellation import Cancellation
 from pairpool.master.crew import Crew, Member
 from pairpool.master.dealer import WATCH_EVERY, Dealer
+from pairpool.master.driver import Driver
 from pairpool.master.functions import Functions
 from pairpool.master.jobs import Calls, Job, Policy, Target
-from pairpool.master.loop import Driver, Loop
+from pairpool.master.loop import Loop
 from pairpool.master.nursery import Nursery
 from pairpool.master.overseer import Overseer
 from pairpool.master.shares import Shares
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from pairpool.master.output import Collector, Sink
     from pairpool.status import PoolStatus
 
-__all__ = ["Master"]
+__all__ = ["GRACE", "Master"]
 
 T = TypeVar("T")
 
@@ -105,7 +106,7 @@ class Master:
         self.nursery.join(
             self.agenda, self.crew, self.overseer, self.loop, codec, self._dealer, self.accounts
         )
-        self._cancellation = Cancellation(self.agenda, self.crew, self.overseer)
+        self.cancellation = Cancellation(self.agenda, self.crew, self.overseer)
         self._remains: Board | None = None  # of the board, when the pool has ended
         self._board_lock = threading.Lock()
         self._driver: Driver | None = None
@@ -130,7 +131,7 @@ class Master:
             left = math.inf
         if self._dealer.holds_back:
             left = min(left, self._dealer.patience())
-        elif self.crew.watched or lacking:
+        elif self.crew.watched or self.cancellation.condemned or lacking:
             left = min(left, WATCH_EVERY)
         return max(0.0, left) if left < math.inf else -1.0
 
@@ -163,6 +164,8 @@ class Master:
     def tend(self) -> None:
         if self.crew.watched:
             self._dealer.look_after_batches()
+        if self.cancellation.condemned:
+            self.cancellation.look()
         if self.nursery.is_closing:
             self.nursery.retire_all()
 
@@ -188,7 +191,7 @@ class Master:
     def abandon(self, job: StreamJob, *, half_used: bool) -> None:
         """Nobody will read a stream any more: what is left of a half-used one is not run."""
         if half_used:
-            self.loop.submit(lambda: self._cancellation.job(job, blame.abandoned(), kill=False))
+            self.loop.submit(lambda: self.cancellation.job(job, blame.abandoned(), kill=False))
         else:
             self.loop.submit(job.discard)
 
@@ -198,7 +201,7 @@ class Master:
         What is queued is taken back, out of the workers' sockets too; what runs is ended if `kill` says so.
         Returns whether the call has ended by it.
         """
-        return self._ask(lambda: self._cancellation.job(job, reason, kill=kill))
+        return self._ask(lambda: self.cancellation.job(job, reason, kill=kill))
 
     def cancel_call(self, target: Target, reason: BaseException, *, kill: bool) -> bool:
         """`cancel` for the call with this target, which may be one of several single calls."""
@@ -208,8 +211,8 @@ class Master:
             if job is None or target.has_outcome:
                 return False
             if isinstance(job, Calls):
-                return self._cancellation.call(job, target, reason, kill=kill)
-            return self._cancellation.job(job, reason, kill=kill)
+                return self.cancellation.call(job, target, reason, kill=kill)
+            return self.cancellation.job(job, reason, kill=kill)
 
         return self._ask(action)
 
@@ -219,7 +222,7 @@ class Master:
         def action() -> bool:
             for job in list(self.agenda.unfinished):
                 if isinstance(job, Calls):
-                    self._cancellation.waiting(job, reason)
+                    self.cancellation.waiting(job, reason)
             return True
 
         self._ask(action)
@@ -258,11 +261,12 @@ class Master:
             return
         with self._driver_lock:
             if self._driver is None and not self.loop.ended:
-                driver = Driver(self.loop, self._is_idle)
+                driver = Driver(self.loop, self.is_idle)
                 driver.start()
                 self._driver = driver
 
-    def _is_idle(self) -> bool:
+    def is_idle(self) -> bool:
+        """Whether nothing is left to do."""
         return not self.agenda.unfinished and not self.loop.inbox and not self.loop.later
 
     @property
@@ -280,6 +284,14 @@ class Master:
     def start(self) -> None:
         """Have the first workers made. Raises what keeps them from it."""
         self.nursery.start()
+        self._start_collector()
+
+    def go(self) -> None:
+        """The rest of `start`, for those who have called `nursery.begin` and turned the loop until it has begun."""
+        self.nursery.go()
+        self._start_collector()
+
+    def _start_collector(self) -> None:
         if self.collector is not None:
             self.collector.start()
 
@@ -317,8 +329,8 @@ class Master:
 
     # --- sizes and ends -------------------------------------------------------------------------
 
-    def resize(self, processes: int) -> None:
-        """Keep this many workers from now on; returns when new ones are there."""
+    def begin_resize(self, processes: int) -> Callable[[], bool]:
+        """Keep this many workers from now on; returns what tells whether new ones are there."""
         resized = False
 
         def action() -> None:
@@ -327,14 +339,14 @@ class Master:
             resized = True
 
         self.loop.submit(action)
-        self.loop.wait(lambda: self.loop.ended or (resized and not self.nursery.is_waiting))
+        return lambda: self.loop.ended or (resized and not self.nursery.is_waiting)
 
     def wait_for_workers(self) -> None:
         """Notice workers that have ended, and wait until all that were asked for are there."""
         self.loop.poke()
         self.loop.wait(lambda: self.loop.ended or not self.nursery.is_waiting)
 
-    def close(self) -> None:
+    def begin_close(self) -> None:
         """Let the workers exit as soon as nothing is left to do."""
 
         def action() -> None:
@@ -343,6 +355,10 @@ class Master:
             self.nursery.retire_all()
 
         self.loop.submit(action)
+
+    def close(self) -> None:
+        """Let the workers exit as soon as nothing is left to do; what they wrote until now is handed over."""
+        self.begin_close()
         self.loop.poke()
         if self.collector is not None and not self.loop.is_mine:  # the sink may wait for who leads
             self.collector.settle()
@@ -350,13 +366,30 @@ class Master:
     def finish(self) -> None:
         """Wait for all calls, then for all workers to exit."""
         self.loop.submit(self.agenda.expect_no_reader)
-        self.loop.wait(lambda: self.loop.ended or self._is_idle())
-        self.terminate(patient=True)
+        self.loop.wait(lambda: self.loop.ended or self.is_idle())
+        self.terminate(grace=None)
 
-    def terminate(self, *, patient: bool = False) -> None:
+    def wind_down(self) -> None:
+        """`terminate` that does not wait: have everything end, which it has when `is_deserted`."""
+
+        def action() -> None:
+            self.nursery.is_closing = True
+            self.agenda.broken = self.agenda.broken or blame.terminated()
+            self.agenda.cancel_all(self.agenda.broken)
+            self.crew.kill(self._is_busy)
+            self.nursery.retire_all()
+
+        self.loop.submit(action)
+
+    def is_deserted(self) -> bool:
+        """Whether no worker is left, and none is to come."""
+        return not self.crew.members and not self.crew.leaving and not self.nursery.is_waiting
+
+    def terminate(self, *, grace: float | None = GRACE) -> None:
         """End everything now: workers with a task are killed, others exit; calls that have not ended are cancelled.
 
-        With `patient`, workers may take all the time they need to exit; else they have `GRACE`.
+        Args:
+            grace: seconds that workers may take to exit; None for any time.
         """
         loop = self.loop
         if loop.over.is_set():
@@ -365,7 +398,7 @@ class Master:
         taken = loop.seize()
         try:
             if not loop.over.is_set():
-                self._end(None if patient else GRACE)
+                self._end(grace)
         finally:
             if taken:
                 loop.release()

@@ -100,6 +100,17 @@ class Batch:
             self._counted = len(self.items)
         return counter
 
+    def has_settled(self) -> bool:
+        """Whether some of these calls have an outcome already: nobody waits for them any more."""
+        return any(target.has_outcome for target in self.targets or ())
+
+    def split(self) -> list[tuple[bool, Batch]]:
+        """New batches of neighbours that have an outcome, and of such that have none, each behind whether they have."""
+        targets = self.targets or []
+        runs = itertools.groupby(range(self.count), lambda offset: targets[offset].has_outcome)
+        bounds = [(is_settled, list(offsets)) for is_settled, offsets in runs]
+        return [(is_settled, self.part(offsets[0], offsets[-1] + 1)) for is_settled, offsets in bounds]
+
     def renew(self, items: Sequence[Any]) -> None:
         """Take other items in place of these: the same calls, of functions with other numbers."""
         self.items = items
@@ -381,6 +392,8 @@ class Calls(Job):
         super().__init__(None, mode, chunksize, policy)
         self._waiting: deque[tuple[Target, tuple[int, Any, Any]]] = deque()
         self._next = 0
+        self.dropped: BaseException | None = None
+        """Why some of them have an outcome before they have ended, if so: these are not run again."""
 
     def withdraw(self, target: Target) -> int | None:
         """Take a call back that has not been handed out; returns its function's number, or None if there is no such."""
@@ -402,6 +415,13 @@ class Calls(Job):
     def uses(self) -> Counter[int]:
         """How many calls that have not ended use each function, by its number."""
         return sum((batch.uses() for batch in self.open.values()), self._uses_waiting())
+
+    def withdraw_settled(self) -> Counter[int]:
+        """Take back all calls that have an outcome and were not handed out; returns how many use each function."""
+        settled = Counter(item[0] for target, item in self._waiting if target.has_outcome)
+        if settled:
+            self._waiting = deque(entry for entry in self._waiting if not entry[0].has_outcome)
+        return settled
 
     def add(self, target: Target, number: int, args: Any, kwds: Any) -> None:
         """Append a call whose outcome goes to `target`."""

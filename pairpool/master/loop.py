@@ -3,9 +3,9 @@
 There is no thread but the callers'. Whoever waits takes the lead if nobody has it, and turns the loop until its own
 result is there; others wait to be told, and one of them takes over. Only the leader touches jobs and crew, so no
 lock guards them, and none is held while the caller's code runs: iterators, pickling, callbacks. That code may use
-the pool, in the leader's own
-thread: then it drives too, from within. `Driver` is a daemon thread that waits like everybody else, for calls that
-nobody waits for.
+the pool, in the leader's own thread: then it drives too, from within. `Driver` is a daemon thread that waits like
+everybody else, for calls that nobody waits for. An event loop does not wait here: it watches `descriptor`, and comes by
+for a moment whenever there is something to do (`visit`).
 
 An exception may strike between any two steps; a KeyboardInterrupt does. So the lead is one entry of a dict, put
 there and taken away by single steps of the interpreter, and whoever is thrown out of a wait looks whether it left
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import os
 import select
-import sys
 import threading
 import time
 from collections import deque
@@ -25,7 +24,7 @@ from typing import Any, Protocol
 
 from pairpool import kernel
 
-__all__ = ["Driver", "Loop", "Work"]
+__all__ = ["Loop", "Work"]
 
 _LEADER = 0
 
@@ -66,6 +65,8 @@ class Loop:
             callbacks are run, and not in the midst of a packet.
         ended: set when the pool is to end; no turn does anything after that.
         over: set when it has ended.
+        attendant: called, in any thread, when something may be left to do and nobody waits here who would do it; for
+            those who `visit`.
     """
 
     def __init__(self, work: Work) -> None:
@@ -75,6 +76,7 @@ class Loop:
         self.finished: list[object] = []
         self.ended = False
         self.over = threading.Event()
+        self.attendant: Callable[[], None] | None = None
         self._lead: dict[int, int] = {}
         self._depth = 0
         self._focus: object = None
@@ -102,6 +104,11 @@ class Loop:
     def unwatch(self, fd: int) -> None:
         if self._handlers.pop(fd, None) is not None:
             self._epoll.unregister(fd)
+
+    @property
+    def descriptor(self) -> int:
+        """Readable when there is something to do that no turn has done."""
+        return self._epoll.fileno()
 
     # --- who drives -----------------------------------------------------------------------------
 
@@ -194,6 +201,23 @@ class Loop:
         finally:
             self._leave_lead()
 
+    def visit(self, until: float) -> float | None:
+        """Take a turn without waiting, as far as there is time; what is submitted later makes `descriptor` readable.
+
+        Args:
+            until: monotonic seconds after which nothing new is begun.
+
+        Returns:
+            Seconds after which to come back even if the descriptor is not readable: 0 if time was up, -1 for never.
+            None if another thread leads: then `attendant` is called when it leaves.
+        """
+        if self.ended or self.is_mine or not self._take_lead():
+            return None
+        try:
+            return self._turn_briefly(until)
+        finally:
+            self._leave_lead()
+
     def seize(self) -> bool:
         """Take the lead for good, to end the pool; False if this thread has it already, further out on its stack."""
         self.ended = True
@@ -220,6 +244,8 @@ class Loop:
         if self._lead.get(_LEADER) == threading.get_ident() and self._depth == 0:
             del self._lead[_LEADER]
             self._tell_followers(hand_over=True)
+            if self.attendant is not None:
+                self.attendant()
 
     def _follow(self, ready: Callable[[], bool], deadline: float | None) -> bool:
         """Wait to be told; False if the time is up."""
@@ -288,6 +314,42 @@ class Loop:
         if self._followers:
             self._tell_followers(hand_over=False)
 
+    def _turn_briefly(self, until: float) -> float:
+        """A turn the other way round: deal with what has happened, then send, for nobody stays to wait for more."""
+        self._depth += 1
+        try:
+            self._polling = False
+            while self.inbox and time.monotonic() < until:
+                self._take_action(self.inbox[0])
+            is_late = self._deal_with_events(until)
+            left = -1.0
+            if not self.ended:
+                self._work.tend()
+                left = self._work.prepare(True)
+            self.run_later()
+            self._polling = True
+            return 0.0 if is_late or self.inbox else left
+        except BaseException:
+            if not self.ended:
+                self._work.mend()
+            raise
+        finally:
+            self._depth -= 1
+
+    def _deal_with_events(self, until: float) -> bool:
+        """One after the other, until there are none or time is up; returns whether there may be more."""
+        while not self.ended:
+            events = self._epoll.poll(0, 1)
+            if not events:
+                break
+            fd, happened = events[0]
+            handler = self._handlers.get(fd)
+            if handler is not None:
+                handler(happened)
+            if time.monotonic() >= until:
+                return True
+        return False
+
     def _take_action(self, action: Callable[[], object]) -> None:
         """Run the first action of the inbox, and take it out; one that an interrupt cuts short is run once more."""
         try:
@@ -336,49 +398,11 @@ class Loop:
 
     def close(self) -> None:
         """Let go of the descriptors."""
+        self._polling = False
         self._handlers.clear()
         for thing in (self._epoll, self._wakeup):
             kernel.disown(thing)
             thing.close()
-
-
-class Driver(threading.Thread):
-    """A daemon thread that waits until no call is left, and then sleeps until there is one again.
-
-    Args:
-        loop: what it drives.
-        is_idle: whether there is nothing to wait for.
-    """
-
-    def __init__(self, loop: Loop, is_idle: Callable[[], bool]) -> None:
-        super().__init__(name="pairpool-driver", daemon=True)
-        self._loop = loop
-        self._is_idle = is_idle
-        self._nudges = threading.Semaphore(0)
-        self._nudged = False
-
-    def run(self) -> None:
-        loop = self._loop
-        while not loop.ended:
-            self._nudged = False
-            try:
-                loop.wait(lambda: loop.ended or self._is_idle())
-            except BaseException:
-                sys.excepthook(*sys.exc_info())
-            if not loop.ended:
-                self._nudges.acquire()
-
-    def nudge(self) -> None:
-        """There is work, or the pool ends: wake the thread if it sleeps."""
-        if not self._nudged:
-            self._nudged = True
-            self._nudges.release()
-
-    def stop(self) -> None:
-        """Wait until the thread, told by `Loop.ended`, has ended."""
-        self._nudges.release()
-        if self is not threading.current_thread():
-            self.join()
 
 
 def _never() -> bool:

@@ -130,12 +130,26 @@ class Nursery(Hooks):
 
         Raises `OSError` if one of the first cannot be made.
         """
+        self.begin()
+        while not self.has_begun:
+            self.zygote.wait(None)
+            self._on_zygote(0)
+        self.go()
+
+    def begin(self) -> None:
+        """Ask for all workers; `go` comes when the loop has been turned until `has_begun`."""
         for number in range(self.processes):
             self._request(number)
         self._take_stock()
-        while self._expected and len(self._crew.members) < self._crew.cores * FIRST and self._agenda.broken is None:
-            self.zygote.wait(None)
-            self._on_zygote(0)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the first workers are there, or none will come."""
+        is_enough = len(self._crew.members) >= self._crew.cores * FIRST
+        return is_enough or not self._expected or self._agenda.broken is not None
+
+    def go(self) -> None:
+        """The first workers are there. Raises `OSError` if one of them could not be made."""
         self.is_starting = False
         if self._agenda.broken is not None:
             raise self._agenda.broken

@@ -1,0 +1,50 @@
+"""A thread that drives a pool's loop for calls that nobody waits for."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+
+from pairpool.master.loop import Loop
+
+__all__ = ["Driver"]
+
+
+class Driver(threading.Thread):
+    """A daemon thread that waits until no call is left, and then sleeps until there is one again.
+
+    Args:
+        loop: what it drives.
+        is_idle: whether there is nothing to wait for.
+    """
+
+    def __init__(self, loop: Loop, is_idle: Callable[[], bool]) -> None:
+        super().__init__(name="pairpool-driver", daemon=True)
+        self._loop = loop
+        self._is_idle = is_idle
+        self._nudges = threading.Semaphore(0)
+        self._nudged = False
+
+    def run(self) -> None:
+        loop = self._loop
+        while not loop.ended:
+            self._nudged = False
+            try:
+                loop.wait(lambda: loop.ended or self._is_idle())
+            except BaseException:
+                sys.excepthook(*sys.exc_info())
+            if not loop.ended:
+                self._nudges.acquire()
+
+    def nudge(self) -> None:
+        """There is work, or the pool ends: wake the thread if it sleeps."""
+        if not self._nudged:
+            self._nudged = True
+            self._nudges.release()
+
+    def stop(self) -> None:
+        """Wait until the thread, told by `Loop.ended`, has ended."""
+        self._nudges.release()
+        if self is not threading.current_thread():
+            self.join()

@@ -1,0 +1,44 @@
+"""How tests run coroutines, and wait in them without keeping the event loop from turning the pool."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeAlias
+
+from tests.support import PATIENCE, Reports
+
+__all__ = ["HAS_UVLOOP", "Run", "next_of", "run_debugged", "run_uvloop", "soon"]
+
+Run: TypeAlias = Callable[[Coroutine[Any, Any, None]], None]
+
+HAS_UVLOOP = importlib.util.find_spec("uvloop") is not None
+
+
+def run_debugged(main: Coroutine[Any, Any, None]) -> None:
+    """`asyncio.run` in debug mode, which complains of calls from a wrong thread."""
+    asyncio.run(main, debug=True)
+
+
+def run_uvloop(main: Coroutine[Any, Any, None]) -> None:
+    import uvloop
+
+    uvloop.run(main)
+
+
+async def soon(condition: Callable[[], bool]) -> None:
+    """Let the event loop go on until something is so."""
+    async with asyncio.timeout(PATIENCE):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+async def next_of(reports: Reports) -> str:
+    """The next report of a task."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            try:
+                return reports.next(timeout=0)
+            except TimeoutError:
+                await asyncio.sleep(0.001)
