@@ -76,9 +76,8 @@ class Report(NamedTuple):
 
 def versions() -> str:
     """Of this process, those that have to be the same on both sides."""
-    import pairpool
-
-    return f"Python {sys.version_info[0]}.{sys.version_info[1]}, pairpool {pairpool.__version__}"
+    number = sys.modules["pairpool"].__version__
+    return f"Python {sys.version_info[0]}.{sys.version_info[1]}, pairpool {number}"
 
 
 def run_batch(order: Order) -> Report:

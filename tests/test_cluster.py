@@ -1,0 +1,349 @@
+"""`ClusterPool` on a real scheduler and Dask workers on loopback; in programs of their own, for Dask leaves threads."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pairpool.cluster.books import Books, Call
+from pairpool.cluster.pace import Pace
+from pairpool.view.table import render
+from tests.support import environment, python
+
+PATIENCE = 60.0
+
+
+# --- a cluster ----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def process(*arguments: str, **variables: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process of Dask's, ended with the block."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "dask", *arguments],
+        env={**environment(), **variables, "DASK_DISTRIBUTED__ADMIN__LOG_LENGTH": "0"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as started:
+        try:
+            yield started
+        finally:
+            started.kill()
+
+
+@contextmanager
+def scheduler(directory: Path) -> Iterator[str]:
+    """A scheduler; gives its address."""
+    file = directory / "scheduler.json"
+    options = ["--port", "0", "--host", "127.0.0.1", "--no-dashboard", "--no-jupyter", "--scheduler-file", str(file)]
+    with process("scheduler", *options):
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                address: str = json.loads(file.read_text())["address"]
+                break
+            except (FileNotFoundError, json.JSONDecodeError):
+                assert time.monotonic() < deadline, "the scheduler did not start"
+                time.sleep(0.05)
+        yield address
+
+
+def node(address: str, threads: int = 2, **variables: str) -> Any:
+    return process("worker", address, "--nthreads", str(threads), "--no-nanny", "--no-dashboard", **variables)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a scheduler with two nodes of two threads each."""
+    pytest.importorskip("distributed")
+    with ExitStack() as stack:
+        address = stack.enter_context(scheduler(tmp_path_factory.mktemp("dask")))
+        for _ in range(2):
+            stack.enter_context(node(address))
+        yield address
+
+
+COMMON = """
+import json, os, signal, sys, time
+from pairpool.dask import ClusterPool
+
+def square(x):
+    return x * x
+
+def slow_square(x):
+    time.sleep(0.01)
+    return x * x
+
+def fail_at_three(x):
+    if x == 3:
+        raise LookupError("three")
+    return x
+
+def die_at_seven(x):
+    if x == 7:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return x
+
+class Closed:
+    def __reduce__(self):
+        raise TypeError("not this one")
+
+def make_closed(x):
+    return Closed() if x == 2 else x
+"""
+
+
+def run(tmp_path: Path, code: str, *arguments: str) -> Any:
+    """What a program of this code says as JSON in its last line."""
+    script = tmp_path / "program.py"
+    body = textwrap.indent(textwrap.dedent(code), "    ")
+    script.write_text(f"{COMMON}\nif __name__ == '__main__':\n{body}")
+    done = python("-W", "default", script, *arguments, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+# --- calls --------------------------------------------------------------------------------------------
+
+
+def test_the_methods_of_pool(cluster: str, tmp_path: Path) -> None:
+    code = """
+        found = {}
+        with ClusterPool(sys.argv[1], timeout=30) as pool:
+            found["nodes"] = sorted(pool.nodes.values())
+            found["map"] = pool.map(square, range(500)) == [x * x for x in range(500)]
+            found["chunks"] = pool.map(square, iter(range(10)), 3) == [x * x for x in range(10)]
+            found["empty"] = pool.map(square, [])
+            found["starmap"] = pool.starmap(pow, [(2, 3), (3, 2)])
+            endless = pool.imap(square, iter(int, 1))
+            found["endless"] = [next(endless) for _ in range(5)]
+            del endless
+            found["unordered"] = sorted(pool.imap_unordered(square, range(50))) == [x * x for x in range(50)]
+            found["apply"] = pool.apply(pow, (2, 5)), pool.apply(int, ("11",), {"base": 2})
+            offset = 7
+            result = pool.map_async(lambda x: x + offset, range(5))
+            found["async"] = result.get(30), result.ready(), result.successful()
+            found["apply_async"] = pool.apply_async(pow, (2, 6)).get(30)
+            status = pool.status()
+            found["status"] = len(status.workers), status.processes, status.failed
+            found["done"] = status.done > 500
+        print(json.dumps(found))
+    """
+    assert run(tmp_path, code, cluster) == {
+        "nodes": [2, 2],
+        "map": True,
+        "chunks": True,
+        "empty": [],
+        "starmap": [8, 9],
+        "endless": [0, 0, 0, 0, 0],
+        "unordered": True,
+        "apply": [32, 3],
+        "async": [[7, 8, 9, 10, 11], True, True],
+        "apply_async": 64,
+        "status": [2, 4, 0],
+        "done": True,
+    }
+
+
+def test_what_goes_wrong_is_the_items_own(cluster: str, tmp_path: Path) -> None:
+    code = """
+        def tell(error):
+            return [type(error).__name__, str(error).splitlines()[0], getattr(error, "__notes__", [])]
+
+        found = {}
+        with ClusterPool(sys.argv[1], timeout=30) as pool:
+            try:
+                pool.map(fail_at_three, range(6))
+            except LookupError as error:
+                found["raised"] = tell(error)
+            dead = pool.map(die_at_seven, range(20), return_exceptions=True)
+            found["others"] = [x for x in dead if not isinstance(x, Exception)] == [x for x in range(20) if x != 7]
+            found["dead"] = tell(dead[7])
+            results = pool.imap(fail_at_three, range(5))
+            found["imap"] = [next(results) for _ in range(3)]
+            try:
+                next(results)
+            except LookupError:
+                found["imap"].append(next(results))
+            odd = pool.map(square, [1, Closed(), 3], return_exceptions=True)
+            found["argument"] = [odd[0], tell(odd[1])[:2], odd[2]]
+            odd = pool.map(make_closed, range(4), return_exceptions=True)
+            found["result"] = [odd[0], odd[1], type(odd[2]).__name__, odd[3]]
+            found["alive"] = pool.map(square, range(3))
+            late = pool.map(time.sleep, [60] * 3, task_timeout=0.2, return_exceptions=True)
+            found["late"] = [type(error).__name__ for error in late]
+            def broken():
+                yield 1
+                raise OSError("the input ends here")
+            try:
+                pool.map(square, broken())
+            except OSError as error:
+                found["input"] = str(error)
+        try:
+            pool.map(square, [1])
+        except ValueError as error:
+            found["ended"] = str(error)
+        print(json.dumps(found))
+    """
+    found = run(tmp_path, code, cluster)
+    name, text, [note] = found.pop("raised")
+    assert (name, text) == ("LookupError", "three")
+    assert note.startswith("on node tcp://127.0.0.1:")
+    name, text, _notes = found.pop("dead")
+    assert name == "WorkerDied"
+    assert "signal SIGSEGV" in text
+    assert " on node tcp://127.0.0.1:" in text
+    assert text.endswith("while running item 7 of die_at_seven; only this item failed")
+    assert found == {
+        "others": True,
+        "imap": [0, 1, 2, 4],
+        "argument": [1, ["TypeError", "not this one"], 9],
+        "result": [0, 1, "MaybeEncodingError", 3],
+        "alive": [0, 1, 4],
+        "late": ["TaskTimeout"] * 3,
+        "input": "the input ends here",
+        "ended": "Pool not running",
+    }
+
+
+def test_a_node_is_killed_and_another_joins(tmp_path: Path) -> None:
+    pytest.importorskip("distributed")
+    code = """
+        with ClusterPool(sys.argv[1], timeout=30) as pool:
+            results = pool.imap(slow_square, range(1500))
+            found = [next(results) for _ in range(200)]
+            print("go on", flush=True)
+            found += results
+            seen = sorted(worker.done for worker in pool.status().workers)
+        print(json.dumps([found == [x * x for x in range(1500)], len(seen), seen[0] > 0]))
+    """
+    script = tmp_path / "program.py"
+    script.write_text(f"{COMMON}\nif __name__ == '__main__':\n{textwrap.indent(textwrap.dedent(code), '    ')}")
+    with ExitStack() as stack:
+        address = stack.enter_context(scheduler(tmp_path))
+        first, _second = (stack.enter_context(node(address)) for _ in range(2))
+        command = [sys.executable, str(script), address]
+        options: dict[str, Any] = {"env": environment(), "stdout": subprocess.PIPE, "text": True}
+        program = stack.enter_context(subprocess.Popen(command, **options))
+        assert program.stdout is not None
+        assert program.stdout.readline() == "go on\n"
+        first.kill()
+        stack.enter_context(node(address))
+        out, _ = program.communicate(timeout=PATIENCE)
+    assert program.returncode == 0
+    assert json.loads(out) == [True, 2, True]
+
+
+def test_an_ended_call_is_cancelled(cluster: str, tmp_path: Path) -> None:
+    code = """
+        from concurrent.futures import CancelledError
+        pool = ClusterPool(sys.argv[1], timeout=30)
+        result = pool.map_async(time.sleep, [0.05] * 100_000)
+        while not pool.status().done:
+            time.sleep(0.01)
+        ended = result.cancel()
+        try:
+            result.get(30)
+        except CancelledError:
+            print(json.dumps([ended, pool.map(square, range(3))]))
+        finally:
+            pool.terminate()
+    """
+    assert run(tmp_path, code, cluster) == [True, [0, 1, 4]]
+
+
+# --- bad input ----------------------------------------------------------------------------------------
+
+
+def test_no_scheduler_no_nodes_other_versions(cluster: str, tmp_path: Path) -> None:
+    code = """
+        import logging
+        logging.disable(logging.CRITICAL)
+        found = []
+        for address in sys.argv[1:]:
+            began = time.monotonic()
+            try:
+                ClusterPool(address, timeout=1.0)
+            except Exception as error:
+                found.append([type(error).__name__, str(error), time.monotonic() - began < 15])
+        print(json.dumps(found))
+    """
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "sitecustomize.py").write_text("import pairpool\npairpool.__version__ = '0.0.7'\n")
+    path = os.pathsep.join([str(other), environment()["PYTHONPATH"]])
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    with scheduler(tmp_path / "one") as empty, scheduler(tmp_path / "two") as mixed, node(mixed, PYTHONPATH=path):
+        found = run(tmp_path, code, "tcp://127.0.0.1:9", empty, mixed)
+    assert [kind for kind, _text, _in_time in found] == ["ConnectionError", "ConnectionError", "ClusterMismatch"]
+    assert all(in_time for _kind, _text, in_time in found)
+    assert found[0][1].startswith("there is no Dask scheduler at tcp://127.0.0.1:9 within 1 s")
+    assert found[1][1] == f"the Dask scheduler at {empty} has no node within 1 s"
+    assert "pairpool 0.0.7, and this program Python" in found[2][1]
+
+
+def test_without_distributed_the_extra_is_named() -> None:
+    done = python("-c", "import sys; sys.modules['distributed'] = None; import pairpool.dask")
+    expected = "ImportError: pairpool.dask needs Dask's distributed: pip install 'pairpool[dask]'"
+    assert done.stderr.splitlines()[-1] == expected
+
+
+# --- arithmetic and books -----------------------------------------------------------------------------
+
+
+@given(st.lists(st.tuples(st.integers(1, 5000), st.floats(1e-6, 100.0)), max_size=30), st.integers(1, 4000))
+def test_a_batch_has_at_least_one_item_and_grows_step_by_step(learnt: list[tuple[int, float]], threads: int) -> None:
+    pace = Pace(0.1)
+    largest = 1
+    for items, seconds in learnt:
+        pace.learn(items, seconds)
+        for remaining in (None, 10_000, 1):
+            size = pace.next(remaining, threads)
+            assert 1 <= size <= 4 * largest
+            largest = max(largest, size)
+
+
+def test_batches_take_as_long_as_they_should() -> None:
+    pace = Pace(0.1)
+    assert pace.next(None, 4) == 1
+    for _ in range(20):
+        size = pace.next(None, 4)
+        pace.learn(size, size * 0.001)
+    assert pace.next(None, 4) == 100
+    assert pace.next(200, 4) == 25  # the last ones are smaller, but not tiny
+    pace.learn(100, 10.0)  # suddenly slow
+    assert pace.next(None, 4) == 1
+    assert Pace(0.1, 7).next(3, 4) == 7
+
+
+def test_a_node_is_a_line_of_the_view() -> None:
+    books = Books("far away")
+    call = Call("simulate", "map", 100)
+    books.open(call)
+    books.see({"tcp://one:1": 8, "tcp://two:2": 16})
+    books.ran(call, "tcp://one:1", 0, [(True, None)] * 20)
+    books.ran(call, "tcp://two:2", 20, [(True, None), (False, LookupError("no"))])
+    status = books.status()
+    assert (status.processes, status.done, status.failed, status.pending) == (24, 22, 1, 78)
+    assert [(worker.number, worker.done, worker.failed) for worker in status.workers] == [(0, 20, 0), (1, 2, 1)]
+    text = render(status, 120, None).text
+    assert "16 threads at tcp://two:2" in text
+    assert "LookupError: no" in text
+    books.see({"tcp://two:2": 16})
+    assert [worker.number for worker in books.status().workers] == [1]
+    books.close(call)
+    assert books.status().workers[0].state == "idle"
