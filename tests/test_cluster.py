@@ -305,29 +305,47 @@ def test_without_distributed_the_extra_is_named() -> None:
 # --- arithmetic and books -----------------------------------------------------------------------------
 
 
-@given(st.lists(st.tuples(st.integers(1, 5000), st.floats(1e-6, 100.0)), max_size=30), st.integers(1, 4000))
-def test_a_batch_has_at_least_one_item_and_grows_step_by_step(learnt: list[tuple[int, float]], threads: int) -> None:
+@given(
+    st.lists(st.tuples(st.integers(1, 5000), st.floats(0.0, 100.0)), max_size=30),
+    st.integers(0, 4000),
+    st.integers(1, 64),
+)
+def test_a_batch_has_at_least_one_item_and_grows_step_by_step(
+    learnt: list[tuple[int, float]], nodes: int, threads: int
+) -> None:
     pace = Pace(0.1)
     largest = 1
     for items, seconds in learnt:
         pace.learn(items, seconds)
         for remaining in (None, 10_000, 1):
-            size = pace.next(remaining, threads)
+            size = pace.next(remaining, nodes, nodes * threads)
             assert 1 <= size <= 4 * largest
             largest = max(largest, size)
 
 
-def test_batches_take_as_long_as_they_should() -> None:
+def settled(item: float, nodes: int, threads: int) -> Pace:
     pace = Pace(0.1)
-    assert pace.next(None, 4) == 1
+    assert pace.next(None, nodes, threads) == 1
     for _ in range(20):
-        size = pace.next(None, 4)
-        pace.learn(size, size * 0.001)
-    assert pace.next(None, 4) == 100
-    assert pace.next(200, 4) == 25  # the last ones are smaller, but not tiny
+        size = pace.next(None, nodes, threads)
+        pace.learn(size, size * item)
+    return pace
+
+
+def test_batches_take_as_long_as_they_should() -> None:
+    pace = settled(0.001, 4, 16)
+    assert pace.next(None, 4, 16) == 400  # a tenth of a second on a node of four threads
+    assert pace.next(1600, 4, 16) == 200  # the last ones are smaller
+    assert pace.next(300, 4, 16) == 100  # but not tiny
     pace.learn(100, 10.0)  # suddenly slow
-    assert pace.next(None, 4) == 1
-    assert Pace(0.1, 7).next(3, 4) == 7
+    assert pace.next(None, 4, 16) == 4
+    assert Pace(0.1, 7).next(3, 4, 16) == 7
+
+
+def test_many_nodes_get_longer_batches_for_one_scheduler_serves_them_all() -> None:
+    pace = settled(0.01, 1000, 16_000)
+    a_second = 1000 / (pace.next(None, 1000, 16_000) * 0.01 / 16)
+    assert a_second == pytest.approx(500, rel=0.01)  # tasks of a millisecond each: half of its time
 
 
 def test_a_node_is_a_line_of_the_view() -> None:

@@ -27,7 +27,7 @@ MAP, STAR, CALL = 0, 1, 2
 """How the function is applied: `f(item)`, `f(*item)`, `f(*item[0], **item[1])`."""
 
 CHUNKS = 4
-"""Parts of a batch that go to workers one by one: each is some hundredths of a second."""
+"""Parts of a batch that each worker of the node gets, one by one."""
 
 IDLE = 60.0
 """Seconds without a batch after which a node's pool is ended."""
@@ -67,7 +67,7 @@ class Report(NamedTuple):
     pid: int
     threads: int
     seconds: float
-    """How long the node had it."""
+    """How long its items took, all together."""
     outcomes: bytes
     """For each item `(True, value)` or `(False, exception)`, pickled."""
     refusal: str = ""
@@ -82,7 +82,7 @@ def versions() -> str:
 
 def run_batch(order: Order) -> Report:
     """Run a batch in this node's pool; called by Dask. Whatever happens to an item is that item's outcome."""
-    began, node = time.monotonic(), _address()
+    node = _address()
     if order.setup.versions != versions():
         reason = f"the node {node} has {versions()}, and this program {order.setup.versions}"
         return Report(node, 0, _threads(), 0.0, b"", reason)
@@ -95,34 +95,39 @@ def run_batch(order: Order) -> Report:
         (True, one[0]) if type(one) is tuple else (False, _named(one, node, order.first + offset))
         for offset, one in enumerate(found)
     ]
-    return Report(node, entry.pid, entry.threads, time.monotonic() - began, _pickled(outcomes))
+    seconds = [one[1] for one in found if type(one) is tuple]
+    total = sum(seconds) / len(seconds) * len(found) if seconds else 0.0
+    return Report(node, entry.pid, entry.threads, total, _pickled(outcomes))
 
 
 def _run(entry: _Entry, order: Order) -> list[Any]:
-    """For each item a tuple with its value, or its exception."""
+    """For each item a tuple with its value and how long it took, or its exception."""
     try:
         function = entry.function(order)
         items: Iterable[Any] = pickle.loads(order.items)
     except BaseException as error:
         return [error] * order.length
-    chunksize = max(1, order.length // CHUNKS)
+    chunksize = max(1, order.length // (CHUNKS * entry.threads))
     return entry.pool.map(function, items, chunksize, return_exceptions=True, **order.policy)
 
 
 class _Guarded:
-    """A function whose results can be told from exceptions: it puts them into tuples."""
+    """A function whose results can be told from exceptions: they are in tuples, with how long they took."""
 
     def __init__(self, function: Callable[..., Any], mode: int) -> None:
         self.function, self.mode = function, mode
         self.__qualname__ = getattr(function, "__qualname__", type(function).__qualname__)
 
-    def __call__(self, item: Any) -> tuple[Any]:
+    def __call__(self, item: Any) -> tuple[Any, float]:
+        began = time.perf_counter()
         if self.mode == MAP:
-            return (self.function(item),)
-        if self.mode == STAR:
-            return (self.function(*item),)
-        args, kwargs = item
-        return (self.function(*args, **kwargs),)
+            value = self.function(item)
+        elif self.mode == STAR:
+            value = self.function(*item)
+        else:
+            args, kwargs = item
+            value = self.function(*args, **kwargs)
+        return value, time.perf_counter() - began
 
 
 def _named(error: Any, node: str, index: int) -> BaseException:

@@ -14,11 +14,18 @@ LAZINESS = 0.5
 """Weight of what was known of an item's length before; a batch that took longer counts in full."""
 
 
+TASK = 0.001
+"""Seconds that Dask's scheduler needs for a task."""
+
+IDLE = 2
+"""The scheduler is to be idle for one in so many seconds, however many nodes there are."""
+
+
 class Pace:
-    """Sizes batches so that each takes about `target` seconds, and so that the last ones of an input end together.
+    """Sizes batches so that each keeps a node at work for about `target` seconds, and the last ones end together.
 
     Args:
-        target: seconds that a batch should take.
+        target: seconds that a batch should take; more where so many nodes would ask too much of one scheduler.
         fixed: items to a batch, if the caller has said so.
     """
 
@@ -29,27 +36,30 @@ class Pace:
         self._largest = 1
 
     def learn(self, items: int, seconds: float) -> None:
-        """A batch of so many items took so long."""
+        """So many items took so many seconds in all, of one worker each."""
         if items < 1:
             return
-        length = seconds / items
+        length = max(seconds / items, 1e-7)
         known = self._item
         self._item = length if not known or length > known else LAZINESS * known + (1 - LAZINESS) * length
 
-    def next(self, remaining: int | None, threads: int) -> int:
+    def next(self, remaining: int | None, nodes: int, threads: int) -> int:
         """Items of the next batch.
 
         Args:
             remaining: how many there are yet, where that is known.
-            threads: among how many threads the rest is shared.
+            nodes: among how many the rest is shared.
+            threads: how many they have, all together.
         """
         if self.fixed is not None:
             return self.fixed
         if not self._item:
             return 1
-        size = int(min(self._largest * GROWTH, max(1.0, self.target / self._item)))
+        nodes = max(1, nodes)
+        target = max(self.target, IDLE * TASK * nodes)
+        a_second = max(1, threads) / nodes / self._item
+        size = int(min(self._largest * GROWTH, max(1.0, target * a_second)))
         if remaining is not None:
-            least = int(LEAST * self.target / self._item)
-            size = min(size, max(1, least, remaining // (2 * max(1, threads))))
+            size = min(size, max(1, int(LEAST * target * a_second), remaining // (2 * nodes)))
         self._largest = max(self._largest, size)
         return size

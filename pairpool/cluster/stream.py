@@ -25,10 +25,10 @@ from pairpool.cluster.pace import Pace
 __all__ = ["Batches", "Work"]
 
 AHEAD = 3
-"""Batches under way for each thread of the cluster: one runs, one waits there, one is on its way."""
+"""Batches under way for each node: one runs, one is there when it ends, one is on its way."""
 
 UNREAD = 8
-"""Batches for each thread that may wait for one before them, where results are wanted in order."""
+"""Batches for each node that may wait for one before them, where results are wanted in order."""
 
 DEATHS = 10
 """Nodes that may go away under a batch before its items are held to be what ends them."""
@@ -66,10 +66,10 @@ class Batches:
         self.error: BaseException | None = None
         self.is_exhausted = False
 
-    def next(self, threads: int, at_most: int) -> tuple[node.Order | None, dict[int, BaseException]]:
+    def next(self, nodes: dict[str, int], at_most: int) -> tuple[node.Order | None, dict[int, BaseException]]:
         """The next batch, and the exceptions of its items that cannot be pickled, by index; None if there is none."""
         remaining = None if self._total is None else self._total - self.taken
-        size = min(at_most, self.pace.next(remaining, threads))
+        size = min(at_most, self.pace.next(remaining, len(nodes), sum(nodes.values())))
         items: list[Any] = []
         if not self.is_exhausted:
             try:
@@ -113,7 +113,7 @@ class Work:
         nodes: gives the nodes that may be used now, with their threads.
         only_on: gives the addresses of those where some may not be used; None where all may.
         refuse: told the address of a node that says that it does not fit, and why.
-        buffersize: items that may be taken and not yet read; None for some batches a thread.
+        buffersize: items that may be taken and not yet read; None for some batches a node.
     """
 
     def __init__(
@@ -199,24 +199,21 @@ class Work:
         """Have as many batches under way as keep the nodes busy."""
         if self._is_cancelled:
             return
-        threads = max(1, sum(self._nodes().values()))
-        while not self._batches.is_exhausted and len(self._sent) < AHEAD * threads:
+        nodes = self._nodes()
+        many = max(1, len(nodes))
+        while not self._batches.is_exhausted and len(self._sent) < AHEAD * many:
             unread = self._batches.taken - self._read
-            bound = self._buffersize or max(1, len(self._sent) + UNREAD * threads) * self._usual
+            usual = self._batches.pace.next(None, many, sum(nodes.values()))
+            bound = self._buffersize or (len(self._sent) + UNREAD * many) * usual
             if unread >= bound and unread:
                 return
-            order, failed = self._batches.next(threads, max(1, bound - unread))
+            order, failed = self._batches.next(nodes, max(1, bound - unread))
             if order is None:
                 return
             self._call.taken = self._batches.taken
             if failed:
                 self._holes[order.first] = failed
             self._submit(arrivals, order, 0)
-
-    @property
-    def _usual(self) -> int:
-        """Items of a batch, as they are now."""
-        return self._batches.pace.next(None, 1)
 
     def _submit(self, arrivals: Any, order: node.Order, deaths: int) -> None:
         future = self._client.submit(
