@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pairpool.results import AsyncResult, MapResult
     from pairpool.status import CallStatus, FailureStatus, PoolStatus, WorkerStatus
     from pairpool.streams import IMapIterator
+    from pairpool.wire.fd import Fd
     from pairpool.wire.reporting import progress
     from pairpool.wire.segments import Shared
 
@@ -33,6 +34,7 @@ __all__ = [
     "CallStatus",
     "CancelledError",
     "FailureStatus",
+    "Fd",
     "IMapIterator",
     "InitializerFailed",
     "LargeCaptureWarning",
@@ -54,6 +56,7 @@ _HOMES = {
     "CallStatus": "status",
     "CancelledError": "errors",
     "FailureStatus": "status",
+    "Fd": "wire.fd",
     "IMapIterator": "streams",
     "InitializerFailed": "errors",
     "LargeCaptureWarning": "errors",
