@@ -9,6 +9,7 @@ for ever if that has died. Here it is never asked.
 
 from __future__ import annotations
 
+import codecs
 import copyreg
 import errno
 import io
@@ -163,20 +164,21 @@ def _send_file(file: Any, cargo: Rights) -> Any:
 
 
 def _describe_text(text: io.TextIOWrapper) -> tuple[dict[str, Any], Any, int]:
-    """How to make the text layer: its arguments, its mode, and where in the middle of a character it is, or 0."""
-    text.flush()
+    """How to make the text layer: arguments, mode, and where its decoder is, 0 where the position says it all."""
     cookie = 0
     if text.readable() and text.seekable():
-        cookie = text.tell()
+        cookie = text.tell()  # before it is flushed, which hides from it that `next` has gone ahead
         text.seek(cookie)
+        if not cookie >> 64 and codecs.getincrementaldecoder(text.encoding)().getstate() == (b"", 0):
+            cookie = 0
+    text.flush()
     options = {
         "encoding": text.encoding,
         "errors": text.errors,
         "line_buffering": text.line_buffering,
         "write_through": text.write_through,
     }
-    # a cookie of more than 64 bits is a position and a state of the decoder
-    return options, getattr(text, "mode", None), cookie if cookie >> 64 else 0
+    return options, getattr(text, "mode", None), cookie
 
 
 def _settle(buffer: Any) -> None:
