@@ -182,12 +182,18 @@ def socket_with(word: bytes) -> socket.socket:
     return there
 
 
+def hold_for_socket(reports: str, gate: str, word: bytes) -> socket.socket:
+    """`socket_with`, once the gate opens."""
+    tasks.tell_and_hold(reports, gate, word)
+    return socket_with(word)
+
+
 def bag_with(word: bytes) -> Bag:
     return Bag("bag", {"one": [socket_with(word), socket_with(word)]})
 
 
 def file_with(text: str) -> IO[str]:
-    file = tempfile.TemporaryFile("w+", encoding="utf-8")
+    file = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115  # it is returned open
     file.write(text)
     file.seek(0)
     return file
@@ -197,7 +203,7 @@ def pipe_with(word: Any) -> Connection:
     here, there = Pipe(duplex=False)
     there.send(word)
     there.close()
-    return here  # type: ignore[return-value]
+    return here
 
 
 def fd_with(word: bytes) -> Fd:

@@ -1,30 +1,22 @@
-"""Sockets, files, pipes and `Fd` as arguments, in functions and as results: they arrive, and the sender keeps its own."""
+"""Sockets, pipes and `Fd` as arguments, in functions and as results: they arrive, and the sender keeps its own."""
 
 from __future__ import annotations
 
-import errno
 import functools
-import io
 import os
-import resource
 import socket
-import ssl
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from multiprocessing.connection import Connection, Pipe
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-import pairpool
 from pairpool import Fd, Pool
 from pairpool.wire.rights import BATCH_LIMIT
 from tests import descriptor_tasks as work
-from tests.support import python, write_script
 
 MakePool = Callable[..., Pool]
 
@@ -162,70 +154,6 @@ def test_a_socket_in_a_closure(pool: Pool) -> None:
         assert pool.map(lambda word: far.send(word), [b"a", b"b"]) == [1, 1]
         far.close()
         assert everything(near) == b"ab"  # the function is forgotten, and its socket closed, with the call
-
-
-# --- files --------------------------------------------------------------------------------------------
-
-
-def test_text_that_was_not_flushed_comes_first(pool: Pool, tmp_path: Path) -> None:
-    path = tmp_path / "text"
-    with open(path, "w", encoding="latin-1", errors="replace") as file:
-        file.write("é one\n")
-        assert pool.apply(work.append, (file, "é two\n")) == (
-            io.TextIOWrapper,
-            str(path),
-            "w",
-            "latin-1",
-            "replace",
-        )
-        file.write("three\n")
-    assert path.read_text("latin-1") == "é one\né two\nthree\n"
-
-
-@pytest.mark.parametrize("buffering", [0, -1])
-@pytest.mark.parametrize("mode", ["wb", "ab", "r+b"])
-def test_bytes_are_written(pool: Pool, tmp_path: Path, mode: str, buffering: int) -> None:
-    path = tmp_path / "bytes"
-    path.write_bytes(b"")
-    with open(path, mode, buffering) as file:
-        file.write(b"one")
-        kind, name, *_rest = pool.apply(work.append, (file, b"two"))
-        assert (kind, name) == (type(file), str(path))
-    assert path.read_bytes() == b"onetwo"
-
-
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-8-sig", "shift-jis", None])
-@pytest.mark.parametrize("lines", [0, 1, 3])
-def test_what_was_read_ahead_is_given_back(pool: Pool, tmp_path: Path, encoding: str | None, lines: int) -> None:
-    text = "".join(f"zeile {number}: ソース\n" if encoding else f"line {number}\n" for number in range(2000))
-    path = tmp_path / "lines"
-    data = text.encode(encoding or "utf-8")
-    path.write_bytes(data)
-    with open(path, "r" if encoding else "rb", encoding=encoding) as file:
-        head = [file.readline() for _ in range(lines)]
-        whole: Any = text if encoding else data
-        assert head == whole.splitlines(keepends=True)[:lines]
-        assert pool.apply(work.read_rest, (file,)) == type(whole)().join(whole.splitlines(keepends=True)[lines:])
-
-
-def test_a_temporary_file_stays_the_senders_to_delete(pool: Pool) -> None:
-    with tempfile.NamedTemporaryFile() as named:
-        named.write(b"one")
-        assert pool.apply(work.append, (named, b"two"))[1] == named.name
-        assert Path(named.name).read_bytes() == b"onetwo"
-
-
-def test_a_file_that_is_iterated_says_so(pool: Pool, tmp_path: Path) -> None:
-    path = tmp_path / "lines"
-    path.write_text("one\ntwo\n")
-    with open(path) as file:
-        next(file)
-        with pytest.raises(OSError, match=r"disabled by next"):
-            pool.apply(work.read_rest, (file,))
-
-
-def test_what_is_no_file_of_the_kernel_is_pickled_as_ever(pool: Pool) -> None:
-    assert pool.apply(work.read_rest, (io.BytesIO(b"in memory"),)) == b"in memory"
 
 
 # --- pipes and Fd -------------------------------------------------------------------------------------
@@ -374,114 +302,3 @@ def test_a_result_that_fails_to_be_pickled_closes_what_was_before_it(pool: Pool)
 def test_a_result_that_fails_to_be_unpickled_closes_what_was_before_it(pool: Pool) -> None:
     with pytest.raises(ValueError, match="not here"):
         pool.apply(work.socket_and, (work.RefusesToLoad,))
-
-
-# --- what is wrong ------------------------------------------------------------------------------------
-
-
-def closed_pair() -> Connection:
-    near, far = Pipe()
-    near.close()
-    far.close()
-    return near  # type: ignore[return-value]
-
-
-@pytest.mark.parametrize(
-    ("make", "words"),
-    [
-        (lambda: Fd(9999), r"<pairpool.Fd 9999> cannot be sent: its descriptor 9999 is not open"),
-        (lambda: work.closed_socket(None), r"<socket.socket \[closed\].* cannot be sent: it is closed"),
-        (closed_pair, r"Connection.* cannot be sent: it is closed"),
-    ],
-)
-def test_what_is_closed_fails_its_own_item(pool: Pool, make: Callable[[], Any], words: str) -> None:
-    null = os.open("/dev/null", os.O_RDONLY)
-    found = pool.map(work.use, [1, make(), Fd(null), "last"], return_exceptions=True)
-    os.close(null)
-    assert (found[0], found[3]) == (1, "last")
-    assert isinstance(found[1], OSError)
-    assert found[1].errno == errno.EBADF
-    with pytest.raises(OSError, match=words):
-        raise found[1]
-
-
-def test_a_closed_file_and_a_closed_fd(pool: Pool) -> None:
-    with open("/dev/null") as file:
-        pass
-    with pytest.raises(OSError, match=r"/dev/null.* cannot be sent: it is closed"):
-        pool.apply(work.use, (file,))
-    fd = Fd(os.open("/dev/null", os.O_RDONLY), close=True)
-    pool.map(work.ignore, [fd])
-    with pytest.raises(ValueError, match="handed over"):
-        pool.map(work.ignore, [fd])
-
-
-def test_what_is_no_descriptor_is_no_fd() -> None:
-    for wrong in ("3", 3.0, None, True, sys.stdin):
-        with pytest.raises(TypeError, match=r"Fd\(\) takes the number of a descriptor"):
-            Fd(wrong)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="not -1"):
-        Fd(-1)
-
-
-def test_an_ssl_socket_is_refused_with_a_reason(pool: Pool) -> None:
-    near, far = socket.socketpair()
-    with near, far, ssl.create_default_context().wrap_socket(
-        far, do_handshake_on_connect=False, server_hostname="x"
-    ) as wrapped:
-        with pytest.raises(TypeError, match="send the plain socket before the handshake"):
-            pool.apply(work.use, (wrapped,))
-
-
-def test_a_closed_socket_as_a_result(pool: Pool) -> None:
-    with pytest.raises(Exception, match="cannot be sent: it is closed"):
-        pool.apply(work.closed_socket, (None,))
-
-
-def test_no_other_pickle_takes_them(pool: Pool) -> None:
-    import pickle
-
-    null = Fd(os.open("/dev/null", os.O_RDONLY), close=True)
-    with null:
-        with pytest.raises(TypeError, match=r"understood by the tasks of a pairpool\.Pool"):
-            pickle.dumps(null)
-        with pytest.raises(TypeError, match=r"understood by the tasks of a pairpool\.Pool"):
-            pool.share([null])
-        with socket.socket() as sock, pytest.raises(TypeError, match="cannot pickle 'socket' object"):
-            pool.share([sock])
-
-
-def test_the_table_of_the_sender_is_full(pool: Pool) -> None:
-    """Items before the one that finds no room go out, and that one then: its room is free again."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with ExitStack() as opened:
-        ends = pairs(opened, 40)
-        lowest = os.dup(0)
-        os.close(lowest)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + 9, hard))
-        try:
-            assert pool.map(work.sign, [far for _near, far in ends], 40) == [pool._pool[0].pid] * 40
-            with pytest.raises(OSError, match=rf"RLIMIT_NOFILE is {lowest + 9}") as caught:
-                pool.apply(work.count_distinct, ([Fd(0) for _ in range(20)],))
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        assert caught.value.errno == errno.EMFILE
-
-
-LEAN = """
-import sys
-import pairpool
-assert "multiprocessing" not in sys.modules and "socket" not in sys.modules
-with pairpool.Pool(1) as pool:
-    assert pool.map(len, ["ab"]) == [2]
-    assert "multiprocessing.connection" not in sys.modules and "tempfile" not in sys.modules
-    print("lean", flush=True)
-    pool.apply(print, ("by name",), {"file": sys.stdout, "flush": True})
-    assert pool.apply(lambda: sys.stderr) is sys.stderr
-"""
-
-
-def test_nothing_is_imported_for_it(tmp_path: Path) -> None:
-    done = python(write_script(tmp_path, LEAN))
-    assert (done.stdout, done.stderr) == ("lean\nby name\n", "")
-    assert pairpool.Fd is Fd

@@ -187,7 +187,8 @@ class Dealer:
         if len(batch.failed) == batch.count:
             self._agenda.deliver(batch, [None] * batch.count, batch.failed)
             return True
-        member = choose(job)
+        is_held_up = batch.encoded.rights is not None and bool(self._crew.starved)
+        member = None if is_held_up else choose(job)  # of what waits, no more copies are kept than need be
         if member is None:
             self._agenda.put_back([batch])
             return False
