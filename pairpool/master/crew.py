@@ -201,8 +201,8 @@ class Member:
                 header, payload, fds = self.far.receive(wait=False)
             except Cut as cut:  # what was lost are copies: the descriptors that they were made of are still here
                 header, payload = cut.header, cut.payload
-            except (BlockingIOError, Lost):
-                break
+            except (OSError, Lost):
+                break  # nothing more is there; or the kernel has no memory for it now, and it stays with the worker
             self._unsend(header, payload, fds, numbers, resend)
         for pieces, lane, _fds, _cargo in waiting:
             head = bytes(pieces[0])
