@@ -59,7 +59,7 @@ class _Wrong(Exception):
 
 
 async def _exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> bool:
-    """Send a request and read its answer; whether the connection is kept alive. Raises what shows it to be no answer."""
+    """Send a request and read its answer; whether the connection is kept alive. Raises if it is no answer."""
     writer.write(request)
     head = await reader.readuntil(b"\r\n\r\n")
     status, *lines = head.decode("latin-1").split("\r\n")

@@ -22,12 +22,11 @@ import select
 import signal
 import socket
 import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pairpool import Fd, Pool
+from pairpool import CancelledError, Fd, Pool
 
 PATIENCE = 5.0
 """Seconds that a worker waits for the rest of a request that has begun."""
@@ -147,6 +146,8 @@ class Server:
         self._pool.apply_async(self._serve, (fd,), callback=self._watch, error_callback=self._on_error)
 
     def _on_error(self, error: BaseException) -> None:
+        if isinstance(error, CancelledError):
+            return  # the server ends
         self.lost += 1
         print(f"a connection was lost: {error}".partition("\n")[0], file=sys.stderr)
 
@@ -160,7 +161,7 @@ def stop(*_: object) -> None:
     raise SystemExit(0)
 
 
-def main(report: Callable[[str], object] = partial(print, flush=True)) -> None:
+def main() -> None:
     parser = argparse.ArgumentParser(description="A prefork web server whose workers may be killed.")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000, help="0 for any that is free")
@@ -174,7 +175,8 @@ def main(report: Callable[[str], object] = partial(print, flush=True)) -> None:
     ):
         host, port = listener.getsockname()
         server = Server(listener, pool, str(options.directory.resolve()))
-        report(f"http://{host}:{port}/ by workers {', '.join(str(worker.pid) for worker in pool.status().workers)}")
+        workers = ", ".join(str(worker.pid) for worker in pool.status().workers)
+        print(f"http://{host}:{port}/ by workers {workers}", flush=True)
         try:
             server.run()
         except KeyboardInterrupt:
@@ -182,7 +184,7 @@ def main(report: Callable[[str], object] = partial(print, flush=True)) -> None:
         finally:
             pool.terminate()
             server.close()
-            report(f"{server.lost} connections were lost with their workers")
+            print(f"{server.lost} connections were lost with their workers")
 
 
 if __name__ == "__main__":
