@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pairpool.results import AsyncResult, MapResult
     from pairpool.status import CallStatus, FailureStatus, PoolStatus, WorkerStatus
     from pairpool.streams import IMapIterator
+    from pairpool.wire.fd import Fd
     from pairpool.wire.reporting import progress
     from pairpool.wire.segments import Shared
 
@@ -38,6 +39,7 @@ __all__ = [
     "CancelledError",
     "Executor",
     "FailureStatus",
+    "Fd",
     "IMapIterator",
     "InitializerFailed",
     "LargeCaptureWarning",
@@ -63,6 +65,7 @@ _HOMES = {
     "CancelledError": "errors",
     "Executor": "executor",
     "FailureStatus": "status",
+    "Fd": "wire.fd",
     "IMapIterator": "streams",
     "InitializerFailed": "errors",
     "LargeCaptureWarning": "errors",

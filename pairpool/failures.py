@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from pairpool.wire.carriers import BUILDERS
 from pairpool.wire.channel import Buffer
 from pairpool.wire.codec import Codec
 
@@ -31,6 +32,7 @@ class Fault:
     RESULT = 1  # the result could not be pickled
     ARGUMENT = 2  # the argument could not be unpickled
     FUNCTION = 3  # the function could not be unpickled
+    ROOM = 4  # its descriptors did not fit into the worker's table
 
 
 class Failure(NamedTuple):
@@ -155,10 +157,11 @@ class _Finder(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         try:
-            return super().find_class(module, name)
+            found = super().find_class(module, name)
         except (AttributeError, ImportError):
             self.missing = module
             raise
+        return found if found not in BUILDERS else lambda *_: None  # the descriptors were taken the first time
 
 
 def missing_module(pickled: Buffer, error: BaseException) -> str | None:

@@ -16,6 +16,7 @@ import signal
 import sys
 import time
 import traceback
+import warnings
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from operator import length_hint
@@ -23,9 +24,9 @@ from typing import Any, NamedTuple
 
 from pairpool import inheritance, kernel
 from pairpool.failures import Failure, Fault, describe_failure, missing_module, safe
-from pairpool.wire import lanes, outlets, reporting, segments
+from pairpool.wire import lanes, outlets, reporting, rights, segments
 from pairpool.wire.board import NOTHING, Board, Slot, State, Word
-from pairpool.wire.channel import INLINE_LIMIT, Buffer, Channel, Header, Kind, Lost
+from pairpool.wire.channel import INLINE_LIMIT, Buffer, Channel, Cut, Header, Kind, Lost
 from pairpool.wire.codec import BULK, EACH, Codec, Encoded, each_item, load_all, load_item
 from pairpool.wire.lanes import KEPT, LaneReader, Lanes, Memory
 from pairpool.wire.stacks import offer_stack, show_threads
@@ -58,6 +59,7 @@ class Flag:
     PARTIAL = 16  # a report of what is finished, while a later item of the batch runs
     SPIN = 32  # a core is free: look for the next packet before sleeping
     TIMED = 8  # each item's start goes on the board, for it has a time limit
+    MOVES = 128  # of a batch: say so before its item is run, for its descriptors are to be closed in the master
     STAMPED = 64  # of a batch: send each item's start along; of a report: the payload begins with them
 
 
@@ -128,8 +130,10 @@ class Worker:
         self.initargs = initargs
         self.codec = Codec()
         self.functions: dict[int, Any] = {}
+        self._carrying: set[int] = set()  # functions that have descriptors
         self.reader = LaneReader()
         self.lanes = Lanes()
+        self.inbox = rights.Inbox()
         lanes.memory = Memory(KEPT)
         self.failures: list[Failure] = []
         self._stamps: list[int] = []  # starts of the items of this batch that were not reported
@@ -165,6 +169,14 @@ class Worker:
             return 0
 
     def _next_packet(self) -> tuple[Header, memoryview, list[int]]:
+        """The next packet of those that have come with all that belongs to them."""
+        while True:
+            try:
+                return self._await_packet()
+            except Cut as cut:
+                self._serve_cut(cut.header)
+
+    def _await_packet(self) -> tuple[Header, memoryview, list[int]]:
         """The next packet; looks without sleeping where a core is free and the last wait was short."""
         began = time.monotonic_ns()
         if self._may_spin and self._spins:
@@ -192,15 +204,42 @@ class Worker:
         if header.kind == Kind.FUNCTION:
             self._learn(header, payload, fds)
         elif header.kind == Kind.FORGET:
-            self.functions.pop(header.function, None)
+            self._forget(header.function)
         elif header.kind == Kind.SHARE:
             segments.arrive(header, fds)
         elif header.kind == Kind.UNSHARE:
             segments.drop(header.batch)
         elif header.kind == Kind.CAPTURE:
             outlets.arrive(header, fds, self._inherited)
+        elif header.kind == Kind.RIGHTS:
+            self.inbox.keep(header, fds)
         elif header.kind != Kind.START:
             raise AssertionError(f"a packet of unknown kind {header.kind}")
+
+    def _forget(self, number: int) -> None:
+        function = [self.functions.pop(number, None)]
+        if number in self._carrying:
+            self._carrying.discard(number)
+            _let_go(function)
+
+    def _serve_cut(self, header: Header) -> None:
+        """A packet has come whose descriptors are lost, for this process may open no more files."""
+        error = rights.table_is_full("the descriptors of the task could not be received")
+        if header.kind == Kind.BATCH:
+            self._refuse(header, error)
+        elif header.kind == Kind.RIGHTS:
+            self.inbox.lose(header)
+        elif header.kind == Kind.FUNCTION:
+            self.functions[header.function] = _Broken(describe_failure(self.codec, 0, Fault.ROOM, error))
+        elif header.kind == Kind.SHARE:
+            segments.lose(header, error)
+        # else it was to capture the output, which goes where it went before
+
+    def _refuse(self, header: Header, error: OSError) -> None:
+        """Report all items of a batch as failed for want of room."""
+        failure = describe_failure(self.codec, 0, Fault.ROOM, error)
+        failures = [failure._replace(offset=offset) for offset in range(header.items)]
+        self._send(Header(Kind.RESULT, batch=header.batch, first=header.first, items=header.items), None, failures)
 
     def _initialize(self) -> bool:
         """Run the initializer; the first packet of any kind says that the master knows this worker."""
@@ -219,11 +258,17 @@ class Worker:
 
     def _content(
         self, header: Header, payload: memoryview, fds: list[int], use: Callable[[memoryview], None]
-    ) -> None:
+    ) -> bool:
+        """Call `use` with the payload of a packet, wherever it is; False if its descriptors were lost before it."""
+        if header.rights:
+            with self.inbox.gather(header, fds) as arrival:
+                self._content(header._replace(rights=0), payload, fds, use)
+            return not arrival.is_cut
         if header.flags & Flag.LANE:
             self.reader.read(payload, header.size, fds, use)
         else:
             use(payload)
+        return True
 
     def _learn(self, header: Header, payload: memoryview, fds: list[int]) -> None:
         self.words[Word.FUNCTION] = header.function
@@ -234,14 +279,19 @@ class Worker:
             try:
                 self.functions[header.function] = load_item(pickled, buffers)
             except BaseException as error:
+                rights.undo()
                 missing = missing_module(pickled, error)
                 self.functions[header.function] = _Broken(
                     describe_failure(self.codec, 0, Fault.FUNCTION, error, missing)
                 )
+            if header.rights:
+                self._carrying.add(header.function)
             if segments.take_lacking():
                 self.functions.pop(header.function, None)
 
-        self._content(header, payload, fds, load)
+        if not self._content(header, payload, fds, load):
+            segments.take_lacking()
+            self._serve_cut(header)
         self.words[Word.STATE] = State.IDLE
 
     # --- a batch --------------------------------------------------------------------------------
@@ -258,6 +308,15 @@ class Worker:
         words[Word.BOUND] = 0
         words[Word.BATCH] = header.batch
         items = self._load(header, payload, fds)
+        if items is None:
+            segments.take_lacking()
+            self.failures.clear()
+            self._refuse(header, rights.table_is_full("the descriptors of the task could not be received"))
+            words[Word.STATE] = State.IDLE
+            return
+        is_ready = self._knows_functions(header, items)
+        if header.flags & Flag.MOVES and is_ready and not self._needs_another_try(header, items):
+            self.channel.send(Header(Kind.RECEIVED, batch=header.batch))
         values: list[Any] = []
         timed = header.flags & Flag.TIMED
         words[Word.ITEM] = NOTHING  # now, so that nobody takes what was unpickled last for what runs
@@ -266,7 +325,7 @@ class Worker:
         words[Word.STATE] = State.RUNNING
         self._reported = 0
         self._stamps.clear()
-        if self._knows_functions(header, items):
+        if is_ready:
             self._running = header, values
             if isinstance(items, _Loaded):
                 self._run(self._careful(header), items.items, header, values)
@@ -299,14 +358,18 @@ class Worker:
                 if pickled:
                     try:
                         item = load_item(pickled, buffers)
+                        if header.rights:
+                            rights.settle()
                     except BaseException as error:
+                        rights.undo()
                         missing = missing_module(pickled, error)
                         self.failures.append(
                             describe_failure(self.codec, offset, Fault.ARGUMENT, error, missing)
                         )
                 loaded.items.append(item)
 
-        self._content(header, payload, fds, load)
+        if not self._content(header, payload, fds, load):
+            return None
         return loaded
 
     def _load_bulk(self, header: Header, content: memoryview) -> Any:
@@ -330,6 +393,13 @@ class Worker:
             return header.function in self.functions
         calls = items.items if isinstance(items, _Loaded) else items
         return all(call is _Missing or call[0] in self.functions for call in calls)
+
+    def _needs_another_try(self, header: Header, items: Any) -> bool:
+        """Whether the only item of a batch, or its function, was not unpickled: it may yet go by value."""
+        if self.failures:
+            return True
+        number = items.items[0][0] if header.mode == Mode.CALL else header.function
+        return isinstance(self.functions[number], _Broken)
 
     def _plain(self, header: Header) -> Callable[[Any], Any]:
         """The function as one of one argument."""
@@ -421,6 +491,7 @@ class Worker:
         self.words[Word.DONE] += len(finished)
         self.words[Word.FAILED] += len(failures)
         values[done:] = [None] * len(finished)
+        _drop(finished, encoded)
 
     def _stop_short(self, header: Header) -> None:
         """Begin no item any more that was not taken yet, and say which is the first of those."""
@@ -451,7 +522,7 @@ class Worker:
         failures = [failure for failure in failures if failure.offset < count]  # those behind it go back undone
         took = time.monotonic_ns() - began
         encoded = self._save(header, values, failures)
-        values.clear()
+        _drop(values, encoded)
         self.words[Word.DONE] += count
         self.words[Word.FAILED] += len(failures)
         for stream in (sys.stdout, sys.stderr):
@@ -498,6 +569,10 @@ class Worker:
         if encoded is not None:
             pieces += encoded.pieces
             size += encoded.size
+        fds: list[int] = []
+        if encoded is not None and encoded.rights is not None:
+            fds = list(encoded.rights.fds)
+            reply = reply._replace(rights=len(fds))
         reply = reply._replace(
             format=BULK if encoded is None else encoded.format,
             flags=reply.flags | (Flag.FAILURES if first else 0),
@@ -506,14 +581,21 @@ class Worker:
         )
         if size <= INLINE_LIMIT:
             self._show_sending(reply)
-            self.channel.send(reply, b"".join(pieces) if len(pieces) > 1 else (pieces or [b""])[0])
+            self._send_ahead(reply, fds)
+            self.channel.send(reply, b"".join(pieces) if len(pieces) > 1 else (pieces or [b""])[0], fds)
             return
         lane = self.lanes.put(pieces, size)
         self._show_sending(reply)
-        fds = () if lane.known else (lane.fd.fileno(),)
+        self._send_ahead(reply, fds)
+        if not lane.known:
+            fds.append(lane.fd.fileno())
         self.channel.send_reference(reply._replace(flags=reply.flags | Flag.LANE), lane.reference(), fds)
         lane.known = True
 
+    def _send_ahead(self, reply: Header, fds: list[int]) -> None:
+        """Send what does not fit into the packet itself; it leaves `fds`."""
+        for header, part in rights.packets_ahead(reply, fds):
+            self.channel.send(header, fds=part)
 
     def _show_sending(self, reply: Header) -> None:
         if not reply.flags & Flag.PARTIAL:
@@ -593,6 +675,23 @@ class _FunctionBroken(BaseException):
 
 def _raise_broken(function: _Broken) -> None:
     raise _FunctionBroken(function.error)
+
+
+def _let_go(things: list[Any]) -> None:
+    """Drop what may have sockets and files: that is how they are let go of, and no sign of a task that forgot to."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        things.clear()
+
+
+def _drop(values: list[Any], encoded: Encoded | None) -> None:
+    """Let go of values that were pickled: sockets and files among them are closed with their last references."""
+    if encoded is None or encoded.rights is None:
+        values.clear()
+        return
+    _let_go(values)
+    for _place, mover in encoded.rights.movers:
+        mover.close()
 
 
 def _flush(stream: Any) -> None:

@@ -144,6 +144,8 @@ class Agenda:
 
     def _hand_over(self, batch: Batch, values: list[Any], failed: dict[int, BaseException]) -> None:
         job = batch.job
+        if batch.movers:
+            batch.hand_over()
         if batch.number in job.open and not job.cancelled:
             self._accounts.ended(batch, failed)
         if job.function is None and batch.number in job.open:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pairpool import kernel, worker
 from pairpool.failures import Failure, Fault
 from pairpool.master.jobs import Batch
 from pairpool.memory import OomCounter, format_size
+from pairpool.wire import rights
 from pairpool.wire.board import State, Word
 from pairpool.wire.channel import Header
 from pairpool.wire.codec import EACH, each_item, load_all, load_item
@@ -24,6 +26,7 @@ __all__ = [
     "Doom",
     "abandoned",
     "cancelled",
+    "cut_outcome",
     "initializer_died",
     "initializer_failed",
     "left_by",
@@ -44,8 +47,12 @@ _DOING = {
 }
 
 
-def read_outcome(header: Header, content: memoryview) -> Outcome:
-    """The values, the errors by offset, the failures for want of something that may go by value, and the stamps."""
+def read_outcome(header: Header, content: memoryview, has_a_reader: Callable[[int], bool] | None = None) -> Outcome:
+    """The values, the errors by offset, the failures that another try may mend, and the stamps.
+
+    Args:
+        has_a_reader: tells by its offset whether an item's value is wanted, where it has descriptors; else it is None.
+    """
     failures: list[Failure] = []
     stamps = None
     if header.flags & Flag.STAMPED:
@@ -66,15 +73,25 @@ def read_outcome(header: Header, content: memoryview) -> Outcome:
             failed = dict.fromkeys(range(header.items), error)
     else:
         for offset, (pickled, buffers) in enumerate(each_item(content)):
+            is_read = has_a_reader is None or has_a_reader(offset)
             try:
-                values.append(load_item(pickled, buffers) if pickled else None)
+                values.append(load_item(pickled, buffers) if pickled and is_read else None)
+                if has_a_reader is not None:
+                    rights.settle()
             except Exception as error:
+                rights.undo()
                 error.add_note("raised while the result of the task was unpickled")
                 values.append(None)
                 failed[offset] = error
     for failure in failures:
         failed[failure.offset] = error_of(failure)
-    return values, failed, [one for one in failures if one.missing is not None], stamps
+    return values, failed, [one for one in failures if one.missing is not None or one.fault == Fault.ROOM], stamps
+
+
+def cut_outcome(header: Header) -> Outcome:
+    """What becomes of results that have come without their descriptors."""
+    error = rights.table_is_full("the result of the task could not be received")
+    return [None] * header.items, dict.fromkeys(range(header.items), error), [], None
 
 
 def without_first(outcome: Outcome, count: int) -> Outcome:

@@ -7,6 +7,7 @@ that second handle a dead worker shows no EOF, and sending to it does not fail: 
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import select
@@ -20,9 +21,10 @@ from pairpool import kernel
 from pairpool.master.blame import Doom
 from pairpool.master.jobs import Batch, Target
 from pairpool.wire.board import Slot, Word
-from pairpool.wire.channel import HEADER, INLINE_LIMIT, Buffer, Header, Kind, Lost
+from pairpool.wire.channel import HEADER, INLINE_LIMIT, Buffer, Cut, Header, Kind, Lost
 from pairpool.wire.lanes import Lane, LaneReader, Lanes
 from pairpool.wire.outlets import Outlet
+from pairpool.wire.rights import Inbox, Rights, attached, packets_ahead, retraction
 from pairpool.wire.segments import Passage
 from pairpool.worker import Flag
 from pairpool.zygote import Spawned, Zygote
@@ -44,6 +46,9 @@ class _Outgoing(NamedTuple):
 
     pieces: list[Buffer]
     lane: Lane | Passage | Outlet | None
+    fds: Sequence[int] = ()
+    cargo: Rights | None = None
+    """What keeps these open."""
 
 
 class Member:
@@ -53,9 +58,10 @@ class Member:
         spawned: what the zygote handed over; owned from here on.
         slot: its part of the status board.
         zygote: what it was forked off.
+        starved: where those are noted that have something to send, but too many descriptors are under way.
     """
 
-    def __init__(self, spawned: Spawned, slot: Slot, zygote: Zygote) -> None:
+    def __init__(self, spawned: Spawned, slot: Slot, zygote: Zygote, starved: dict[Member, None] | None = None) -> None:
         self.number = spawned.slot
         self.serial = spawned.serial
         self.pid = spawned.pid
@@ -69,6 +75,7 @@ class Member:
         self.segments: dict[int, set[int]] = {}  # those that it knows, each with the functions that need it
         self.lanes = Lanes()
         self.reader = LaneReader()
+        self.inbox = Inbox()
         self.given = 0  # tasks sent, as maxtasksperchild counts them
         self.started = False  # has reported that its initializer returned, or has none
         self.is_first = False  # made with the pool, and not later in another's place
@@ -79,22 +86,28 @@ class Member:
         self.retiring = False  # gets no more work
         self.dismissed = False  # has been told to exit
         self._outbox: deque[_Outgoing] = deque()
+        self._starved: dict[Member, None] = {} if starved is None else starved
         for thing in (self.channel, self.far, self.pidfd):
             kernel.own(thing)
 
     @property
     def wants_room(self) -> bool:
-        """Whether packets wait for the socket to take them."""
-        return bool(self._outbox)
+        """Whether packets wait for the socket to have room."""
+        return bool(self._outbox) and self not in self._starved
 
     # --- sending --------------------------------------------------------------------------------
 
-    def post(self, header: Header, pieces: Sequence[Buffer] = (), size: int = 0) -> None:
+    def post(
+        self, header: Header, pieces: Sequence[Buffer] = (), size: int = 0, cargo: Rights | None = None
+    ) -> None:
         """Send a packet, or keep it until there is room; never blocks. Large payloads go through a lane.
 
         Raises `OSError` if a lane cannot be made.
         """
         lane = None
+        fds: Sequence[int] = ()
+        if cargo is not None:
+            header = header._replace(rights=len(cargo.fds))
         if size > INLINE_LIMIT:
             lane = self.lanes.put(pieces, size)
             header = header._replace(flags=header.flags | Flag.LANE, size=size)
@@ -105,8 +118,19 @@ class Member:
             packet = [HEADER.pack(*header[:-1], size), *pieces]
             if len(packet) > 8:
                 packet = [b"".join(packet)]
-        if self._outbox or not self._send(packet, lane):
-            self._outbox.append(_Outgoing(packet, lane))
+        if cargo is not None:
+            fds = self._post_ahead(header, cargo)
+        if self._outbox or not self._send(packet, lane, fds):
+            self._outbox.append(_Outgoing(packet, lane, fds, cargo))
+
+    def _post_ahead(self, header: Header, cargo: Rights) -> list[int]:
+        """Post what does not fit into the packet itself; returns the descriptors that go with that."""
+        left = list(cargo.fds)
+        for ahead, fds in packets_ahead(header, left):
+            packet: list[Buffer] = [HEADER.pack(*ahead)]
+            if self._outbox or not self._send(packet, None, fds):
+                self._outbox.append(_Outgoing(packet, None, fds, cargo))
+        return left
 
     def pass_on(self, header: Header, passage: Passage | Outlet) -> None:
         """Send a packet with a descriptor, or keep both until there is room."""
@@ -114,9 +138,22 @@ class Member:
         if self._outbox or not self._send(packet, passage):
             self._outbox.append(_Outgoing(packet, passage))
 
-    def _send(self, packet: list[Buffer], lane: Lane | Passage | Outlet | None) -> bool:
-        fds = () if lane is None or lane.known else (lane.fd.fileno(),)
-        if not self.channel.send_packet(packet, fds, wait=False):
+    def _send(
+        self,
+        packet: list[Buffer],
+        lane: Lane | Passage | Outlet | None,
+        fds: Sequence[int] = (),
+        _cargo: Rights | None = None,
+    ) -> bool:
+        if lane is not None and not lane.known:
+            fds = (*fds, lane.fd.fileno())
+        try:
+            if not self.channel.send_packet(packet, fds, wait=False):
+                return False
+        except OSError as error:
+            if error.errno != errno.ETOOMANYREFS:
+                raise
+            self._starved[self] = None
             return False
         if lane is not None:
             lane.known = True
@@ -124,13 +161,14 @@ class Member:
 
     def flush(self) -> None:
         """Send what waits, as far as there is room."""
+        self._starved.pop(self, None)
         while self._outbox and self._send(*self._outbox[0]):
             self._outbox.popleft()
 
     # --- receiving ------------------------------------------------------------------------------
 
     def receive(self) -> tuple[Header, memoryview, list[int]] | None:
-        """The next packet from the worker, or None if there is none now."""
+        """The next packet from the worker, or None if there is none now. Raises `Cut` if its descriptors are lost."""
         try:
             return self.channel.receive(wait=False)
         except BlockingIOError:
@@ -154,15 +192,19 @@ class Member:
     def recall(self) -> list[Batch]:
         """Take back every batch that the worker has not read, in order; other unread packets go out again."""
         waiting, self._outbox = self._outbox, deque()
+        self._starved.pop(self, None)
         numbers: list[int] = []
         resend: list[tuple[Header, Outlet | None]] = []
         while True:
+            fds: list[int] | None = None
             try:
                 header, payload, fds = self.far.receive(wait=False)
+            except Cut as cut:  # what was lost are copies: the descriptors that they were made of are still here
+                header, payload = cut.header, cut.payload
             except (OSError, Lost):
-                break  # nothing more is there; or it cannot be had now, and stays with the worker
+                break  # nothing more is there; or the kernel has no memory for it now, and it stays with the worker
             self._unsend(header, payload, fds, numbers, resend)
-        for pieces, lane in waiting:
+        for pieces, lane, _fds, _cargo in waiting:
             head = bytes(pieces[0])
             header = Header._make(HEADER.unpack_from(head))
             if lane is not None:
@@ -182,14 +224,15 @@ class Member:
         self,
         header: Header,
         payload: memoryview,
-        fds: list[int],
+        fds: list[int] | None,
         numbers: list[int],
         resend: list[tuple[Header, Outlet | None]],
     ) -> None:
+        """Deal with a packet that was taken back; without `fds` its descriptors were lost."""
         if header.flags & Flag.LANE:
-            self.lanes.unsent(bytes(payload), known=not fds)
-        outlet = Outlet(fds.pop()) if header.kind == Kind.CAPTURE else None
-        for fd in fds:
+            self.lanes.unsent(bytes(payload), known=fds is not None and len(fds) == attached(header))
+        outlet = Outlet(fds.pop()) if header.kind == Kind.CAPTURE and fds else None
+        for fd in fds or ():
             os.close(fd)
         self._note_unsent(header, numbers, resend, outlet)
 
@@ -202,12 +245,17 @@ class Member:
     ) -> None:
         if header.kind == Kind.BATCH:
             numbers.append(header.batch)
-        elif header.kind == Kind.FUNCTION:
+        elif header.kind == Kind.FUNCTION or (header.kind == Kind.RIGHTS and not header.batch):
             self.knows.discard(header.function)
         elif header.kind == Kind.SHARE:
             self.knows -= self.segments.pop(header.batch, set())
-        else:
-            resend.append((header, outlet))
+        elif header.kind == Kind.CAPTURE:
+            if outlet is not None:  # else it is lost, and so is the output
+                resend.append((header, outlet))
+        elif header.kind != Kind.RIGHTS or not header.items:
+            resend.append((header, None))
+        if (end := retraction(header)) is not None:
+            resend.append((end, None))
 
     def runs(self, target: Target) -> bool:
         """Whether the worker is at the single call with this target, as the board says."""
@@ -222,6 +270,7 @@ class Member:
     def dismiss(self) -> None:
         """Let the worker see the end of file: it has nothing left to do, and exits."""
         self.dismissed = True
+        self._starved.pop(self, None)
         for end in (self.channel, self.far):
             kernel.disown(end)
             end.close()
@@ -234,7 +283,9 @@ class Member:
             thing.close()
         self.lanes.close()
         self.reader.close()
+        self.inbox.close()
         self._outbox.clear()
+        self._starved.pop(self, None)
 
 
 class Crew:
@@ -246,6 +297,7 @@ class Crew:
         leaving: those that were told to exit and have not ended.
         touching: the one that is being dealt with; if an exception strikes then, its state is in doubt.
         watched: those that run a batch of several items, which may turn out to be long.
+        starved: those to which packets with descriptors cannot be sent now, for too many are under way.
     """
 
     def __init__(self) -> None:
@@ -253,6 +305,7 @@ class Crew:
         self.leaving: list[Member] = []
         self.touching: Member | None = None
         self.watched: dict[Member, None] = {}
+        self.starved: dict[Member, None] = {}
         self.empty: dict[Member, None] = {}
         self._single: dict[Member, None] = {}
         self._recent: dict[Member, float] = {}

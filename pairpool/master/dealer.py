@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import functools
 import select
 import time
 from collections.abc import Callable
@@ -25,8 +26,9 @@ from pairpool.master.overseer import Overseer
 from pairpool.master.shares import Shares
 from pairpool.master.stream_job import StreamJob
 from pairpool.wire.board import NOTHING, Board, State, Word
-from pairpool.wire.channel import Header, Kind
-from pairpool.wire.codec import Codec
+from pairpool.wire.channel import Cut, Header, Kind
+from pairpool.wire.codec import Codec, Encoded
+from pairpool.wire.rights import Rights
 from pairpool.wire.segments import Segment, SegmentClosed
 from pairpool.worker import HURRY, Flag
 
@@ -34,6 +36,9 @@ __all__ = ["Dealer", "Hooks"]
 
 WATCH_EVERY = 0.010
 """Seconds that a batch of several items may run before its worker is told to hand back the rest."""
+
+STARVED_FOR = 0.002
+"""Seconds between two tries to send descriptors while too many are under way: no event tells when others are read."""
 
 SETTLE = 0.002
 """Seconds after which a store to the board has surely reached the other core."""
@@ -109,6 +114,8 @@ class Dealer:
     def deal(self, stays: bool) -> None:
         """Send what can be sent; if nobody `stays` who would send the rest later, to whoever has room."""
         agenda, crew = self._agenda, self._crew
+        for starved in list(crew.starved):
+            self._flush(starved)
         self.holds_back = False
         self._stays = stays
         idle = len(crew.members) + 1
@@ -175,10 +182,13 @@ class Dealer:
             except Exception as error:
                 self._agenda.fail(batch, error)
                 return True
+            if batch.encoded.rights is not None:
+                self._fit(batch, batch.encoded, batch.encoded.rights)
         if len(batch.failed) == batch.count:
             self._agenda.deliver(batch, [None] * batch.count, batch.failed)
             return True
-        member = choose(job)
+        is_held_up = batch.encoded.rights is not None and bool(self._crew.starved)
+        member = None if is_held_up else choose(job)  # of what waits, no more copies are kept than need be
         if member is None:
             self._agenda.put_back([batch])
             return False
@@ -186,6 +196,12 @@ class Dealer:
         self._give(member, batch)
         self._crew.touching = None
         return True
+
+    def _fit(self, batch: Batch, encoded: Encoded, cargo: Rights) -> None:
+        """Cut a batch down to the items that could be pickled together with their descriptors."""
+        if encoded.fitting >= 0:
+            self._agenda.put_back([batch.keep(encoded.fitting)])
+        batch.movers = tuple(mover for _place, mover in cargo.movers)
 
     def _refuse_lethal(self, batch: Batch) -> bool:
         """Fail what needs a function that kills every worker which unpickles it; the rest comes by again."""
@@ -218,6 +234,8 @@ class Dealer:
         timeout = job.policy.timeout
         if timeout is not None:
             self._overseer.expect(timeout)
+        if batch.movers and not job.policy.retries:
+            flags |= Flag.MOVES
         header = Header(
             Kind.BATCH,
             flags=flags | (Flag.BY_VALUE if by_value else 0) | (Flag.TIMED if timeout is not None else 0),
@@ -234,7 +252,7 @@ class Dealer:
             for function in functions:
                 if function.number not in member.knows:
                     self._teach(member, function)
-            member.post(header, encoded.pieces, encoded.size)
+            member.post(header, encoded.pieces, encoded.size, encoded.rights)
         except (OSError, SegmentClosed) as error:  # no memory or no descriptor for a lane; or closed by another thread
             member.held.remove(batch)
             crew.watched.pop(member, None)
@@ -273,7 +291,8 @@ class Dealer:
         self._board.name_function(function.number, function.name)
         self._shares.bring(member, function.encoded.segments, function.number)
         header = Header(Kind.FUNCTION, function=function.number)
-        member.post(header, function.encoded.pieces, function.encoded.size)
+        encoded = function.encoded
+        member.post(header, encoded.pieces, encoded.size, encoded.rights)
         member.knows.add(function.number)
 
     def forget(self, numbers: list[int]) -> None:
@@ -291,23 +310,34 @@ class Dealer:
     def on_packets(self, member: Member, events: int) -> None:
         """A worker's socket has packets, or room for some."""
         if events & select.EPOLLOUT and not member.dismissed:
-            member.flush()
-            if not member.wants_room:
-                self._loop.watch_for_room(member.channel.fileno(), False)
+            self._flush(member)
         if events & ~select.EPOLLOUT:
             self.drain(member, everything=False)
+
+    def _flush(self, member: Member) -> None:
+        member.flush()
+        self._loop.watch_for_room(member.channel.fileno(), member.wants_room)
 
     def drain(self, member: Member, *, everything: bool) -> None:
         """Deal with the packets from one worker: as many as it owes, or all that are there."""
         crew = self._crew
         while not member.dismissed:
             crew.touching = member
-            packet = member.receive()
+            try:
+                packet = member.receive()
+            except Cut as cut:
+                self._on_cut(member, cut.header)
+                packet = None
+                continue
             if packet is None:
                 break
             header, payload, fds = packet
             if header.kind == Kind.RESULT:
-                self._on_result(member, header, payload, fds)
+                self._on_result(member, header, self._read(member, header, payload, fds))
+            elif header.kind == Kind.RIGHTS:
+                member.inbox.keep(header, fds)
+            elif header.kind == Kind.RECEIVED:
+                self._on_received(member, header)
             elif header.kind == Kind.READY:
                 self._hooks.on_ready(member)
             elif header.kind == Kind.INIT_FAILED:
@@ -318,17 +348,45 @@ class Dealer:
                 break
         crew.touching = None
 
-    def _on_result(self, member: Member, header: Header, payload: memoryview, fds: list[int]) -> None:
+    def _on_received(self, member: Member, header: Header) -> None:
+        """A worker is about to run an item with descriptors that are its own from now on."""
+        for batch in member.held:
+            if batch.number == header.batch:
+                batch.hand_over()
+
+    def _on_cut(self, member: Member, header: Header) -> None:
+        """A worker has sent descriptors, and this process has no room for them: they are lost."""
+        if header.kind == Kind.RIGHTS:
+            member.inbox.lose(header)
+        elif header.kind == Kind.RESULT:
+            member.retiring = True  # it takes for known a lane that may have been lost
+            self._on_result(member, header, blame.cut_outcome(header))
+
+    def _read(self, member: Member, header: Header, payload: memoryview, fds: list[int]) -> blame.Outcome:
+        outcome: blame.Outcome = ([], {}, [], None)
+        if not header.rights:
+
+            def use(content: memoryview) -> None:
+                nonlocal outcome
+                outcome = blame.read_outcome(header, content)
+
+            member.content(header, payload, fds, use)
+            return outcome
+
+        batch = member.held[0]
+
+        def use_with_descriptors(content: memoryview) -> None:
+            nonlocal outcome
+            outcome = blame.read_outcome(header, content, functools.partial(batch.job.has_a_reader, batch))
+
+        with member.inbox.gather(header, fds) as arrival:
+            member.content(header, payload, fds, use_with_descriptors)
+        return blame.cut_outcome(header) if arrival.is_cut else outcome
+
+    def _on_result(self, member: Member, header: Header, outcome: blame.Outcome) -> None:
         batch = member.held[0]
         assert batch.number == header.batch, "a worker reported a batch that it does not hold"
         job, count = batch.job, header.items
-        outcome: blame.Outcome = ([], {}, [], None)
-
-        def use(content: memoryview) -> None:
-            nonlocal outcome
-            outcome = blame.read_outcome(header, content)
-
-        member.content(header, payload, fds, use)
         if self._loop.ended:
             return  # by the caller's own code, while it was unpickled
         known = batch.first - header.first
@@ -347,7 +405,9 @@ class Dealer:
         elif count > batch.count:
             del values[batch.count :]
         failed.update(batch.failed)
-        if missing and not batch.by_value:
+        if missing and missing[0].fault == Fault.ROOM:
+            self._on_crowded(member, batch, values, failed)
+        elif missing and not batch.by_value:
             self._try_by_value(batch, values, failed, missing)
         elif batch.count:
             self._agenda.deliver(batch, values, failed)
@@ -384,6 +444,16 @@ class Dealer:
         elif member.retiring:
             self._hooks.retire(member)
         crew.place(member)
+
+    def _on_crowded(
+        self, member: Member, batch: Batch, values: list[Any], failed: dict[int, BaseException]
+    ) -> None:
+        """A worker had no room for the descriptors of a batch: each item is tried alone, by others if there are any."""
+        member.retiring = True
+        if batch.count > 1:
+            self._agenda.deliver_but(batch, sorted(failed.keys() - batch.failed.keys()), values, failed, solo=True)
+        else:
+            self._agenda.deliver(batch, values, failed)
 
     # --- by value after all ---------------------------------------------------------------------
 

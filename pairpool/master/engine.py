@@ -21,7 +21,7 @@ from pairpool.master.accounts import Accounts, Trace
 from pairpool.master.agenda import Agenda
 from pairpool.master.cancellation import Cancellation
 from pairpool.master.crew import Crew, Member
-from pairpool.master.dealer import WATCH_EVERY, Dealer
+from pairpool.master.dealer import STARVED_FOR, WATCH_EVERY, Dealer
 from pairpool.master.driver import Driver
 from pairpool.master.functions import Functions
 from pairpool.master.jobs import Calls, Job, Policy, Target
@@ -133,6 +133,8 @@ class Master:
             left = min(left, self._dealer.patience())
         elif self.crew.watched or self.cancellation.condemned or lacking:
             left = min(left, WATCH_EVERY)
+        if self.crew.starved:
+            left = min(left, STARVED_FOR)
         return max(0.0, left) if left < math.inf else -1.0
 
     def write_board(self) -> None:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Protocol
 from pairpool.master.batching import Sizer
 from pairpool.master.functions import Function
 from pairpool.wire.codec import Encoded
+from pairpool.wire.fd import Fd
 
 __all__ = ["MANY", "PLAIN", "Batch", "Calls", "Job", "MapJob", "Policy", "Target"]
 
@@ -54,12 +55,14 @@ class Batch:
         "failed",
         "first",
         "function",
+        "handed_over",
         "hurried",
         "hurry_at",
         "items",
         "job",
         "limit",
         "limited_at",
+        "movers",
         "number",
         "since",
         "solo",
@@ -84,6 +87,8 @@ class Batch:
         self.hurry_at = 0.0  # when its worker is asked next to report what is finished of it
         self.hurried = 0  # how often it was asked
         self.worker: int | None = None  # number of the worker that it was given to last
+        self.movers: tuple[Fd, ...] = ()  # what is to be closed once a worker has it; such a batch is one item
+        self.handed_over = False  # and has been
         self._uses: Counter[int] | None = None
         self._counted = 0
         job.open[self.number] = self
@@ -124,7 +129,14 @@ class Batch:
         batch.by_value = self.by_value
         batch.worker = self.worker
         batch.solo = self.solo
+        batch.movers = self.movers
         return batch
+
+    def hand_over(self) -> None:
+        """A worker is about to run the item, or that has ended: what was to move there is closed here."""
+        self.handed_over = True
+        for mover in self.movers:
+            mover.close()
 
     def without(self, offset: int) -> list[Batch]:
         """New batches of all items but one."""
@@ -259,6 +271,10 @@ class Job(ABC):
     def is_settled(self, _batch: Batch, _offset: int) -> bool:
         """Whether nobody waits for this item any more."""
         return self.cancelled
+
+    def has_a_reader(self, batch: Batch, offset: int) -> bool:
+        """Whether the value of an item goes anywhere."""
+        return offset < batch.count and batch.number in self.open and not self.is_settled(batch, offset)
 
     @abstractmethod
     def accept(self, batch: Batch, values: list[Any], failed: dict[int, BaseException]) -> None:

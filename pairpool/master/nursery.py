@@ -283,7 +283,7 @@ class Nursery(Hooks):
     def _enlist(self, spawned: Spawned) -> None:
         crew = self._crew
         self._refused = 0
-        member = Member(spawned, self._board.slot(spawned.slot), self.zygote)
+        member = Member(spawned, self._board.slot(spawned.slot), self.zygote, crew.starved)
         crew.members[member.number] = member
         self._loop.watch(member.channel.fileno(), lambda events: self.dealer.on_packets(member, events))
         self._loop.watch(member.pidfd.fileno(), lambda _events: self._on_death(member))
@@ -434,6 +434,8 @@ class Nursery(Hooks):
     def _settle_batch(self, death: blame.Death, batch: Batch, unfinished: list[Batch]) -> None:
         job = batch.job
         culprit = death.culprit(batch, unfinished)
+        if culprit is None and batch.handed_over:
+            culprit = 0  # it was about to run the only item, whose descriptors have gone with it
         if culprit is None:
             batch.solo = batch.solo or death.is_in_doubt(batch)
             self._agenda.put_back([batch])

@@ -173,6 +173,9 @@ class StreamJob(Job):
             self._items = iter(())
         return items
 
+    def has_a_reader(self, batch: Batch, offset: int) -> bool:
+        return not self._discarding and super().has_a_reader(batch, offset)
+
     def accept(self, batch: Batch, values: list[Any], failed: dict[int, BaseException]) -> None:
         if self._discarding:
             return

@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from cloudpickle import cloudpickle
 
+from pairpool.wire import carriers
 from pairpool.wire.segments import Segment, Shared
 
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
+
+    from pairpool.wire.rights import Rights
 
 __all__ = ["ByValuePickler", "Knowledge"]
 
@@ -37,6 +40,7 @@ class ByValuePickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle 
         knowledge: what the other side knows.
         keep: a `buffer_callback`, or None for protocol 4 with all buffers in the pickle.
         segments: where those of handles are noted; None where no handle may go.
+        cargo: where copies of descriptors are put; None where none may go.
     """
 
     def __init__(
@@ -45,14 +49,20 @@ class ByValuePickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle 
         knowledge: Knowledge,
         keep: Callable[[Any], Any] | None,
         segments: list[Segment] | None,
+        cargo: Rights | None = None,
     ) -> None:
         super().__init__(file, protocol=4 if keep is None else 5, buffer_callback=keep)
         self._knowledge = knowledge
         self._segments = segments
+        self._cargo = cargo
 
     def reducer_override(self, obj: Any) -> Any:
         if type(obj) is Shared and self._segments is not None:
             return obj.travel(self._segments)
+        if isinstance(obj, carriers.kinds) and self._cargo is not None:
+            way = carriers.travel(obj, self._cargo)
+            if way is not NotImplemented:
+                return way
         if isinstance(obj, FunctionType):
             if self._knowledge.names(obj):
                 return NotImplemented

@@ -7,6 +7,7 @@ What the kernel does (unix(7), recvmsg(2)), and what follows:
 - a receive buffer that is too small cuts the packet off (MSG_TRUNC), and descriptors that do not fit, in the buffer
   or in the process's table, are lost (MSG_CTRUNC): both are errors here, never a short read;
 - a receive buffer needs memory for what was received and no more, if it comes from mmap: few packets are large;
+- there may be too many descriptors under way (ETOOMANYREFS; see `rights.py`): to send waits as if there were no room;
 - an empty packet reads like EOF: none is ever sent, for every packet begins with a header;
 - O_NONBLOCK belongs to the open file, which the master and a worker share for the worker's end: so nothing here sets
   it, and each call says MSG_DONTWAIT for itself.
@@ -27,7 +28,18 @@ from typing import NamedTuple
 
 from pairpool import kernel
 
-__all__ = ["HEADER", "INLINE_LIMIT", "PACKET_LIMIT", "Buffer", "Channel", "Header", "Kind", "Lost"]
+__all__ = [
+    "HEADER",
+    "INLINE_LIMIT",
+    "MAX_DESCRIPTORS",
+    "PACKET_LIMIT",
+    "Buffer",
+    "Channel",
+    "Cut",
+    "Header",
+    "Kind",
+    "Lost",
+]
 
 Buffer = bytes | bytearray | memoryview
 
@@ -36,9 +48,10 @@ BREATH = 0.001
 """Seconds before a packet that the kernel had no room for is sent again."""
 
 PACKET_LIMIT = 212_992
-MAX_DESCRIPTORS = 16
+MAX_DESCRIPTORS = 253
+"""Descriptors that a packet may carry: SCM_MAX_FD of the kernel."""
 
-HEADER = struct.Struct("<BBBBIQQIIQQ")
+HEADER = struct.Struct("<BBBBIQQIIIQQ")
 
 
 class Kind:
@@ -61,6 +74,8 @@ class Kind:
     SHARE = 15  # master to worker: the segment numbered `batch`, its memfd attached, its table at `first`
     UNSHARE = 16  # master to worker: let go of the segment numbered `batch`
     CAPTURE = 17  # master to worker: write output to the attached descriptor; `first` says which, `items` a log's level
+    RIGHTS = 18  # `items` descriptors for the packet with this `batch` and `function`; 0 to close what came before
+    RECEIVED = 19  # worker to master: about to run `batch`, whose descriptors are to be closed there
 
 
 class Header(NamedTuple):
@@ -75,12 +90,28 @@ class Header(NamedTuple):
     first: int = 0
     items: int = 0
     split: int = 0  # bytes of the payload's first section
+    rights: int = 0  # descriptors that its pickles need, in this packet and in those of kind RIGHTS before it
     nanoseconds: int = 0
     size: int = 0  # bytes of the payload, in the packet or in the lane
 
 
 class Lost(Exception):
     """The other side is gone: nothing will arrive on this channel any more."""
+
+
+class Cut(OSError):
+    """A packet has arrived, but its descriptors are lost: this process may open no more files.
+
+    Attributes:
+        header, payload: of the packet.
+    """
+
+    def __init__(self, header: Header, payload: memoryview) -> None:
+        super().__init__(
+            errno.EMFILE, "the descriptors of a packet did not fit: this process may open no more files"
+        )
+        self.header = header
+        self.payload = payload
 
 
 class Channel:
@@ -124,7 +155,12 @@ class Channel:
     def send(
         self, header: Header, payload: Buffer = b"", fds: Sequence[int] = (), *, wait: bool = True
     ) -> bool:
-        """Send one packet; False if it would block and `wait` is not set. Raises `Lost` if nobody can read it."""
+        """Send one packet; False if it would block and `wait` is not set.
+
+        Raises:
+            Lost: nobody can read it.
+            OSError: ETOOMANYREFS, too many descriptors are under way, and `wait` is not set.
+        """
         return self.send_packet(
             [HEADER.pack(*header[:-1], len(payload)), payload] if payload else [HEADER.pack(*header)],
             fds,
@@ -155,16 +191,24 @@ class Channel:
         except OSError as error:
             if error.errno == errno.ENOBUFS:
                 return wait and self._send_later(pieces, fds)
+            if error.errno == errno.ETOOMANYREFS and wait:
+                return self._send_later(pieces, fds)
             raise
         return True
 
     def _send_later(self, pieces: Sequence[Buffer], fds: Sequence[int]) -> bool:
-        """Send once there is room: somebody has made the socket non-blocking, or memory for packets is short."""
+        """Send once there is room: somebody has made the socket non-blocking, or the kernel is short of something."""
         poller = select.poll()
         poller.register(self.sock.fileno(), select.POLLOUT)
-        poller.poll()
-        time.sleep(BREATH)
-        return self.send_packet(pieces, fds, wait=True)
+        while True:
+            poller.poll()
+            time.sleep(BREATH)
+            try:
+                if self.send_packet(pieces, fds, wait=False):
+                    return True
+            except OSError as error:
+                if error.errno != errno.ETOOMANYREFS:
+                    raise
 
     def receive(self, *, wait: bool = True) -> tuple[Header, memoryview, list[int]]:
         """The next packet as header, payload and descriptors (now the caller's).
@@ -174,7 +218,8 @@ class Channel:
         Raises:
             Lost: end of file, for the other side has closed or died.
             BlockingIOError: nothing is there and `wait` is not set.
-            OSError: a packet or its descriptors were cut off.
+            Cut: its descriptors were lost.
+            OSError: the packet was cut off.
         """
         if self._buffer is None:
             self._buffer = mmap.mmap(-1, PACKET_LIMIT, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -194,7 +239,8 @@ class Channel:
                 os.close(fd)
             if flags & socket.MSG_TRUNC:
                 raise OSError(errno.EMSGSIZE, f"a packet did not fit into {PACKET_LIMIT} bytes")
-            raise OSError(errno.EMFILE, "the descriptors of a packet did not fit: this process may open no more files")
+            view = self._pieces[0]
+            raise Cut(Header._make(HEADER.unpack_from(view)), view[HEADER.size : size])
         if not size:
             raise Lost
         view = self._pieces[0]

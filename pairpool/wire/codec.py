@@ -24,9 +24,10 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pairpool.wire import lanes
+from pairpool.wire import carriers, lanes, rights
 from pairpool.wire.channel import Buffer
 from pairpool.wire.numeric import is_plain
+from pairpool.wire.rights import Rights
 from pairpool.wire.segments import Segment, Shared
 
 if TYPE_CHECKING:
@@ -59,17 +60,34 @@ class Encoded(NamedTuple):
     size: int
     by_value: bool  # something had to go by value that multiprocessing would have refused
     segments: tuple[Segment, ...] = ()  # what a worker has to have mapped to unpickle it
+    rights: Rights | None = None  # copies of the descriptors that it names
+    fitting: int = -1  # how many of the items it holds, if descriptors do not let it hold them all
 
 
 class _Beside(list[Any]):
-    """What stays out of a pickle: the list holds its buffers, and `segments` those that it names."""
+    """What stays out of a pickle: the list holds its buffers, and `segments` those that it names.
+
+    Attributes:
+        cargo: where copies of descriptors are put, if any may be sent; those of this pickle from place `start` on.
+    """
 
     segments: list[Segment]
+    cargo: Rights | None = None
+    start = 0
+
+    def restart(self) -> None:
+        """The object is pickled once more."""
+        self.clear()
+        if self.cargo is not None:
+            self.cargo.cut(self.start)
 
 
-def _beside(segments: list[Segment]) -> _Beside:
+def _beside(segments: list[Segment], cargo: Rights | None = None) -> _Beside:
     beside = _Beside()
     beside.segments = segments
+    if cargo is not None:
+        beside.cargo = cargo
+        beside.start = len(cargo.fds)
     return beside
 
 
@@ -179,22 +197,43 @@ _NAMEABLE = (FunctionType, type)
 class NamingPickler(pickle.Pickler):
     """The plain pickler, but stops with `_Unnamed` at what has to go by value; without `keep`, in protocol 4.
 
-    Handles of `Pool.share` go as a reference to their segments, which are noted in `segments`.
+    Handles of `Pool.share` go as a reference to their segments, which are noted in `segments`; sockets and the like
+    go as a place in `cargo`, if there is one.
     """
 
     def __init__(
-        self, file: SupportsWrite[bytes], birth: Birth, keep: Callable[[Any], Any] | None, segments: list[Segment]
+        self,
+        file: SupportsWrite[bytes],
+        birth: Birth,
+        keep: Callable[[Any], Any] | None,
+        segments: list[Segment],
+        cargo: Rights | None = None,
     ) -> None:
         super().__init__(file, 4 if keep is None else 5, buffer_callback=keep)
         self._birth = birth
         self._segments = segments
+        self._cargo = cargo
 
     def reducer_override(self, obj: Any) -> Any:
         if type(obj) is Shared:
             return obj.travel(self._segments)
-        if isinstance(obj, _NAMEABLE) and not self._birth.names(obj):
-            raise _Unnamed
+        if isinstance(obj, _NAMEABLE):
+            if not self._birth.names(obj):
+                raise _Unnamed
+        elif issubclass(type(obj), carriers.kinds) and self._cargo is not None:  # isinstance takes twice as long
+            return carriers.travel(obj, self._cargo)
         return NotImplemented
+
+
+class _CarryingPickler(pickle.Pickler):
+    """The plain pickler, but sockets and the like go as a place in `cargo`."""
+
+    def __init__(self, file: SupportsWrite[bytes], keep: Callable[[Any], Any] | None, cargo: Rights) -> None:
+        super().__init__(file, 4 if keep is None else 5, buffer_callback=keep)
+        self._cargo = cargo
+
+    def reducer_override(self, obj: Any) -> Any:
+        return carriers.travel(obj, self._cargo) if isinstance(obj, carriers.kinds) else NotImplemented
 
 
 class _PlainPickler(pickle.Pickler):
@@ -294,22 +333,57 @@ class Codec:
         pieces: list[Buffer] = []
         went_by_value = False
         segments: list[Segment] = []
+        cargo = self._cargo()
+        fitting = -1
+        buffers = _beside(segments, cargo)
         for offset, item in enumerate(items):
-            buffers = _beside(segments)
+            buffers.clear()
+            if cargo.fds:
+                buffers.start = len(cargo.fds)
             if mark is not None:
                 mark(offset)
             try:
                 data, valued = self._dump(item, buffers, may_go_by_value)
             except self._failures as error:
+                cargo.cut(buffers.start)
+                if self._may_end(error, buffers.start):
+                    fitting = offset
+                    break
                 fail(offset, error)
                 table += (0, 0)
                 continue
+            if cargo.fds and self._is_too_much(cargo, offset, buffers.start):
+                cargo.cut(buffers.start)
+                fitting = offset
+                break
             went_by_value |= valued
             pieces.append(data)
-            raws = [buffer.raw() for buffer in buffers]
-            table += (len(data), len(raws), *(raw.nbytes for raw in raws))
-            pieces += raws
-        return _each_payload(table, pieces, went_by_value, segments)
+            if buffers:
+                raws = [buffer.raw() for buffer in buffers]
+                table += (len(data), len(raws), *(raw.nbytes for raw in raws))
+                pieces += raws
+            else:
+                table += (len(data), 0)
+        return _with_cargo(_each_payload(table, pieces, went_by_value, segments), cargo, fitting)
+
+    def _cargo(self) -> Rights:
+        """Where the descriptors of a pickle are put."""
+        carriers.notice()
+        if self.birth is None:
+            carriers.guard()
+        return Rights()
+
+    def _may_end(self, error: BaseException, descriptors: int) -> bool:
+        """Whether a batch ends before an item that failed: for want of room, which those before it take."""
+        return descriptors > 0 and self.birth is not None and isinstance(error, rights.NoRoom)
+
+    def _is_too_much(self, cargo: Rights, offset: int, start: int) -> bool:
+        """Whether an item must not go with those before it: there are many descriptors, or one that moves.
+
+        A worker that dies takes with it the descriptors that have moved there: those of the item that it ran, and of
+        none behind that.
+        """
+        return offset > 0 and self.birth is not None and (bool(cargo.movers) or start >= rights.BATCH_LIMIT)
 
     def _dump(self, item: Any, buffers: _Beside, may_go_by_value: bool) -> tuple[bytes, bool]:
         """One item's pickle, and whether something in it went by value; fills `buffers`."""
@@ -318,7 +392,7 @@ class Codec:
         except needs_value:
             if not may_go_by_value:
                 raise
-        buffers.clear()
+        buffers.restart()
         return self._dump_by_value(item, buffers), True
 
     def _dump_by_value(self, item: Any, buffers: _Beside | None) -> bytes:
@@ -326,15 +400,16 @@ class Codec:
 
         knowledge = self.birth or _Home()
         segments = None if self.birth is None or buffers is None else buffers.segments
+        cargo = None if buffers is None else buffers.cargo
         if buffers is not None:
             file = io.BytesIO()
             try:
-                ByValuePickler(file, knowledge, _keeper(buffers), segments).dump(item)
+                ByValuePickler(file, knowledge, _keeper(buffers), segments, cargo).dump(item)
                 return file.getvalue()
             except _ReadOnlyBuffer:
-                buffers.clear()
+                buffers.restart()
         file = io.BytesIO()
-        ByValuePickler(file, knowledge, None, segments).dump(item)
+        ByValuePickler(file, knowledge, None, segments, cargo).dump(item)
         return file.getvalue()
 
     def dump_alone(self, item: Any) -> bytes:
@@ -349,26 +424,33 @@ class Codec:
 
         Raises whatever says that it cannot be pickled.
         """
-        buffers = _beside([])
+        cargo = self._cargo()
+        buffers = _beside([], cargo)
         if by_value:
             data, went_by_value = self._dump_by_value(function, buffers), True
         else:
             data, went_by_value = self._dump(function, buffers, may_go_by_value=True)
         raws = [buffer.raw() for buffer in buffers]
         table = [len(data), len(raws), *(raw.nbytes for raw in raws)]
-        return _each_payload(table, [data, *raws], went_by_value, buffers.segments)
+        return _with_cargo(_each_payload(table, [data, *raws], went_by_value, buffers.segments), cargo)
 
     def _dump_by_name(self, item: Any, buffers: _Beside) -> bytes:
         """A pickle that names every function and class; raises `_Unnamed` if the other side does not know one."""
         if self.birth is None:
-            return _dumps(item, buffers)
+            try:
+                return _dumps(item, buffers)
+            except _UNPICKLABLE:
+                if buffers.cargo is None:
+                    raise
+            buffers.clear()
+            return _dump_carrying(item, buffers, buffers.cargo)
         file = io.BytesIO()
         try:
-            NamingPickler(file, self.birth, _keeper(buffers), buffers.segments).dump(item)
+            NamingPickler(file, self.birth, _keeper(buffers), buffers.segments, buffers.cargo).dump(item)
         except _ReadOnlyBuffer:
-            buffers.clear()
+            buffers.restart()
             file = io.BytesIO()
-            NamingPickler(file, self.birth, None, buffers.segments).dump(item)
+            NamingPickler(file, self.birth, None, buffers.segments, buffers.cargo).dump(item)
         return file.getvalue()
 
     def captures(self, function: Any) -> Iterator[tuple[str, int]]:
@@ -409,6 +491,10 @@ def _each_payload(table: list[int], pieces: list[Buffer], by_value: bool, segmen
     return Encoded(EACH, [head, *pieces], size, by_value)
 
 
+def _with_cargo(encoded: Encoded, cargo: Rights, fitting: int = -1) -> Encoded:
+    return encoded._replace(rights=cargo, fitting=fitting) if cargo.fds or fitting >= 0 else encoded
+
+
 def _bulk_payload(data: bytes) -> Encoded:
     return Encoded(BULK, [data], len(data), False)
 
@@ -445,6 +531,17 @@ def _keeper(buffers: list[Any]) -> Callable[[Any], bool]:
         return False
 
     return keep
+
+
+def _dump_carrying(item: Any, buffers: _Beside, cargo: Rights) -> bytes:
+    file = io.BytesIO()
+    try:
+        _CarryingPickler(file, _keeper(buffers), cargo).dump(item)
+    except _ReadOnlyBuffer:
+        buffers.restart()
+        file = io.BytesIO()
+        _CarryingPickler(file, None, cargo).dump(item)
+    return file.getvalue()
 
 
 def _dumps(item: Any, buffers: list[Any]) -> bytes:

@@ -40,6 +40,8 @@ __all__ = [
     "arrive",
     "closed_error",
     "drop",
+    "lacking",
+    "lose",
     "take_lacking",
 ]
 
@@ -236,12 +238,14 @@ class _Arrived:
 
     __slots__ = ("_error", "_loaded", "_table_at", "_thing", "mapping")
 
-    def __init__(self, fd: int, table_at: int) -> None:
+    def __init__(self, fd: int, table_at: int, error: Exception | None = None) -> None:
         self._table_at = table_at
         self._loaded = False
         self._thing: Any = None
-        self._error: Exception | None = None
+        self._error = error
         self.mapping: mmap.mmap | None = None
+        if error is not None:
+            return
         try:
             self.mapping = _map(fd)
         except (OSError, MemoryError) as error:
@@ -276,7 +280,19 @@ _lacking = False
 
 
 class _Lacking(Exception):
-    """A segment is not there yet: the packet with it was taken back before this worker read it."""
+    """A segment or a descriptor is not there: the packet with it was taken back before this worker read it."""
+
+
+def lacking() -> Exception:
+    """What to raise where something is not there that a packet before this one had; notes it for `take_lacking`."""
+    global _lacking
+    _lacking = True
+    return _Lacking()
+
+
+def lose(header: Header, error: OSError) -> None:
+    """A packet with a segment has come without its memfd: tasks that use it fail with `error`."""
+    _arrived[header.batch] = _Arrived(-1, header.first, error)
 
 
 def arrive(header: Header, fds: list[int]) -> None:
@@ -300,7 +316,7 @@ def drop(ident: int) -> None:
 
 
 def take_lacking() -> bool:
-    """Whether something was unpickled since the last call that needs a segment which is not there."""
+    """Whether something was unpickled since the last call that needs a segment or a descriptor which is not there."""
     global _lacking
     was, _lacking = _lacking, False
     return was
@@ -308,9 +324,7 @@ def take_lacking() -> bool:
 
 def look_up(ident: int) -> Any:
     """The object in a segment: the same one for all tasks of this worker."""
-    global _lacking
     segment = _arrived.get(ident)
     if segment is None:
-        _lacking = True
-        raise _Lacking
+        raise lacking()
     return segment.thing

@@ -1,0 +1,137 @@
+"""A small load generator for HTTP/1.1 with keep-alive, for machines without wrk or ab. It reads each answer to its end.
+
+    python benchmarks/http_load.py http://127.0.0.1:8000/ --connections 64 --seconds 5
+
+Each of the connections sends its next request when the answer to the last is there, all in one thread. Whatever is not
+a whole answer of status 200 with a body of the announced length counts as an error, of one of these kinds:
+
+    dropped      the connection ended while a request was under way: what happens to one whose worker is killed
+    closed       it had ended when the next request was sent, although it was to be kept alive
+    refused      no connection could be made
+    wrong        another status, or not HTTP
+    slow         no whole answer within `TIMEOUT` seconds
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import statistics
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+__all__ = ["Load", "run_load"]
+
+TIMEOUT = 10.0
+
+
+@dataclass
+class Load:
+    """What came of it.
+
+    Attributes:
+        answers: whole answers of status 200.
+        errors: those of each kind.
+        seconds: from the first request to the last answer.
+        latencies: seconds from each request to its answer.
+    """
+
+    answers: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+    latencies: list[float] = field(default_factory=list)
+
+    def summary(self) -> dict[str, object]:
+        cuts = statistics.quantiles(self.latencies, n=100) if len(self.latencies) > 1 else [0.0] * 99
+        return {
+            "answers": self.answers,
+            "answers_per_second": round(self.answers / self.seconds, 1) if self.seconds else 0.0,
+            "errors": dict(self.errors),
+            "latency_ms": {"p50": round(cuts[49] * 1e3, 3), "p99": round(cuts[98] * 1e3, 3)},
+        }
+
+
+class _Wrong(Exception):
+    """The answer is none, or not of status 200."""
+
+
+async def _exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> bool:
+    """Send a request and read its answer; whether the connection is kept alive. Raises if it is no answer."""
+    writer.write(request)
+    head = await reader.readuntil(b"\r\n\r\n")
+    status, *lines = head.decode("latin-1").split("\r\n")
+    fields = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    if status.split()[1:2] != ["200"]:
+        raise _Wrong(status)
+    await reader.readexactly(int(fields["content-length"]))
+    return fields.get("connection", "").lower() != "close"
+
+
+async def _leave(writer: asyncio.StreamWriter) -> None:
+    """Close a connection at once, and wait until that has been done."""
+    writer.transport.abort()
+    try:
+        await writer.wait_closed()
+    except ConnectionError:
+        pass  # which has been counted
+
+
+async def _client(host: str, port: int, request: bytes, until: float, load: Load) -> None:
+    """One connection after the other until the time is up."""
+    while time.monotonic() < until:
+        try:
+            reader, writer = await asyncio.open_connection(host, port)
+        except OSError:
+            load.errors["refused"] += 1
+            await asyncio.sleep(0.01)
+            continue
+        try:
+            keep = True
+            while keep and time.monotonic() < until:
+                if reader.at_eof():
+                    load.errors["closed"] += 1
+                    break
+                began = time.monotonic()
+                async with asyncio.timeout(TIMEOUT):
+                    keep = await _exchange(reader, writer, request)
+                load.answers += 1
+                load.latencies.append(time.monotonic() - began)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            load.errors["dropped"] += 1
+        except (_Wrong, KeyError, ValueError):
+            load.errors["wrong"] += 1
+        except TimeoutError:
+            load.errors["slow"] += 1
+        finally:
+            await _leave(writer)
+
+
+async def run_load(url: str, connections: int, seconds: float) -> Load:
+    """Keep so many connections busy for so long."""
+    parts = urlsplit(url)
+    host, port = parts.hostname or "127.0.0.1", parts.port or 80
+    request = f"GET {parts.path or '/'} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
+    load = Load()
+    began = time.monotonic()
+    async with asyncio.TaskGroup() as group:
+        for _ in range(connections):
+            group.create_task(_client(host, port, request, began + seconds, load))
+    load.seconds = time.monotonic() - began
+    return load
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Load for an HTTP server, and an honest count of what goes wrong.")
+    parser.add_argument("url")
+    parser.add_argument("--connections", type=int, default=64)
+    parser.add_argument("--seconds", type=float, default=5.0)
+    options = parser.parse_args()
+    load = asyncio.run(run_load(options.url, options.connections, options.seconds))
+    print(json.dumps(load.summary()))
+
+
+if __name__ == "__main__":
+    main()
