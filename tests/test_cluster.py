@@ -265,6 +265,36 @@ def test_an_ended_call_is_cancelled(cluster: str, tmp_path: Path) -> None:
     assert run(tmp_path, code, cluster) == [True, [0, 1, 4]]
 
 
+def test_the_scheduler_goes_away(tmp_path: Path) -> None:
+    pytest.importorskip("distributed")
+    code = """
+        import logging
+        logging.disable(logging.CRITICAL)
+        with ClusterPool(sys.argv[1], timeout=3) as pool:
+            results = pool.imap(slow_square, range(100_000))
+            next(results)
+            print("go on", flush=True)
+            try:
+                sum(results)
+            except ConnectionError as error:
+                print(json.dumps(str(error)))
+    """
+    script = tmp_path / "program.py"
+    script.write_text(f"{COMMON}\nif __name__ == '__main__':\n{textwrap.indent(textwrap.dedent(code), '    ')}")
+    with ExitStack() as stack:
+        running = stack.enter_context(ExitStack())
+        address = running.enter_context(scheduler(tmp_path))
+        stack.enter_context(node(address))
+        command = [sys.executable, str(script), address]
+        options: dict[str, Any] = {"env": environment(), "stdout": subprocess.PIPE, "text": True}
+        program = stack.enter_context(subprocess.Popen(command, **options))
+        assert program.stdout is not None
+        assert program.stdout.readline() == "go on\n"
+        running.close()
+        out, _ = program.communicate(timeout=PATIENCE)
+    assert json.loads(out) == "the Dask scheduler has gone away, and did not come back in time"
+
+
 # --- bad input ----------------------------------------------------------------------------------------
 
 

@@ -185,11 +185,14 @@ class Work:
                 raise CancelledError("the call was cancelled")
             if self._batches.error is not None:
                 raise self._batches.error
+        except RuntimeError as error:
+            self._require_scheduler(error)
+            raise
         finally:
             self._is_over = True
-            if self._sent:
+            if self._sent and self._client.status == "running":
                 self._client.cancel(list(self._sent), force=True)
-                self._sent.clear()
+            self._sent.clear()
             self._books.close(self._call)
             self.at_end(self)
 
@@ -227,6 +230,11 @@ class Work:
         self._sent[future] = Sent(order, deaths)
         arrivals.add(future)
 
+    def _require_scheduler(self, error: Exception) -> None:
+        """Raise `ConnectionError` if what went wrong is that there is no scheduler any more."""
+        if self._client.status in ("closing", "closed"):
+            raise ConnectionError("the Dask scheduler has gone away, and did not come back in time") from error
+
     # --- in -------------------------------------------------------------------------------------
 
     def _receive(self, arrivals: Any, future: Any) -> tuple[int, list[Outcome] | None]:
@@ -257,12 +265,13 @@ class Work:
     def _on_lost(
         self, arrivals: Any, order: node.Order, deaths: int, error: Exception
     ) -> list[Outcome] | None:
-        """Dask gave a batch up, for nodes went away under it, or the whole call was cancelled."""
-        if self._is_cancelled or isinstance(error, CancelledError):
+        """Dask gave a batch up: nodes or connections went away under it, or the whole call was cancelled."""
+        if self._is_cancelled:
             return None
+        self._require_scheduler(error)
         from distributed.scheduler import KilledWorker
 
-        if isinstance(error, KilledWorker) and deaths < DEATHS:
+        if isinstance(error, (KilledWorker, CancelledError, OSError)) and deaths < DEATHS:
             self._submit(arrivals, order, deaths + 1)
             return None
         outcomes: list[Outcome] = [(False, error)] * order.length
