@@ -10,7 +10,8 @@ from typing import Any
 
 ELSEWHERE = re.compile(r"(?:https?:)?//", re.IGNORECASE)
 IN_STYLES = re.compile(r"""(?:url\(|@import)\s*["']?((?:https?:)?//[^"')\s]+)""", re.IGNORECASE)
-LOADING_RELATIONS = {"stylesheet", "icon", "preload", "prefetch", "preconnect", "dns-prefetch", "modulepreload", "manifest"}
+LOADING = {"dns-prefetch", "icon", "manifest", "modulepreload", "preconnect", "prefetch", "preload", "stylesheet"}
+"""Relations of links that a browser follows by itself."""
 
 
 class Loads(HTMLParser):
@@ -23,7 +24,7 @@ class Loads(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         values = {name: value or "" for name, value in attrs}
         sources = [values.get("src", ""), values.get("srcset", ""), values.get("poster", ""), values.get("data", "")]
-        if tag == "link" and LOADING_RELATIONS.intersection(values.get("rel", "").lower().split()):
+        if tag == "link" and LOADING.intersection(values.get("rel", "").lower().split()):
             sources.append(values.get("href", ""))
         self.found += [source for source in sources if ELSEWHERE.match(source.strip())]
 
