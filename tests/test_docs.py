@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from mkdocs_hooks import loaded_from_elsewhere
 from tests.docpages import PageError, blocks_of, is_like, run_page
 
 ROOT = Path(__file__).parent.parent
+RELEASE = tuple(map(int, re.findall(r"\d+", platform.release())[:2]))
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
@@ -23,6 +26,8 @@ def page(tmp_path: Path, text: str) -> Path:
 @pytest.mark.hang_limit(240)
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_block_of_the_page_runs(path: Path, tmp_path: Path) -> None:
+    if RELEASE < (6, 15) and "ended with" in path.read_text(encoding="utf-8"):
+        pytest.skip("it shows how workers ended, which the kernel tells from Linux 6.15 on")
     skipped = run_page(path, tmp_path)
     if skipped:
         pytest.skip("; ".join(skipped))
