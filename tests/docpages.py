@@ -97,6 +97,10 @@ class Block:
         return self.language == "python" and bool(self.title or GUARD.search(self.code))
 
     @property
+    def is_console(self) -> bool:
+        return self.language == "console"
+
+    @property
     def missing(self) -> set[str]:
         """Optional modules that it imports and that are not installed."""
         if self.language != "python":
@@ -221,7 +225,7 @@ class _Runner(ExitStack):
     def run(self) -> list[str]:
         for block in self.blocks:
             self.look_at(block)
-        commands = "\n".join(block.code for block in self.blocks if block.language == "console" and not block.not_run)
+        commands = "\n".join(block.code for block in self.blocks if block.is_console and not block.not_run)
         had_session = False
         for block in self.blocks:
             if block.title:
@@ -233,7 +237,7 @@ class _Runner(ExitStack):
             elif block.language == "python" and not had_session:
                 had_session = True
                 self.run_session()
-            elif block.language == "console":
+            elif block.is_console:
                 self.run_console(block)
             elif block.language == "sh":
                 self.compare(block, block.output, self.execute(block, ["bash", "-ec", block.code]))
@@ -244,8 +248,9 @@ class _Runner(ExitStack):
         if block.language not in LANGUAGES:
             language = repr(block.language) if block.language else "no language"
             self.fail(block, f"{language} is not one of {', '.join(sorted(LANGUAGES))}")
-        missing = set() if block.not_run else block.missing
-        if missing:
+        files = [one for one in self.blocks if one.title and one.title in block.code] if block.is_console else [block]
+        missing = {name for one in files for name in one.missing}
+        if missing and not block.not_run:
             block.not_run = f"for want of {', '.join(sorted(missing))}"
             self.skipped.append(f"line {block.line}, {block.not_run}")
 
@@ -306,7 +311,6 @@ class _Runner(ExitStack):
 
     def execute(self, block: Block, command: list[str], *, any_status: bool = False) -> str:
         """Run a program to its end; what it has printed, with its standard error where the page shows a console."""
-        is_console = block.language == "console"
         warns = {"PYTHONWARNINGS": "default"} if block.warns else {}
         try:
             done = subprocess.run(
@@ -315,7 +319,7 @@ class _Runner(ExitStack):
                 env=self.environment | warns,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT if is_console else subprocess.PIPE,
+                stderr=subprocess.STDOUT if block.is_console else subprocess.PIPE,
                 encoding="utf-8",
                 timeout=PATIENCE,
             )

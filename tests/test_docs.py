@@ -122,8 +122,9 @@ def test_what_is_marked_is_not_run(tmp_path: Path) -> None:
 
 def test_what_needs_a_module_that_is_missing_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.docpages.OPTIONAL", {"no_such_module"})
-    text = "~~~python\nfrom no_such_module.sub import thing\n\nif __name__ == '__main__':\n    thing()\n~~~"
-    assert run_page(page(tmp_path, text), tmp_path) == ["line 1, for want of no_such_module"]
+    text = '~~~python title="x.py"\nfrom no_such_module.sub import thing\n~~~\n~~~console\n$ python x.py\nyes\n~~~'
+    reason = "for want of no_such_module"
+    assert run_page(page(tmp_path, text), tmp_path) == [f"line 1, {reason}", f"line 4, {reason}"]
 
 
 def test_what_is_compared() -> None:
