@@ -13,13 +13,13 @@ What a writer has to know:
     ```text                 directly below one of these, what it prints
 
 All of a page runs in one empty directory; its session runs where its first block stands. Output is compared after
-pids, durations and addresses are blanked; `...` stands for anything. Help texts are compared word by word, for argparse
+pids, durations, sizes and addresses are blanked; `...` stands for anything, on a line of its own for any number of lines. Help texts are compared word by word, for argparse
 breaks lines differently from version to version. Warnings are errors.
 
 A comment directly above a block marks what is not run, or not everywhere:
 
     <!-- not run: the reason -->
-    <!-- warnings: the reason -->     they are no errors in this program
+    <!-- warnings: the reason -->     they are ignored
 """
 
 from __future__ import annotations
@@ -62,7 +62,10 @@ _TITLE = re.compile(r'title="([^"]+)"')
 _VARYING = [
     (re.compile(r"0x[0-9a-f]+"), "0x#"),
     (re.compile(r"\bpid \d+"), "pid #"),
-    (re.compile(r"(?<![\w.])\d[\d,.]*(?= ?(?:ns|µs|ms|s)\b)"), "#"),
+    (re.compile(r"(?<![\w.])\d[\d,.]*(?= ?(?:ns|µs|ms|s)\b|/s\b|[KMG]\b)"), "#"),
+    (re.compile(r"\bcpu +\d+%"), "cpu #"),
+    (re.compile(r"[▁-█]+"), ""),  # the rates of the last seconds
+    (re.compile(r"(?<=\S) {2,}"), "  "),
 ]
 
 
@@ -81,7 +84,7 @@ class Block:
         code: its lines, without the fence's own indentation.
         output: what the page shows as its output; None if nothing.
         not_run: why it is not run; empty if it is.
-        warns: whether its warnings are no errors.
+        warns: whether its warnings are ignored.
     """
 
     line: int
@@ -179,8 +182,8 @@ def commands_of(code: str) -> list[tuple[str, str]]:
 def is_like(shown: str, printed: str) -> bool:
     """Whether a program printed what the page shows."""
     if shown.startswith("usage:"):
-        return _pattern(" ".join(shown.split())).fullmatch(" ".join(printed.split())) is not None
-    return _pattern(_plain(shown)).fullmatch(_plain(printed)) is not None
+        shown, printed = " ".join(shown.split()), " ".join(printed.split())
+    return _pattern(_plain(shown)).fullmatch(_plain(printed) + "\n") is not None
 
 
 def _plain(text: str) -> str:
@@ -190,7 +193,12 @@ def _plain(text: str) -> str:
 
 
 def _pattern(shown: str) -> re.Pattern[str]:
-    return re.compile(".*?".join(map(re.escape, shown.split("..."))), re.DOTALL)
+    """A line that is only `...` stands for any number of lines, and one within a line for any part of it."""
+    lines = [
+        r"(?:.*\n)*?" if line.strip() == "..." else ".*?".join(map(re.escape, line.split("..."))) + r"\n"
+        for line in shown.splitlines()
+    ]
+    return re.compile("".join(lines))
 
 
 # --- running ------------------------------------------------------------------------------------------
@@ -311,7 +319,7 @@ class _Runner(ExitStack):
 
     def execute(self, block: Block, command: list[str], *, any_status: bool = False) -> str:
         """Run a program to its end; what it has printed, with its standard error where the page shows a console."""
-        warns = {"PYTHONWARNINGS": "default"} if block.warns else {}
+        warns = {"PYTHONWARNINGS": "ignore"} if block.warns else {}
         try:
             done = subprocess.run(
                 command,
