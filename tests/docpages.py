@@ -182,8 +182,13 @@ def commands_of(code: str) -> list[tuple[str, str]]:
 def is_like(shown: str, printed: str) -> bool:
     """Whether a program printed what the page shows."""
     if shown.startswith("usage:"):
-        shown, printed = " ".join(shown.split()), " ".join(printed.split())
+        shown, printed = _words(shown), _words(printed)
     return _pattern(_plain(shown)).fullmatch(_plain(printed) + "\n") is not None
+
+
+def _words(usage: str) -> str:
+    """A help text in one line; options as from Python 3.13 on, which names their argument only once."""
+    return re.sub(r"(-\w) (\w+), (--\w+) \2", r"\1, \3 \2", " ".join(usage.split()))
 
 
 def _plain(text: str) -> str:
