@@ -61,7 +61,7 @@ test-all:
 
 docs: $(VENV)/docs.stamp
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --clean
-	@echo "site/index.html"
+	@echo "site/index.html is the first page; with search: python3 -m http.server --directory site"
 
 stress: $(VENV)/demo.stamp
 	@for method in fork forkserver direct; do \
