@@ -13,8 +13,9 @@ What a writer has to know:
     ```text                 directly below one of these, what it prints
 
 All of a page runs in one empty directory; its session runs where its first block stands. Output is compared after
-pids, durations, sizes and addresses are blanked; `...` stands for anything, on a line of its own for any number of lines. Help texts are compared word by word, for argparse
-breaks lines differently from version to version. Warnings are errors.
+pids, durations, sizes and addresses are blanked; `...` stands for anything, on a line of its own for any number of
+lines. Help texts are compared word by word, for argparse breaks lines differently from version to version. Warnings are
+errors.
 
 A comment directly above a block marks what is not run, or not everywhere:
 
