@@ -40,6 +40,13 @@ def test_few_blocks_are_not_run_and_each_says_why() -> None:
     assert len(marked) <= 0.15 * sum(block.language in ("python", "console", "sh") for block in blocks)
 
 
+def test_tests_that_keep_promises_exist() -> None:
+    there = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    named = re.findall(r"`(test_\w+)`", (ROOT / "docs" / "faults.md").read_text(encoding="utf-8"))
+    assert named
+    assert [name for name in named if f"def {name}(" not in there] == []
+
+
 # --- the runner itself, which must be able to fail ----------------------------------------------------
 
 WORKING = """
