@@ -1,6 +1,7 @@
 # make demo      the example in a virtual environment of its own
 # make test      lint, types and tests
 # make test-all  the tests on every CPython >= 3.11 found on PATH and under ~/.pyenv
+# make docs      the documentation as a site of its own, in site/
 # make stress    a minute of pools under fire, 20 s with each start method
 # make bench     pairpool beside other pools and the machine's limits, half an hour; ARGS="--quick" is one round
 # make clean     remove what the above have made
@@ -28,7 +29,7 @@ endif
 .NOTPARALLEL:
 # A recipe that was interrupted must not leave a stamp that says it was done.
 .DELETE_ON_ERROR:
-.PHONY: demo test lint types pytest test-all stress bench clean
+.PHONY: demo test lint types pytest test-all docs stress bench clean
 
 demo: $(VENV)/demo.stamp
 	@$(BIN)/python examples/stdlib_census.py $(ARGS)
@@ -58,6 +59,10 @@ test-all:
 	echo "== tested on CPython$$tried"; \
 	[ -z "$$failed" ] || { echo "== failed on CPython$$failed" >&2; exit 1; }
 
+docs: $(VENV)/docs.stamp
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --clean
+	@echo "site/index.html is the first page; with search: python3 -m http.server --directory site"
+
 stress: $(VENV)/demo.stamp
 	@for method in fork forkserver direct; do \
 		$(BIN)/python -m pairpool stress --workers 4 --tasks 80000 --kills 160 --chunksize 1 --seconds 20 \
@@ -68,7 +73,7 @@ bench: $(VENV)/bench.stamp
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 clean:
-	rm -rf .venv .venv-* build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/python.stamp:
@@ -84,6 +89,10 @@ $(VENV)/python.stamp:
 
 $(VENV)/demo.stamp: pyproject.toml $(VENV)/python.stamp
 	@$(PIP) install --editable .
+	@touch $@
+
+$(VENV)/docs.stamp: pyproject.toml $(VENV)/python.stamp
+	@$(PIP) install --editable '.[docs]'
 	@touch $@
 
 $(VENV)/bench.stamp: pyproject.toml $(VENV)/python.stamp

@@ -91,7 +91,8 @@ class TaskTimeout(TimeoutError):
     """A task ran for longer than its time limit; it was ended, with every process that it had started.
 
     Attributes:
-        function, index, arguments, worker, pid, stack: as in `WorkerDied`; the stack is the one at the limit.
+        function: as in `WorkerDied`, like `index`, `arguments`, `worker` and `pid`.
+        stack: the Python stack of the task at its limit.
         limit: the limit in seconds.
         doing: what took so long: `running`, `unpickling the argument of` or `pickling the result of`.
     """

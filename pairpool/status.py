@@ -22,7 +22,8 @@ class WorkerStatus:
         failed: items that raised.
         replaced: how many workers had this place before.
         argument: short repr of the item's argument; empty where it is not known, for items shorter than some ms.
-        progress, total: what the task told by `pairpool.progress`; None where it did not.
+        progress: how much is done, as the task told by `pairpool.progress`; None where it did not.
+        total: of how much.
         note: the text that it told with that.
         cpu: per cent of one core that it used lately; None where nobody measured it.
         rss: its resident memory in bytes; None where nobody measured it.

@@ -31,8 +31,10 @@ class FunctionReport:
         name: of the function.
         count: items that were run to an end, those included that ended with their worker.
         failed: items that ended with an exception.
-        mean, p50, p95, longest: of how long items ran; quantiles are within 5 %. Items that are so short that many
-            went in one batch count with the mean of their batch.
+        mean: of how long items ran. Those that are so short that many went in one batch count with the batch's mean.
+        p50: the median of it, within 5 %.
+        p95: what 95 % of the items did not exceed, within 5 %.
+        longest: of them.
     """
 
     name: str
@@ -62,7 +64,9 @@ class WorkerReport:
     Attributes:
         number: of the place.
         items: that its workers ran.
-        busy, waiting, starting: shares of the time.
+        busy: share of the time in which it ran items.
+        waiting: in which it had none.
+        starting: in which it was being made.
         deaths: workers that died there.
     """
 
@@ -84,7 +88,8 @@ class PoolReport:
         working: seconds of these in which there was a call that had not ended.
         used: share (0 to 1) of the time of all workers in which they were busy.
         used_while_working: the same, of the time in which there was a call.
-        done, failed: items that have ended, and those of them that ended with an exception.
+        done: items that have ended.
+        failed: those of them that ended with an exception.
         functions: by total time, the longest first.
         slowest: the slowest items, the slowest first; at most five.
         workers: by number.
