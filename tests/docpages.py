@@ -336,22 +336,24 @@ class _Runner(ExitStack):
     def execute(self, block: Block, command: list[str], *, any_status: bool = False) -> str:
         """Run a program to its end; what it has printed, with its standard error where the page shows a console."""
         warns = {"PYTHONWARNINGS": "ignore"} if block.warns else {}
-        try:
-            done = subprocess.run(
-                command,
-                cwd=self.home,
-                env=self.environment | warns,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT if block.is_console else subprocess.PIPE,
-                encoding="utf-8",
-                timeout=PATIENCE,
-            )
-        except subprocess.TimeoutExpired:
-            self.fail(block, f"{command[-1]} runs longer than {PATIENCE:g} s")
-        if done.returncode and not any_status:
-            self.fail(block, f"exit status {done.returncode}\n{done.stdout}{done.stderr or ''}")
-        return done.stdout
+        with subprocess.Popen(
+            command,
+            cwd=self.home,
+            env=self.environment | warns,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT if block.is_console else subprocess.PIPE,
+            encoding="utf-8",
+            start_new_session=True,
+        ) as process:
+            try:
+                out, err = process.communicate(timeout=PATIENCE)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                self.fail(block, f"{command[-1].strip()} runs longer than {PATIENCE:g} s")
+        if process.returncode and not any_status:
+            self.fail(block, f"exit status {process.returncode}\n{out}{err or ''}")
+        return out
 
     def compare(self, block: Block, shown: str | None, printed: str) -> None:
         if shown is not None and not is_like(shown, printed):

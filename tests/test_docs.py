@@ -122,6 +122,14 @@ def test_a_page_that_does_not(text: str, complaint: str, tmp_path: Path) -> None
         run_page(page(tmp_path, text), tmp_path)
 
 
+def test_a_program_that_takes_too_long_ends_with_all_that_it_has_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.docpages.PATIENCE", 0.5)
+    with pytest.raises(PageError, match=r"sleep 60 \| sleep 60 runs longer than 0.5 s"):
+        run_page(page(tmp_path, "~~~sh\nsleep 60 | sleep 60\n~~~"), tmp_path)
+
+
 def test_what_is_marked_is_not_run(tmp_path: Path) -> None:
     text = "<!-- not run: it would never end -->\n~~~python\n1 / 0\n~~~\n\n~~~python\nprint(2)\n~~~\n~~~text\n2\n~~~"
     assert run_page(page(tmp_path, text), tmp_path) == []
