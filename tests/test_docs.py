@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import pairpool
 from mkdocs_hooks import loaded_from_elsewhere
 from tests.docpages import PageError, blocks_of, is_like, run_page
 
@@ -45,6 +46,12 @@ def test_tests_that_keep_promises_exist() -> None:
     named = re.findall(r"`(test_\w+)`", (ROOT / "docs" / "faults.md").read_text(encoding="utf-8"))
     assert named
     assert [name for name in named if f"def {name}(" not in there] == []
+
+
+def test_the_reference_has_every_public_name() -> None:
+    reference = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "reference").glob("*.md"))
+    shown = set(re.findall(r"^(?:::: |#+ `)pairpool\.(\w+)\b", reference, re.MULTILINE))
+    assert sorted(set(pairpool.__all__) - shown) == []
 
 
 # --- the runner itself, which must be able to fail ----------------------------------------------------
