@@ -44,7 +44,7 @@ class Pace:
         self._item = length if not known or length > known else LAZINESS * known + (1 - LAZINESS) * length
 
     def next(self, remaining: int | None, nodes: int, threads: int) -> int:
-        """Items of the next batch.
+        """Items of the next batch; as long as nobody knows how long one takes, one for each thread of a node.
 
         Args:
             remaining: how many there are yet, where that is known.
@@ -53,13 +53,15 @@ class Pace:
         """
         if self.fixed is not None:
             return self.fixed
-        if not self._item:
-            return 1
         nodes = max(1, nodes)
-        target = max(self.target, IDLE * TASK * nodes)
-        a_second = max(1, threads) / nodes / self._item
-        size = int(min(self._largest * GROWTH, max(1.0, target * a_second)))
+        each = max(1, threads) / nodes
+        if self._item:
+            wanted = max(self.target, IDLE * TASK * nodes) * each / self._item
+            size, least = min(self._largest * GROWTH, wanted), LEAST * wanted
+        else:
+            size, least = each, 1.0
         if remaining is not None:
-            size = min(size, max(1, int(LEAST * target * a_second), remaining // (2 * nodes)))
-        self._largest = max(self._largest, size)
-        return size
+            size = min(size, max(least, remaining // (2 * nodes)))
+        found = max(1, int(size))
+        self._largest = max(self._largest, found)
+        return found
