@@ -67,7 +67,7 @@ class Report(NamedTuple):
     pid: int
     threads: int
     seconds: float
-    """How long its items took, all together."""
+    """How long its items took, all together; where all failed, how long the node had them."""
     outcomes: bytes
     """For each item `(True, value)` or `(False, exception)`, pickled."""
     refusal: str = ""
@@ -87,6 +87,7 @@ def run_batch(order: Order) -> Report:
         reason = f"the node {node} has {versions()}, and this program {order.setup.versions}"
         return Report(node, 0, _threads(), 0.0, b"", reason)
     entry = _enter(order.setup)
+    began = time.monotonic()
     try:
         found = _run(entry, order)
     finally:
@@ -96,7 +97,7 @@ def run_batch(order: Order) -> Report:
         for offset, one in enumerate(found)
     ]
     seconds = [one[1] for one in found if type(one) is tuple]
-    total = sum(seconds) / len(seconds) * len(found) if seconds else 0.0
+    total = sum(seconds) / len(seconds) * len(found) if seconds else time.monotonic() - began
     return Report(node, entry.pid, entry.threads, total, _pickled(outcomes))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["Pace"]
 
 GROWTH = 4
-"""A batch has at most so many times the items of the largest before."""
+"""A batch has at most so many times the items of the largest that has come back."""
 
 LEAST = 0.25
 """Share of the target below which the last batches do not go: what Dask needs for each would hold up the end."""
@@ -13,6 +13,9 @@ LEAST = 0.25
 LAZINESS = 0.5
 """Weight of what was known of an item's length before; a batch that took longer counts in full."""
 
+
+SHORTEST = 1e-5
+"""Seconds that an item counts for at least: what it costs on its way, even if it does nothing."""
 
 TASK = 0.001
 """Seconds that Dask's scheduler needs for a task."""
@@ -39,12 +42,13 @@ class Pace:
         """So many items took so many seconds in all, of one worker each."""
         if items < 1:
             return
-        length = max(seconds / items, 1e-7)
+        self._largest = max(self._largest, items)
+        length = max(seconds / items, SHORTEST)
         known = self._item
         self._item = length if not known or length > known else LAZINESS * known + (1 - LAZINESS) * length
 
     def next(self, remaining: int | None, nodes: int, threads: int) -> int:
-        """Items of the next batch.
+        """Items of the next batch; as long as nobody knows how long one takes, one for each thread of a node.
 
         Args:
             remaining: how many there are yet, where that is known.
@@ -53,13 +57,13 @@ class Pace:
         """
         if self.fixed is not None:
             return self.fixed
-        if not self._item:
-            return 1
         nodes = max(1, nodes)
-        target = max(self.target, IDLE * TASK * nodes)
-        a_second = max(1, threads) / nodes / self._item
-        size = int(min(self._largest * GROWTH, max(1.0, target * a_second)))
+        each = max(1, threads) / nodes
+        if self._item:
+            wanted = max(self.target, IDLE * TASK * nodes) * each / self._item
+            size, least = min(wanted, self._largest * GROWTH), LEAST * wanted
+        else:
+            size, least = each, 1.0
         if remaining is not None:
-            size = min(size, max(1, int(LEAST * target * a_second), remaining // (2 * nodes)))
-        self._largest = max(self._largest, size)
-        return size
+            size = min(size, max(least, remaining // (2 * nodes)))
+        return max(1, int(size))

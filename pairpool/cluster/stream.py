@@ -27,6 +27,9 @@ __all__ = ["Batches", "Work"]
 AHEAD = 3
 """Batches under way for each node: one runs, one is there when it ends, one is on its way."""
 
+ITEMS_AHEAD = 2
+"""Items under way for each thread at least, however few of them make a batch."""
+
 UNREAD = 8
 """Batches for each node that may wait for one before them, where results are wanted in order."""
 
@@ -136,6 +139,7 @@ class Work:
         self._refuse = refuse
         self._buffersize = buffersize
         self._sent: dict[Any, Sent] = {}  # by Dask's future
+        self._items_sent = 0
         self._holes: dict[int, dict[int, BaseException]] = {}  # items that could not be pickled, by their batch's first
         self._read = 0
         self._is_cancelled = False
@@ -203,10 +207,12 @@ class Work:
         if self._is_cancelled:
             return
         nodes = self._nodes()
-        many = max(1, len(nodes))
-        while not self._batches.is_exhausted and len(self._sent) < AHEAD * many:
+        many, threads = max(1, len(nodes)), sum(nodes.values())
+        while not self._batches.is_exhausted and (
+            len(self._sent) < AHEAD * many or self._items_sent < ITEMS_AHEAD * threads
+        ):
             unread = self._batches.taken - self._read
-            usual = self._batches.pace.next(None, many, sum(nodes.values()))
+            usual = self._batches.pace.next(None, many, threads)
             bound = self._buffersize or (len(self._sent) + UNREAD * many) * usual
             if unread >= bound and unread:
                 return
@@ -228,6 +234,7 @@ class Work:
             allow_other_workers=False,
         )
         self._sent[future] = Sent(order, deaths)
+        self._items_sent += order.length
         arrivals.add(future)
 
     def _require_scheduler(self, error: Exception) -> None:
@@ -240,6 +247,7 @@ class Work:
     def _receive(self, arrivals: Any, future: Any) -> tuple[int, list[Outcome] | None]:
         """The first index and the outcomes of a batch that has ended; None if it goes out once more."""
         order, deaths = self._sent.pop(future)
+        self._items_sent -= order.length
         try:
             report: node.Report = future.result()
         except Exception as error:
