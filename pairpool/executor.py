@@ -307,7 +307,10 @@ def get_executor(
         reuse: `"auto"`; True for the one there is whatever the arguments; False for a new one.
         kill_workers: end the calls of one that is replaced, instead of waiting for them.
         timeout: accepted for loky's users, and of no effect: workers that idle give back what they kept warm, and stay.
-        context, initializer, initargs, options: as for `Executor`.
+        context: as `mp_context` of `Executor`.
+        initializer: as for `Executor`.
+        initargs: as for `Executor`.
+        options: as for `Executor`.
 
     Example:
         >>> get_executor(2) is get_executor(2)

@@ -64,6 +64,7 @@ class PairpoolBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
       `start_method="fork"` forks them off the program, which is quicker, but not safe where it has used OpenMP before.
 
     Args:
+        nesting_level: how many calls of `Parallel` this one is in; for joblib.
         inner_max_num_threads: threads that numerical libraries may use in each worker; by default the cores over the
             workers. It is set in the environment, and by threadpoolctl where that is installed.
         options: of `Pool`: `start_method`, `task_timeout`, `memory_limit`, `live`, `initializer` and so on.
@@ -80,6 +81,11 @@ class PairpoolBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
     _executor: Executor | None = None
     _shared: dict[int, tuple[Any, Any]] | None = None
     """What is shared in this call, by its id, with its handle."""
+
+    def __init__(
+        self, nesting_level: int | None = None, inner_max_num_threads: int | None = None, **options: Any
+    ) -> None:
+        super().__init__(nesting_level=nesting_level, inner_max_num_threads=inner_max_num_threads, **options)
 
     # --- what joblib calls ----------------------------------------------------------------------
 
