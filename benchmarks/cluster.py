@@ -1,9 +1,9 @@
 """What a cluster's pool costs: `ClusterPool.map` and plain `Client.map` in turns, on 1 to 8 nodes on loopback.
 
 `python -m benchmarks.cluster [--rounds N] [--nodes 1,2,4,8] [--save FILE]`. A node is a Dask worker with one thread.
-Sleeping tasks show what the way there and back costs where there are fewer cores than nodes; computing ones run on as many
-nodes as there are cores. Tasks that do nothing tell what a batch and an item cost the program, the scheduler and a node.
-Needs `distributed`. `python -m benchmarks.cluster_model` makes tables of the file.
+Sleeping tasks show what the way there and back costs where there are fewer cores than nodes; computing ones run on as
+many nodes as there are cores. Tasks that do nothing tell what a batch and an item cost the program, the scheduler and a
+node. Needs `distributed`. `python -m benchmarks.cluster_model` makes tables of the file.
 """
 
 from __future__ import annotations
