@@ -26,6 +26,7 @@ A comment directly above a block marks what is not run, or not everywhere:
 from __future__ import annotations
 
 import ast
+import fcntl
 import importlib.util
 import os
 import re
@@ -33,6 +34,7 @@ import selectors
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from collections.abc import Iterator
@@ -240,6 +242,8 @@ class _Runner(ExitStack):
         for block in self.blocks:
             self.look_at(block)
         commands = "\n".join(block.code for block in self.blocks if block.is_console and not block.not_run)
+        if " &\n" in commands:
+            self.wait_for_other_runs()
         had_session = False
         for block in self.blocks:
             if block.title:
@@ -256,6 +260,12 @@ class _Runner(ExitStack):
             elif block.language == "sh":
                 self.compare(block, block.output, self.execute(block, ["bash", "-ec", block.code]))
         return self.skipped
+
+    def wait_for_other_runs(self) -> None:
+        """Commands find a pool in the background by its name, so only one run of the tests may have it at a time."""
+        lock = os.open(Path(tempfile.gettempdir()) / f"pairpool-docs-{os.getuid()}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        self.callback(os.close, lock)
+        fcntl.flock(lock, fcntl.LOCK_EX)
 
     def look_at(self, block: Block) -> None:
         """Before anything is run: a word that is misspelt must not keep a block from being run."""
@@ -326,22 +336,24 @@ class _Runner(ExitStack):
     def execute(self, block: Block, command: list[str], *, any_status: bool = False) -> str:
         """Run a program to its end; what it has printed, with its standard error where the page shows a console."""
         warns = {"PYTHONWARNINGS": "ignore"} if block.warns else {}
-        try:
-            done = subprocess.run(
-                command,
-                cwd=self.home,
-                env=self.environment | warns,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT if block.is_console else subprocess.PIPE,
-                encoding="utf-8",
-                timeout=PATIENCE,
-            )
-        except subprocess.TimeoutExpired:
-            self.fail(block, f"{command[-1]} runs longer than {PATIENCE:g} s")
-        if done.returncode and not any_status:
-            self.fail(block, f"exit status {done.returncode}\n{done.stdout}{done.stderr or ''}")
-        return done.stdout
+        with subprocess.Popen(
+            command,
+            cwd=self.home,
+            env=self.environment | warns,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT if block.is_console else subprocess.PIPE,
+            encoding="utf-8",
+            start_new_session=True,
+        ) as process:
+            try:
+                out, err = process.communicate(timeout=PATIENCE)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                self.fail(block, f"{command[-1].strip()} runs longer than {PATIENCE:g} s")
+        if process.returncode and not any_status:
+            self.fail(block, f"exit status {process.returncode}\n{out}{err or ''}")
+        return out
 
     def compare(self, block: Block, shown: str | None, printed: str) -> None:
         if shown is not None and not is_like(shown, printed):

@@ -326,11 +326,16 @@ def test_what_is_submitted_while_another_thread_leads(run: Run) -> None:
         async with AsyncPool(2) as pool:
             leads, is_over = threading.Event(), threading.Event()
 
-            def hold() -> None:
+            loop = pool._core.inner.master.loop
+
+            def lead() -> None:
+                while not loop._take_lead():
+                    os.sched_yield()
                 leads.set()
                 is_over.wait(PATIENCE)
+                loop._leave_lead()
 
-            leading = asyncio.create_task(asyncio.to_thread(pool._core.inner.master.inquire, hold))
+            leading = asyncio.create_task(asyncio.to_thread(lead))
             await soon(leads.is_set)
             call = asyncio.create_task(pool.run(tasks.square, 2))
             begin = time.process_time()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import pairpool
 from mkdocs_hooks import loaded_from_elsewhere
 from tests.docpages import PageError, blocks_of, is_like, run_page
 
@@ -45,6 +46,12 @@ def test_tests_that_keep_promises_exist() -> None:
     named = re.findall(r"`(test_\w+)`", (ROOT / "docs" / "faults.md").read_text(encoding="utf-8"))
     assert named
     assert [name for name in named if f"def {name}(" not in there] == []
+
+
+def test_the_reference_has_every_public_name() -> None:
+    reference = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "reference").glob("*.md"))
+    shown = set(re.findall(r"^(?:::: |#+ `)pairpool\.(\w+)\b", reference, re.MULTILINE))
+    assert sorted(set(pairpool.__all__) - shown) == []
 
 
 # --- the runner itself, which must be able to fail ----------------------------------------------------
@@ -120,6 +127,14 @@ def test_a_page_that_keeps_its_word(tmp_path: Path) -> None:
 def test_a_page_that_does_not(text: str, complaint: str, tmp_path: Path) -> None:
     with pytest.raises(PageError, match=complaint):
         run_page(page(tmp_path, text), tmp_path)
+
+
+def test_a_program_that_takes_too_long_ends_with_all_that_it_has_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.docpages.PATIENCE", 0.5)
+    with pytest.raises(PageError, match=r"sleep 60 \| sleep 60 runs longer than 0.5 s"):
+        run_page(page(tmp_path, "~~~sh\nsleep 60 | sleep 60\n~~~"), tmp_path)
 
 
 def test_what_is_marked_is_not_run(tmp_path: Path) -> None:
