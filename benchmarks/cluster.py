@@ -1,9 +1,9 @@
 """What a cluster's pool costs: `ClusterPool.map` and plain `Client.map` in turns, on 1 to 8 nodes on loopback.
 
-`python -m benchmarks.cluster [--rounds N] [--nodes 1,2,4,8] [--save FILE]`. A node is a Dask worker with one thread. Sleeping tasks
-show what the way there and back costs where there are fewer cores than nodes; computing ones run on as many nodes as there
-are cores. The last case is of batches that do nothing: what each costs the program, the scheduler and a node. Needs
-`distributed`; the pages of docs are made of the file by `python -m benchmarks.cluster_model`.
+`python -m benchmarks.cluster [--rounds N] [--nodes 1,2,4,8] [--save FILE]`. A node is a Dask worker with one thread.
+Sleeping tasks show what the way there and back costs where there are fewer cores than nodes; computing ones run on as
+many nodes as there are cores. Tasks that do nothing tell what a batch and an item cost the program, the scheduler and a
+node. Needs `distributed`. `python -m benchmarks.cluster_model` makes tables of the file.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -58,7 +59,7 @@ class Run:
     """One measurement.
 
     Attributes:
-        case: `sleep`, `compute`, `batches` (of one item that does nothing each) or `items` (that do nothing, in few batches).
+        case: `sleep`, `compute`, or of tasks that do nothing: `batches` of one each, `items` of a few batches.
         way: `pairpool` or `dask`.
         nodes: how many.
         length: seconds of a task, as asked for.
@@ -237,6 +238,7 @@ def main() -> None:
     parser.add_argument("--nodes", default="1,2,4,8", help="how many, separated by commas")
     parser.add_argument("--save", type=Path, default=RESULTS, metavar="FILE")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # not without ending what was started
     runs = []
     for run in all_runs([int(one) for one in arguments.nodes.split(",")], arguments.rounds):
         runs.append(asdict(run))

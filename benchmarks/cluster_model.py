@@ -2,11 +2,12 @@
 
     program ──out──► scheduler ──► the node with the fewest batches ──► its threads ──► scheduler ──in──► program
 
-The program and the scheduler do one thing at a time, as theirs is one event loop each; so does each node with what a batch
-costs it. Batches are sized by the pool's own arithmetic, `pairpool.cluster.pace`, with as many under way as the pool has. On
-loopback all share a few cores, which a computation or an overhead holds and a sleep does not.
+The program and the scheduler do one thing at a time, as theirs is one event loop each; so does each node with what a
+batch costs it. Batches are sized by the pool's own arithmetic, `pairpool.cluster.pace`, with as many under way as the
+pool has. On loopback all share a few cores, which a computation or an overhead holds and a sleep does not.
 
-`python -m benchmarks.cluster_model [FILE]` takes the costs from what `benchmarks.cluster` measured and prints the tables of docs/scaling.md.
+`python -m benchmarks.cluster_model [FILE]` takes the costs from what `benchmarks.cluster` measured, and prints the
+tables of docs/scaling.md.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ from pairpool.cluster.stream import AHEAD, ITEMS_AHEAD
 from pairpool.dask import TARGET
 
 RESULTS = Path(__file__).parent / "cluster.json"
+
+LATENCY = 0.0001
+"""Seconds on the wire."""
 
 SLICE = 0.004
 """Seconds that a computation has a core before whoever waits for one has it."""
@@ -62,7 +66,7 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Tasks:
-    """So many tasks of `length` seconds on the average, each off by `jitter` times that; `computes` if they need a core."""
+    """So many tasks of `length` seconds, each off by about `jitter` times that; `computes` if they need a core."""
 
     count: int
     length: float
@@ -265,10 +269,10 @@ def costs_of(runs: list[Run]) -> Costs:
     items = [run for run in runs if run["case"] == "items"]
 
     def each(found: list[Run], where: str) -> float:
-        return median(run[where] / run["tasks"] for run in found)
+        return float(median(run[where] / run["tasks"] for run in found))
 
-    return Costs(*(each(batches, one) for one in ("program", "scheduler", "workers")),
-                 *(each(items, one) for one in ("program", "workers")), latency=0.0001)  # fmt: skip
+    program, scheduler, node = (each(batches, where) for where in ("program", "scheduler", "workers"))
+    return Costs(program, scheduler, node, each(items, "program"), each(items, "workers"), LATENCY)
 
 
 def groups(runs: list[Run]) -> Iterator[tuple[str, float, int, list[float], list[float], list[Run]]]:
@@ -311,7 +315,8 @@ PAPER_LENGTHS = 0.001, 0.01, 0.1, 1.0, 10.0
 
 def paper_table(costs: Costs, seconds: float) -> Iterator[str]:
     """Efficiency of calls of so many seconds."""
-    yield "| nodes of 16 threads | " + " | ".join(f"{length * 1000:g} ms" for length in PAPER_LENGTHS) + " | scheduler | program |"
+    lengths = " | ".join(f"{length * 1000:g} ms" for length in PAPER_LENGTHS)
+    yield f"| nodes of 16 threads | {lengths} | scheduler | program |"
     yield "| ---: |" + " ---: |" * (len(PAPER_LENGTHS) + 2)
     for nodes, threads in PAPER:
         found = []
