@@ -24,7 +24,7 @@ class Sampler:
     """Measures what the workers of one pool use; for one thread.
 
     Args:
-        every: seconds between two samples.
+        every: seconds between two samples, or more where that would take too much; 0 for one at each call.
 
     Example:
         >>> sampler = Sampler()
@@ -45,7 +45,7 @@ class Sampler:
         began = time.monotonic()
         if began >= self._next:
             self._sample({worker.pid for worker in status.workers if worker.pid})
-            self._next = began + max(self._every, (time.monotonic() - began) / SHARE)
+            self._next = began + (max(self._every, (time.monotonic() - began) / SHARE) if self._every else 0.0)
         return replace(status, workers=tuple(self._filled(worker) for worker in status.workers))
 
     def _filled(self, worker: WorkerStatus) -> WorkerStatus:

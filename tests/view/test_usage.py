@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -170,3 +171,10 @@ def test_it_samples_no_more_often_than_it_says(clock: Clock, monkeypatch: pytest
         sampler.fill(status)
         clock.now += EVERY / 4
     assert len(times) - before <= 60 * SHARE / cost + 1
+
+
+def test_without_a_pause_each_call_samples() -> None:
+    sampler = Sampler(every=0.0)
+    status = make_status((make_worker(0, pid=os.getpid()),))
+    assert sampler.fill(status).workers[0].cpu is None
+    assert sampler.fill(status).workers[0].cpu is not None
