@@ -376,7 +376,7 @@ def test_batches_take_as_long_as_they_should() -> None:
 def test_many_nodes_get_longer_batches_for_one_scheduler_serves_them_all() -> None:
     pace = settled(0.01, 1000, 16_000)
     a_second = 1000 / (pace.next(None, 1000, 16_000) * 0.01 / 16)
-    assert a_second == pytest.approx(500, rel=0.01)  # tasks of a millisecond each: half of its time
+    assert a_second == pytest.approx(250, rel=0.01)  # tasks of two milliseconds each: half of its time
 
 
 def test_a_node_is_a_line_of_the_view() -> None:

@@ -3,8 +3,8 @@
     Dask's thread ─► run_batch ─┐
     Dask's thread ─► run_batch ─┴► Pool("forkserver"), as many workers as the node has threads
 
-The pool is opened by the first batch, and ended when the client says so or has sent nothing for a minute, for a client
-may vanish.
+The pool is opened by the first batch, and ended when the client says so. A client may also vanish: Dask then drops its
+tasks, a batch whose task was dropped is ended within a second or two, and a pool without batches within a minute.
 """
 
 from __future__ import annotations
@@ -13,13 +13,17 @@ import pickle
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cloudpickle
 
 from pairpool.errors import WorkerDied
 from pairpool.pool import Pool
+
+if TYPE_CHECKING:
+    from pairpool.results import MapResult
 
 __all__ = ["CALL", "MAP", "STAR", "Order", "Report", "Setup", "close_pool", "run_batch", "versions"]
 
@@ -28,6 +32,9 @@ MAP, STAR, CALL = 0, 1, 2
 
 CHUNKS = 4
 """Parts of a batch that each worker of the node gets, one by one."""
+
+LOOK = 1.0
+"""Seconds between two looks whether batches are still wanted and pools in use."""
 
 IDLE = 60.0
 """Seconds without a batch after which a node's pool is ended."""
@@ -109,7 +116,9 @@ def _run(entry: _Entry, order: Order) -> list[Any]:
     except BaseException as error:
         return [error] * order.length
     chunksize = max(1, order.length // (CHUNKS * entry.threads))
-    return entry.pool.map(function, items, chunksize, return_exceptions=True, **order.policy)
+    result = entry.pool.map_async(function, items, chunksize, return_exceptions=True, **order.policy)
+    with entry.keeping(result):
+        return result.get()
 
 
 class _Guarded:
@@ -166,6 +175,8 @@ class _Entry:
     """A pool of this node."""
 
     def __init__(self, setup: Setup) -> None:
+        from distributed import get_worker
+
         options = pickle.loads(setup.options)
         self.threads = _threads()
         self.pool = Pool(self.threads, **options)
@@ -173,6 +184,8 @@ class _Entry:
         self.uses = 0
         self.idle_since = time.monotonic()
         self._functions: dict[str, _Guarded] = {}
+        self._worker = get_worker()
+        self._running: dict[str, MapResult[Any]] = {}  # by the key of Dask's task
 
     def function(self, order: Order) -> _Guarded:
         """The function of a call; the same object for all of its batches, so that it goes to each worker once."""
@@ -185,6 +198,24 @@ class _Entry:
                 while len(self._functions) > KEPT:
                     del self._functions[next(iter(self._functions))]
         return known
+
+
+    @contextmanager
+    def keeping(self, result: MapResult[Any]) -> Iterator[None]:
+        """While a batch runs, for the task that Dask's thread is at."""
+        key = self._worker.get_current_task()
+        self._running[key] = result
+        try:
+            yield
+        finally:
+            del self._running[key]
+
+    def end_unwanted(self) -> None:
+        """End the batches whose tasks Dask has dropped: nobody waits for them."""
+        for key, result in list(self._running.items()):
+            task = self._worker.state.tasks.get(key)
+            if task is None or task.state == "cancelled":
+                result.cancel(kill=True)
 
 
 _entries: dict[str, _Entry] = {}
@@ -230,10 +261,10 @@ def _have_janitor() -> None:
 
 
 def _clean_up() -> None:
-    """End pools that have been idle for long, as long as there are pools."""
+    """End what nobody wants any more, as long as there are pools."""
     global _janitor
     while True:
-        time.sleep(IDLE / 10)
+        time.sleep(LOOK)
         with _lock:
             now = time.monotonic()
             old = [key for key, one in _entries.items() if not one.uses and now - one.idle_since > IDLE]
@@ -241,6 +272,9 @@ def _clean_up() -> None:
             is_over = not _entries
             if is_over:
                 _janitor = None
+            in_use = list(_entries.values())
+        for entry in in_use:
+            entry.end_unwanted()
         for entry in entries:
             entry.pool.terminate()
         if is_over:

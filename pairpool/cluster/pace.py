@@ -17,8 +17,8 @@ LAZINESS = 0.5
 SHORTEST = 1e-5
 """Seconds that an item counts for at least: what it costs on its way, even if it does nothing."""
 
-TASK = 0.001
-"""Seconds that Dask's scheduler needs for a task."""
+TASK = 0.002
+"""Seconds that Dask's scheduler needs for a task, and the program about as many (docs/scaling.md)."""
 
 IDLE = 2
 """The scheduler is to be idle for one in so many seconds, however many nodes there are."""

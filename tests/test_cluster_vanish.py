@@ -1,0 +1,83 @@
+"""What is left on a node when its client vanishes, or a call is cancelled: nothing, and soon."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+pytest.importorskip("distributed")
+
+from tests.support import environment
+from tests.test_cluster import COMMON, PATIENCE, node, scheduler
+
+SETTINGS = """
+def hurry():
+    from pairpool.cluster import node
+    node.IDLE = 1.0
+"""
+
+
+def children(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """What runs below a Dask worker."""
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def until(holds: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.05)
+
+
+def program(directory: Path, code: str) -> list[str]:
+    script = directory / "program.py"
+    body = textwrap.indent(textwrap.dedent(code), "    ")
+    script.write_text(f"{COMMON}{SETTINGS}\nif __name__ == '__main__':\n{body}")
+    return [sys.executable, str(script)]
+
+
+def test_the_client_is_killed_in_the_middle_of_endless_tasks(tmp_path: Path) -> None:
+    code = """
+        pool = ClusterPool(sys.argv[1], timeout=30)
+        pool._client.run(hurry)
+        pool.map_async(time.sleep, [100_000.0] * 2, 1)
+        time.sleep(100_000.0)
+    """
+    with ExitStack() as stack:
+        address = stack.enter_context(scheduler(tmp_path))
+        there = stack.enter_context(node(address))
+        running = stack.enter_context(subprocess.Popen([*program(tmp_path, code), address], env=environment()))
+        stack.callback(running.kill)
+        until(lambda: len(children(there)) > 2, "no workers on the node")
+        running.kill()
+        until(lambda: not children(there), "the pool of a client that is gone is still there")
+        assert there.poll() is None
+
+
+def test_a_cancelled_call_ends_what_runs_for_it_on_nodes(tmp_path: Path) -> None:
+    code = """
+        with ClusterPool(sys.argv[1], timeout=30) as pool:
+            result = pool.map_async(time.sleep, [100_000.0] * 2, 1)
+            input()
+            result.cancel()
+            print(json.dumps(pool.map(square, range(8))), flush=True)
+    """
+    options: dict[str, Any] = {"env": environment(), "stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with ExitStack() as stack:
+        address = stack.enter_context(scheduler(tmp_path))
+        there = stack.enter_context(node(address))
+        running = stack.enter_context(subprocess.Popen([*program(tmp_path, code), address], **options))
+        stack.callback(running.kill)
+        until(lambda: len(children(there)) > 2, "no workers on the node")
+        out, _ = running.communicate("\n", timeout=PATIENCE)
+        assert json.loads(out) == [x * x for x in range(8)]
