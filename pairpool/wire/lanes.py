@@ -242,8 +242,12 @@ class LaneReader:
 
     def _forget(self, number: int) -> None:
         mapped = self._maps.pop(number, None)
-        if mapped is not None:
+        if mapped is None:
+            return
+        try:
             mapped.close()
+        except BufferError:
+            pass  # a traceback of an unpickling that failed has a view of it: it goes with that
 
     def close(self) -> None:
         for number in list(self._maps):

@@ -293,6 +293,36 @@ def test_a_huge_message(start_method: str, make_pool: MakePool) -> None:
     assert [error.args for error in found] == [("y" * (1 << 20),)] * 10
 
 
+class Unloadable:
+    """A large result that cannot be unpickled."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __reduce__(self) -> Any:
+        return refuse_to_load, (self.text,)
+
+
+def refuse_to_load(text: str) -> None:
+    raise Odd(len(text))
+
+
+def make_unloadable(x: int) -> Unloadable:
+    if x == 0:
+        raise LookupError("the first one")
+    return Unloadable("x" * (1 << 20))
+
+
+def test_a_pool_ends_while_errors_of_unpickling_are_kept(start_method: str, make_pool: MakePool) -> None:
+    """Their tracebacks have frames that have a view of the memory that the results came in."""
+    pool = make_pool(1)
+    found: list[Any] = pool.map(make_unloadable, range(4), chunksize=4, return_exceptions=True)
+    assert [type(error) for error in found] == [LookupError, Odd, Odd, Odd]
+    assert found[1].__traceback__ is not None
+    pool.terminate()
+    assert found[1].args == (1 << 20,)
+
+
 def test_causes_are_shown(make_pool: MakePool) -> None:
     pool = make_pool()
     error = error_from(pool, tasks.raise_from)
