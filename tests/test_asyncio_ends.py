@@ -340,6 +340,7 @@ QUIET = """
     from tests import tasks
 
     async def main():
+        asyncio.get_running_loop().slow_callback_duration = 10.0  # how long things take is the machine's affair
         async with AsyncPool(2) as pool:
             await asyncio.gather(*(pool.run(tasks.square, x) for x in range(200)))
             async for result in pool.imap(tasks.square, range(1000)):
