@@ -3,9 +3,9 @@
     program ──out──► scheduler ──► the node with the fewest batches ──► its threads ──► scheduler ──in──► program
 
 The program and the scheduler do one thing at a time, as theirs is one event loop each; so does each node with what a
-batch costs it. A batch has one of the node's Dask threads from its first step there to its last. Batches are sized by the
-pool's own arithmetic, `pairpool.cluster.pace`, with as many under way as the pool has. On loopback all share a few cores,
-which a computation or an overhead holds and a sleep does not.
+batch costs it. A batch has one of the node's Dask threads from its first step there to its last. Batches are sized by
+the pool's own arithmetic, `pairpool.cluster.pace`, with as many under way as the pool has. On loopback all share a few
+cores, which a computation or an overhead holds and a sleep does not.
 
 `python -m benchmarks.cluster_model [FILE]` takes the costs from what `benchmarks.cluster` measured, and prints the
 tables of docs/scaling.md.
