@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from collections.abc import Iterator
@@ -30,10 +31,10 @@ PATIENCE = 60.0
 
 @contextmanager
 def process(*arguments: str, **variables: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A process of Dask's, ended with the block."""
-    with subprocess.Popen(
+    """A process of Dask's, ended with the block, and with it what it has written."""
+    with tempfile.TemporaryDirectory() as scratch, subprocess.Popen(
         [sys.executable, "-m", "dask", *arguments],
-        env={**environment(), **variables, "DASK_DISTRIBUTED__ADMIN__LOG_LENGTH": "0"},
+        env={**environment(), **variables, "DASK_TEMPORARY_DIRECTORY": scratch},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -42,6 +43,7 @@ def process(*arguments: str, **variables: str) -> Iterator[subprocess.Popen[byte
             yield started
         finally:
             started.kill()
+            started.wait()
 
 
 @contextmanager
