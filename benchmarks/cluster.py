@@ -239,19 +239,19 @@ def main() -> None:
     parser.add_argument("--save", type=Path, default=RESULTS, metavar="FILE")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # not without ending what was started
-    runs = []
-    for run in all_runs([int(one) for one in arguments.nodes.split(",")], arguments.rounds):
-        runs.append(asdict(run))
-        print(f"{run.case:8} {run.way:9} {run.nodes} nodes, {run.length:g} s x {run.tasks}: {run.seconds:.3f} s, "
-              f"efficiency {run.efficiency:.1%}", flush=True)  # fmt: skip
     meta = {
         "python": sys.version.split()[0],
         "distributed": distributed.__version__,
         "cores": len(os.sched_getaffinity(0)),
         "rounds": arguments.rounds,
     }
-    lines = ",\n".join(json.dumps(run) for run in runs)
-    arguments.save.write_text(f'{{"meta": {json.dumps(meta)},\n"runs": [\n{lines}\n]}}\n')
+    lines = []
+    for run in all_runs([int(one) for one in arguments.nodes.split(",")], arguments.rounds):
+        lines.append(json.dumps(asdict(run)))
+        both = ",\n".join(lines)
+        arguments.save.write_text(f'{{"meta": {json.dumps(meta)},\n"runs": [\n{both}\n]}}\n')
+        print(f"{run.case:8} {run.way:9} {run.nodes} nodes, {run.length:g} s x {run.tasks}: {run.seconds:.3f} s, "
+              f"efficiency {run.efficiency:.1%}", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@
     program ──out──► scheduler ──► the node with the fewest batches ──► its threads ──► scheduler ──in──► program
 
 The program and the scheduler do one thing at a time, as theirs is one event loop each; so does each node with what a
-batch costs it. Batches are sized by the pool's own arithmetic, `pairpool.cluster.pace`, with as many under way as the
-pool has. On loopback all share a few cores, which a computation or an overhead holds and a sleep does not.
+batch costs it. A batch has one of the node's Dask threads from its first step there to its last. Batches are sized by
+the pool's own arithmetic, `pairpool.cluster.pace`, with as many under way as the pool has. On loopback all share a few
+cores, which a computation or an overhead holds and a sleep does not.
 
 `python -m benchmarks.cluster_model [FILE]` takes the costs from what `benchmarks.cluster` measured, and prints the
 tables of docs/scaling.md.
@@ -153,7 +154,8 @@ class Simulation:
         self._cores = None if cluster.cores is None else Server(clock, cluster.cores)
         self._program, self._scheduler = Server(clock, 1), Server(clock, 1)
         self._loops = [Server(clock, 1) for _ in range(cluster.nodes)]
-        self._threads = [Server(clock, cluster.threads) for _ in range(cluster.nodes)]
+        self._dask_threads = [Server(clock, cluster.threads) for _ in range(cluster.nodes)]
+        self._workers = [Server(clock, cluster.threads) for _ in range(cluster.nodes)]
         self._loads = [0] * cluster.nodes
         self._by_load = [(0, node) for node in range(cluster.nodes)]
         self._pace = Pace(TARGET, chunksize)
@@ -184,13 +186,14 @@ class Simulation:
             self._clock.start(self._send(size))
 
     def _send(self, size: int) -> Process:
-        """From the program to the threads of a node."""
+        """From the program to the workers of a node."""
         costs = self._costs
         yield from self._spend(self._program, (costs.program + costs.program_item * size) / 2)
         yield costs.latency
         yield from self._spend(self._scheduler, costs.scheduler / 2)
         node = self._least_loaded()
         yield costs.latency
+        yield self._dask_threads[node]
         yield from self._spend(self._loops[node], (costs.node + costs.node_item * size) / 2)
         parts = min(size, self._cluster.threads)
         lengths = [self._length(len(range(part, size, parts))) for part in range(parts)]
@@ -199,9 +202,9 @@ class Simulation:
             self._clock.start(self._part(node, length, left, size, sum(lengths)))
 
     def _part(self, node: int, length: float, left: list[int], size: int, work: float) -> Process:
-        """What one thread runs of a batch; the last one that ends brings the batch back."""
-        threads = self._threads[node]
-        yield threads
+        """What one worker runs of a batch; the last one that ends brings the batch back."""
+        workers = self._workers[node]
+        yield workers
         if self._tasks.computes and self._cores is not None:
             for begin in range(int(length / SLICE) + 1):
                 yield self._cores
@@ -209,7 +212,7 @@ class Simulation:
                 self._cores.leave()
         else:
             yield length
-        threads.leave()
+        workers.leave()
         left[0] -= 1
         if not left[0]:
             yield from self._bring_back(node, size, work)
@@ -217,6 +220,7 @@ class Simulation:
     def _bring_back(self, node: int, size: int, work: float) -> Process:
         costs = self._costs
         yield from self._spend(self._loops[node], (costs.node + costs.node_item * size) / 2)
+        self._dask_threads[node].leave()
         yield costs.latency
         self._change_load(node, -1)
         yield from self._spend(self._scheduler, costs.scheduler / 2)
@@ -263,10 +267,10 @@ class Simulation:
 Run = dict[str, Any]
 
 
-def costs_of(runs: list[Run]) -> Costs:
-    """The costs of batches and items that did nothing; medians over all numbers of nodes."""
-    batches = [run for run in runs if run["case"] == "batches"]
-    items = [run for run in runs if run["case"] == "items"]
+def costs_of(runs: list[Run], nodes: int) -> Costs:
+    """The costs of batches and items that did nothing, on so many nodes; medians."""
+    batches = [run for run in runs if run["case"] == "batches" and run["nodes"] == nodes]
+    items = [run for run in runs if run["case"] == "items" and run["nodes"] == nodes]
 
     def each(found: list[Run], where: str) -> float:
         return float(median(run[where] / run["tasks"] for run in found))
@@ -277,7 +281,7 @@ def costs_of(runs: list[Run]) -> Costs:
 
 def groups(runs: list[Run]) -> Iterator[tuple[str, float, int, list[float], list[float], list[Run]]]:
     """Case, length, nodes, efficiencies of pairpool and of plain Dask, and pairpool's runs."""
-    keys = sorted({(run["case"], run["length"], run["nodes"]) for run in runs if run["length"]}, reverse=False)
+    keys = sorted({(run["case"], run["length"], run["nodes"]) for run in runs if run["length"]})
     for key in keys:
         same = [run for run in runs if (run["case"], run["length"], run["nodes"]) == key]
         by_way = [[run for run in same if run["way"] == way] for way in ("pairpool", "dask")]
@@ -301,11 +305,25 @@ def spread(shares: list[float]) -> str:
     return f"{median(shares):.0%} ({min(shares):.0%} to {max(shares):.0%})"
 
 
-def measured_table(runs: list[Run], costs: Costs, cores: int) -> Iterator[str]:
+def milliseconds(runs: list[Run], where: str) -> str:
+    each = [run[where] / run["tasks"] * 1000 for run in runs]
+    return f"{median(each):.1f} ({min(each):.1f} to {max(each):.1f})"
+
+
+def costs_table(runs: list[Run]) -> Iterator[str]:
+    yield "| nodes | program | scheduler | all nodes | from first to last |"
+    yield "| ---: | --- | --- | --- | --- |"
+    for nodes in sorted({run["nodes"] for run in runs}):
+        same = [run for run in runs if run["case"] == "batches" and run["nodes"] == nodes]
+        found = (milliseconds(same, where) for where in ("program", "scheduler", "workers", "seconds"))
+        yield f"| {nodes} | {' | '.join(found)} |"
+
+
+def measured_table(runs: list[Run], cores: int) -> Iterator[str]:
     yield "| tasks | nodes | `ClusterPool.map` | the model | `Client.map` |"
     yield "| --- | ---: | --- | ---: | --- |"
     for case, length, nodes, ours, plain, some in groups(runs):
-        said = as_measured(some, costs, cores).efficiency
+        said = as_measured(some, costs_of(runs, nodes), cores).efficiency
         yield f"| {case} {length * 1000:g} ms | {nodes} | {spread(ours)} | {said:.0%} | {spread(plain)} |"
 
 
@@ -329,10 +347,11 @@ def paper_table(costs: Costs, seconds: float) -> Iterator[str]:
 
 def main() -> None:
     data = json.loads(Path(sys.argv[1] if len(sys.argv) > 1 else RESULTS).read_text())
-    runs, costs = data["runs"], costs_of(data["runs"])
-    print(costs)
-    print(*measured_table(runs, costs, data["meta"]["cores"]), sep="\n")
-    print(*paper_table(costs, 60.0), sep="\n")
+    runs = data["runs"]
+    costs = costs_of(runs, min(run["nodes"] for run in runs))
+    tables = costs_table(runs), measured_table(runs, data["meta"]["cores"]), [str(costs)], paper_table(costs, 60.0)
+    for table in tables:
+        print(*table, sep="\n", end="\n\n")
 
 
 if __name__ == "__main__":

@@ -61,11 +61,12 @@ def test_the_same_seed_gives_the_same_and_another_something_else() -> None:
 
 def test_costs_are_read_off_what_was_measured() -> None:
     def measured(case: str, tasks: int, program: float, scheduler: float, workers: float) -> dict[str, Any]:
-        return {"case": case, "tasks": tasks, "program": program, "scheduler": scheduler, "workers": workers}
+        spent = {"program": program, "scheduler": scheduler, "workers": workers}
+        return {"case": case, "tasks": tasks, "nodes": 2, **spent}
 
     runs = [measured("batches", 100, *values) for values in ((0.1, 0.2, 0.4), (0.2, 0.3, 0.5), (0.9, 0.9, 0.9))]
     runs += [measured("items", 1000, 0.002, 0.1, 0.01), measured("sleep", 10, 5.0, 5.0, 5.0)]
-    costs = model.costs_of(runs)
+    costs = model.costs_of([*runs, {**runs[2], "nodes": 1}], 2)
     each = (costs.program, costs.scheduler, costs.node, costs.program_item, costs.node_item)
     assert each == pytest.approx((0.002, 0.003, 0.005, 2e-6, 1e-5))
 
