@@ -295,7 +295,7 @@ def test_what_blocks_in_the_event_loops_thread_does_not_hang(run: Run, gate: Gat
 
 
 def test_other_threads_may_look_meanwhile(run: Run) -> None:
-    """They lead for a moment, and what ends then is told in the event loop's thread."""
+    """They leave the lead to the event loop while it comes by, and do not keep it from going on."""
 
     async def main() -> None:
         async with AsyncPool(2) as pool:
@@ -307,14 +307,16 @@ def test_other_threads_may_look_meanwhile(run: Run) -> None:
                     pool.report()
 
             watching = [asyncio.create_task(asyncio.to_thread(watch)) for _ in range(2)]
-            for _ in range(5):
-                assert await asyncio.gather(*(pool.run(tasks.square, x) for x in range(300))) == [
-                    x * x for x in range(300)
-                ]
-                for x in range(30):
-                    assert await pool.run(tasks.square, x) == x * x
-            is_over.set()
-            await asyncio.gather(*watching)
+            try:
+                for _ in range(5):
+                    assert await asyncio.gather(*(pool.run(tasks.square, x) for x in range(300))) == [
+                        x * x for x in range(300)
+                    ]
+                    for x in range(30):
+                        assert await pool.run(tasks.square, x) == x * x
+            finally:
+                is_over.set()
+                await asyncio.gather(*watching)
 
     run(main())
 
@@ -336,13 +338,15 @@ def test_what_is_submitted_while_another_thread_leads(run: Run) -> None:
                 loop._leave_lead()
 
             leading = asyncio.create_task(asyncio.to_thread(lead))
-            await soon(leads.is_set)
-            call = asyncio.create_task(pool.run(tasks.square, 2))
-            begin = time.process_time()
-            done, _ = await asyncio.wait([call], timeout=0.2)
-            assert not done
-            assert time.process_time() - begin < 0.1  # it does not look again and again meanwhile
-            is_over.set()
+            try:
+                await soon(leads.is_set)
+                call = asyncio.create_task(pool.run(tasks.square, 2))
+                begin = time.process_time()
+                done, _ = await asyncio.wait([call], timeout=0.2)
+                assert not done
+                assert time.process_time() - begin < 0.1  # it does not look again and again meanwhile
+            finally:
+                is_over.set()
             async with asyncio.timeout(PATIENCE):
                 assert await call == 4
             await leading

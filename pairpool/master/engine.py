@@ -149,8 +149,7 @@ class Master:
         from pairpool.wire import snapshot
 
         if self._remains is None:
-            self.loop.submit(self.write_board)
-            self.loop.poke()
+            self.loop.glance(self.write_board)
         with self._board_lock:
             board = self._remains or self.board
             return replace(snapshot.take(board, time.monotonic_ns()), state=state)

@@ -31,6 +31,9 @@ _LEADER = 0
 FINEST = 0.001
 """The shortest time in seconds that epoll_wait(2) can wait."""
 
+DEFERENCE = 0.01
+"""Seconds for which a thread that only looks leaves the lead to those who wait, or to the event loop that comes by."""
+
 EVENTS = 64
 """Events that one look may give; epoll(7) hands out the others at the next."""
 
@@ -81,6 +84,8 @@ class Loop:
         self._depth = 0
         self._focus: object = None
         self._followers: dict[Any, Callable[[], bool]] = {}
+        self._deferring: set[Any] = set()
+        self._visitor = 0
         self._polling = False
         self._spins = False
         self._handlers: dict[int, Callable[[int], None]] = {}
@@ -151,6 +156,7 @@ class Loop:
             focus: what is waited for, where it matters (see `is_in_the_way`).
         """
         deadline = None if timeout is None else time.monotonic() + timeout
+        defers = self._is_visited_elsewhere()
         try:
             while not ready():
                 if self.is_mine:
@@ -158,7 +164,10 @@ class Loop:
                 if self.ended:
                     self.over.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
                     return ready()
-                if self._take_lead():
+                if defers:
+                    defers = False
+                    self._defer(ready, deadline)
+                elif self._take_lead():
                     done = self._drive(ready, deadline)
                     self._leave_lead()
                     if done or not self.ended:
@@ -192,6 +201,21 @@ class Loop:
         if self._lead.get(_LEADER, threading.get_ident()) != threading.get_ident():
             self.submit(_nothing)
 
+    def glance(self, action: Callable[[], object]) -> None:
+        """Have `action` run, by now as a rule: by whoever leads or is about to, in a moment, else by this thread."""
+        done: list[None] = []
+
+        def act() -> None:
+            action()
+            done.append(None)
+
+        self.submit(act)
+        others = self._lead or len(self._followers) > len(self._deferring) or self._is_visited_elsewhere()
+        if others and not self.is_mine:
+            self._defer(lambda: bool(done) or self.ended, None)
+        if not done:
+            self.poke()
+
     def poke(self) -> None:
         """Do what can be done now without waiting, if nobody else is at it."""
         if self.ended or self.is_mine or not self._take_lead():
@@ -211,6 +235,7 @@ class Loop:
             Seconds after which to come back even if the descriptor is not readable: 0 if time was up, -1 for never.
             None if another thread leads: then `attendant` is called when it leaves.
         """
+        self._visitor = threading.get_ident()
         if self.ended or self.is_mine or not self._take_lead():
             return None
         try:
@@ -261,12 +286,33 @@ class Loop:
         finally:
             self._followers.pop(told, None)
 
+    def _is_visited_elsewhere(self) -> bool:
+        return self._visitor not in (0, threading.get_ident())
+
+    def _defer(self, ready: Callable[[], bool], deadline: float | None) -> None:
+        """Leave it to others for a moment.
+
+        A thread that looks at the pool again and again would have the lead nearly always, and the GIL too: whoever lets
+        go of that for a moment only, as around a system call, has it back before a thread that waits for it has woken.
+        """
+        until = time.monotonic() + DEFERENCE
+        told = threading.Lock()
+        told.acquire()
+        self._deferring.add(told)
+        self._followers[told] = ready
+        try:
+            if not ready():
+                told.acquire(timeout=max(0.0, (until if deadline is None else min(until, deadline)) - time.monotonic()))
+        finally:
+            self._followers.pop(told, None)
+            self._deferring.discard(told)
+
     def _tell_followers(self, *, hand_over: bool) -> None:
         """Wake those whose wait is over, and one more if somebody has to take the lead; all if the pool ends."""
         for told, ready in list(self._followers.items()):
             if self.ended or ready():
                 _release(told)
-            elif hand_over:
+            elif hand_over and told not in self._deferring:
                 hand_over = False
                 _release(told)
 
