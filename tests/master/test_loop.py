@@ -72,9 +72,12 @@ def test_what_a_glance_within_a_turn_asks_for_comes_after_it(loop: Loop) -> None
 
 def test_glances_of_many_threads_end_with_nobody_to_lead(loop: Loop) -> None:
     seen: list[int] = []
-    threads = [
-        threading.Thread(target=lambda: [loop.glance(lambda: seen.append(1)) for _ in range(100)]) for _ in range(4)
-    ]
+
+    def glance_often() -> None:
+        for _ in range(100):
+            loop.glance(lambda: seen.append(1))
+
+    threads = [threading.Thread(target=glance_often) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
