@@ -1,9 +1,10 @@
 """What a cluster's pool costs: `ClusterPool.map` and plain `Client.map` in turns, on 1 to 8 nodes on loopback.
 
-`python -m benchmarks.cluster [--rounds N] [--nodes 1,2,4,8] [--save FILE]`. A node is a Dask worker with one thread.
-Sleeping tasks show what the way there and back costs where there are fewer cores than nodes; computing ones run on as
-many nodes as there are cores. Tasks that do nothing tell what a batch and an item cost the program, the scheduler and a
-node. Needs `distributed`. `python -m benchmarks.cluster_model` makes tables of the file.
+`python -m benchmarks.cluster [--rounds N] [--nodes 1,2,4,8] [--save FILE] [--killed]`. A node is a Dask worker with one
+thread. Sleeping tasks show what the way there and back costs where there are fewer cores than nodes; computing ones run
+on as many nodes as there are cores. Tasks that do nothing tell what a batch and an item cost the program, the scheduler
+and a node. Needs `distributed`. `python -m benchmarks.cluster_model` makes tables of the file. `--killed` times one call
+instead: on one node, on two, and on two of which one is killed.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import psutil
@@ -230,15 +232,55 @@ def all_runs(node_counts: list[int], rounds: int) -> Iterator[Run]:
                     yield from tasks_of(there, "compute", length, rounds)
 
 
+# --- a node that is killed ----------------------------------------------------------------------------
+
+KILLED_TASKS = 1600
+KILLED_LENGTH = 0.01
+
+
+def sleep_and_return(item: int) -> int:
+    time.sleep(KILLED_LENGTH)
+    return item
+
+
+def with_a_kill(nodes: int, kills: bool) -> float:
+    """Seconds for the call; its results are complete and in order, or this raises."""
+    with cluster(nodes) as there:
+        by_pool(there, time.sleep, [0.01] * 100 * nodes)
+        found = []
+        begin = time.perf_counter()
+        for result in there.pool.imap(sleep_and_return, range(KILLED_TASKS)):
+            found.append(result)
+            if kills and len(found) == KILLED_TASKS // 4:
+                there.workers[-1].kill()
+        seconds = time.perf_counter() - begin
+    assert found == list(range(KILLED_TASKS)), "results were lost, or are out of order"
+    return seconds
+
+
+def print_kills(rounds: int) -> None:
+    ways = {"one node": (1, False), "two nodes": (2, False), "two nodes, one killed after a quarter": (2, True)}
+    found: dict[str, list[float]] = {way: [] for way in ways}
+    for _ in range(rounds):
+        for way, case in ways.items():
+            found[way].append(with_a_kill(*case))
+    for way, seconds in found.items():
+        print(f"{way}: {median(seconds):.1f} s ({min(seconds):.1f} to {max(seconds):.1f}), complete and in order")
+
+
 def main() -> None:
     import distributed
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cluster", description="What a cluster's pool costs.")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--nodes", default="1,2,4,8", help="how many, separated by commas")
+    parser.add_argument("--killed", action="store_true", help="time only a call with a node killed")
     parser.add_argument("--save", type=Path, default=RESULTS, metavar="FILE")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # not without ending what was started
+    if arguments.killed:
+        print_kills(arguments.rounds)
+        return
     meta = {
         "python": sys.version.split()[0],
         "distributed": distributed.__version__,
