@@ -3,7 +3,7 @@
 `python -m benchmarks.cluster [--rounds N] [--nodes 1,2,4,8] [--save FILE] [--killed]`. A node is a Dask worker with one
 thread. Sleeping tasks show what the way there and back costs where there are fewer cores than nodes; computing ones run
 on as many nodes as there are cores. Tasks that do nothing tell what a batch and an item cost the program, the scheduler
-and a node. Needs `distributed`. `python -m benchmarks.cluster_model` makes tables of the file. `--killed` times one call
+and a node. Needs `distributed`. `python -m benchmarks.cluster_model` makes tables of it. `--killed` times one call
 instead: on one node, on two, and on two of which one is killed.
 """
 
