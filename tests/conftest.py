@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copyreg
 import faulthandler
 import gc
 import os
@@ -111,6 +112,18 @@ def nothing_left_behind(request: pytest.FixtureRequest, tag: Tag) -> Iterator[No
     found = leftovers(before, tag)
     if found:
         pytest.fail("left behind by this test:\n" + "\n".join(f"  {line}" for line in found), pytrace=False)
+
+
+@pytest.fixture(autouse=True)
+def exceptions_are_pickled_as_ever() -> None:
+    """Importing distributed has tblib pickle those classes of exceptions that there are by then, in its own way.
+
+    Whatever test had it imported: the others see what a program without it sees, as far as they are run alone.
+    """
+    table = copyreg.dispatch_table
+    for one, reduce in list(table.items()):
+        if getattr(reduce, "func", reduce).__module__ == "tblib.pickling_support":
+            del table[one]
 
 
 # --- holding tasks back, and hearing from them --------------------------------------------------------
