@@ -189,7 +189,7 @@ class Executor(concurrent.futures.Executor):
 
         Args:
             wait: return only when they have ended, and the workers have exited.
-            cancel_futures: cancel those that no worker has begun.
+            cancel_futures: cancel those that no worker has begun, or is free to begin at once.
         """
         with self._lock:
             self._is_shut = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -34,6 +35,42 @@ class PoolFuture(Future[R]):
         self._outcome: tuple[bool, Any] | None = None
 
     # --- for whoever waits ----------------------------------------------------------------------
+
+    def result(self, timeout: float | None = None) -> R:
+        """What the call returned; raises what it raised. Who waits here drives the pool meanwhile.
+
+        Raises:
+            TimeoutError: it was not there within `timeout` seconds.
+            CancelledError: the call was cancelled, or the pool has ended.
+            PoolInherited: this process was forked off the pool's owner, and the call had not ended by then.
+        """
+        try:
+            return super().result(self._drive(timeout))
+        finally:
+            self = None  # type: ignore[assignment]  # no cycle through the traceback
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """What the call raised, or None; waits as `result` does."""
+        return super().exception(self._drive(timeout))
+
+    def _drive(self, timeout: float | None) -> float | None:
+        """Drive the pool until this is done; returns what is left of the timeout."""
+        if self.done():
+            return timeout
+        kernel.require_owner(self._master.identity)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        self._master.loop.wait(self.done, timeout)
+        return None if deadline is None else max(0.0, deadline - time.monotonic())
+
+    def set_result(self, result: R) -> None:
+        """By hand: the pool's own outcome comes too late, then."""
+        super().set_result(result)
+        self._master.loop.submit(_nothing)  # a turn tells those who wait
+
+    def set_exception(self, exception: BaseException | None) -> None:
+        """By hand."""
+        super().set_exception(exception)
+        self._master.loop.submit(_nothing)
 
     def cancel(self) -> bool:
         """Take the call back. Returns False if it runs, or has ended."""
@@ -73,14 +110,18 @@ class PoolFuture(Future[R]):
                 self.set_running_or_notify_cancel()
             elif self.set_running_or_notify_cancel():
                 if success:
-                    self.set_result(value)
+                    super().set_result(value)
                 else:
-                    self.set_exception(for_process_pool(value) if self._as_process_pool else value)
+                    super().set_exception(for_process_pool(value) if self._as_process_pool else value)
         finally:
             self._outcome = True, None
             self.job = None
             pool, self._pool = self._pool, None
             self._master.loop.finished.append(pool)
+
+
+def _nothing() -> None:
+    """A turn of the loop is wanted, and nothing else."""
 
 
 def for_process_pool(error: BaseException) -> BaseException:

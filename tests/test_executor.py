@@ -39,6 +39,11 @@ def double(x: int) -> int:
     return 2 * x
 
 
+def nap(x: int) -> int:
+    time.sleep(0.01)
+    return x
+
+
 def die_at_three(x: int) -> int:
     if x == 3:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -155,6 +160,36 @@ def test_callbacks_run_and_may_submit(executor: Executor) -> None:
     assert seen == [2 * x for x in range(20)]
 
 
+def test_a_callback_may_wait_for_another_future(executor: Executor) -> None:
+    """It drives the pool, from within."""
+    seen: list[int] = []
+    over = threading.Event()
+
+    def wait_for_more(future: Future[int]) -> None:
+        seen.append(executor.submit(double, future.result()).result(PATIENCE))
+        over.set()
+
+    executor.submit(double, 1).add_done_callback(wait_for_more)
+    assert over.wait(PATIENCE)
+    assert seen == [4]
+
+
+@pytest.mark.parametrize("by_hand", [lambda one: one.set_result(5), lambda one: one.set_exception(KeyError(5))])
+def test_who_waits_hears_of_an_outcome_set_by_hand(executor: Executor, by_hand: Any, door: Door) -> None:
+    future = executor.submit(come_and_wait, door.paths, 1)
+    door.wait_for(1)
+    setter = threading.Timer(0.05, by_hand, [future])
+    setter.start()
+    outcome = future.exception(PATIENCE) or future.result(0)
+    setter.join()
+    assert repr(outcome) in ("5", "KeyError(5)")
+    with pytest.raises(concurrent.futures.InvalidStateError):
+        future.set_result(6)
+    door.gate.let()
+    assert executor.submit(double, 1).result(PATIENCE) == 2
+    assert repr(future.exception() or future.result()) in ("5", "KeyError(5)")
+
+
 def test_many_threads_submit(executor: Executor) -> None:
     found: dict[int, list[int]] = {}
 
@@ -222,6 +257,22 @@ def test_shutdown_cancels_what_no_worker_has_begun(wait_for_it: bool, door: Door
         executor.map(double, [1])
     executor.shutdown()
     end_of(first)
+
+
+@pytest.mark.parametrize("is_warm", [False, True])
+def test_shutdown_cancels_nothing_that_a_free_worker_is_there_for(is_warm: bool) -> None:
+    """However soon it comes: as in the standard library, whose tests ask for it."""
+    for _ in range(20):
+        executor = Executor(2)
+        if is_warm:
+            wait([executor.submit(double, x) for x in range(10)])
+        futures = [executor.submit(nap, x) for x in range(50)]
+        executor.shutdown(cancel_futures=True)
+        run = [x for x, future in enumerate(futures) if not future.cancelled()]
+        assert run[:2] == [0, 1]
+        assert run == list(range(len(run)))
+        assert len(run) < 10
+        assert [futures[x].result(0) for x in run] == run
 
 
 def end_of(future: Future[Any]) -> None:
@@ -357,17 +408,24 @@ def test_an_initializer_that_fails_breaks_the_executor() -> None:
             executor.submit(double, 1)
 
 
-def test_a_forked_child_has_no_executor(executor: Executor) -> None:
-    assert executor.submit(double, 1).result() == 2
+def test_a_forked_child_has_no_executor(executor: Executor, door: Door) -> None:
+    ended = executor.submit(double, 1)
+    assert ended.result() == 2
+    runs = executor.submit(come_and_wait, door.paths, 1)
+    door.wait_for(1)
 
     def use() -> str:
         with pytest.raises(PoolInherited):
             executor.submit(double, 1)
+        with pytest.raises(PoolInherited):
+            runs.result()
+        assert ended.result() == 2
         executor.shutdown()
         return "fine"
 
     assert forked.in_child(use) == "fine"
-    assert executor.submit(double, 2).result() == 4
+    door.gate.let()
+    assert runs.result() == 1
 
 
 def test_in_an_event_loop(executor: Executor) -> None:

@@ -39,18 +39,32 @@ class Cancellation:
         self.look()
         return True
 
-    def waiting(self, job: Calls, reason: BaseException) -> None:
-        """End those of several calls that no worker has begun."""
+    def waiting(self, jobs: Iterable[Calls], reason: BaseException, workers: int) -> None:
+        """End the calls that no worker has begun, or is free to begin at once.
+
+        Args:
+            workers: how many the pool keeps; those that are still being started are free, too.
+        """
+        jobs = list(jobs)
         for member in list(self._crew.members.values()):
-            if any(batch.job is job for batch in member.held):
+            if any(batch.job in jobs for batch in member.held):
                 self._recall(member)
-        while job.again:
-            self._agenda.fail(job.again.popleft(), reason)
-        targets, uses = job.withdraw_all()
+        free = workers - sum(bool(member.held) for member in self._crew)
+        for job in jobs:
+            free -= self._trim(job, max(0, free), reason)
+
+    def _trim(self, job: Calls, keep: int, reason: BaseException) -> int:
+        """End what waits of a job but for so many batches and calls; returns how many are left of those."""
+        while len(job.again) > keep:
+            self._agenda.fail(job.again.pop(), reason)
+        left = len(job.again)
+        targets, uses = job.withdraw_from(keep - left)
+        left += job.waiting
         self._agenda.release(uses)
         for target in targets:
             target.set_outcome(False, reason)
         self._agenda.settle(job)
+        return left
 
     def _recall(self, member: Member) -> None:
         self._agenda.put_back(member.recall())

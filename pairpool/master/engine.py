@@ -218,12 +218,11 @@ class Master:
         return self._ask(action)
 
     def cancel_waiting(self, reason: BaseException) -> None:
-        """End all single calls that no worker has begun; from any thread."""
+        """End all single calls that no worker has begun, or is free to begin at once; from any thread."""
 
         def action() -> bool:
-            for job in list(self.agenda.unfinished):
-                if isinstance(job, Calls):
-                    self.cancellation.waiting(job, reason)
+            calls = [job for job in self.agenda.unfinished if isinstance(job, Calls)]
+            self.cancellation.waiting(calls, reason, self.nursery.processes)
             return True
 
         self._ask(action)

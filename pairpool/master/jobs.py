@@ -419,11 +419,15 @@ class Calls(Job):
                 return entry[1][0]
         return None
 
-    def withdraw_all(self) -> tuple[list[Target], Counter[int]]:
-        """Take all calls back that have not been handed out; returns how many use each function, too."""
-        targets, uses = [target for target, _item in self._waiting], self._uses_waiting()
-        self._waiting.clear()
-        return targets, uses
+    def withdraw_from(self, first: int) -> tuple[list[Target], Counter[int]]:
+        """Take back calls that wait, but for the first few; returns how many of them use each function, too."""
+        taken = [self._waiting.pop() for _ in range(len(self._waiting) - first)]
+        return [target for target, _ in reversed(taken)], Counter(item[0] for _, item in taken)
+
+    @property
+    def waiting(self) -> int:
+        """Calls that have not been handed out."""
+        return len(self._waiting)
 
     def _uses_waiting(self) -> Counter[int]:
         return Counter(item[0] for _target, item in self._waiting)
