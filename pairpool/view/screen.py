@@ -7,9 +7,11 @@
 
 Facts, and what they mean here:
 
-- Who writes to the terminal without asking (a program that was started, a forked child, somebody's return key) writes
-  at the cursor. So it stands above the frame, and each frame begins with clearing what is below it: a line that others
-  write stays, and the frame is whole again. Below the frame, it would be the lines of others that are cleared.
+- Who writes to the terminal without asking (a program that was started, a forked child, somebody at the keyboard,
+  `input` with its prompt) writes at the cursor. So it stands above the frame, and each frame begins with clearing what
+  is below it: a line that others write stays, and the frame is whole again. Below the frame, it would be the lines of
+  others that are cleared. Their line may not be ended, and nobody knows where in it the cursor is: it is saved and
+  restored, with no scrolling in between, which it would not follow.
 - A terminal that is made narrower wraps the lines that are there, but the cursor stays with its line: what is to be
   cleared is below it still.
 - tmux keeps what is cleared from the first cell of the screen on, for one to scroll back to. So nothing is.
@@ -45,7 +47,9 @@ __all__ = ["Screen", "writer"]
 BELOW = "\x1b[K\r\n\x1b[J"
 """Clear what is right of the cursor and below it, and go to the next row."""
 
-CLEAR = f"\r{BELOW}\x1b[A"
+INDEX, SAVE, RESTORE = "\x1bD", "\x1b7", "\x1b8"
+"""Down one row in the same column, scrolling at the last one; and where the cursor is."""
+
 HIDE_CURSOR, SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
 CUT, WRAP = "\x1b[?7l", "\x1b[?7h"
 """What becomes of a line that is too long: a frame keeps its height if the terminal was made narrower just now."""
@@ -161,13 +165,23 @@ class Screen:
             self._undo.close()
             above = "\r\n".join(passable(text, self._has_colours) for text in self._unended.values())
             below = f"{self._frame}\r\n" if self._frame else ""
+            clear = self._clear()
             self._frame = self._shown = ""
             self._unended.clear()
-            self._write(f"{CLEAR}{above}\r\n{below}{SHOW_CURSOR}")
+            self._write(f"{clear}{above}\r\n{below}{SHOW_CURSOR}")
 
     def _print(self, text: str) -> None:
+        clear = self._clear()
         self._shown = self._visible()
-        self._write(CLEAR + text + self._shown + self._below())
+        self._write(clear + text + self._shown + self._below())
+
+    def _clear(self) -> str:
+        """Go to where a line can begin: over the one that is shown, else below whatever others have not ended.
+
+        As many spaces as a row has columns but for one end in the next row, unless the cursor is in the first column.
+        """
+        begin = "" if self._shown else " " * (self._console.width - 1)
+        return f"{HIDE_CURSOR}{begin}\r{BELOW}\x1b[A"
 
     def _visible(self) -> str:
         """The line that is not ended, on one row."""
@@ -177,12 +191,11 @@ class Screen:
         return set_cell_size(text, width - 1) if cell_len(text) >= width else text
 
     def _below(self) -> str:
-        """The frame, and back to where the cursor has to be; not one that is too large since the last resize."""
+        """The frame, and back to where the cursor is; not one that is too large since the last resize."""
         size = self._console.size
         fits = 0 < self._height < size.height and self._width <= size.width
-        frame = f"{self._frame}\x1b[{self._height}A\r" if fits else "\x1b[A"
-        column = cell_len(self._shown)
-        return BELOW + frame + (f"\x1b[{column}C" if column else "")
+        rows = self._height if fits else 1
+        return f"{INDEX * rows}\x1b[{rows}A{SAVE}{BELOW}{self._frame if fits else ''}{RESTORE}"
 
 
 class Stream:

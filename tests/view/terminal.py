@@ -45,6 +45,7 @@ class Terminal:
 
     Attributes:
         shows_cursor: whether the cursor is seen.
+        frames: how often something has been drawn below the cursor.
         unknown: control characters and sequences that it does not know.
         colours: codes of the plain colours of texts that it was given.
     """
@@ -52,6 +53,8 @@ class Terminal:
     def __init__(self, width: int, height: int) -> None:
         self.width, self.height = width, height
         self.shows_cursor = True
+        self.frames = 0
+        self._saved = (0, 0)  # row of the screen, column
         self.unknown: list[str] = []
         self._wraps = True
         self.colours: set[int] = set()
@@ -156,6 +159,14 @@ class Terminal:
             self._rows.append(Row())
 
     def _control(self, sequence: str, parameters: str, final: str) -> None:
+        if sequence == "\x1b7":
+            self._saved = (self._row - self._top, self._column)
+            return
+        if sequence == "\x1b8":
+            self._go(self._top + self._saved[0])
+            self._column = self._saved[1]
+            self.frames += 1
+            return
         self._column = min(self._column, self.width - 1) if final != "m" else self._column
         number = int(parameters) if parameters.isdigit() else None
         if final == "m":
@@ -165,6 +176,8 @@ class Terminal:
             self.shows_cursor = final == "h"
         elif (parameters, final) in (("?7", "l"), ("?7", "h")):
             self._wraps = final == "h"
+        elif sequence == "\x1bD":
+            self._down()
         elif final == "A":
             self._row = max(self._top, self._row - (number or 1))
         elif final == "B":

@@ -517,9 +517,40 @@ def test_prints_and_questions_of_the_program(script: Script) -> None:
     """
     with in_terminal(script(source)) as program:
         program.until(lambda terminal: "Go on?" in terminal.screen and "2 busy" in "\n".join(terminal.screen))
+        frames = program.terminal.frames
+        program.until(lambda terminal: terminal.frames > frames + 3)
+        assert program.terminal.screen.count("Go on?") == 1  # it stays
         program.type("yes\n")
         lines = check_end(program)
-    assert lines == [*(f"number {number}" for number in range(100)), "answer: yes"]
+    assert lines == [*(f"number {number}" for number in range(100)), "Go on?", "answer: yes"]
+
+
+def test_a_question_is_not_written_over_by_tasks(script: Script) -> None:
+    """Python writes it to the terminal itself, and leaves the cursor behind it."""
+    source = """
+        def shout(number):
+            wait(number)
+            for line in range(40):
+                print("line", line)
+
+        with Pool(1, live=True) as pool:
+            result = pool.map_async(shout, range(1))
+            answer = input("Go on? ")
+            open(sys.argv[0] + ".go", "w").close()
+            input("Really? ")
+            result.get()
+            print("answer:", answer)
+    """
+    with in_terminal(script(source)) as program:
+        program.until_screen("Go on?")
+        program.type("yes\n")
+        program.until_text("Really?")
+        program.until_text("line 39")
+        program.type("yes\n")
+        lines = check_end(program)
+    asked = "Go on? Really?"  # what is typed is not echoed here, the end of the line neither
+    assert [line for line in lines if not line.startswith("[")] == [asked, "answer: yes"]
+    assert [line for line in lines if line.startswith("[")] == [f"[0] line {line}" for line in range(40)]
 
 
 def test_results_go_to_a_file(script: Script, tmp_path: Path) -> None:
