@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pairpool import kernel
+from pairpool.interrupts import Passage
 from pairpool.master import blame
 from pairpool.master.jobs import Calls, MapJob
 
@@ -117,7 +118,8 @@ class AsyncResult(Generic[R]):
 
     def _call(self, callback: Callable[[Any], object]) -> None:
         try:
-            callback(self._value)
+            with Passage():
+                callback(self._value)
         except KeyboardInterrupt:
             raise
         except BaseException:

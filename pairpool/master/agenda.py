@@ -72,16 +72,20 @@ class Agenda:
         policy: Policy = PLAIN,
         chunksize: int | None = None,
     ) -> None:
-        """Append a single call, to those before it if no other job stands between."""
-        if target.job is not None or target.has_outcome:
+        """Append a single call, to those before it if no other job stands between; one that is there already stays."""
+        if target.has_outcome:
             return
-        last = self.queue[-1] if self.queue else None
-        if isinstance(last, Calls) and last.policy == policy and last.sizer.chunksize == chunksize:
-            last.add(target, number, args, kwds)
-            return
-        job = Calls(Mode.CALL, policy, chunksize)
-        job.add(target, number, args, kwds)
-        self.add(job)
+        job = target.job
+        if isinstance(job, Calls):  # an exception has cut this short before
+            if not job.has(target):
+                job.add(target, number, args, kwds)
+        else:
+            last = self.queue[-1] if self.queue else None
+            fits = isinstance(last, Calls) and last.policy == policy and last.sizer.chunksize == chunksize
+            job = last if isinstance(last, Calls) and fits else Calls(Mode.CALL, policy, chunksize)
+            job.add(target, number, args, kwds)
+        if job not in self.unfinished:
+            self.add(job)
 
     # --- out ------------------------------------------------------------------------------------
 

@@ -399,9 +399,10 @@ class Crew:
         """After an exception: kill the worker that was being dealt with; returns what the workers hold."""
         for one in list(self.members.values()):
             self.place(one)
-        member, self.touching = self.touching, None
+        member = self.touching
         if member is not None and not member.dismissed:
             kernel.send_signal(member.pidfd.fileno(), signal.SIGKILL)
+        self.touching = None
         return {batch.number for one in self for batch in one.held}
 
     def kill(self, chosen: Callable[[Member], bool]) -> None:

@@ -424,6 +424,12 @@ class Calls(Job):
         taken = [self._waiting.pop() for _ in range(len(self._waiting) - first)]
         return [target for target, _ in reversed(taken)], Counter(item[0] for _, item in taken)
 
+    def has(self, target: Target) -> bool:
+        """Whether a call with this target waits or was handed out."""
+        return any(one is target for one, _ in self._waiting) or any(
+            target in (batch.targets or ()) for batch in self.open.values()
+        )
+
     @property
     def waiting(self) -> int:
         """Calls that have not been handed out."""

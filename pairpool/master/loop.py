@@ -7,9 +7,9 @@ the pool, in the leader's own thread: then it drives too, from within. `Driver` 
 everybody else, for calls that nobody waits for. An event loop does not wait here: it watches `descriptor`, and comes by
 for a moment whenever there is something to do (`visit`).
 
-An exception may strike between any two steps; a KeyboardInterrupt does. So the lead is one entry of a dict, put
-there and taken away by single steps of the interpreter, and whoever is thrown out of a wait looks whether it left
-its own there.
+An exception may strike between any two steps, as handlers of signals raise them. So the lead is one entry of a dict,
+put there and taken away by single steps of the interpreter, and whoever is thrown out of a wait looks whether it left
+its own there. A turn that was cut short is mended, at the latest by the next one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from pairpool import kernel
+from pairpool import interrupts, kernel
 
 __all__ = ["Loop", "Work"]
 
@@ -82,6 +82,7 @@ class Loop:
         self.attendant: Callable[[], None] | None = None
         self._lead: dict[int, int] = {}
         self._depth = 0
+        self._is_torn = False
         self._focus: object = None
         self._followers: dict[Any, Callable[[], bool]] = {}
         self._deferring: set[Any] = set()
@@ -154,7 +155,28 @@ class Loop:
 
         Args:
             focus: what is waited for, where it matters (see `is_in_the_way`).
+
+        Raises:
+            KeyboardInterrupt: between two turns, not within one (see `interrupts`).
         """
+        if ready():
+            return True
+        guard = interrupts.hold(self._look_up)
+        if guard is None:
+            return self._wait(ready, timeout, focus)
+        try:
+            return self._wait(lambda: guard.has_struck or ready(), timeout, focus)
+        finally:
+            guard.release()
+
+    def _look_up(self) -> None:
+        """Called by a signal handler of a thread that waits here: have it see whether it still has to."""
+        if not self.over.is_set():
+            os.eventfd_write(self._wakeup.fileno(), 1)
+        for told in list(self._followers):
+            _release(told)
+
+    def _wait(self, ready: Callable[[], bool], timeout: float | None, focus: object) -> bool:
         deadline = None if timeout is None else time.monotonic() + timeout
         defers = self._is_visited_elsewhere()
         try:
@@ -332,7 +354,7 @@ class Loop:
 
     def _turn(self, timeout: float, ready: Callable[[], bool]) -> None:
         """Send what can be sent, wait for something to happen, deal with it."""
-        self._depth += 1
+        self._begin_turn()
         try:
             while self.inbox:
                 self._take_action(self.inbox[0])
@@ -341,6 +363,7 @@ class Loop:
             if self._followers:
                 self._tell_followers(hand_over=False)
             if self.ended or ready():
+                self._is_torn = self._depth > 1
                 return
             if at_most >= 0 and not 0 <= timeout < at_most:
                 timeout = at_most
@@ -351,18 +374,35 @@ class Loop:
             if not self.ended:
                 self._work.tend()
             self.run_later()
+            self._is_torn = self._depth > 1
         except BaseException:
-            if not self.ended:
-                self._work.mend()
+            self._mend()
             raise
         finally:
             self._depth -= 1
         if self._followers:
             self._tell_followers(hand_over=False)
 
+    def _begin_turn(self) -> None:
+        """Mend first what the last turn has left, if a second exception struck while it was being mended."""
+        self._depth += 1
+        if self._depth == 1:
+            if self._is_torn:
+                try:
+                    self._mend()
+                except BaseException:
+                    self._depth -= 1
+                    raise
+            self._is_torn = True
+
+    def _mend(self) -> None:
+        if not self.ended:
+            self._work.mend()
+        self._is_torn = False
+
     def _turn_briefly(self, until: float) -> float:
         """A turn the other way round: deal with what has happened, then send, for nobody stays to wait for more."""
-        self._depth += 1
+        self._begin_turn()
         try:
             self._polling = False
             while self.inbox and time.monotonic() < until:
@@ -374,10 +414,10 @@ class Loop:
                 left = self._work.prepare(True)
             self.run_later()
             self._polling = True
+            self._is_torn = self._depth > 1
             return 0.0 if is_late or self.inbox else left
         except BaseException:
-            if not self.ended:
-                self._work.mend()
+            self._mend()
             raise
         finally:
             self._depth -= 1

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from operator import length_hint
 from typing import Any
 
+from pairpool.interrupts import Passage
 from pairpool.master.functions import Function
 from pairpool.master.jobs import MANY, PLAIN, Batch, Job, Policy
 
@@ -160,7 +161,8 @@ class StreamJob(Job):
         items: list[Any] = []
         self._pulling = True
         try:
-            items.extend(itertools.islice(self._items, size))
+            with Passage():
+                items.extend(itertools.islice(self._items, size))
         except Exception as error:
             self._exhausted = True
             self._input_error = error
