@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import concurrent.futures
+import os
 import threading
 import time
 import weakref
@@ -29,6 +30,8 @@ _START_METHODS = {"fork": "fork", "spawn": "forkserver", "forkserver": "forkserv
 
 _open_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 """Pools of executors, which the end of the interpreter waits for."""
+
+_executors: weakref.WeakSet[Executor] = weakref.WeakSet()
 
 _is_at_exit = False
 
@@ -107,6 +110,7 @@ class Executor(concurrent.futures.Executor):
         self._is_shut = False
         self._failure: BaseException | None = None  # of the initializer, while the pool was opened
         self._identity = kernel.Identity()
+        _executors.add(self)
 
     # --- calls ----------------------------------------------------------------------------------
 
@@ -152,6 +156,7 @@ class Executor(concurrent.futures.Executor):
 
     def _open(self) -> Pool:
         """The pool, which is opened now if it was not before."""
+        kernel.require_owner(self._identity)
         with self._lock:
             broken = self._broken
             if broken is not None:
@@ -160,7 +165,6 @@ class Executor(concurrent.futures.Executor):
                 raise RuntimeError("cannot schedule new futures after shutdown")
             if _is_at_exit:
                 raise RuntimeError("cannot schedule new futures after interpreter shutdown")
-            kernel.require_owner(self._identity)
             if self._pool is None:
                 try:
                     self._pool = Pool(self._max_workers, **self._options)
@@ -216,6 +220,10 @@ class Executor(concurrent.futures.Executor):
         """Whether it takes calls, here and now."""
         with self._lock:
             return not self._is_shut and self._broken is None and self._identity.is_here()
+
+    def renew_lock(self) -> None:
+        """In a forked child, in which nobody would ever release the one there is."""
+        self._lock = threading.Lock()
 
     def terminate_workers(self) -> None:
         """Shut down at once: calls that have not ended are cancelled, and their workers end."""
@@ -283,6 +291,17 @@ def _start_method_of(context: Any) -> str:
 
 _shared: Executor | None = None
 _shared_lock = threading.RLock()
+
+
+def _make_child_whole() -> None:
+    """In a forked child: a lock may have been held while it was forked, as when a pool is opened."""
+    global _shared_lock
+    _shared_lock = threading.RLock()
+    for executor in list(_executors):
+        executor.renew_lock()
+
+
+os.register_at_fork(after_in_child=_make_child_whole)
 
 
 def get_executor(

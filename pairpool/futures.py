@@ -77,6 +77,8 @@ class PoolFuture(Future[R]):
         if not self.done():
             kernel.require_owner(self._master.identity)
             self._master.cancel_call(self, blame.cancelled(), kill=False)
+            if self._is_to_be_cancelled():  # it is not told yet where another thread drives
+                super().cancel()
         return self.cancelled()
 
     def running(self) -> bool:
@@ -84,6 +86,10 @@ class PoolFuture(Future[R]):
         if self._outcome is not None or self.done():
             return False
         return self._master.identity.is_here() and self._master.runs(self)
+
+    def _is_to_be_cancelled(self) -> bool:
+        outcome = self._outcome
+        return outcome is not None and not outcome[0] and _is_cancellation(outcome[1])
 
     # --- for the engine -------------------------------------------------------------------------
 
@@ -103,11 +109,11 @@ class PoolFuture(Future[R]):
         assert self._outcome is not None
         success, value = self._outcome
         try:
-            if self.done():
+            if self._is_to_be_cancelled():
+                if super().cancel():
+                    self.set_running_or_notify_cancel()
+            elif self.done():
                 return  # somebody has set an outcome by hand
-            if not success and _is_cancellation(value):
-                super().cancel()
-                self.set_running_or_notify_cancel()
             elif self.set_running_or_notify_cancel():
                 if success:
                     super().set_result(value)

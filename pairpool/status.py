@@ -13,7 +13,7 @@ class WorkerStatus:
 
     Attributes:
         number: its place in the pool, from 0.
-        pid: its process id; 0 while it is being made.
+        pid: its process id; 0 while it is being made (which `os.kill` takes for the group of the caller).
         state: `starting`, `idle`, `loading`, `running`, `saving`, `sending` or `empty`.
         function: name of the task's function; empty when idle.
         item: index of the running item in its call; None when idle.

@@ -8,7 +8,7 @@ import os
 import signal
 import time
 import warnings
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ import pytest
 from pairpool import AsyncPool, CancelledError, InitializerFailed
 from tests import tasks
 from tests.async_support import Run, next_of, run_debugged, soon
-from tests.support import Gate, Reports, all_ended, python, running, write_script
+from tests.support import PATIENCE, Gate, Reports, all_ended, python, running, write_script
 
 
 async def ticks_during(work: Awaitable[object]) -> tuple[int, float]:
@@ -196,6 +196,55 @@ def test_two_may_end_it_at_once(gate: Gate) -> None:
             await call
 
     run_debugged(main())
+
+
+@pytest.mark.parametrize("method", ["map", "imap"])
+def test_inputs_that_are_being_read_when_the_pool_ends(run: Run, method: str) -> None:
+    closed: list[str] = []
+
+    async def endless() -> AsyncIterator[int]:
+        try:
+            yield 1
+            await asyncio.Event().wait()
+        finally:
+            closed.append(method)
+
+    async def use(pool: AsyncPool) -> list[int]:
+        if method == "map":
+            return await pool.map(tasks.square, endless())
+        return [one async for one in pool.imap(tasks.square, endless())]
+
+    async def main() -> None:
+        async with AsyncPool(2) as pool:
+            call = asyncio.create_task(use(pool))
+            assert await pool.run(tasks.square, 2) == 4
+        async with asyncio.timeout(PATIENCE):
+            with pytest.raises(CancelledError, match="the pool was terminated"):
+                await call
+        assert closed == [method]
+
+    run(main())
+
+
+def test_an_input_of_map_is_closed_with_its_coroutine(run: Run) -> None:
+    closed: list[int] = []
+
+    async def endless() -> AsyncIterator[int]:
+        try:
+            yield 1
+            await asyncio.Event().wait()
+        finally:
+            closed.append(1)
+
+    async def main() -> None:
+        async with AsyncPool(2) as pool:
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    await pool.map(tasks.square, endless())
+            assert closed == [1]
+            assert await pool.run(tasks.square, 2) == 4
+
+    run(main())
 
 
 # --- event loops that are others, or have closed --------------------------------------------------

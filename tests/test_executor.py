@@ -29,6 +29,9 @@ from tests.support import PATIENCE, Gate, Reports, python
 ROUNDS = 300
 
 
+_inherited: list[Executor] = []
+
+
 @pytest.fixture
 def executor() -> Iterator[Executor]:
     with Executor(2) as executor:
@@ -234,6 +237,31 @@ def test_a_tasks_own_cancelled_error_is_its_exception(executor: Executor) -> Non
     assert not future.cancelled()
 
 
+def test_cancel_tells_the_truth_while_other_threads_drive(executor: Executor) -> None:
+    over = threading.Event()
+
+    def map_on() -> None:
+        while not over.is_set():
+            assert next(executor.map(double, [3])) == 6
+
+    threads = [threading.Thread(target=map_on) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(ROUNDS):
+            future = executor.submit(double, 5)
+            if future.cancel():
+                assert future.cancelled()
+            else:
+                assert future.result(PATIENCE) == 10
+            wait([future], PATIENCE)
+            assert future.done()
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+
+
 @pytest.mark.parametrize("wait_for_it", [False, True])
 def test_shutdown_cancels_what_no_worker_has_begun(wait_for_it: bool, door: Door) -> None:
     executor = Executor(1)
@@ -426,6 +454,27 @@ def test_a_forked_child_has_no_executor(executor: Executor, door: Door) -> None:
     assert forked.in_child(use) == "fine"
     door.gate.let()
     assert runs.result() == 1
+
+
+def use_inherited(x: int) -> int:
+    return _inherited[0].submit(double, x).result()
+
+
+def shut_inherited(x: int) -> str:
+    _inherited[0].shutdown()
+    return repr(_inherited[0])
+
+
+def test_a_task_that_uses_the_executor_it_is_in(executor: Executor) -> None:
+    """The workers are forked while the executor's lock is held."""
+    _inherited.append(executor)
+    try:
+        with pytest.raises(PoolInherited):
+            executor.submit(use_inherited, 1).result(PATIENCE)
+        assert "shut down" in executor.submit(shut_inherited, 1).result(PATIENCE)
+        assert executor.submit(double, 1).result(PATIENCE) == 2
+    finally:
+        _inherited.clear()
 
 
 def test_in_an_event_loop(executor: Executor) -> None:

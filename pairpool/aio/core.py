@@ -97,6 +97,7 @@ class Core:
         self._inner: Inner | None = None
         self._dropped: deque[Outcome] = deque()
         self._feeds: dict[asyncio.Task[None], Feed] = {}
+        self._readings: set[asyncio.Task[list[Any]]] = set()
         self._guard: AsyncGenerator[None, None] | None = None
 
     # --- opening --------------------------------------------------------------------------------
@@ -180,7 +181,7 @@ class Core:
         chunksize = inner.chunksize_of(chunksize)
         error: BaseException | None = None
         if isinstance(iterable, AsyncIterable):
-            items: Any = [item async for item in iterable]
+            items: Any = await self._read(iterable)
             inner = self.use()
         else:
             items, error = gather(iterable)
@@ -204,6 +205,26 @@ class Core:
             master.loop.submit(lambda: master.cancellation.job(job, left, kill=True))
             raise
         return outcome.get()  # type: ignore[no-any-return]
+
+    async def _read(self, iterable: AsyncIterable[Any]) -> list[Any]:
+        """All items; in a task of its own, which ends with the pool."""
+
+        async def read() -> list[Any]:
+            return [item async for item in iterable]
+
+        task = asyncio.create_task(read(), name="pairpool input")
+        self._readings.add(task)
+        try:
+            await asyncio.wait([task])
+        except BaseException:
+            task.cancel()
+            await asyncio.wait([task])  # what it has open is closed
+            raise
+        finally:
+            self._readings.discard(task)
+        if task.cancelled() and self.inner.state == TERMINATE:
+            raise blame.terminated()
+        return task.result()
 
     def stream(
         self,
@@ -282,8 +303,8 @@ class Core:
 
     async def _desertion(self, master: Master) -> None:
         """Wait until inputs are not read any more and all workers have exited, or have had `GRACE` for it."""
-        feeds = list(self._feeds)
-        for task in feeds:
+        inputs = [task for task in (*self._feeds, *self._readings) if task is not asyncio.current_task()]
+        for task in inputs:
             task.cancel()
         is_late = False
 
@@ -297,8 +318,8 @@ class Core:
             await self.attendant.until(lambda: is_late or master.loop.ended or master.is_deserted())
         finally:
             alarm.cancel()
-        if feeds:
-            await asyncio.wait(feeds)
+        if inputs:
+            await asyncio.wait(inputs)
 
 
 async def _guard(reference: weakref.ref[Inner]) -> AsyncGenerator[None, None]:

@@ -1,0 +1,169 @@
+"""Ctrl-C while a pool is used: what was waited for is left, and nothing else comes to harm."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from pairpool import Executor, Pool
+from tests import forked, tasks
+from tests.support import PATIENCE, Gate, Reports
+
+MakePool = Callable[..., Pool]
+
+
+@contextmanager
+def interrupts(pause: float) -> Iterator[None]:
+    """This process gets a SIGINT again and again, from another thread."""
+    over = threading.Event()
+    main = threading.main_thread().ident
+    assert main is not None
+
+    def strike() -> None:
+        while not over.wait(pause):
+            signal.pthread_kill(main, signal.SIGINT)
+
+    thread = threading.Thread(target=strike)
+    thread.start()
+    try:
+        yield
+    finally:
+        while thread.is_alive():
+            try:
+                over.set()
+                thread.join()
+            except KeyboardInterrupt:
+                pass  # that is what was asked for
+
+
+def test_no_call_is_lost() -> None:
+    """Each that was submitted has its result, whenever the wait for another was interrupted."""
+    with Executor(2) as executor:
+        executor.submit(tasks.square, 1).result(PATIENCE)
+        futures: list[tuple[int, Future[int]]] = []
+        struck = 0
+        try:
+            with interrupts(0.003):
+                while struck < 100:
+                    try:
+                        futures.append((len(futures), executor.submit(tasks.square, len(futures))))
+                        futures[-1][1].result(PATIENCE)
+                    except KeyboardInterrupt:
+                        struck += 1
+        except KeyboardInterrupt:
+            struck += 1
+        assert [future.result(PATIENCE) for _, future in futures] == [x * x for x, _ in futures]
+        assert sum(worker.replaced for worker in executor.pool.status().workers) == 0
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_the_callers_own_code_is_interrupted_at_once(make_pool: MakePool) -> None:
+    """An input that blocks: nobody should have to strike twice."""
+    pool = make_pool(2)
+    end, other_end = os.pipe()
+    ready = threading.Event()
+    main = threading.main_thread().ident
+    assert main is not None
+
+    def read() -> Iterator[int]:
+        yield 1
+        ready.set()
+        os.read(end, 1)
+        yield 2
+
+    def strike() -> None:
+        ready.wait(PATIENCE)
+        signal.pthread_kill(main, signal.SIGINT)
+
+    thread = threading.Thread(target=strike)
+    thread.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            list(pool.imap(tasks.square, read()))
+    finally:
+        thread.join()
+        os.close(end)
+        os.close(other_end)
+    assert pool.map(tasks.square, range(100)) == [x * x for x in range(100)]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+class Stuck:
+    """Takes for ever to be pickled."""
+
+    def __init__(self, begun: threading.Event) -> None:
+        self.begun = begun
+
+    def __reduce__(self) -> Any:
+        self.begun.set()
+        threading.Event().wait()
+
+
+def test_the_second_one_is_raised_at_once(make_pool: MakePool) -> None:
+    pool = make_pool(1)
+    begun = threading.Event()
+    main = threading.main_thread().ident
+    assert main is not None
+
+    def strike() -> None:
+        begun.wait(PATIENCE)
+        signal.pthread_kill(main, signal.SIGINT)
+        while not over.wait(0.05):
+            signal.pthread_kill(main, signal.SIGINT)
+
+    over = threading.Event()
+    thread = threading.Thread(target=strike)
+    thread.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            pool.apply(tasks.identity, (Stuck(begun),))
+    finally:
+        over.set()
+        thread.join()
+    assert pool.map(tasks.square, range(100)) == [x * x for x in range(100)]
+
+
+def test_a_programs_own_handler_is_called(make_pool: MakePool, gate: Gate, reports: Reports) -> None:
+    """Within a wait, which goes on."""
+    pool = make_pool(1)
+    seen: list[int] = []
+
+    def handle(number: int, _frame: object) -> None:
+        seen.append(number)
+        gate.let()
+
+    main = threading.main_thread().ident
+    assert main is not None
+
+    def strike() -> None:
+        reports.take(1)
+        signal.pthread_kill(main, signal.SIGINT)
+
+    thread = threading.Thread(target=strike)
+    thread.start()
+    old = signal.signal(signal.SIGINT, handle)
+    try:
+        assert pool.apply(tasks.tell_and_hold, (reports.path, gate.path, 5)) == 5
+        assert signal.getsignal(signal.SIGINT) is handle
+    finally:
+        signal.signal(signal.SIGINT, old)
+        thread.join()
+    assert seen == [signal.SIGINT]
+
+
+def test_a_child_that_is_forked_meanwhile_has_pythons_handler(make_pool: MakePool) -> None:
+    found: list[object] = []
+
+    def fork() -> Iterator[int]:
+        yield 1
+        found.append(forked.in_child(lambda: str(signal.getsignal(signal.SIGINT) is signal.default_int_handler)))
+
+    assert list(make_pool(1).imap(tasks.square, fork())) == [1]
+    assert found == ["True"]
