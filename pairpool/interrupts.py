@@ -11,13 +11,16 @@ Only Python's own handler is replaced, and only while the main thread waits. A p
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # what is beneath `signal`, whose enums take 12 µs of each wait
 import os
-import signal
 import threading
 from collections.abc import Callable
+from signal import SIGINT, default_int_handler
 from typing import Any
 
 __all__ = ["Guard", "Passage", "hold"]
+
+_NUMBER = int(SIGINT)
 
 
 class Guard:
@@ -41,8 +44,8 @@ class Guard:
         """Have interrupts be raised at once again; raises the one that was held back."""
         global _guard
         _guard = self._outer
-        if _guard is None and signal.getsignal(signal.SIGINT) is _strike:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        if _guard is None and _signal.getsignal(_NUMBER) is _strike:
+            _signal.signal(_NUMBER, default_int_handler)
         if self.has_struck:
             raise KeyboardInterrupt
 
@@ -55,13 +58,13 @@ def hold(wake: Callable[[], object]) -> Guard | None:
     global _guard
     if threading.get_ident() != threading.main_thread().ident:
         return None
-    handler = signal.getsignal(signal.SIGINT)
-    if handler is not signal.default_int_handler and handler is not _strike:
+    handler = _signal.getsignal(_NUMBER)
+    if handler is not default_int_handler and handler is not _strike:
         return None
     guard = _guard = Guard(wake, _guard)
     if handler is not _strike:
         try:
-            signal.signal(signal.SIGINT, _strike)
+            _signal.signal(_NUMBER, _strike)
         except ValueError:  # not the main interpreter
             _guard = None
             return None
@@ -71,7 +74,7 @@ def hold(wake: Callable[[], object]) -> Guard | None:
 def _strike(number: int, frame: Any) -> None:
     guard = _guard
     if guard is None or guard.has_struck or guard.passages:
-        signal.default_int_handler(number, frame)
+        default_int_handler(number, frame)
     else:
         guard.has_struck = True
         guard.wake()
@@ -94,8 +97,8 @@ def _leave_to_child() -> None:
     """A forked child waits for nothing here."""
     global _guard
     _guard = None
-    if threading.get_ident() == threading.main_thread().ident and signal.getsignal(signal.SIGINT) is _strike:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if threading.get_ident() == threading.main_thread().ident and _signal.getsignal(_NUMBER) is _strike:
+        _signal.signal(_NUMBER, default_int_handler)
 
 
 os.register_at_fork(after_in_child=_leave_to_child)

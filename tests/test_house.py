@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 
 FLOORS: dict[str, int] = {
     "pairpool.errors": 1,
+    "pairpool.interrupts": 1,
     "pairpool.kernel": 1,
     "pairpool.lines": 1,
     "pairpool.memory": 1,
