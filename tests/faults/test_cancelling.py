@@ -158,7 +158,9 @@ def test_the_rest_of_a_stream(
     assert len(written(journal)) < 1000
 
 
-def test_leaving_a_half_used_stream(start_method: str, make_pool: MakePool, journal: Path) -> None:
+def test_leaving_a_half_used_stream(
+    start_method: str, make_pool: MakePool, journal: Path, gate: Gate, reports: Reports
+) -> None:
     pool = make_pool(2)
     log = functools.partial(tasks.log_with_pid, str(journal))
     for item in pool.imap(log, iter(range(10**9)), 1):
@@ -166,6 +168,10 @@ def test_leaving_a_half_used_stream(start_method: str, make_pool: MakePool, jour
             break
     del item
     assert pool.map(tasks.square, range(5)) == [0, 1, 4, 9, 16]
+    both = pool.map_async(functools.partial(tasks.tell_and_hold, reports.path, gate.path), range(2), 1)
+    reports.take(2)  # each worker has finished what it had read
+    gate.let(2)
+    both.get(PATIENCE)
     count = len(written(journal))
     assert 5 <= count < 1000
     assert pool.map(tasks.square, range(200)) == [x * x for x in range(200)]

@@ -125,10 +125,14 @@ SCREEN_ON, SCREEN_OFF = "\x1b[?1049h", "\x1b[?1049l"
 CURSOR_ON = "\x1b[?25h"
 
 
+HELD = f"held-{os.getpid()}"
+"""The name of a pool: nobody else's, for another run of these tests may have its own on this machine."""
+
+
 @pytest.fixture
 def held(gate: Gate) -> Iterator[Master]:
     """A pool of three workers, called held, that are all busy."""
-    with master("held", 3, gate=gate.path) as held:
+    with master(HELD, 3, gate=gate.path) as held:
         deadline = time.monotonic() + PATIENCE
         while json.loads(pairpool("top", held.pid, "--json").stdout)["busy"] < 3:
             assert time.monotonic() < deadline
@@ -139,9 +143,9 @@ def held(gate: Gate) -> Iterator[Master]:
 
 
 def test_once(held: Master) -> None:
-    ran = pairpool("top", "held", "--once")
+    ran = pairpool("top", HELD, "--once")
     assert (ran.returncode, ran.stderr) == (0, "")
-    assert "held" in ran.stdout
+    assert HELD in ran.stdout
     assert ran.stdout.count("wait_for") >= 3
     assert "\x1b" not in ran.stdout
     assert max(map(len, ran.stdout.splitlines())) <= 80
@@ -159,7 +163,7 @@ def test_json(held: Master) -> None:
     ran = pairpool("top", held.pid, "--json")
     assert (ran.returncode, ran.stderr) == (0, "")
     shown = json.loads(ran.stdout)
-    assert (shown["name"], shown["pid"], shown["state"]) == ("held", held.pid, "RUN")
+    assert (shown["name"], shown["pid"], shown["state"]) == (HELD, held.pid, "RUN")
     assert (shown["done"], shown["failed"], shown["busy"], shown["idle"]) == (21, 1, 3, 0)
     assert shown["is_over"] is False
     assert shown["failures"][0]["error"] == "Odd: ('1 is odd', 1)"
@@ -174,7 +178,7 @@ def test_json(held: Master) -> None:
 def test_json_of_all(held: Master) -> None:
     with master("second", 1) as second:
         shown = json.loads(pairpool("top", "--json").stdout)
-        assert {("held", held.pid), ("second", second.pid)} <= {(one["name"], one["pid"]) for one in shown}
+        assert {(HELD, held.pid), ("second", second.pid)} <= {(one["name"], one["pid"]) for one in shown}
 
 
 def test_status_fits_json() -> None:
@@ -192,12 +196,12 @@ def test_status_fits_json() -> None:
 def test_stopped_master(held: Master, command: list[str]) -> None:
     with held.stopped():
         if command == ["top"]:
-            with terminal("top", "held") as shown:
+            with terminal("top", HELD) as shown:
                 shown.expect("the master is stopped")
                 shown.type("q")
                 assert shown.end() == 0
         else:
-            ran = pairpool(command[0], "held", *command[1:])
+            ran = pairpool(command[0], HELD, *command[1:])
             assert ran.returncode == 0
             assert "the master is stopped" in ran.stdout
 
@@ -207,7 +211,7 @@ def test_stopped_master(held: Master, command: list[str]) -> None:
 
 @pytest.mark.parametrize("key", ["q", "Q", "\x03"])
 def test_keys_that_end(held: Master, key: str) -> None:
-    with terminal("top", "held", "--interval", 5) as shown:
+    with terminal("top", HELD, "--interval", 5) as shown:
         before = shown.expect("wait_for")
         assert SCREEN_ON in before
         shown.type("x")  # which is no key
@@ -220,7 +224,7 @@ def test_keys_that_end(held: Master, key: str) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_signals_that_end(held: Master, number: int) -> None:
-    with terminal("top", "held", "--interval", 5) as shown:
+    with terminal("top", HELD, "--interval", 5) as shown:
         shown.expect("wait_for")
         shown.process.send_signal(number)
         assert shown.end() == 128 + number
@@ -229,7 +233,7 @@ def test_signals_that_end(held: Master, number: int) -> None:
 
 
 def test_resize(held: Master) -> None:
-    with terminal("top", "held", "--interval", 30, columns=100, lines=30) as shown:
+    with terminal("top", HELD, "--interval", 30, columns=100, lines=30) as shown:
         shown.expect("wait_for")
         for columns, lines in ((40, 10), (200, 50), (60, 12)):
             shown.resize(columns, lines)
@@ -256,7 +260,7 @@ def test_master_killed_meanwhile() -> None:
 
 
 def test_terminal_that_goes_away(held: Master) -> None:
-    with terminal("top", "held", "--interval", 0.1) as shown:
+    with terminal("top", HELD, "--interval", 0.1) as shown:
         shown.expect("wait_for")
         os.close(shown.fd)
         assert shown.process.wait(PATIENCE) in (0, 128 + signal.SIGHUP, 141)
@@ -266,7 +270,7 @@ def test_terminal_that_goes_away(held: Master) -> None:
 def test_choose_from_a_list(held: Master) -> None:
     with master("first", 1), terminal("top") as shown:
         listed = shown.expect(r"which one\? \[1-(\d+), q\] ")
-        number = re.search(r"(\d+)  held +pid", listed)
+        number = re.search(rf"(\d+)  {HELD} +pid", listed)
         assert number is not None
         shown.type("99\n")
         shown.expect("which one")
@@ -286,7 +290,7 @@ def test_choose_none(held: Master) -> None:
 
 
 def test_dumb_terminal(held: Master) -> None:
-    with terminal("top", "held", "--interval", 0.1, term="dumb") as shown:
+    with terminal("top", HELD, "--interval", 0.1, term="dumb") as shown:
         lines = shown.expect("held.*\n.*held.*\n.*held")
         assert "\x1b" not in lines
         shown.type("\x03")
@@ -295,8 +299,8 @@ def test_dumb_terminal(held: Master) -> None:
 
 
 def test_no_color(held: Master) -> None:
-    assert "\x1b" not in pairpool("top", "held", "--once", NO_COLOR="1").stdout
-    assert "\x1b" not in pairpool("stack", "held").stdout
+    assert "\x1b" not in pairpool("top", HELD, "--once", NO_COLOR="1").stdout
+    assert "\x1b" not in pairpool("stack", HELD).stdout
 
 
 # --- pipes --------------------------------------------------------------------------------------------
@@ -323,7 +327,7 @@ def test_output_closed_early(held: Master, command: list[str]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     ran = subprocess.run(
-        [sys.executable, "-m", "pairpool", command[0], "held", *command[1:]],
+        [sys.executable, "-m", "pairpool", command[0], HELD, *command[1:]],
         env=environment(),
         stdin=subprocess.DEVNULL,
         stdout=writer,
@@ -428,9 +432,9 @@ def test_stack_of_all_workers(held: Master) -> None:
 
 def test_stack_of_one_worker(held: Master) -> None:
     workers = json.loads(pairpool("top", held.pid, "--json").stdout)["workers"]
-    assert re.findall(r"(?m)^worker (\d)", pairpool("stack", "held", 1).stdout) == ["1"]
+    assert re.findall(r"(?m)^worker (\d)", pairpool("stack", HELD, 1).stdout) == ["1"]
     assert re.findall(r"(?m)^worker (\d)", pairpool("stack", workers[2]["pid"]).stdout) == ["2"]
-    ran = pairpool("stack", "held", 3)
+    ran = pairpool("stack", HELD, 3)
     assert (ran.returncode, ran.stdout) == (1, "")
     assert "has no worker 3; it has 0 to 2" in ran.stderr
 
@@ -439,7 +443,7 @@ def test_stack_of_a_stopped_worker(held: Master) -> None:
     worker = json.loads(pairpool("top", held.pid, "--json").stdout)["workers"][0]
     os.kill(worker["pid"], signal.SIGSTOP)
     try:
-        ran = pairpool("stack", "held", 0)
+        ran = pairpool("stack", HELD, 0)
         assert ran.returncode == 0
         assert "(no stack: the worker is stopped)" in ran.stdout
     finally:
