@@ -18,6 +18,7 @@ import time
 import traceback
 import warnings
 from array import array
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from operator import length_hint
 from typing import Any, NamedTuple
@@ -143,6 +144,8 @@ class Worker:
         self._may_spin = 0
         self._spins = False
         self._inherited = sys.stdout, sys.stderr
+        self._outlets = 0  # packets of kind CAPTURE that have come
+        self._early: deque[tuple[Header, memoryview, list[int]]] = deque()  # those that one of them should precede
 
     def run(self) -> int:
         """Serve until the master closes its end; returns the exit status."""
@@ -169,12 +172,24 @@ class Worker:
             return 0
 
     def _next_packet(self) -> tuple[Header, memoryview, list[int]]:
-        """The next packet of those that have come with all that belongs to them."""
+        """The next packet of those that have come with all that belongs to them.
+
+        The master may take back the packet with an outlet just before this worker reads the batch behind it. What the
+        batch writes belongs there: it waits until that packet has come again.
+        """
+        early = self._early
         while True:
+            if early and early[0][0].outlets <= self._outlets:
+                return early.popleft()
             try:
-                return self._await_packet()
+                packet = self._await_packet()
             except Cut as cut:
                 self._serve_cut(cut.header)
+                continue
+            if packet[0].kind == Kind.CAPTURE or not (early or packet[0].outlets > self._outlets):
+                return packet
+            header, payload, fds = packet
+            early.append((header, memoryview(bytes(payload)), fds))
 
     def _await_packet(self) -> tuple[Header, memoryview, list[int]]:
         """The next packet; looks without sleeping where a core is free and the last wait was short."""
@@ -210,6 +225,7 @@ class Worker:
         elif header.kind == Kind.UNSHARE:
             segments.drop(header.batch)
         elif header.kind == Kind.CAPTURE:
+            self._outlets += 1
             outlets.arrive(header, fds, self._inherited)
         elif header.kind == Kind.RIGHTS:
             self.inbox.keep(header, fds)
@@ -233,7 +249,8 @@ class Worker:
             self.functions[header.function] = _Broken(describe_failure(self.codec, 0, Fault.ROOM, error))
         elif header.kind == Kind.SHARE:
             segments.lose(header, error)
-        # else it was to capture the output, which goes where it went before
+        elif header.kind == Kind.CAPTURE:
+            self._outlets += 1  # and the output goes where it went before
 
     def _refuse(self, header: Header, error: OSError) -> None:
         """Report all items of a batch as failed for want of room."""

@@ -7,6 +7,7 @@ import functools
 import io
 import logging
 import os
+import select
 import signal
 import sys
 import threading
@@ -21,6 +22,8 @@ import pytest
 from pairpool import InitializerFailed, OutputLine, Pool, TaskTimeout, WorkerDied
 from pairpool.lines import LONGEST
 from pairpool.master import output
+from pairpool.wire.channel import Header, Kind
+from pairpool.wire.outlets import STDOUT, Outlet
 from pairpool.wire.records import pack
 from tests import output_tasks, tasks
 from tests.support import PATIENCE, Gate, Reports, all_ended, python, write_script
@@ -463,6 +466,52 @@ def test_unread_packets_are_taken_back_with_their_descriptors(
     pool.apply(output_tasks.say, ("more",))
     end(pool)
     assert lines.texts() == ["2", "more"]
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_no_batch_overtakes_an_outlet(
+    make_pool: MakePool, lines: Lines, reports: Reports, gate: Gate, capfd: pytest.CaptureFixture[str], lost: bool
+) -> None:
+    """A recall gets hold of an outlet, and the worker is faster with all that lies behind it."""
+    pool = make_pool(1)
+    hold = pool.apply_async(tasks.tell_and_hold, (reports.path, gate.path, 1))
+    reports.next()
+    pool._master.start_capture(output.each_line(lines))
+    said = [pool.apply_async(output_tasks.write_every_way, (number,)) for number in range(3)]
+    member = pool._master.crew.members[0]
+
+    def take_back() -> tuple[Header, list[int]]:
+        header, _payload, fds = member.far.receive(wait=False)
+        return header, fds
+
+    def send_again() -> bool:
+        header, fds = taken
+        resend: list[tuple[Header, Outlet | None]] = []
+        member._unsend(header, memoryview(b""), None if lost else fds, [], resend)
+        for again, outlet in resend:
+            assert (outlet is None) is lost
+            if outlet is None:
+                member.post(again)
+            else:
+                member.pass_on(again, outlet)
+        return True
+
+    taken = pool._master.inquire(take_back)
+    assert (taken[0].kind, taken[0].first) == (Kind.CAPTURE, STDOUT)
+    gate.let()
+    hold.get(PATIENCE)
+    while select.select([member.far], [], [], 0)[0]:
+        time.sleep(0.001)  # until the worker has read the rest
+    pool._master.inquire(send_again)
+    assert [one.get(PATIENCE) for one in said] == list(range(3))
+    end(pool)
+    if lost:
+        for fd in taken[1]:
+            os.close(fd)
+    taken_here, printed = lines.texts("stdout"), capfd.readouterr().out.splitlines()
+    assert Counter(printed if lost else taken_here) == Counter(f"{way} {x}" for way in WAYS for x in range(3))
+    assert (taken_here if lost else printed) == []
+    assert Counter(lines.texts("stderr")) == Counter(f"{way} {x}" for way in ERROR_WAYS for x in range(3))
 
 
 def test_a_worker_that_is_killed_before_it_reads_them_leaks_nothing(

@@ -76,6 +76,7 @@ class Member:
         self.lanes = Lanes()
         self.reader = LaneReader()
         self.inbox = Inbox()
+        self.outlets = 0  # of its output, which no later packet may overtake
         self.given = 0  # tasks sent, as maxtasksperchild counts them
         self.started = False  # has reported that its initializer returned, or has none
         self.is_first = False  # made with the pool, and not later in another's place
@@ -106,6 +107,8 @@ class Member:
         """
         lane = None
         fds: Sequence[int] = ()
+        if self.outlets:
+            header = header._replace(outlets=self.outlets)
         if cargo is not None:
             header = header._replace(rights=len(cargo.fds))
         if size > INLINE_LIMIT:
@@ -131,6 +134,11 @@ class Member:
             if self._outbox or not self._send(packet, None, fds):
                 self._outbox.append(_Outgoing(packet, None, fds, cargo))
         return left
+
+    def capture(self, header: Header, outlet: Outlet) -> None:
+        """Send an outlet; what is posted from now on is not read before it, not even if it is taken back."""
+        self.pass_on(header, outlet)
+        self.outlets += 1
 
     def pass_on(self, header: Header, passage: Passage | Outlet) -> None:
         """Send a packet with a descriptor, or keep both until there is room."""
@@ -250,8 +258,7 @@ class Member:
         elif header.kind == Kind.SHARE:
             self.knows -= self.segments.pop(header.batch, set())
         elif header.kind == Kind.CAPTURE:
-            if outlet is not None:  # else it is lost, and so is the output
-                resend.append((header, outlet))
+            resend.append((header, outlet))  # if the outlet is lost, so is the output; but the worker counts them
         elif header.kind != Kind.RIGHTS or not header.items:
             resend.append((header, None))
         if (end := retraction(header)) is not None:

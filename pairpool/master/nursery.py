@@ -305,7 +305,7 @@ class Nursery(Hooks):
         try:
             with kernel.Uninterrupted():
                 for header, outlet in self.collector.attach(member.number, member.pid, streams=streams, log=log):
-                    member.pass_on(header, outlet)
+                    member.capture(header, outlet)
         except OSError as error:
             logging.getLogger("pairpool").warning(
                 "the output of worker %d (pid %d) cannot be captured: %s", member.number, member.pid, error

@@ -51,7 +51,7 @@ PACKET_LIMIT = 212_992
 MAX_DESCRIPTORS = 253
 """Descriptors that a packet may carry: SCM_MAX_FD of the kernel."""
 
-HEADER = struct.Struct("<BBBBIQQIIIQQ")
+HEADER = struct.Struct("<BBBBIQQIIIQIQ")
 
 
 class Kind:
@@ -92,6 +92,7 @@ class Header(NamedTuple):
     split: int = 0  # bytes of the payload's first section
     rights: int = 0  # descriptors that its pickles need, in this packet and in those of kind RIGHTS before it
     nanoseconds: int = 0
+    outlets: int = 0  # packets of kind CAPTURE that this one must not overtake
     size: int = 0  # bytes of the payload, in the packet or in the lane
 
 

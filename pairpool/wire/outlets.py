@@ -67,6 +67,8 @@ def arrive(header: Header, fds: list[int], inherited: tuple[Any, Any]) -> None:
     Args:
         inherited: `sys.stdout` and `sys.stderr` as the worker began: what a task has put in their place stays.
     """
+    if not fds:
+        return  # the master has lost it: output goes where it went before
     fd = fds.pop()
     if header.first == LOG:
         from pairpool.wire import records
