@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from pairpool import Executor, Pool
+from pairpool import Executor, Pool, WorkerDied
 from tests import forked, tasks
 from tests.support import PATIENCE, Gate, Reports
 
@@ -135,6 +135,25 @@ def test_the_second_one_is_raised_at_once(make_pool: MakePool) -> None:
     finally:
         over.set()
         thread.join()
+    assert pool.map(tasks.square, range(100)) == [x * x for x in range(100)]
+
+
+def test_a_worker_that_was_dealt_with_as_an_exception_struck(make_pool: MakePool, gate: Gate, reports: Reports) -> None:
+    """Nobody knows what it was sent: it is ended, and its task says why."""
+    pool = make_pool(1)
+    busy = pool.apply_async(tasks.tell_and_hold, (reports.path, gate.path, 1))
+    reports.next()
+    master = pool._master
+
+    def strike() -> None:
+        master.crew.touching = master.crew.members[0]
+        master.mend()
+
+    master.inquire(strike)
+    with pytest.raises(WorkerDied) as caught:
+        busy.get(PATIENCE)
+    assert caught.value.reason == "signal SIGKILL, sent by the pool"
+    assert "struck the pool while it dealt with this worker" in caught.value.cause
     assert pool.map(tasks.square, range(100)) == [x * x for x in range(100)]
 
 

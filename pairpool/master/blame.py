@@ -164,7 +164,7 @@ class Death:
     @property
     def reason(self) -> str:
         text = kernel.describe_status(self.status)
-        return f"{text}, sent by the pool" if self.member.doom is not None else text
+        return f"{text}, sent by the pool" if self.member.doom is not None or self.member.torn else text
 
     @property
     def is_from_outside(self) -> bool:
@@ -183,6 +183,11 @@ class Death:
         if self.went_with_zygote:
             return "the zygote, which forks the workers, was ended, and takes all its workers with it", _ADVICE_RETRY
         number = self.signal
+        if self.member.torn and number == signal.SIGKILL:
+            return (
+                "an exception, of a signal handler or a second Ctrl-C, struck the pool while it dealt with this worker",
+                _ADVICE_RETRY,
+            )
         if number == signal.SIGKILL and oom.advanced():
             return _out_of_memory(self.member.slot.words[Word.RSS], oom.limit()), _ADVICE_MEMORY
         if number in _SENT:

@@ -84,6 +84,7 @@ class Member:
         self.init_error: str | None = None  # the traceback of its initializer
         self.private_at_birth = 0  # bytes that it had inherited
         self.doom: Doom | None = None  # why it is about to be ended by the master
+        self.torn = False  # an exception struck the master while it dealt with it, and so it is ended
         self.retiring = False  # gets no more work
         self.dismissed = False  # has been told to exit
         self._outbox: deque[_Outgoing] = deque()
@@ -408,6 +409,7 @@ class Crew:
             self.place(one)
         member = self.touching
         if member is not None and not member.dismissed:
+            member.torn = True
             kernel.send_signal(member.pidfd.fileno(), signal.SIGKILL)
         self.touching = None
         return {batch.number for one in self for batch in one.held}
