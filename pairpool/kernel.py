@@ -6,6 +6,7 @@ Sources: man pages pidfd_open(2), pidfd_send_signal(2), prctl(2), memfd_create(2
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
 import ctypes
 import errno
 import fcntl
@@ -18,7 +19,7 @@ import signal
 import struct
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 __all__ = [
@@ -26,7 +27,6 @@ __all__ = [
     "SPIN_NS",
     "Descriptor",
     "Identity",
-    "Uninterrupted",
     "abort",
     "above_standard",
     "adopt_orphans",
@@ -154,23 +154,33 @@ def fork() -> int:
 # --- signals ---------------------------------------------------------------------------------------
 
 
-class Uninterrupted:
-    """A block of statements that Ctrl-C cannot cut in two, in programs with one thread; it comes after the block.
-
-    Short blocks only. With more threads the kernel may give the signal to another, and nothing can be promised.
-    """
-
-    __slots__ = ("_before",)
-
-    def __enter__(self) -> None:
-        self._before = signal.pthread_sigmask(signal.SIG_BLOCK, _DEFERRED)
-
-    def __exit__(self, *_: object) -> None:
-        signal.pthread_sigmask(signal.SIG_SETMASK, self._before)
-
-
 _DEFERRED = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM, signal.SIGUSR1, signal.SIGUSR2}
 """Signals whose handlers are apt to raise."""
+
+set_signal_mask: Callable[[int, Iterable[int]], set[int]] = _signal.pthread_sigmask
+"""`signal.pthread_sigmask`, which is a Python function, without that: nothing can strike before the mask is set."""
+
+
+def hold_signals(numbers: Iterable[int] = _DEFERRED) -> set[int]:
+    """Have Ctrl-C and the like come after a few statements, and not within; returns the mask of before.
+
+        before = hold_signals()
+        try:
+            ...
+        finally:
+            set_signal_mask(signal.SIG_SETMASK, before)
+
+    A handler that raises can strike where a Python function begins, and behind each call: hence no `with` block, whose
+    end would be such a function, and hence the care here. With more threads the kernel may give the signal to another,
+    and the handler still runs in the main one: nothing is promised but that no signal stays held back for ever.
+    """
+    before: set[int] = set_signal_mask(signal.SIG_BLOCK, ())
+    try:
+        set_signal_mask(signal.SIG_BLOCK, numbers)
+    except BaseException:
+        set_signal_mask(signal.SIG_SETMASK, before)
+        raise
+    return before
 
 
 # --- processes --------------------------------------------------------------------------------------

@@ -185,18 +185,14 @@ def _run_child(body: Callable[[], int], *before: Callable[[], object]) -> None:
 
 def _fork_with(body: Callable[[], int]) -> int:
     """Fork a child that runs `body` from clean signals on; signals wait while it is between two worlds."""
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    mask = kernel.hold_signals(_SIGNALS)
     try:
         pid = kernel.fork()
         if pid == 0:
-            _run_child(body, default_signals, _close_stdin, lambda: _unmask(mask))
+            _run_child(body, default_signals, _close_stdin, lambda: kernel.set_signal_mask(signal.SIG_SETMASK, mask))
     finally:
-        _unmask(mask)
+        kernel.set_signal_mask(signal.SIG_SETMASK, mask)
     return pid
-
-
-def _unmask(mask: set[Any]) -> None:
-    signal.pthread_sigmask(signal.SIG_SETMASK, {int(number) for number in mask})
 
 
 def _fork_off_zygote(body: Callable[[], int]) -> int:
@@ -527,7 +523,7 @@ class FreshZygote(_ZygoteProcess):
             f"import sys; sys.path[:] = {sys.path!r}; from pairpool.inheritance import run_fresh_zygote; "
             f"run_fresh_zygote({far.fileno()}, {os.getpid()}, {factory!r}, {fds!r})"
         )
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        mask = kernel.hold_signals({signal.SIGINT})
         try:
             process = subprocess.Popen(
                 [sys.executable, *inheritance.interpreter_flags(), "-c", code],
@@ -538,7 +534,7 @@ class FreshZygote(_ZygoteProcess):
             near.close()
             raise
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            kernel.set_signal_mask(signal.SIG_SETMASK, mask)
             far.close()
         process.returncode = 0  # it is waited for by its pid: a copy of this object in a forked child must not complain
         super().__init__(near, process.pid)

@@ -321,7 +321,7 @@ class Dealer:
     def drain(self, member: Member, *, everything: bool) -> None:
         """Deal with the packets from one worker: as many as it owes, or all that are there."""
         crew = self._crew
-        while not member.dismissed:
+        while not (member.dismissed or self._loop.ended):  # by another thread, say
             crew.touching = member
             try:
                 packet = member.receive()
@@ -333,6 +333,8 @@ class Dealer:
                 break
             header, payload, fds = packet
             if header.kind == Kind.RESULT:
+                if member.torn and (not member.held or member.held[0].number != header.batch):
+                    break  # an exception struck between the arrival of an earlier result and what was to become of it
                 self._on_result(member, header, self._read(member, header, payload, fds))
             elif header.kind == Kind.RIGHTS:
                 member.inbox.keep(header, fds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import signal
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -200,12 +201,15 @@ class Nursery(Hooks):
         """Take what the zygote has sent; if it has ended, make another."""
         while not self._loop.ended:
             try:
-                with kernel.Uninterrupted():
+                before = kernel.hold_signals()
+                try:
                     answer = self.zygote.receive()
                     if answer is not None:
                         self._expected.discard(answer.slot)
                     if isinstance(answer, Spawned):
                         self._enlist(answer)
+                finally:
+                    kernel.set_signal_mask(signal.SIG_SETMASK, before)
             except Lost:
                 self._on_zygote_lost()
                 return
@@ -302,14 +306,16 @@ class Nursery(Hooks):
     def capture(self, member: Member, *, streams: bool, log: bool) -> None:
         """Have a worker's output sent to the collector; if the kernel has nothing left for that, it stays as it is."""
         assert self.collector is not None
+        before = kernel.hold_signals()
         try:
-            with kernel.Uninterrupted():
-                for header, outlet in self.collector.attach(member.number, member.pid, streams=streams, log=log):
-                    member.capture(header, outlet)
+            for header, outlet in self.collector.attach(member.number, member.pid, streams=streams, log=log):
+                member.capture(header, outlet)
         except OSError as error:
             logging.getLogger("pairpool").warning(
                 "the output of worker %d (pid %d) cannot be captured: %s", member.number, member.pid, error
             )
+        finally:
+            kernel.set_signal_mask(signal.SIG_SETMASK, before)
         if member.wants_room:
             self._loop.watch_for_room(member.channel.fileno(), True)
 
@@ -375,8 +381,11 @@ class Nursery(Hooks):
         if self._loop.ended:
             return
         was_dismissed = member.dismissed
-        with kernel.Uninterrupted():
+        before = kernel.hold_signals()
+        try:
             self._bury(member)
+        finally:
+            kernel.set_signal_mask(signal.SIG_SETMASK, before)
         if not was_dismissed:
             self._replace(member)
 
