@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -45,22 +44,30 @@ class PoolFuture(Future[R]):
             PoolInherited: this process was forked off the pool's owner, and the call had not ended by then.
         """
         try:
-            return super().result(self._drive(timeout))
+            self._drive(timeout)
+            return super().result(0)
         finally:
             self = None  # type: ignore[assignment]  # no cycle through the traceback
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """What the call raised, or None; waits as `result` does."""
-        return super().exception(self._drive(timeout))
+        self._drive(timeout)
+        return super().exception(0)
 
-    def _drive(self, timeout: float | None) -> float | None:
-        """Drive the pool until this is done; returns what is left of the timeout."""
+    def _drive(self, timeout: float | None) -> None:
+        """Drive the pool until this is done. Raises `TimeoutError` if it is not by then."""
         if self.done():
-            return timeout
+            return
         kernel.require_owner(self._master.identity)
-        deadline = None if timeout is None else time.monotonic() + timeout
-        self._master.loop.wait(self.done, timeout)
-        return None if deadline is None else max(0.0, deadline - time.monotonic())
+        if not self._master.loop.wait(self.done, timeout):
+            raise TimeoutError
+
+    def done(self) -> bool:
+        """Whether it has ended or was cancelled.
+
+        It takes no lock, which a signal's handler that raises might leave locked.
+        """
+        return self._state in _ENDED
 
     def set_result(self, result: R) -> None:
         """By hand: the pool's own outcome comes too late, then."""
@@ -124,6 +131,10 @@ class PoolFuture(Future[R]):
             self.job = None
             pool, self._pool = self._pool, None
             self._master.loop.finished.append(pool)
+
+
+_ENDED = ("CANCELLED", "CANCELLED_AND_NOTIFIED", "FINISHED")
+"""What `concurrent.futures.Future` has as its state then."""
 
 
 def _nothing() -> None:

@@ -588,7 +588,11 @@ class Pool:
         try:
             result.wait()
         except BaseException as error:
-            self._master.cancel(job, blame.left_by(error), kill=True)
+            reason = blame.left_by(error)
+            if isinstance(job, Calls):  # other threads' calls may have joined it
+                self._master.cancel_call(result, reason, kill=True)
+            else:
+                self._master.cancel(job, reason, kill=True)
             raise
 
     # --- the pool itself ------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pairpool import kernel
-from pairpool.interrupts import Passage
+from pairpool.interrupts import Passage, is_from_handler
 from pairpool.master import blame
 from pairpool.master.jobs import Calls, MapJob
 
@@ -122,7 +122,9 @@ class AsyncResult(Generic[R]):
                 callback(self._value)
         except KeyboardInterrupt:
             raise
-        except BaseException:
+        except BaseException as error:
+            if is_from_handler(error):
+                raise
             import logging
 
             logging.getLogger("pairpool").exception("a callback of %r raised", self)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import sys
 import threading
 from collections.abc import Callable
@@ -23,28 +24,25 @@ class Driver(threading.Thread):
         super().__init__(name="pairpool-driver", daemon=True)
         self._loop = loop
         self._is_idle = is_idle
-        self._nudges = threading.Semaphore(0)
-        self._nudged = False
+        self._nudges: queue.SimpleQueue[None] = queue.SimpleQueue()  # in C: no signal's handler can leave it locked
 
     def run(self) -> None:
         loop = self._loop
         while not loop.ended:
-            self._nudged = False
             try:
                 loop.wait(lambda: loop.ended or self._is_idle())
             except BaseException:
                 sys.excepthook(*sys.exc_info())
             if not loop.ended:
-                self._nudges.acquire()
+                self._nudges.get()
 
     def nudge(self) -> None:
         """There is work, or the pool ends: wake the thread if it sleeps."""
-        if not self._nudged:
-            self._nudged = True
-            self._nudges.release()
+        if self._nudges.empty():
+            self._nudges.put(None)
 
     def stop(self) -> None:
         """Wait until the thread, told by `Loop.ended`, has ended."""
-        self._nudges.release()
+        self._nudges.put(None)
         if self is not threading.current_thread():
             self.join()

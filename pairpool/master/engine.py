@@ -258,7 +258,10 @@ class Master:
         driver = self._driver
         if driver is not None:
             driver.nudge()
-            return
+        else:
+            self.loop.undisturbed(self._start_driver)
+
+    def _start_driver(self) -> None:
         with self._driver_lock:
             if self._driver is None and not self.loop.ended:
                 driver = Driver(self.loop, self.is_idle)
@@ -391,6 +394,9 @@ class Master:
         Args:
             grace: seconds that workers may take to exit; None for any time.
         """
+        self.loop.undisturbed(lambda: self._terminate(grace))
+
+    def _terminate(self, grace: float | None) -> None:
         loop = self.loop
         if loop.over.is_set():
             self._stop_threads()

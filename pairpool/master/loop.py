@@ -20,9 +20,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from pairpool import interrupts, kernel
+
+T = TypeVar("T")
 
 __all__ = ["Loop", "Work"]
 
@@ -157,27 +159,48 @@ class Loop:
             focus: what is waited for, where it matters (see `is_in_the_way`).
 
         Raises:
-            KeyboardInterrupt: between two turns, not within one (see `interrupts`).
+            KeyboardInterrupt, and whatever else a signal's handler raises: between two turns (see `interrupts`).
         """
         if ready():
             return True
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            guard = interrupts.hold(self._look_up)
+            if guard is None:
+                return self._wait(ready, deadline, focus)
+            found = self._wait_guarded(guard, ready, deadline, focus)
+            if found is not None:
+                return found
+
+    def _wait_guarded(
+        self, guard: interrupts.Guard, ready: Callable[[], bool], deadline: float | None, focus: object
+    ) -> bool | None:
+        """`_wait`, and then call the handlers that were held back; None if that was all it ended for."""
+        pending = guard.pending
+        try:
+            found = self._wait(lambda: bool(pending) or ready(), deadline, focus)
+            return found if not (found and pending) or ready() else None
+        finally:
+            guard.release()
+
+    def undisturbed(self, function: Callable[[], T]) -> T:
+        """Call a function that drives; handlers of signals are held back meanwhile."""
         guard = interrupts.hold(self._look_up)
         if guard is None:
-            return self._wait(ready, timeout, focus)
+            return function()
         try:
-            return self._wait(lambda: guard.has_struck or ready(), timeout, focus)
+            return function()
         finally:
             guard.release()
 
     def _look_up(self) -> None:
         """Called by a signal handler of a thread that waits here: have it see whether it still has to."""
-        if not self.over.is_set():
+        if not self.ended:
             os.eventfd_write(self._wakeup.fileno(), 1)
         for told in list(self._followers):
             _release(told)
 
-    def _wait(self, ready: Callable[[], bool], timeout: float | None, focus: object) -> bool:
-        deadline = None if timeout is None else time.monotonic() + timeout
+    def _wait(self, ready: Callable[[], bool], deadline: float | None, focus: object) -> bool:
         defers = self._is_visited_elsewhere()
         try:
             while not ready():
@@ -196,9 +219,8 @@ class Loop:
                         return done
                 elif not self._follow(ready, deadline):
                     return ready()
-        except BaseException:
+        finally:
             self._leave_lead()
-            raise
         return True
 
     def is_in_the_way(self, thing: object) -> bool:
@@ -240,10 +262,13 @@ class Loop:
 
     def poke(self) -> None:
         """Do what can be done now without waiting, if nobody else is at it."""
-        if self.ended or self.is_mine or not self._take_lead():
-            return
+        if not (self.ended or self.is_mine or self._lead):
+            self.undisturbed(self._poke)
+
+    def _poke(self) -> None:
         try:
-            self._turn(0.0, _never)
+            if self._take_lead():
+                self._turn(0.0, _never)
         finally:
             self._leave_lead()
 
@@ -258,10 +283,13 @@ class Loop:
             None if another thread leads: then `attendant` is called when it leaves.
         """
         self._visitor = threading.get_ident()
-        if self.ended or self.is_mine or not self._take_lead():
+        if self.ended or self.is_mine or self._lead:
             return None
+        return self.undisturbed(lambda: self._visit(until))
+
+    def _visit(self, until: float) -> float | None:
         try:
-            return self._turn_briefly(until)
+            return self._turn_briefly(until) if self._take_lead() else None
         finally:
             self._leave_lead()
 
@@ -287,10 +315,16 @@ class Loop:
         return self._lead.setdefault(_LEADER, me) == me
 
     def _leave_lead(self) -> None:
-        """Leave the lead, if this thread has it and is not further out on its own stack."""
+        """Leave the lead, if this thread has it and is not further out on its own stack.
+
+        Where nobody has it, another who waits is told to take it: this thread, too, may have been told so before its
+        own wait was over.
+        """
         if self._lead.get(_LEADER) == threading.get_ident() and self._depth == 0:
             del self._lead[_LEADER]
-            self._tell_followers(hand_over=True)
+        if not self._lead:
+            if self._followers:
+                self._tell_followers(hand_over=True)
             if self.attendant is not None:
                 self.attendant()
 

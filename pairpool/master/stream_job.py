@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from operator import length_hint
 from typing import Any
 
-from pairpool.interrupts import Passage
+from pairpool.interrupts import Passage, is_from_handler
 from pairpool.master.functions import Function
 from pairpool.master.jobs import MANY, PLAIN, Batch, Job, Policy
 
@@ -58,6 +58,7 @@ class StreamJob(Job):
         self._arrived: dict[int, tuple[int, list[list[Any] | Raised]]] = {}
         self._due = 0
         self._discarding = False
+        self._kept: list[Any] = []  # items that were taken when a signal's handler raised
         self.is_in_the_way: Callable[[object], bool] = lambda _job: False
         self.unbounded = False
         """Set when nobody is expected to read before the end."""
@@ -158,12 +159,15 @@ class StreamJob(Job):
             taken, self._items = self._items[:size], self._items[size:]
             self._exhausted = not self._items
             return taken
-        items: list[Any] = []
+        items, self._kept = self._kept, []
         self._pulling = True
         try:
             with Passage():
-                items.extend(itertools.islice(self._items, size))
-        except Exception as error:
+                items.extend(itertools.islice(self._items, size - len(items)))
+        except BaseException as error:
+            if is_from_handler(error) or not isinstance(error, Exception):
+                self._kept = items  # for those who go on reading
+                raise
             self._exhausted = True
             self._input_error = error
             if self.sizer.chunksize not in (None, 1):
@@ -216,5 +220,6 @@ class StreamJob(Job):
         super().cancel(reason)
         self._exhausted = True
         self._items = iter(())
+        self._kept.clear()
         self._input_error = reason
         self._arrived.clear()

@@ -1,0 +1,315 @@
+"""Signal handlers of a program's own that raise: a time limit by SIGALRM, `sys.exit` by SIGTERM. Here it is SIGUSR1.
+
+Nothing but what the main thread waits for may come to harm, whenever one strikes.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import functools
+import multiprocessing
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pairpool import AsyncResult, CancelledError, Executor, Pool
+from pairpool.interrupts import IMPATIENT
+from tests import tasks
+from tests.support import PATIENCE, Gate, Reports
+
+MakePool = Callable[..., Pool]
+
+
+class Struck(Exception):
+    """Raised by a signal's handler. An Exception: those are the harder ones, for more code catches them."""
+
+
+def strike(number: int = signal.SIGUSR1) -> None:
+    """Have the main thread be struck; from any thread."""
+    main = threading.main_thread().ident
+    assert main is not None
+    signal.pthread_kill(main, number)
+
+
+@pytest.fixture
+def handler() -> Iterator[Callable[[int, object], None]]:
+    def handle(_number: int, _frame: object) -> None:
+        raise Struck
+
+    old = signal.signal(signal.SIGUSR1, handle)
+    yield handle
+    signal.signal(signal.SIGUSR1, old)
+
+
+def call(pool: Pool) -> None:
+    for _ in range(20):
+        pool.apply_async(tasks.square, (1,))
+
+
+def submit(pool: Pool) -> None:
+    pool.submit(tasks.square, 1).result(PATIENCE)
+
+
+def leave(pool: Pool) -> None:
+    """Waits that end without a result, and so without having led."""
+    with pytest.raises(multiprocessing.TimeoutError):
+        pool.apply_async(time.sleep, (0.002,)).get(0.0005)
+
+
+USES: dict[str, Callable[[Pool], object]] = {
+    "apply": lambda pool: pool.apply(tasks.square, (1,)),
+    "apply_async": call,
+    "map": lambda pool: pool.map(tasks.square, range(100)),
+    "imap": lambda pool: list(pool.imap(tasks.square, range(100))),
+    "submit": submit,
+    "status": lambda pool: pool.status(),
+    "timeout": leave,
+}
+
+
+def _tell(told: threading.Event, _value: int) -> None:
+    told.set()
+
+
+STRIKER = """
+import os, random, select, signal, sys, time
+chance = random.Random(sys.argv[1])
+while os.read(0, 1):
+    time.sleep(chance.uniform(0, 0.002))
+    os.kill(os.getppid(), signal.SIGUSR1)
+    while not select.select([0], [], [], 0.02)[0]:  # where it struck, a finalizer say, may have swallowed it
+        os.kill(os.getppid(), signal.SIGUSR1)
+    os.read(0, 1)
+"""
+"""Strikes when it reads a byte, and until it reads another. A process: a thread would have to wait for the GIL."""
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # it may strike in a finalizer, too
+@pytest.mark.parametrize("use", USES)
+def test_a_pool_lives_through_any_moment(use: str, make_pool: MakePool) -> None:
+    """After each there is somebody who drives it, though this thread waits for something else."""
+    pool = make_pool(2)
+    USES[use](pool)
+    is_armed = False
+
+    def handle(_number: int, _frame: object) -> None:
+        if is_armed:
+            raise Struck
+
+    old = signal.signal(signal.SIGUSR1, handle)
+    with subprocess.Popen([sys.executable, "-c", STRIKER, use], stdin=subprocess.PIPE, bufsize=0) as striker:
+        assert striker.stdin is not None
+        for _ in range(150):
+            try:
+                is_armed = True
+                striker.stdin.write(b"1")
+                while True:
+                    USES[use](pool)
+            except Struck:
+                is_armed = False
+                striker.stdin.write(b"0")
+            told = threading.Event()
+            pool.apply_async(tasks.square, (3,), callback=functools.partial(_tell, told))
+            assert told.wait(PATIENCE)
+            assert signal.getsignal(signal.SIGUSR1) is handle
+            assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
+    signal.signal(signal.SIGUSR1, old)
+    assert pool.map(tasks.square, range(100)) == [x * x for x in range(100)]
+
+
+@pytest.mark.usefixtures("handler")
+def test_a_call_that_is_left_takes_no_other_with_it(make_pool: MakePool, reports: Reports, gate: Gate) -> None:
+    """Calls of several threads are handed to workers together."""
+    pool = make_pool(1)
+    others: list[AsyncResult[int]] = []
+
+    def submit_and_strike() -> None:
+        reports.next()
+        others.extend(pool.apply_async(tasks.square, (x,)) for x in range(5))
+        strike()
+
+    thread = threading.Thread(target=submit_and_strike)
+    thread.start()
+    with pytest.raises(Struck):
+        pool.apply(tasks.tell_and_hold, (reports.path, gate.path, 1))
+    thread.join()
+    assert [other.get(PATIENCE) for other in others] == [x * x for x in range(5)]
+
+
+@pytest.mark.usefixtures("handler")
+def test_a_map_that_is_left_takes_its_own_tasks_with_it(make_pool: MakePool, reports: Reports, gate: Gate) -> None:
+    pool = make_pool(1)
+
+    def strike_when_it_runs() -> None:
+        reports.next()
+        strike()
+
+    thread = threading.Thread(target=strike_when_it_runs)
+    thread.start()
+    with pytest.raises(Struck):
+        pool.map(functools.partial(tasks.tell_and_hold, reports.path, gate.path), range(10))
+    thread.join()
+    assert pool.apply(tasks.square, (3,)) == 9  # the only worker is free, or another has taken its place
+
+
+@pytest.mark.usefixtures("handler")
+def test_the_callers_own_callback_is_struck_at_once(make_pool: MakePool) -> None:
+    """What is raised in it comes from the handler: it is not the callback's fault, which would be logged."""
+    pool = make_pool(1)
+    here = threading.get_ident()
+    after: list[object] = []
+
+    def callback(_value: int) -> None:
+        if threading.get_ident() == here:  # and not in the pool's own thread
+            signal.raise_signal(signal.SIGUSR1)
+            after.append(1)
+
+    with pytest.raises(Struck):  # noqa: PT012
+        while True:
+            pool.apply_async(tasks.square, (2,), callback=callback)
+            pool.apply(tasks.square, (3,))
+    assert after == []
+    assert pool.apply(tasks.square, (3,)) == 9
+
+
+class Numbers:
+    """An input that a signal strikes once, far behind what is read before there is a reader."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.struck = False
+
+    def __iter__(self) -> Numbers:
+        return self
+
+    def __next__(self) -> int:
+        if self.count == 30_001 and not self.struck:
+            self.struck = True
+            signal.raise_signal(signal.SIGUSR1)
+        if self.count == 40_000:
+            raise StopIteration
+        self.count += 1
+        return self.count - 1
+
+
+@pytest.mark.usefixtures("handler")
+@pytest.mark.parametrize("chunksize", [None, 1, 1000])
+def test_a_stream_goes_on_where_its_input_was_struck(make_pool: MakePool, chunksize: int | None) -> None:
+    pool = make_pool(2)
+    stream = pool.imap(tasks.square, Numbers(), chunksize=chunksize)
+    found: list[int] = []
+    with pytest.raises(Struck):
+        found += stream
+    assert len(found) < 30_000
+    found += stream
+    assert found == [x * x for x in range(40_000)]
+
+
+def test_a_wait_goes_on_after_a_handler_that_returns(make_pool: MakePool, reports: Reports, gate: Gate) -> None:
+    pool = make_pool(1)
+    seen: list[tuple[int, str]] = []
+
+    def handle(number: int, frame: Any) -> None:
+        seen.append((number, type(frame).__name__))
+        gate.let()
+
+    def strike_when_it_runs() -> None:
+        reports.next()
+        strike()
+
+    old = signal.signal(signal.SIGUSR1, handle)
+    thread = threading.Thread(target=strike_when_it_runs)
+    thread.start()
+    try:
+        assert pool.apply(tasks.tell_and_hold, (reports.path, gate.path, 5)) == 5
+    finally:
+        signal.signal(signal.SIGUSR1, old)
+        thread.join()
+    assert seen == [(signal.SIGUSR1, "frame")]
+
+
+class Slow:
+    """Takes for ever to be pickled, until it is struck."""
+
+    def __init__(self, begun: threading.Event) -> None:
+        self.begun = begun
+
+    def __reduce__(self) -> Any:
+        self.begun.set()
+        threading.Event().wait()
+
+
+@pytest.mark.usefixtures("handler")
+def test_a_turn_that_does_not_end_is_struck_by_the_second_one(make_pool: MakePool) -> None:
+    pool = make_pool(1)
+    begun, over = threading.Event(), threading.Event()
+
+    def strikes() -> None:
+        begun.wait()
+        strike()
+        while not over.wait(IMPATIENT):
+            strike()
+
+    thread = threading.Thread(target=strikes)
+    thread.start()
+    try:
+        with pytest.raises(Struck):
+            pool.apply(tasks.identity, (Slow(begun),))
+    finally:
+        over.set()
+        thread.join()
+    assert pool.apply(tasks.square, (3,)) == 9
+
+
+def test_what_faulthandler_has_put_before_a_handler_stays(make_pool: MakePool, tmp_path: Path) -> None:
+    called: list[int] = []
+    old = signal.signal(signal.SIGUSR1, lambda number, _frame: called.append(number))
+    with (tmp_path / "stacks").open("w") as file:
+        faulthandler.register(signal.SIGUSR1, file=file, chain=True)
+        try:
+            assert make_pool(1).map(tasks.square, range(10)) == [x * x for x in range(10)]
+            signal.raise_signal(signal.SIGUSR1)
+        finally:
+            faulthandler.unregister(signal.SIGUSR1)
+            signal.signal(signal.SIGUSR1, old)
+    assert called == [signal.SIGUSR1]
+    assert "test_what_faulthandler_has_put" in (tmp_path / "stacks").read_text()
+
+
+@pytest.mark.usefixtures("handler")
+def test_a_pool_ends_though_it_is_struck(start_method: str) -> None:
+    """`terminate` is not left half done."""
+    chance = random.Random(start_method)
+    for _ in range(20):
+        pool = Pool(2, start_method=start_method)
+        stuck = pool.apply_async(time.sleep, (100,))
+        timer = threading.Timer(chance.uniform(0, 0.005), strike)
+        with pytest.raises(Struck):  # noqa: PT012  # wherever it strikes
+            timer.start()
+            pool.terminate()
+            timer.join()
+        timer.join()
+        pool.terminate()
+        with pytest.raises(CancelledError):
+            stuck.get(PATIENCE)
+
+
+@pytest.mark.usefixtures("handler")
+def test_an_executor_has_its_results_all_the_same() -> None:
+    with Executor(2) as executor:
+        futures = [executor.submit(tasks.square, x) for x in range(1000)]
+        timer = threading.Timer(0.002, strike)
+        with pytest.raises(Struck):  # noqa: PT012
+            timer.start()
+            for future in futures:
+                future.result(PATIENCE)
+            timer.join()
+        assert [future.result(PATIENCE) for future in futures] == [x * x for x in range(1000)]
