@@ -114,6 +114,11 @@ class Server:
         self.lost = 0
         listener.setblocking(False)
         self._epoll.register(listener, select.EPOLLIN)
+        # a signal that comes just before epoll_wait would not end it, and its handler not run: a byte does, here
+        self._signals, self._wakeup = socket.socketpair()
+        self._wakeup.setblocking(False)
+        self._epoll.register(self._signals, select.EPOLLIN)
+        signal.set_wakeup_fd(self._wakeup.fileno())
 
     def run(self) -> None:
         """Serve until an exception ends it."""
@@ -121,6 +126,8 @@ class Server:
             for number, _events in self._epoll.poll():
                 if number == self._listener.fileno():
                     self._accept()
+                elif number == self._signals.fileno():
+                    self._signals.recv(64)
                 else:
                     self._epoll.unregister(number)
                     self._hand_on(self._waiting.pop(number))
@@ -152,7 +159,9 @@ class Server:
         print(f"a connection was lost: {error}".partition("\n")[0], file=sys.stderr)
 
     def close(self) -> None:
-        self._epoll.close()
+        signal.set_wakeup_fd(-1)
+        for thing in (self._epoll, self._signals, self._wakeup):
+            thing.close()
         while self._waiting:
             self._waiting.popitem()[1].close()
 
