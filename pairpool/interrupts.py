@@ -26,7 +26,7 @@ from typing import Any
 
 Handler = Callable[[int, Any], object]
 
-__all__ = ["Guard", "Passage", "hold", "is_from_handler"]
+__all__ = ["Guard", "Passage", "hold", "is_from_handler", "is_in_force"]
 
 IMPATIENT = 0.2
 """Seconds after which a signal that comes again is not held back any more."""
@@ -128,6 +128,11 @@ def _strike(number: int, frame: Any) -> None:
             del guard.pending[number]
             handler(number, frame)
         guard.wake()
+
+
+def is_in_force() -> bool:
+    """Whether handlers are held back now."""
+    return _guard is not None
 
 
 def is_from_handler(error: BaseException) -> bool:

@@ -201,10 +201,12 @@ def test_two_may_end_it_at_once(gate: Gate) -> None:
 @pytest.mark.parametrize("method", ["map", "imap"])
 def test_inputs_that_are_being_read_when_the_pool_ends(run: Run, method: str) -> None:
     closed: list[str] = []
+    begun = asyncio.Event()
 
     async def endless() -> AsyncIterator[int]:
         try:
             yield 1
+            begun.set()
             await asyncio.Event().wait()
         finally:
             closed.append(method)
@@ -218,6 +220,7 @@ def test_inputs_that_are_being_read_when_the_pool_ends(run: Run, method: str) ->
         async with AsyncPool(2) as pool:
             call = asyncio.create_task(use(pool))
             assert await pool.run(tasks.square, 2) == 4
+            await begun.wait()
         async with asyncio.timeout(PATIENCE):
             with pytest.raises(CancelledError, match="the pool was terminated"):
                 await call

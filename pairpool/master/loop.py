@@ -33,6 +33,10 @@ _LEADER = 0
 FINEST = 0.001
 """The shortest time in seconds that epoll_wait(2) can wait."""
 
+LOOK_UP = 1.0
+"""Seconds after which a wait of the main thread looks for signals: one whose handler in C has run just before a wait,
+or in another thread, does not end it."""
+
 DEFERENCE = 0.01
 """Seconds for which a thread that only looks leaves the lead to those who wait, or to the event loop that comes by."""
 
@@ -336,9 +340,14 @@ class Loop:
         try:
             if ready() or _LEADER not in self._lead:
                 return True
-            if deadline is None:
-                return told.acquire()
-            return told.acquire(timeout=max(0.0, deadline - time.monotonic()))
+            while True:
+                left = -1.0 if deadline is None else max(0.0, deadline - time.monotonic())
+                if told.acquire(timeout=_briefly(left)):
+                    return True
+                if deadline is not None and time.monotonic() >= deadline:
+                    return False
+                if ready():
+                    return True
         finally:
             self._followers.pop(told, None)
 
@@ -496,7 +505,7 @@ class Loop:
                         return events
                 if 0 < timeout < FINEST:
                     return []
-            events = look(timeout, EVENTS)
+            events = look(_briefly(timeout), EVENTS)
             self._spins = time.monotonic_ns() - began < kernel.SPIN_NS
             return events
         finally:
@@ -523,6 +532,11 @@ class Loop:
         for thing in (self._epoll, self._wakeup):
             kernel.disown(thing)
             thing.close()
+
+
+def _briefly(timeout: float) -> float:
+    """The timeout of a wait (-1: none), cut short where handlers of signals may be due."""
+    return LOOK_UP if not 0 <= timeout <= LOOK_UP and interrupts.is_in_force() else timeout
 
 
 def _never() -> bool:
