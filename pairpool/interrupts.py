@@ -70,6 +70,10 @@ class Guard:
             _give_back()
         if _guard is self:
             _guard = self._outer
+        self.call_pending()
+
+    def call_pending(self) -> None:
+        """Call the handlers that were held back."""
         while self.pending:
             number, (handler, _since) = self.pending.popitem()
             handler(number, sys._getframe())
@@ -116,6 +120,7 @@ def _strike(number: int, frame: Any) -> None:
     if guard is None:  # it is being released
         _held[number](number, frame)
     elif guard.passages:
+        guard.pending.pop(number, None)
         try:
             _held[number](number, frame)
         except BaseException as error:
@@ -142,12 +147,19 @@ def is_from_handler(error: BaseException) -> bool:
 
 
 class Passage:
-    """A `with` block of the caller's code: a handler is called in it at once."""
+    """A `with` block of the caller's code, or of a wait that may be left: a handler is called in it at once."""
 
     def __enter__(self) -> None:
-        self._guard = _guard if threading.get_ident() == threading.main_thread().ident else None
-        if self._guard is not None:
-            self._guard.passages += 1
+        guard = self._guard = _guard if threading.get_ident() == threading.main_thread().ident else None
+        if guard is None:
+            return
+        if guard.pending:
+            try:
+                guard.call_pending()
+            except BaseException as error:
+                guard.raised = error
+                raise
+        guard.passages += 1
 
     def __exit__(self, *_: object) -> None:
         if self._guard is not None:

@@ -19,7 +19,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from pairpool import inheritance, kernel
+from pairpool import inheritance, interrupts, kernel
 from pairpool.arguments import (
     RetryOn,
     check_buffersize,
@@ -180,7 +180,12 @@ class Pool:
         kernel.require_descriptors(
             self._descriptors_each * self._processes + DESCRIPTORS_BESIDE, f"a pool of {self._processes} workers"
         )
-        self._master = self._open(initializer, tuple(initargs), maxtasksperchild, limit, start_timeout)
+        guard = interrupts.hold(_nothing)
+        try:
+            self._master = self._open(initializer, tuple(initargs), maxtasksperchild, limit, start_timeout)
+        finally:
+            if guard is not None:
+                self._end_guard(guard)
         self._state = RUN
         if live:
             try:
@@ -188,6 +193,16 @@ class Pool:
             except BaseException:
                 self.terminate()
                 raise
+
+    def _end_guard(self, guard: interrupts.Guard) -> None:
+        """Have handlers of signals be called again: one that was held back may raise, and then there is no pool."""
+        try:
+            guard.release()
+        except BaseException:
+            master = getattr(self, "_master", None)
+            if master is not None:
+                master.terminate()
+            raise
 
     def _open(
         self,
@@ -792,3 +807,7 @@ class _Process:
 
     def kill(self) -> None:
         os.kill(self.pid, signal.SIGKILL)
+
+
+def _nothing() -> None:
+    """Nobody waits yet who would have to be woken."""

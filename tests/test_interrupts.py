@@ -103,41 +103,6 @@ def test_the_callers_own_code_is_interrupted_at_once(make_pool: MakePool) -> Non
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-class Stuck:
-    """Takes for ever to be pickled."""
-
-    def __init__(self, begun: threading.Event) -> None:
-        self.begun = begun
-
-    def __reduce__(self) -> Any:
-        self.begun.set()
-        threading.Event().wait()
-
-
-def test_the_second_one_is_raised_at_once(make_pool: MakePool) -> None:
-    pool = make_pool(1)
-    begun = threading.Event()
-    main = threading.main_thread().ident
-    assert main is not None
-
-    def strike() -> None:
-        begun.wait(PATIENCE)
-        signal.pthread_kill(main, signal.SIGINT)
-        while not over.wait(0.05):
-            signal.pthread_kill(main, signal.SIGINT)
-
-    over = threading.Event()
-    thread = threading.Thread(target=strike)
-    thread.start()
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            pool.apply(tasks.identity, (Stuck(begun),))
-    finally:
-        over.set()
-        thread.join()
-    assert pool.map(tasks.square, range(100)) == [x * x for x in range(100)]
-
-
 def test_a_worker_that_was_dealt_with_as_an_exception_struck(make_pool: MakePool, gate: Gate, reports: Reports) -> None:
     """Nobody knows what it was sent: it is ended, and its task says why."""
     pool = make_pool(1)

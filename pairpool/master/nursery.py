@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pairpool import kernel
+from pairpool.interrupts import Passage
 from pairpool.master import blame
 from pairpool.master.accounts import Accounts, arguments_of
 from pairpool.master.agenda import Agenda
@@ -133,7 +134,8 @@ class Nursery(Hooks):
         """
         self.begin()
         while not self.has_begun:
-            self.zygote.wait(None)
+            with Passage():  # a handler that raises may end the wait
+                self.zygote.wait(None)
             self._on_zygote(0)
         self.go()
 
