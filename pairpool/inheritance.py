@@ -18,7 +18,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from pairpool import kernel
-from pairpool.wire.channel import INLINE_LIMIT, Channel, Header, Kind
+from pairpool.wire.channel import INLINE_LIMIT, Channel, Header, Kind, Lost
 
 if TYPE_CHECKING:
     from pairpool.zygote import Body
@@ -174,9 +174,9 @@ def run_fresh_zygote(control_fd: int, master: int, factory: str, fds: list[int])
         os.set_inheritable(fd, False)
     try:
         pidfd = kernel.above_standard(os.pidfd_open(master))
-    except ProcessLookupError:
-        os._exit(1)  # the master is gone, and so is all reason to start
-    parts = [bytes(control.receive()[1]) for _ in range(control.receive()[0].items)]
+        parts = [bytes(control.receive()[1]) for _ in range(control.receive()[0].items)]
+    except (ProcessLookupError, Lost):
+        os._exit(1)  # the master is gone, or wants no zygote any more: there is no reason to start
     message = b"".join(parts)
     size = struct.unpack_from("<Q", message)[0]
     state.current_process()._inheriting = True

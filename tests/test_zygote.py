@@ -22,6 +22,7 @@ from pairpool import Pool, kernel, zygote
 from pairpool.wire.channel import Channel, Header, Kind, Lost
 from pairpool.zygote import Body, DirectZygote, ForkedZygote, FreshZygote, Spawned, SpawnFailed, Zygote
 from tests.forked import PATIENCE, in_child, wait_for_end
+from tests.support import ROOT, environment
 
 ROOT = Path(__file__).parent.parent
 
@@ -587,6 +588,17 @@ def test_a_zygote_whose_master_is_gone_before_it_starts_ends_at_once() -> None:
     os.kill(made.pid, signal.SIGCONT)
     assert wait_for_end(made.pidfd.fileno())
     made.close()
+
+
+def test_a_fresh_zygote_that_is_not_wanted_any_more_says_nothing() -> None:
+    """The pool could not be opened, say, by the time that the new interpreter runs."""
+    near, far = Channel.pair()
+    near.close()
+    call = f"run_fresh_zygote({far.fileno()}, {os.getpid()}, 'nothing:', [])"
+    command = [sys.executable, "-W", "error", "-c", f"from pairpool.inheritance import run_fresh_zygote; {call}"]
+    done = subprocess.run(command, pass_fds=[far.fileno()], env=environment(), cwd=ROOT, capture_output=True, text=True)
+    far.close()
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "")
 
 
 def test_a_new_zygotes_workers_outlive_the_reports_about_the_old_ones(make_pool: Callable[..., Pool]) -> None:
