@@ -22,7 +22,7 @@ from pairpool import Pool, kernel, zygote
 from pairpool.wire.channel import Channel, Header, Kind, Lost
 from pairpool.zygote import Body, DirectZygote, ForkedZygote, FreshZygote, Spawned, SpawnFailed, Zygote
 from tests.forked import PATIENCE, in_child, wait_for_end
-from tests.support import ROOT, environment
+from tests.support import environment
 
 ROOT = Path(__file__).parent.parent
 
