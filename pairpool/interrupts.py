@@ -70,6 +70,7 @@ class Guard:
             _give_back()
         if _guard is self:
             _guard = self._outer
+        self.raised = None  # whose traceback leads back here
         self.call_pending()
 
     def call_pending(self) -> None:

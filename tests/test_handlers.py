@@ -197,6 +197,48 @@ def test_a_map_that_is_left_takes_its_own_tasks_with_it(make_pool: MakePool, rep
     assert pool.apply(tasks.square, (3,)) == 9  # the only worker is free, or another has taken its place
 
 
+def join(_result: object, pool: Pool) -> None:
+    pool.close()
+    pool.join()
+
+
+ENDS: dict[str, Callable[[Pool, Callable[[Any], Any]], object]] = {
+    "apply": lambda pool, hold: pool.apply(hold, (1,)),
+    "map": lambda pool, hold: pool.map(hold, range(10)),
+    "imap": lambda pool, hold: list(pool.imap_unordered(hold, range(10))),
+    "get": lambda pool, hold: pool.apply_async(hold, (1,)).get(),
+    "result": lambda pool, hold: pool.submit(hold, 1).result(),
+    "join": lambda pool, hold: join(pool.apply_async(hold, (1,)), pool),
+}
+
+
+@pytest.mark.parametrize("use", ENDS)
+def test_a_handler_may_end_the_pool(use: str, make_pool: MakePool, reports: Reports, gate: Gate) -> None:
+    """As programs do at SIGTERM."""
+    pool = make_pool(2)
+
+    def handle(_number: int, _frame: object) -> None:
+        pool.terminate()
+        pool.join()
+        raise SystemExit
+
+    def strike_when_it_runs() -> None:
+        reports.next()
+        strike()
+
+    old = signal.signal(signal.SIGUSR1, handle)
+    thread = threading.Thread(target=strike_when_it_runs)
+    thread.start()
+    try:
+        with pytest.raises(SystemExit):
+            ENDS[use](pool, functools.partial(tasks.tell_and_hold, reports.path, gate.path))
+    finally:
+        thread.join()
+        signal.signal(signal.SIGUSR1, old)
+    with pytest.raises(ValueError, match="Pool not running"):
+        pool.apply(tasks.square, (1,))
+
+
 @pytest.mark.usefixtures("handler")
 def test_the_callers_own_callback_is_struck_at_once(make_pool: MakePool) -> None:
     """What is raised in it comes from the handler: it is not the callback's fault, which would be logged."""

@@ -394,13 +394,13 @@ class Master:
         Args:
             grace: seconds that workers may take to exit; None for any time.
         """
-        self.loop.undisturbed(lambda: self._terminate(grace))
+        if self.loop.over.is_set():
+            self._stop_threads()
+        else:
+            self.loop.undisturbed(lambda: self._terminate(grace))
 
     def _terminate(self, grace: float | None) -> None:
         loop = self.loop
-        if loop.over.is_set():
-            self._stop_threads()
-            return
         taken = loop.seize()
         try:
             if not loop.over.is_set():
