@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 import os
 import threading
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
@@ -32,7 +33,16 @@ NAME = "pairpool"
 
 _OPTIONS = frozenset(inspect.signature(Pool).parameters) - {"processes"}
 
+KEPT = 2
+"""Pools without a call that are kept for later ones. Each set of options has a pool of its own, and so has each number
+of workers that leaves another number of threads to each."""
+
 _executors: dict[tuple[Any, ...], Executor] = {}
+"""By options; the one that was used last comes last."""
+
+_users: Counter[tuple[Any, ...]] = Counter()
+"""How many calls of `Parallel` have each."""
+
 _executors_lock = threading.Lock()
 
 
@@ -53,13 +63,14 @@ def register(*, make_default: bool = False) -> None:
 
 
 class PairpoolBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]  # joblib has no types
-    """Runs the calls of `joblib.Parallel` in a pool of pairpool, which is kept for later calls.
+    """Runs the calls of `joblib.Parallel` in a pool of pairpool, which is kept for later calls with the same options.
 
     What is different from joblib's own backend, loky:
 
     - A worker that dies fails the call with `WorkerDied`, which names the task and the reason; the pool goes on.
     - Arrays of at least `max_nbytes` that are arguments of a task are written once a call of `Parallel` into memory
       that all workers map, and are writable there, copy-on-write. `mmap_mode` and `temp_folder` are of no effect.
+    - Two pools are kept beside those in use, as each set of options has its own; loky keeps one.
     - Workers come from a fresh interpreter, as loky's do, forked off one that has imported what they need once.
       `start_method="fork"` forks them off the program, which is quicker, but not safe where it has used OpenMP before.
 
@@ -107,14 +118,21 @@ class PairpoolBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         options = {**self.backend_kwargs, **{name: value for name, value in given.items() if name in _OPTIONS}}
         least = options.pop("max_nbytes", max_nbytes)
         self._shares_from = None if least is None else parse_size(f"{least}B" if isinstance(least, str) else least)
+        self._leave()
         self._release()
         environment = tuple(self._prepare_worker_env(n_jobs=n_jobs).items())
         options.setdefault("start_method", "forkserver")
         self._key = (environment, *sorted(options.items(), key=str))
         with _executors_lock:
-            executor = _executors.get(self._key)
+            executor = _executors.pop(self._key, None)
             if executor is None or not executor.is_usable:
-                executor = _executors[self._key] = _open(n_jobs, dict(environment), options)
+                executor = _open(n_jobs, dict(environment), options)
+            _executors[self._key] = executor
+            _users[self._key] += 1
+            idle = [key for key in _executors if not _users[key]]
+            surplus = [_executors.pop(key) for key in idle[: max(0, len(idle) - KEPT)]]
+        for one in surplus:
+            one.shutdown()
         executor.resize(n_jobs)
         self._executor, self.parallel = executor, parallel
         return n_jobs
@@ -135,7 +153,7 @@ class PairpoolBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
 
     def terminate(self) -> None:
         """The call has ended: the pool stays for the next one, what was shared does not."""
-        self._executor = None
+        self._leave()
         self._release()
         self.reset_batch_stats()
 
@@ -145,10 +163,16 @@ class PairpoolBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
             with _executors_lock:
                 _executors.pop(self._key, None)
             self._executor.terminate_workers()
-            self._executor = None
+        self._leave()
         self._release()
         if ensure_ready:
             self.configure(n_jobs=self.parallel.n_jobs, parallel=self.parallel, **self.parallel._backend_kwargs)
+
+    def _leave(self) -> None:
+        if self._executor is not None:
+            with _executors_lock:
+                _users[self._key] -= 1
+            self._executor = None
 
     # --- large arrays ---------------------------------------------------------------------------
 

@@ -69,6 +69,18 @@ def hold(_x: int) -> None:
     threading.Event().wait()
 
 
+def test_few_pools_are_kept() -> None:
+    """Each set of options has one of its own; those that nobody has used for longest end."""
+    calls = [delayed(double)(x) for x in range(3)]
+    with Parallel(task_timeout=1000) as parallel:
+        for limit in (100, 101, 102, 103, 104, 100):
+            with parallel_config("pairpool", n_jobs=2, start_method="fork"):  # another backend than the outer one's
+                assert Parallel(task_timeout=limit)(calls) == [0, 2, 4]
+        assert len(backend._executors) == backend.KEPT + 1 + 1  # that of the last call, and the one that is in use
+        assert parallel(calls) == [0, 2, 4]
+    assert sum(backend._users.values()) == 0
+
+
 def test_results_come_in_order() -> None:
     assert Parallel()(delayed(double)(x) for x in range(500)) == [2 * x for x in range(500)]
     offset = 3
