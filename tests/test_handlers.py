@@ -149,7 +149,7 @@ def test_a_pool_lives_through_any_moment(use: str, make_pool: MakePool) -> None:
 def test_opening_is_all_or_nothing(start_method: str) -> None:
     """No process, descriptor or thread is left, whenever it is struck."""
     pools: list[Pool] = []
-    at_most, rounds = (0.4, 10) if start_method == "forkserver" else (0.02, 50)
+    at_most, rounds = (0.4, 10) if start_method == "forkserver" else (0.02, 20)
 
     def open_and_end() -> None:
         pools.append(Pool(2, start_method=start_method))
