@@ -10,10 +10,7 @@ import faulthandler
 import functools
 import gc
 import multiprocessing
-import random
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,20 +22,10 @@ import pytest
 from pairpool import AsyncResult, CancelledError, Executor, Pool
 from pairpool.interrupts import IMPATIENT
 from tests import tasks
+from tests.strikes import Striker, Struck, strike
 from tests.support import PATIENCE, Gate, Reports
 
 MakePool = Callable[..., Pool]
-
-
-class Struck(Exception):
-    """Raised by a signal's handler. An Exception: those are the harder ones, for more code catches them."""
-
-
-def strike(number: int = signal.SIGUSR1) -> None:
-    """Have the main thread be struck; from any thread."""
-    main = threading.main_thread().ident
-    assert main is not None
-    signal.pthread_kill(main, number)
 
 
 @pytest.fixture
@@ -81,54 +68,6 @@ def _tell(told: threading.Event, _value: int) -> None:
     told.set()
 
 
-STRIKER = """
-import os, random, select, signal, sys, time
-chance = random.Random(sys.argv[1])
-while os.read(0, 1):
-    time.sleep(chance.uniform(0, float(sys.argv[2])))
-    os.kill(os.getppid(), signal.SIGUSR1)
-    while not select.select([0], [], [], float(sys.argv[3]))[0]:  # a finalizer, say, may have swallowed it
-        os.kill(os.getppid(), signal.SIGUSR1)
-    os.read(0, 1)
-"""
-"""Strikes when it reads a byte, and until it reads another. A process: a thread would have to wait for the GIL."""
-
-
-class Striker:
-    """Has this program be struck, at some moment within `at_most` seconds, while it does something again and again."""
-
-    def __init__(self, seed: str, at_most: float, again: float) -> None:
-        self._command = [sys.executable, "-c", STRIKER, seed, str(at_most), str(again)]
-        self._is_armed = False
-
-    def __enter__(self) -> Striker:
-        self._old = signal.signal(signal.SIGUSR1, self.handle)
-        self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, bufsize=0)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.__exit__(None, None, None)
-        signal.signal(signal.SIGUSR1, self._old)
-
-    def handle(self, _number: int, _frame: object) -> None:
-        if self._is_armed:
-            raise Struck
-
-    def strike(self, use: Callable[[], object]) -> None:
-        """Call this until it is struck."""
-        assert self._process.stdin is not None
-        with contextlib.suppress(Struck):  # by one that comes as the first is through
-            try:
-                self._is_armed = True
-                self._process.stdin.write(b"1")
-                while True:
-                    use()
-            finally:
-                self._is_armed = False
-        self._process.stdin.write(b"0")
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # it may strike in a finalizer, too
 @pytest.mark.parametrize("use", USES)
 def test_a_pool_lives_through_any_moment(use: str, make_pool: MakePool) -> None:
     """After each there is somebody who drives it, though this thread waits for something else."""
@@ -145,7 +84,7 @@ def test_a_pool_lives_through_any_moment(use: str, make_pool: MakePool) -> None:
     assert pool.map(tasks.square, range(100)) == [x * x for x in range(100)]
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of a pool it never had: see below
 def test_opening_is_all_or_nothing(start_method: str) -> None:
     """No process, descriptor or thread is left, whenever it is struck."""
     pools: list[Pool] = []
@@ -394,32 +333,21 @@ def test_what_faulthandler_has_put_before_a_handler_stays(make_pool: MakePool, t
     assert "test_what_faulthandler_has_put" in (tmp_path / "stacks").read_text()
 
 
-@pytest.mark.usefixtures("handler")
 def test_a_pool_ends_though_it_is_struck(start_method: str) -> None:
     """`terminate` is not left half done."""
-    chance = random.Random(start_method)
-    for _ in range(20):
-        pool = Pool(2, start_method=start_method)
-        stuck = pool.apply_async(time.sleep, (100,))
-        timer = threading.Timer(chance.uniform(0, 0.005), strike)
-        with pytest.raises(Struck):  # noqa: PT012  # wherever it strikes
-            timer.start()
+    with Striker(start_method, 0.005, 2.0) as striker:
+        for _ in range(20):
+            pool = Pool(2, start_method=start_method)
+            stuck = pool.apply_async(time.sleep, (100,))
+            striker.strike(pool.terminate)
             pool.terminate()
-            timer.join()
-        timer.join()
-        pool.terminate()
-        with pytest.raises(CancelledError):
-            stuck.get(PATIENCE)
+            with pytest.raises(CancelledError):
+                stuck.get(PATIENCE)
 
 
-@pytest.mark.usefixtures("handler")
 def test_an_executor_has_its_results_all_the_same() -> None:
-    with Executor(2) as executor:
-        futures = [executor.submit(tasks.square, x) for x in range(1000)]
-        timer = threading.Timer(0.002, strike)
-        with pytest.raises(Struck):  # noqa: PT012
-            timer.start()
-            for future in futures:
-                future.result(PATIENCE)
-            timer.join()
-        assert [future.result(PATIENCE) for future in futures] == [x * x for x in range(1000)]
+    with Executor(2) as executor, Striker("executor", 0.01, 2.0) as striker:
+        for _ in range(20):
+            futures = [executor.submit(tasks.square, x) for x in range(1000)]
+            striker.strike(lambda: [future.result(PATIENCE) for future in futures])  # noqa: B023
+            assert [future.result(PATIENCE) for future in futures] == [x * x for x in range(1000)]

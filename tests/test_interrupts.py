@@ -8,7 +8,6 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,55 +15,27 @@ import pytest
 from pairpool import Executor, Pool, WorkerDied
 from pairpool import interrupts as guards
 from tests import forked, tasks
+from tests.strikes import Striker
 from tests.support import PATIENCE, Gate, Reports
 
 MakePool = Callable[..., Pool]
 
 
-@contextmanager
-def interrupts(pause: float) -> Iterator[None]:
-    """This process gets a SIGINT again and again, from another thread."""
-    over = threading.Event()
-    main = threading.main_thread().ident
-    assert main is not None
-
-    def strike() -> None:
-        while not over.wait(pause):
-            signal.pthread_kill(main, signal.SIGINT)
-
-    thread = threading.Thread(target=strike)
-    thread.start()
-    try:
-        yield
-    finally:
-        while thread.is_alive():
-            try:
-                over.set()
-                thread.join()
-            except KeyboardInterrupt:
-                pass  # that is what was asked for
-
-
 def test_no_call_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each that was submitted has its result, whenever the wait for another was interrupted."""
     monkeypatch.setattr(guards, "IMPATIENT", 60.0)  # on a busy machine a turn may well take longer than two strikes
-    with Executor(2) as executor:
-        executor.submit(tasks.square, 1).result(PATIENCE)
+    with Executor(2) as executor, Striker("", 0.003, 2.0, number=signal.SIGINT, raises=KeyboardInterrupt) as striker:
         futures: list[tuple[int, Future[int]]] = []
-        struck = 0
-        try:
-            with interrupts(0.003):
-                while struck < 100:
-                    try:
-                        futures.append((len(futures), executor.submit(tasks.square, len(futures))))
-                        futures[-1][1].result(PATIENCE)
-                    except KeyboardInterrupt:
-                        struck += 1
-        except KeyboardInterrupt:
-            struck += 1
+
+        def submit() -> None:
+            futures.append((len(futures), executor.submit(tasks.square, len(futures))))
+            futures[-1][1].result(PATIENCE)
+
+        for _ in range(100):
+            striker.strike(submit)
+            assert signal.getsignal(signal.SIGINT) == striker.handle
         assert [future.result(PATIENCE) for _, future in futures] == [x * x for x, _ in futures]
         assert sum(worker.replaced for worker in executor.pool.status().workers) == 0
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_the_callers_own_code_is_interrupted_at_once(make_pool: MakePool) -> None:
