@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from pairpool.master.tally import FunctionTally, Place, Tally
@@ -23,7 +24,7 @@ __all__ = ["make_report", "make_view"]
 
 
 def make_view(master: Master, console: Console | None, *, keeps_sink: bool) -> LiveView:
-    """A live view of a pool, begun; it ends with the pool.
+    """A live view of a pool, begun; it ends with the pool. Handlers of signals must be held back meanwhile.
 
     It has a mapping of the board of its own, so that it never meets one that the pool has just closed.
 
@@ -40,6 +41,8 @@ def make_view(master: Master, console: Console | None, *, keeps_sink: bool) -> L
         board.close()
         if not keeps_sink and master.collector is not None:
             master.collector.sink = sink
+        with suppress(ValueError):  # the pool ends just now, and has it stopped
+            master.at_end.remove(view.stop)
 
     def settle() -> None:
         if master.collector is not None:
@@ -60,7 +63,11 @@ def make_view(master: Master, console: Console | None, *, keeps_sink: bool) -> L
         raise
     master.at_end.append(view.stop)
     if not keeps_sink:
-        master.start_capture(show)
+        try:
+            master.start_capture(show)
+        except BaseException:
+            view.stop()
+            raise
     return view
 
 

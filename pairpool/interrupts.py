@@ -26,7 +26,7 @@ from typing import Any
 
 Handler = Callable[[int, Any], object]
 
-__all__ = ["Guard", "Passage", "hold", "is_from_handler", "is_in_force"]
+__all__ = ["Guard", "Held", "Passage", "hold", "is_from_handler", "is_in_force"]
 
 IMPATIENT = 0.2
 """Seconds after which a signal that comes again is not held back any more."""
@@ -72,6 +72,21 @@ class Guard:
             _guard = self._outer
         self.raised = None  # whose traceback leads back here
         self.call_pending()
+
+    def hand_over(self) -> None:
+        """As `release`, but within another guard that is in force the handlers are left to that one."""
+        global _guard
+        outer = self._outer
+        if outer is None or outer.passages:
+            self.release()
+            return
+        if _guard is self:
+            _guard = outer
+        self.raised = None
+        for number, held_back in self.pending.items():
+            outer.pending.setdefault(number, held_back)
+        if self.pending:
+            outer.wake()
 
     def call_pending(self) -> None:
         """Call the handlers that were held back."""
@@ -145,6 +160,21 @@ def is_from_handler(error: BaseException) -> bool:
     """Whether a signal's handler raised this in the caller's code: then it is not that code's own."""
     guard = _guard if threading.get_ident() == threading.main_thread().ident else None
     return guard is not None and guard.raised is error
+
+
+class Held:
+    """A `with` block in which handlers are held back; at the end of the outermost they are called, which may raise."""
+
+    def __enter__(self) -> None:
+        self._guard = hold(_nobody)
+
+    def __exit__(self, *_: object) -> None:
+        if self._guard is not None:
+            self._guard.hand_over()
+
+
+def _nobody() -> None:
+    """Nobody waits who would have to be woken."""
 
 
 class Passage:

@@ -155,53 +155,41 @@ class Pool:
         log_level: int | str | None = None,
     ) -> None:
         self._state = "INIT"
-        guard = interrupts.hold(_nothing)
         try:
-            kernel.require_linux()
-            self._processes = check_processes(kernel.cpu_allowance() if processes is None else processes)
-            tasks: Any = maxtasksperchild
-            if tasks is not None and (not isinstance(tasks, int) or tasks <= 0):
-                raise ValueError("maxtasksperchild must be a positive int or None")
-            if initializer is not None and not callable(initializer):
-                raise TypeError("initializer must be a callable")
-            if start_method not in START_METHODS:
-                raise ValueError(f"start_method must be one of {', '.join(START_METHODS)}, not {start_method!r}")
-            if start_method == "direct" and threading.current_thread() is not threading.main_thread():
-                raise ValueError('start_method="direct" sets SIGCHLD, which only the main thread can do')
-            self._policy = make_policy(Policy(), task_timeout, retries, retry_on)
-            limit = None if memory_limit is None else parse_size(memory_limit)
-            if limit is not None and usage_of(os.getpid()) is None:
-                raise OSError(errno.ENOENT, "memory_limit needs /proc")
-            start_timeout = check_seconds(start_timeout, "start_timeout")
-            self._chunksize = check_chunksize(chunksize)
-            self._capture = check_capture(capture) or bool(live)
-            self._trace = trace
-            self._log_level = check_log_level(log_level)
-            self._name = name or f"pool-{next(_names)}"
-            self._start_method = start_method
-            kernel.require_descriptors(
-                self._descriptors_each * self._processes + DESCRIPTORS_BESIDE, f"a pool of {self._processes} workers"
-            )
-            self._master = self._open(initializer, tuple(initargs), maxtasksperchild, limit, start_timeout)
-        finally:
-            if guard is not None:
-                self._end_guard(guard)
-        self._state = RUN
-        if live:
-            try:
+            with interrupts.Held():
+                kernel.require_linux()
+                self._processes = check_processes(kernel.cpu_allowance() if processes is None else processes)
+                tasks: Any = maxtasksperchild
+                if tasks is not None and (not isinstance(tasks, int) or tasks <= 0):
+                    raise ValueError("maxtasksperchild must be a positive int or None")
+                if initializer is not None and not callable(initializer):
+                    raise TypeError("initializer must be a callable")
+                if start_method not in START_METHODS:
+                    raise ValueError(f"start_method must be one of {', '.join(START_METHODS)}, not {start_method!r}")
+                if start_method == "direct" and threading.current_thread() is not threading.main_thread():
+                    raise ValueError('start_method="direct" sets SIGCHLD, which only the main thread can do')
+                self._policy = make_policy(Policy(), task_timeout, retries, retry_on)
+                limit = None if memory_limit is None else parse_size(memory_limit)
+                if limit is not None and usage_of(os.getpid()) is None:
+                    raise OSError(errno.ENOENT, "memory_limit needs /proc")
+                start_timeout = check_seconds(start_timeout, "start_timeout")
+                self._chunksize = check_chunksize(chunksize)
+                self._capture = check_capture(capture) or bool(live)
+                self._trace = trace
+                self._log_level = check_log_level(log_level)
+                self._name = name or f"pool-{next(_names)}"
+                self._start_method = start_method
+                kernel.require_descriptors(
+                    self._descriptors_each * self._processes + DESCRIPTORS_BESIDE,
+                    f"a pool of {self._processes} workers",
+                )
+                self._master = self._open(initializer, tuple(initargs), maxtasksperchild, limit, start_timeout)
+                self._state = RUN
+            if live:
                 self.live()
-            except BaseException:
-                self.terminate()
-                raise
-
-    def _end_guard(self, guard: interrupts.Guard) -> None:
-        """Have handlers of signals be called again: one that was held back may raise, and then there is no pool."""
-        try:
-            guard.release()
         except BaseException:
-            master = getattr(self, "_master", None)
-            if master is not None:
-                master.terminate()
+            if self._state == RUN:  # there is no pool, then
+                self.terminate()
             raise
 
     def _open(
@@ -679,7 +667,15 @@ class Pool:
         self._check_running()
         from pairpool.audit import make_view
 
-        return make_view(self._master, console, keeps_sink=callable(self._capture))
+        view = None
+        try:
+            with interrupts.Held():
+                view = make_view(self._master, console, keeps_sink=callable(self._capture))
+            return view  # noqa: RET504  # it is stopped below if a handler raises as the block ends
+        except BaseException:
+            if view is not None:  # a handler that was held back has raised
+                view.stop()
+            raise
 
     def report(self) -> PoolReport:
         """What the pool has done and where the time went, until now or until it ended: `print(pool.report())`.
@@ -807,7 +803,3 @@ class _Process:
 
     def kill(self) -> None:
         os.kill(self.pid, signal.SIGKILL)
-
-
-def _nothing() -> None:
-    """Nobody waits yet who would have to be woken."""

@@ -9,6 +9,7 @@ import contextlib
 import faulthandler
 import functools
 import gc
+import io
 import multiprocessing
 import signal
 import threading
@@ -18,9 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from pairpool import AsyncResult, CancelledError, Executor, Pool
 from pairpool.interrupts import IMPATIENT
+from pairpool.view.live import LiveView
 from tests import tasks
 from tests.strikes import Striker, Struck, strike
 from tests.support import PATIENCE, Gate, Reports
@@ -351,3 +354,82 @@ def test_an_executor_has_its_results_all_the_same() -> None:
             futures = [executor.submit(tasks.square, x) for x in range(1000)]
             striker.strike(lambda: [future.result(PATIENCE) for future in futures])  # noqa: B023
             assert [future.result(PATIENCE) for future in futures] == [x * x for x in range(1000)]
+
+
+# --- the live view ------------------------------------------------------------------------------------
+
+
+def views() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "pairpool-view"]
+
+
+@pytest.mark.usefixtures("handler")
+def test_a_view_that_is_struck_as_it_begins(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is none, then."""
+    pool = make_pool(1)
+    begin = LiveView._start
+
+    def begin_and_strike(view: LiveView) -> None:
+        begin(view)
+        signal.raise_signal(signal.SIGUSR1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LiveView, "_start", begin_and_strike)
+        with pytest.raises(Struck):
+            pool.live(Console(file=io.StringIO()))
+    assert views() == []
+    with pool.live(Console(file=io.StringIO())):
+        assert len(views()) == 1
+        assert pool.apply(tasks.square, (3,)) == 9
+    assert views() == []
+
+
+@pytest.mark.usefixtures("handler")
+def test_a_view_that_is_struck_as_it_waits_for_output(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends all the same."""
+    view = make_pool(1).live(Console(file=io.StringIO()))
+    with monkeypatch.context() as patch:
+        patch.setattr(view, "_settle", lambda: signal.raise_signal(signal.SIGUSR1))
+        with pytest.raises(Struck):
+            view.stop()
+    for thread in views():
+        thread.join(PATIENCE)
+    assert views() == []
+
+
+class Stuck(io.StringIO):
+    """Takes nothing as long as somebody has its lock."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
+        self.begun = threading.Event()
+
+    def write(self, text: str) -> int:
+        self.begun.set()
+        with self.lock:
+            return super().write(text)
+
+
+@pytest.mark.usefixtures("handler")
+def test_a_view_that_is_struck_as_it_draws_its_last_frame(make_pool: MakePool) -> None:
+    """Nobody has to wait for a terminal that takes nothing; whoever does it again waits for all of it."""
+    pool = make_pool(1)
+    file = Stuck()
+    view = pool.live(Console(file=file))
+
+    def strike_when_it_writes() -> None:
+        file.begun.wait(PATIENCE)
+        strike()
+
+    with file.lock:
+        thread = threading.Thread(target=strike_when_it_writes)
+        thread.start()
+        with pytest.raises(Struck):
+            view.stop()
+        thread.join()
+        assert pool.apply(tasks.square, (3,)) == 9
+        assert file.getvalue() == ""
+    view.stop()
+    assert "idle" in file.getvalue()
+    assert views() == []

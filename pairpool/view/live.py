@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from rich.console import Console
 from rich.style import Style
 
+from pairpool.interrupts import Held, Passage
 from pairpool.lines import OutputLine
 from pairpool.status import PoolStatus
 from pairpool.view import table
@@ -38,6 +39,9 @@ SHARE = 0.01
 
 LINE_EVERY = 10.0
 """Seconds between two lines where there is no terminal to draw on."""
+
+LOOK_UP = 1.0
+"""Seconds after which whoever waits for the end looks whether it has come."""
 
 QUEUE = 10_000
 """Lines that wait to be printed; then whoever has more waits, too."""
@@ -84,6 +88,7 @@ class LiveView:
         self._owner = os.getpid()
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
+        self._running = threading.Lock()  # held as long as the thread runs
         self._queue: deque[OutputLine] = deque()
         self._room = threading.Condition()
         self._sampler = Sampler()
@@ -91,12 +96,17 @@ class LiveView:
         self._write = writer(self._console)
         self._tags: dict[tuple[int, str], str] = {}
         self._is_over = False
+        self._has_ended = False
         self.streams: frozenset[str] = frozenset()
 
     # --- for whoever has it ---------------------------------------------------------------------
 
     def start(self) -> None:
         """Begin; from the thread that owns the terminal. Does nothing if it has begun."""
+        with Held():
+            self._start()
+
+    def _start(self) -> None:
         if self._thread is not None:
             return
         if self._console.is_jupyter:
@@ -105,25 +115,59 @@ class LiveView:
             self._canvas = Screen.take(self._console)
         if self._canvas is not None:
             self.streams = self._canvas.streams
+        thread = threading.Thread(target=self._run, name="pairpool-view", daemon=True)
+        self._running.acquire()
+        try:
+            thread.start()
+        except BaseException:
+            self._running.release()
+            if self._canvas is not None:
+                self._canvas.close()
+            raise
+        self._thread = thread
         atexit.register(self.stop)
-        self._thread = threading.Thread(target=self._run, name="pairpool-view", daemon=True)
-        self._thread.start()
 
     def stop(self) -> None:
-        """Draw the last frame and wait until it is there; in a forked child, and the second time, nothing."""
+        """Draw the last frame and wait until it is there; in a forked child, and the second time, nothing.
+
+        The wait may be left by what a signal's handler raises: the view ends all the same.
+        """
         thread = self._thread
         if thread is None or os.getpid() != self._owner:
             return
-        if self._settle is not None and not self._stopping.is_set():
-            self._settle()
-        self._stopping.set()
-        if thread is not threading.current_thread():
-            thread.join()
+        try:
+            with Held():
+                self._stop(thread)
+        finally:  # it may have been struck before handlers were held back
+            self._stopping.set()
+
+    def _stop(self, thread: threading.Thread) -> None:
+        try:
+            if self._settle is not None and not self._stopping.is_set():
+                with Passage():
+                    self._settle()
+        finally:
+            self._stopping.set()
+        if thread is threading.current_thread():
+            return
+        with Passage():
+            self._wait()
+        thread.join()
         atexit.unregister(self.stop)
 
+    def _wait(self) -> None:
+        """Wait until the thread has ended: `join` takes a thread for ended once a handler has raised in it."""
+        while not self._has_ended:
+            if self._running.acquire(timeout=LOOK_UP):
+                self._running.release()
+
     def __enter__(self) -> LiveView:
-        self.start()
-        return self
+        try:
+            self.start()
+            return self
+        except BaseException:  # of a signal's handler: it may have begun
+            self.stop()
+            raise
 
     def __exit__(self, *_exc_info: object) -> None:
         self.stop()
@@ -140,13 +184,17 @@ class LiveView:
     # --- the thread -----------------------------------------------------------------------------
 
     def _run(self) -> None:
-        self._guard(self._go_on)
-        if self._at_end is not None:
-            self._at_end()
-        with self._room:
-            self._is_over = True
-            self._room.notify_all()
-        self._guard(self._print_lines)
+        try:
+            self._guard(self._go_on)
+            if self._at_end is not None:
+                self._at_end()
+            with self._room:
+                self._is_over = True
+                self._room.notify_all()
+            self._guard(self._print_lines)
+        finally:
+            self._has_ended = True
+            self._running.release()
 
     def _guard(self, action: Callable[[], object]) -> None:
         """Whatever happens to the view, the pool goes on."""
