@@ -11,6 +11,7 @@ import functools
 import gc
 import io
 import multiprocessing
+import os
 import signal
 import threading
 import time
@@ -354,6 +355,39 @@ def test_an_executor_has_its_results_all_the_same() -> None:
             futures = [executor.submit(tasks.square, x) for x in range(1000)]
             striker.strike(lambda: [future.result(PATIENCE) for future in futures])  # noqa: B023
             assert [future.result(PATIENCE) for future in futures] == [x * x for x in range(1000)]
+
+
+# --- descriptors --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def struck_pidfds(handler: object, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Each comes with a strike, before anybody knows its number; that none is left is found after the test."""
+    opens = os.pidfd_open
+
+    def open_and_strike(pid: int, flags: int = 0) -> int:
+        fd = opens(pid, flags)
+        signal.raise_signal(signal.SIGUSR1)
+        return fd
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pidfd_open", open_and_strike)
+        yield
+
+
+@pytest.mark.usefixtures("struck_pidfds")
+def test_a_struck_opening_leaves_no_descriptor(start_method: str) -> None:
+    for _ in range(2):
+        with pytest.raises(Struck):
+            Pool(2, start_method=start_method)
+
+
+def test_struck_stacks_leave_no_descriptor(make_pool: MakePool, request: pytest.FixtureRequest) -> None:
+    pool = make_pool(2)
+    request.getfixturevalue("struck_pidfds")
+    for _ in range(2):
+        with pytest.raises(Struck):
+            pool.stacks()
 
 
 # --- the live view ------------------------------------------------------------------------------------

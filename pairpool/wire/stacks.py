@@ -28,6 +28,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from pairpool import kernel
+from pairpool.interrupts import Held, Passage
 
 __all__ = ["IDLE", "clean", "offer_stack", "read_stack", "read_stacks", "show_threads"]
 
@@ -105,19 +106,21 @@ def read_stacks(pids: Iterable[int], timeout: float = 1.0) -> dict[int, str]:
     A worker without a task is `idle`; where there is no stack within `timeout` seconds, a text in brackets says why.
     Raises `PermissionError` for processes of other users.
     """
-    inquiries = [_Inquiry(pid) for pid in pids]
-    deadline = time.monotonic() + timeout
-    try:
-        waiting = inquiries
-        while True:
-            waiting = [one for one in waiting if not one.advance()]
-            if not waiting or time.monotonic() >= deadline:
-                break
-            time.sleep(LOOK_EVERY)
-        return {one.pid: one.text() for one in inquiries}
-    finally:
-        for one in inquiries:
-            one.close()
+    with Held():
+        inquiries = [_Inquiry(pid) for pid in pids]
+        deadline = time.monotonic() + timeout
+        try:
+            waiting = inquiries
+            while True:
+                waiting = [one for one in waiting if not one.advance()]
+                if not waiting or time.monotonic() >= deadline:
+                    break
+                with Passage():
+                    time.sleep(LOOK_EVERY)
+            return {one.pid: one.text() for one in inquiries}
+        finally:
+            for one in inquiries:
+                one.close()
 
 
 class _Signals(NamedTuple):
