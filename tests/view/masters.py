@@ -36,6 +36,11 @@ if __name__ == "__main__":
 """
 
 
+def own(name: str) -> str:
+    """A name that no other run of these tests gives to a pool, on this machine and at this time."""
+    return f"{name}-{os.getpid()}"
+
+
 class Master:
     """A process with a pool; its workers wait at the gate, if there is one."""
 

@@ -16,7 +16,7 @@ from pairpool import Pool, kernel
 from pairpool.view.find import Found, NoPool, NotPermitted, SeveralPools, Sight, find, pools
 from pairpool.wire.board import MAGIC, MEMFD, VERSION
 from tests.support import PATIENCE, Gate, all_ended
-from tests.view.masters import master
+from tests.view.masters import master, own
 
 MakePool = Callable[..., Pool]
 
@@ -34,21 +34,21 @@ def eventually(condition: Callable[[], bool]) -> bool:
 
 
 def test_pools_of_this_process(make_pool: MakePool, start_method: str) -> None:
-    mine = make_pool(2, name="mine")
-    other = make_pool(1, name="other")
-    here = [one for one in pools() if one.pid == os.getpid()]
-    assert [one.name for one in here] == ["mine", "other"], "one entry a pool, though workers have the board, too"
-    mine.terminate()
-    assert [one.name for one in pools() if one.pid == os.getpid()] == ["other"]
-    with Sight(find("other")) as sight:
-        shown, own = sight.status(), other.status()
-        assert (shown.name, shown.pid, shown.processes, shown.start_method) == ("other", os.getpid(), 1, start_method)
-        assert [one.pid for one in shown.workers] == [one.pid for one in own.workers]
+    mine, other = own("mine"), own("other")
+    first, second = make_pool(2, name=mine), make_pool(1, name=other)
+    here = [one.name for one in pools() if one.pid == os.getpid()]
+    assert here == [mine, other], "one entry a pool, though workers have the board, too"
+    first.terminate()
+    assert [one.name for one in pools() if one.pid == os.getpid()] == [other]
+    with Sight(find(other)) as sight:
+        shown, status = sight.status(), second.status()
+        assert (shown.name, shown.pid, shown.processes, shown.start_method) == (other, os.getpid(), 1, start_method)
+        assert [one.pid for one in shown.workers] == [one.pid for one in status.workers]
 
 
 def test_pool_of_another_process(start_method: str, gate: Gate) -> None:
-    with master("far", 3, method=start_method, gate=gate.path) as far:
-        assert (far.pid, "far") in names(pools())
+    with master(own("far"), 3, method=start_method, gate=gate.path) as far:
+        assert (far.pid, own("far")) in names(pools())
         with Sight(find(str(far.pid))) as sight:
             assert eventually(lambda: sight.status().busy == 3)
             status = sight.status()
@@ -56,38 +56,38 @@ def test_pool_of_another_process(start_method: str, gate: Gate) -> None:
             assert status.failed == 1
             assert [one.function for one in status.workers] == ["wait_for"] * 3
             assert status.remark == ""
-        assert find("far") == find(f"{far.pid}:far") == find(str(far.pid))
+        assert find(own("far")) == find(f"{far.pid}:{own('far')}") == find(str(far.pid))
 
 
 def test_workers_and_zygotes_lead_to_their_pool(start_method: str, gate: Gate) -> None:
-    with master("lead", 2, method=start_method, gate=gate.path) as lead:
-        with Sight(find("lead")) as sight:
+    with master(own("lead"), 2, method=start_method, gate=gate.path) as lead:
+        with Sight(find(own("lead"))) as sight:
             numbers = {one.pid: one.number for one in sight.status().workers}
         for pid in lead.workers():
             found = find(str(pid))
-            assert (found.pid, found.name, found.worker) == (lead.pid, "lead", numbers.get(pid))
+            assert (found.pid, found.name, found.worker) == (lead.pid, own("lead"), numbers.get(pid))
         assert set(numbers) <= set(lead.workers())
 
 
 def test_stopped_master_is_shown_and_not_disturbed(gate: Gate) -> None:
-    with master("halt", gate=gate.path) as halt:
-        with Sight(find("halt")) as sight:
+    with master(own("halt"), gate=gate.path) as halt:
+        with Sight(find(own("halt"))) as sight:
             assert eventually(lambda: sight.status().busy == 2)
-        with halt.stopped(), Sight(find("halt")) as sight:
+        with halt.stopped(), Sight(find(own("halt"))) as sight:
             assert eventually(lambda: "stopped" in sight.status().remark)
             status = sight.status()
             assert status.busy == 2
             assert not status.is_over
             assert kernel.state_of(halt.pid) == "T"
-        with Sight(find("halt")) as sight:
+        with Sight(find(own("halt"))) as sight:
             assert eventually(lambda: sight.status().remark == "")
         halt.tell("exit")
 
 
 def test_killed_master(gate: Gate) -> None:
-    with master("kill", gate=gate.path) as kill:
+    with master(own("kill"), gate=gate.path) as kill:
         workers = kill.workers()
-        with Sight(find("kill")) as sight:
+        with Sight(find(own("kill"))) as sight:
             assert not sight.status().is_over
             kill.process.kill()
             kill.process.wait()
@@ -97,14 +97,14 @@ def test_killed_master(gate: Gate) -> None:
             assert status.done == 21
             assert sight.status() is status, "nothing changes any more, its age neither"
         with pytest.raises(NoPool):
-            find("kill")
+            find(own("kill"))
         assert all_ended(workers)
 
 
 def test_pool_that_ends_though_it_is_looked_at() -> None:
-    with master("end") as end:
+    with master(own("end")) as end:
         workers = end.workers()
-        with Sight(find("end")) as sight:
+        with Sight(find(own("end"))) as sight:
             end.tell("close")
             assert all_ended(workers)
             status = sight.status()
@@ -112,7 +112,7 @@ def test_pool_that_ends_though_it_is_looked_at() -> None:
             assert status.remark == ""
             assert status.done == 21
             with pytest.raises(NoPool):
-                find("end")
+                find(own("end"))
             with pytest.raises(NoPool, match="has no pool"):
                 find(str(end.pid))
             end.tell("exit")
@@ -120,15 +120,15 @@ def test_pool_that_ends_though_it_is_looked_at() -> None:
 
 
 def test_master_that_becomes_another_program() -> None:
-    with master("exec") as other, Sight(find("exec")) as sight:
+    with master(own("exec")) as other, Sight(find(own("exec"))) as sight:
         other.tell("exec")
         assert eventually(lambda: sight.status().is_over)
         assert "another program" in sight.status().remark
 
 
 def test_pool_that_ended_between_two_looks() -> None:
-    with master("gap") as gap:
-        found = find("gap")
+    with master(own("gap")) as gap:
+        found = find(own("gap"))
         gap.tell("close")
         with pytest.raises(NoPool, match="has just ended"):
             Sight(found)
@@ -138,21 +138,21 @@ def test_pool_that_ended_between_two_looks() -> None:
 
 
 def test_same_name_twice(make_pool: MakePool) -> None:
-    make_pool(1, name="twin")
-    make_pool(1, name="sister")
-    with master("twin") as other:
-        with pytest.raises(SeveralPools, match="'twin' means several") as caught:
-            find("twin")
-        assert names(caught.value.pools) == {(os.getpid(), "twin"), (other.pid, "twin")}
-        assert find(f"{other.pid}:twin").pid == other.pid
+    make_pool(1, name=own("twin"))
+    make_pool(1, name=own("sister"))
+    with master(own("twin")) as other:
+        with pytest.raises(SeveralPools, match=f"{own('twin')!r} means several") as caught:
+            find(own("twin"))
+        assert names(caught.value.pools) == {(os.getpid(), own("twin")), (other.pid, own("twin"))}
+        assert find(f"{other.pid}:{own('twin')}").pid == other.pid
         with pytest.raises(SeveralPools, match=f"process {os.getpid()} means several"):
             find(str(os.getpid()))
-        assert find(f"{os.getpid()}:sister").name == "sister"
+        assert find(f"{os.getpid()}:{own('sister')}").name == own("sister")
 
 
 def test_nothing_of_the_kind(make_pool: MakePool) -> None:
-    make_pool(1, name="only")
-    with pytest.raises(NoPool, match=r"no pool is called 'x'; there is: .*only \(pid"):
+    make_pool(1, name=own("only"))
+    with pytest.raises(NoPool, match=rf"no pool is called 'x'; there is: .*{own('only')} \(pid"):
         find("x")
     process = subprocess.Popen(["true"])
     process.wait()
@@ -167,8 +167,9 @@ def test_nothing_of_the_kind(make_pool: MakePool) -> None:
 
 
 def test_name_of_digits(make_pool: MakePool) -> None:
-    make_pool(1, name="99999999")
-    assert find("99999999").pid == os.getpid()
+    digits = f"99999999{os.getpid()}"
+    make_pool(1, name=digits)
+    assert find(digits).pid == os.getpid()
 
 
 @contextmanager
@@ -187,8 +188,8 @@ def test_board_of_another_version(make_pool: MakePool) -> None:
             find(str(os.getpid()))
         [found] = [one for one in pools() if one.pid == os.getpid()]
         assert found.problem
-        make_pool(1, name="good")
-        assert find("good").problem == ""
+        make_pool(1, name=own("good"))
+        assert find(own("good")).problem == ""
 
 
 @pytest.mark.parametrize("content", [b"", b"PAIR", b"x" * 64])
@@ -204,7 +205,7 @@ def test_board_that_is_too_short() -> None:
 
 
 def test_children_that_inherited_a_board_have_no_pool_of_their_own(make_pool: MakePool) -> None:
-    make_pool(1, name="mother")
+    make_pool(1, name=own("mother"))
     [mother] = [one for one in pools() if one.pid == os.getpid()]
     copy = os.open(f"/proc/self/fd/{mother.fd}", os.O_RDONLY)
     with subprocess.Popen(["sleep", "1000"], pass_fds=[copy]) as process:
@@ -239,9 +240,9 @@ def test_pool_of_another_user(make_pool: MakePool) -> None:
 
 
 def test_sight_leaves_nothing_open(make_pool: MakePool) -> None:
-    make_pool(1, name="open")
+    make_pool(1, name=own("open"))
     before = os.listdir("/proc/self/fd")
-    with Sight(find("open")) as sight:
+    with Sight(find(own("open"))) as sight:
         sight.status()
     assert os.listdir("/proc/self/fd") == before
     assert issubclass(NotPermitted, PermissionError)

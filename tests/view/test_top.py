@@ -26,7 +26,7 @@ from pairpool.status import FailureStatus, PoolStatus, WorkerStatus
 from pairpool.view.top import as_json, farewell
 from pairpool.wire.board import MAGIC, MEMFD, VERSION
 from tests.support import PATIENCE, ROOT, Gate, environment
-from tests.view.masters import Master, master
+from tests.view.masters import Master, master, own
 
 MakePool = Callable[..., Pool]
 
@@ -125,7 +125,7 @@ SCREEN_ON, SCREEN_OFF = "\x1b[?1049h", "\x1b[?1049l"
 CURSOR_ON = "\x1b[?25h"
 
 
-HELD = f"held-{os.getpid()}"
+HELD = own("held")
 """The name of a pool: nobody else's, for another run of these tests may have its own on this machine."""
 
 
@@ -152,7 +152,7 @@ def test_once(held: Master) -> None:
 
 
 def test_once_shows_all_workers_where_nothing_limits_it() -> None:
-    with master("many", 40) as many:
+    with master(own("many"), 40) as many:
         ran = pairpool("top", many.pid, "--once")
         pids = [str(worker["pid"]) for worker in json.loads(pairpool("top", many.pid, "--json").stdout)["workers"]]
         assert len(pids) == 40
@@ -176,9 +176,9 @@ def test_json(held: Master) -> None:
 
 
 def test_json_of_all(held: Master) -> None:
-    with master("second", 1) as second:
+    with master(own("second"), 1) as second:
         shown = json.loads(pairpool("top", "--json").stdout)
-        assert {(HELD, held.pid), ("second", second.pid)} <= {(one["name"], one["pid"]) for one in shown}
+        assert {(HELD, held.pid), (own("second"), second.pid)} <= {(one["name"], one["pid"]) for one in shown}
 
 
 def test_status_fits_json() -> None:
@@ -243,20 +243,20 @@ def test_resize(held: Master) -> None:
 
 
 def test_pool_ends_meanwhile() -> None:
-    with master("ending", 2) as ending, terminal("top", "ending", "--interval", 0.1) as shown:
+    with master(own("ending"), 2) as ending, terminal("top", own("ending"), "--interval", 0.1) as shown:
         shown.expect("ending")
         ending.tell("close")
         assert shown.end() == 0
-        assert re.search(r"pool ending ended after \d+\.\d s: 21 done, 1 failed\r\n$", shown.output)
+        assert re.search(rf"pool {own('ending')} ended after \d+\.\d s: 21 done, 1 failed\r\n$", shown.output)
 
 
 def test_master_killed_meanwhile() -> None:
-    with master("killed", 2) as killed, terminal("top", "killed", "--interval", 0.1) as shown:
+    with master(own("killed"), 2) as killed, terminal("top", own("killed"), "--interval", 0.1) as shown:
         shown.expect("killed")
         killed.process.kill()
         killed.process.wait()
         assert shown.end() == 0
-        assert re.search(r"pool killed ended after .*: 21 done, 1 failed \(the master is gone", shown.output)
+        assert re.search(rf"pool {own('killed')} ended after .*: 21 done, 1 failed \(the master is gone", shown.output)
 
 
 def test_terminal_that_goes_away(held: Master) -> None:
@@ -268,7 +268,7 @@ def test_terminal_that_goes_away(held: Master) -> None:
 
 
 def test_choose_from_a_list(held: Master) -> None:
-    with master("first", 1), terminal("top") as shown:
+    with master(own("first"), 1), terminal("top") as shown:
         listed = shown.expect(r"which one\? \[1-(\d+), q\] ")
         number = re.search(rf"(\d+)  {HELD} +pid", listed)
         assert number is not None
@@ -281,7 +281,7 @@ def test_choose_from_a_list(held: Master) -> None:
 
 
 def test_choose_none(held: Master) -> None:
-    with master("first", 1):
+    with master(own("first"), 1):
         for keys in ("q\n", "\x04"):
             with terminal("top") as shown:
                 shown.expect("which one")
@@ -307,8 +307,8 @@ def test_no_color(held: Master) -> None:
 
 
 def test_lines_until_the_pool_ends() -> None:
-    with master("lines", 2) as lines, subprocess.Popen(
-        [sys.executable, "-m", "pairpool", "top", "lines", "--interval", "0.05"],
+    with master(own("lines"), 2) as lines, subprocess.Popen(
+        [sys.executable, "-m", "pairpool", "top", own("lines"), "--interval", "0.05"],
         env=environment(),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -318,7 +318,7 @@ def test_lines_until_the_pool_ends() -> None:
         assert "lines" in process.stdout.readline()
         assert "lines" in process.stdout.readline()
         lines.tell("close")
-        assert process.stdout.read().splitlines()[-1].startswith("pool lines ended after")
+        assert process.stdout.read().splitlines()[-1].startswith(f"pool {own('lines')} ended after")
         assert process.wait() == 0
 
 
@@ -371,7 +371,7 @@ def test_bad_usage(arguments: list[str]) -> None:
 
 @pytest.mark.parametrize("command", [["top"], ["top", "--once"], ["stack"]])
 def test_several_pools_and_nobody_to_ask(held: Master, command: list[str]) -> None:
-    with master("second", 1) as second:
+    with master(own("second"), 1) as second:
         ran = pairpool(*command)
         assert (ran.returncode, ran.stdout) == (2, "")
         assert f"pairpool {command[0]} {second.pid}\n" in ran.stderr
@@ -451,8 +451,8 @@ def test_stack_of_a_stopped_worker(held: Master) -> None:
 
 
 def test_stack_of_idle_workers() -> None:
-    with master("lazy", 2):
-        ran = pairpool("stack", "lazy")
+    with master(own("lazy"), 2):
+        ran = pairpool("stack", own("lazy"))
         assert re.findall(r"(?m)^worker \d \(pid \d+\): (\w+)$", ran.stdout) == ["idle", "idle"]
 
 
