@@ -23,7 +23,7 @@ import pytest
 from rich.console import Console
 
 from pairpool import AsyncResult, CancelledError, Executor, Pool
-from pairpool.interrupts import IMPATIENT
+from pairpool.interrupts import IMPATIENT, Held, Passage, is_in_force
 from pairpool.view.live import LiveView
 from tests import tasks
 from tests.strikes import Striker, Struck, strike
@@ -355,6 +355,40 @@ def test_an_executor_has_its_results_all_the_same() -> None:
             futures = [executor.submit(tasks.square, x) for x in range(1000)]
             striker.strike(lambda: [future.result(PATIENCE) for future in futures])  # noqa: B023
             assert [future.result(PATIENCE) for future in futures] == [x * x for x in range(1000)]
+
+
+@pytest.mark.usefixtures("handler")
+def test_what_is_held_back_waits_for_the_outermost_block() -> None:
+    done: list[str] = []
+
+    def held() -> None:
+        with Held():
+            with Held():
+                signal.raise_signal(signal.SIGUSR1)
+                done.append("inner")
+            done.append("outer")
+
+    with pytest.raises(Struck):
+        held()
+    assert done == ["inner", "outer"]
+    assert not is_in_force()
+
+
+@pytest.mark.usefixtures("handler")
+def test_in_a_passage_a_block_ends_with_what_it_held_back() -> None:
+    done: list[str] = []
+
+    def held() -> None:
+        with Held(), Passage():
+            with Held():
+                signal.raise_signal(signal.SIGUSR1)
+                done.append("inner")
+            done.append("outer")
+
+    with pytest.raises(Struck):
+        held()
+    assert done == ["inner"]
+    assert not is_in_force()
 
 
 # --- descriptors --------------------------------------------------------------------------------------
