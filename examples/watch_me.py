@@ -65,11 +65,11 @@ def stumble(seed: int) -> int:
 
 
 def seeds(until: float) -> Iterator[int]:
-    """Numbers, as long as there is time."""
-    number = 0
-    while time.monotonic() < until:
+    """Numbers, as long as there is time; one at least."""
+    for number in itertools.count():
         yield number
-        number += 1
+        if time.monotonic() >= until:
+            return
 
 
 def lot(number: int, workers: int) -> range:
@@ -84,8 +84,8 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=6, metavar="N", help="processes of the pool (6)")
     parser.add_argument("--quiet", action="store_true", help="no live view, for `pairpool top watch-me`")
     arguments = parser.parse_args()
-    until = time.monotonic() + arguments.seconds
     with Pool(arguments.workers, name="watch-me", live=not arguments.quiet, capture=True) as pool:
+        until = time.monotonic() + arguments.seconds
         rounds = itertools.count()
         brews = pool.map_async(brew, lot(next(rounds), arguments.workers))
         digs = pool.imap_unordered(dig, seeds(until), buffersize=arguments.workers)

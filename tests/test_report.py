@@ -225,21 +225,21 @@ def test_a_report_counts_by_function(start_method: str, make_pool: MakePool) -> 
 
 def test_a_report_knows_the_slowest(make_pool: MakePool) -> None:
     pool = make_pool(2)
-    pool.map(tasks.busy_for, [0.001] * 40 + [0.6] + [0.001] * 10 + [0.3])
+    pool.map(tasks.busy_for, [0.001] * 40 + [1.6] + [0.001] * 10 + [0.8])
     slowest = pool.report().slowest
-    assert [(one.item, one.argument) for one in slowest[:2]] == [(40, "0.6"), (51, "0.3")]
-    assert slowest[0].seconds == pytest.approx(0.6, rel=0.5)
+    assert [(one.item, one.argument) for one in slowest[:2]] == [(40, "1.6"), (51, "0.8")]
+    assert 1.6 <= slowest[0].seconds < PATIENCE
     assert len(slowest) == 5
 
 
 def test_a_long_item_among_many_short_ones_is_found(make_pool: MakePool) -> None:
     pool = make_pool(1)
     lengths = [0.00002] * 3000
-    lengths[1500] = 0.4
+    lengths[1500] = 1.5
     pool.map(tasks.busy_for, lengths)
     report = pool.report()
-    assert (report.slowest[0].item, report.slowest[0].argument) == (1500, "0.4")
-    assert report.slowest[0].seconds == pytest.approx(0.4, rel=0.5)
+    assert (report.slowest[0].item, report.slowest[0].argument) == (1500, "1.5")
+    assert 1.5 <= report.slowest[0].seconds < PATIENCE
     assert report.functions[0].count == 3000
     assert report.functions[0].p50 < 0.001
 
