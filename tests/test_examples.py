@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -128,7 +129,8 @@ def test_pages_are_fetched_and_taken_apart() -> None:
         capture_output=True,
         text=True,
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    said = [line for line in done.stderr.splitlines() if not re.match("Executing <.* took ", line)]
+    assert (done.returncode, said) == (0, [])  # but for what asyncio says in this mode on a slow machine
     assert done.stdout.startswith("200 pages, 60,000 links, 300,000 words in ")
 
 

@@ -68,8 +68,8 @@ def test_however_it_holds_on(start_method: str, make_pool: MakePool, how: str) -
 
 def test_the_limit_is_each_items_own(make_pool: MakePool) -> None:
     pool = make_pool(2)
-    rounds = 60  # of which each takes a fiftieth of the limit, so that the whole batch is over it
-    assert pool.map(tasks.busy_for, [LIMIT / 50] * rounds, rounds, task_timeout=LIMIT) == [LIMIT / 50] * rounds
+    lengths = [0.02] * 60  # each a fiftieth of the limit, so that the whole batch is over it
+    assert pool.map(tasks.busy_for, lengths, len(lengths), task_timeout=1.0) == lengths
 
 
 def test_what_the_task_started_ends_with_it(
