@@ -24,7 +24,6 @@ from typing import Protocol
 
 __all__ = [
     "NEEDS",
-    "SPIN_NS",
     "Descriptor",
     "Identity",
     "abort",
@@ -58,9 +57,6 @@ SIGKILL = signal.SIGKILL
 
 BREATH = 50e-6
 """Seconds between two looks at what should happen at once; a sched_yield would wait for all that computes, first."""
-
-SPIN_NS = 200_000
-"""How long to look again and again for what is about to come, where a core is free; to wake a sleeper takes 50,000."""
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36

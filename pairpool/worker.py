@@ -23,8 +23,9 @@ from collections.abc import Callable, Iterator, Sequence
 from operator import length_hint
 from typing import Any, NamedTuple
 
-from pairpool import inheritance, kernel
+from pairpool import inheritance
 from pairpool.failures import Failure, Fault, describe_failure, missing_module, safe
+from pairpool.spinning import SPIN_NS, Spinning
 from pairpool.wire import lanes, outlets, reporting, rights, segments
 from pairpool.wire.board import NOTHING, Board, Slot, State, Word
 from pairpool.wire.channel import INLINE_LIMIT, Buffer, Channel, Cut, Header, Kind, Lost
@@ -142,7 +143,7 @@ class Worker:
         self._reported = 0
         self._remaining: Any = None  # the items of a batch of short ones that were not begun
         self._may_spin = 0
-        self._spins = False
+        self._spinning = Spinning()
         self._inherited = sys.stdout, sys.stderr
         self._outlets = 0  # packets of kind CAPTURE that have come
         self._early: deque[tuple[Header, memoryview, list[int]]] = deque()  # those that one of them should precede
@@ -192,18 +193,21 @@ class Worker:
             early.append((header, memoryview(bytes(payload)), fds))
 
     def _await_packet(self) -> tuple[Header, memoryview, list[int]]:
-        """The next packet; looks without sleeping where a core is free and the last wait was short."""
-        began = time.monotonic_ns()
-        if self._may_spin and self._spins:
-            while time.monotonic_ns() - began < kernel.SPIN_NS:
+        """The next packet; looks without sleeping where a core is free and that pays."""
+        began, spinning = time.monotonic_ns(), self._spinning
+        if self._may_spin and spinning.pays():
+            while time.monotonic_ns() - began < SPIN_NS:
                 try:
-                    return self.channel.receive(wait=False)
+                    packet = self.channel.receive(wait=False)
                 except BlockingIOError:
-                    pass  # not there yet
+                    continue  # not there yet
+                spinning.found()
+                return packet
+            spinning.missed()
         if lanes.memory.is_warm or self.reader.is_warm or self.lanes.warm_bytes:
             self._cool_down()
         packet = self.channel.receive()
-        self._spins = time.monotonic_ns() - began < kernel.SPIN_NS
+        spinning.slept(time.monotonic_ns() - began)
         return packet
 
     def _cool_down(self) -> None:

@@ -17,6 +17,7 @@ FLOORS: dict[str, int] = {
     "pairpool.kernel": 1,
     "pairpool.lines": 1,
     "pairpool.memory": 1,
+    "pairpool.spinning": 1,
     "pairpool.status": 1,
     "pairpool.wire": 2,
     "pairpool.inheritance": 3,

@@ -13,7 +13,7 @@ __all__ = ["Driver"]
 
 
 class Driver(threading.Thread):
-    """A daemon thread that waits until no call is left, and then sleeps until there is one again.
+    """A daemon thread that drives as long as calls are left and nobody else does; else it sleeps.
 
     Args:
         loop: what it drives.
@@ -25,12 +25,13 @@ class Driver(threading.Thread):
         self._loop = loop
         self._is_idle = is_idle
         self._nudges: queue.SimpleQueue[None] = queue.SimpleQueue()  # in C: no signal's handler can leave it locked
+        loop.standby = self._take_over
 
     def run(self) -> None:
         loop = self._loop
         while not loop.ended:
             try:
-                loop.wait(lambda: loop.ended or self._is_idle())
+                loop.stand_in(self._is_idle)
             except BaseException:
                 sys.excepthook(*sys.exc_info())
             if not loop.ended:
@@ -40,6 +41,11 @@ class Driver(threading.Thread):
         """There is work, or the pool ends: wake the thread if it sleeps."""
         if self._nudges.empty():
             self._nudges.put(None)
+
+    def _take_over(self) -> None:
+        """Somebody has left the lead."""
+        if not self._is_idle():
+            self.nudge()
 
     def stop(self) -> None:
         """Wait until the thread, told by `Loop.ended`, has ended."""

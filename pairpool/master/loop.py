@@ -23,6 +23,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
 from pairpool import interrupts, kernel
+from pairpool.spinning import SPIN_NS, Spinning
 
 T = TypeVar("T")
 
@@ -76,6 +77,7 @@ class Loop:
         over: set when it has ended.
         attendant: called, in any thread, when something may be left to do and nobody waits here who would do it; for
             those who `visit`.
+        standby: the same for those who `stand_in`.
     """
 
     def __init__(self, work: Work) -> None:
@@ -86,6 +88,7 @@ class Loop:
         self.ended = False
         self.over = threading.Event()
         self.attendant: Callable[[], None] | None = None
+        self.standby: Callable[[], None] | None = None
         self._lead: dict[int, int] = {}
         self._depth = 0
         self._is_torn = False
@@ -94,7 +97,7 @@ class Loop:
         self._deferring: set[Any] = set()
         self._visitor = 0
         self._polling = False
-        self._spins = False
+        self._spinning = Spinning()
         self._handlers: dict[int, Callable[[int], None]] = {}
         self._epoll = select.epoll()
         self._wakeup = kernel.Descriptor(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
@@ -186,6 +189,17 @@ class Loop:
             return found if not (found and pending) or ready() else None
         finally:
             guard.release()
+
+    def stand_in(self, ready: Callable[[], bool]) -> None:
+        """Drive until `ready()`, for those who do not wait here; if somebody leads, return: `standby` tells when not.
+
+        Not to be among the followers means not to be woken, twice, by each call that somebody submits and waits for.
+        """
+        try:
+            if not (self.ended or ready()) and self._take_lead():
+                self._drive(ready, None)
+        finally:
+            self._leave_lead()
 
     def undisturbed(self, function: Callable[[], T]) -> T:
         """Call a function that drives; handlers of signals are held back meanwhile."""
@@ -327,8 +341,9 @@ class Loop:
         if self._lead.get(_LEADER) == threading.get_ident() and self._depth == 0:
             del self._lead[_LEADER]
         if not self._lead:
-            if self._followers:
-                self._tell_followers(hand_over=True)
+            taken = bool(self._followers) and self._tell_followers(hand_over=True)
+            if self.standby is not None and not taken:
+                self.standby()
             if self.attendant is not None:
                 self.attendant()
 
@@ -372,14 +387,19 @@ class Loop:
             self._followers.pop(told, None)
             self._deferring.discard(told)
 
-    def _tell_followers(self, *, hand_over: bool) -> None:
-        """Wake those whose wait is over, and one more if somebody has to take the lead; all if the pool ends."""
+    def _tell_followers(self, *, hand_over: bool) -> bool:
+        """Wake those whose wait is over, and one more if somebody has to take the lead; all if the pool ends.
+
+        Returns whether somebody was woken to take the lead.
+        """
+        handed_over = False
         for told, ready in list(self._followers.items()):
             if self.ended or ready():
                 _release(told)
-            elif hand_over and told not in self._deferring:
-                hand_over = False
+            elif hand_over and not handed_over and told not in self._deferring:
+                handed_over = True
                 _release(told)
+        return handed_over
 
     def _drive(self, ready: Callable[[], bool], deadline: float | None) -> bool:
         while not ready():
@@ -490,23 +510,25 @@ class Loop:
             self.inbox.popleft()
 
     def _poll(self, timeout: float) -> list[tuple[int, int]]:
-        """The events there are, or the first to come; looks without sleeping where the last wait was short."""
+        """The events there are, or the first to come; looks without sleeping where that pays."""
         look = self._epoll.poll
         self._polling = True
         try:
             if self.inbox or self.ended or not timeout:
                 return look(0, EVENTS)
-            began = time.monotonic_ns()
-            if (self._spins or 0 < timeout < FINEST) and self._work.has_a_core_free():
-                at_most = kernel.SPIN_NS if timeout < 0 else min(kernel.SPIN_NS, int(timeout * 1e9))
+            began, spinning = time.monotonic_ns(), self._spinning
+            if (0 < timeout < FINEST or spinning.pays()) and self._work.has_a_core_free():
+                at_most = SPIN_NS if timeout < 0 else min(SPIN_NS, int(timeout * 1e9))
                 while time.monotonic_ns() - began < at_most:
                     events = look(0, EVENTS)
                     if events:
+                        spinning.found()
                         return events
                 if 0 < timeout < FINEST:
                     return []
+                spinning.missed()
             events = look(_briefly(timeout), EVENTS)
-            self._spins = time.monotonic_ns() - began < kernel.SPIN_NS
+            spinning.slept(time.monotonic_ns() - began)
             return events
         finally:
             self._polling = False

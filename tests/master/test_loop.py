@@ -85,3 +85,54 @@ def test_glances_of_many_threads_end_with_nobody_to_lead(loop: Loop) -> None:
         assert not thread.is_alive()
     loop.poke()
     assert len(seen) >= 400  # an action that an interrupt or another thread's turn meets may be run twice
+
+
+def test_who_stands_in_leaves_it_to_who_leads_and_is_told_when_nobody_does(loop: Loop) -> None:
+    told, leads, is_over = threading.Event(), threading.Event(), threading.Event()
+    loop.standby = told.set
+    loop.submit(leads.set)
+    leader = threading.Thread(target=lambda: loop.wait(is_over.is_set))
+    leader.start()
+    try:
+        assert leads.wait(PATIENCE)
+        loop.stand_in(is_over.is_set)  # would drive until then, if nobody led
+        assert not is_over.is_set()
+        assert not told.is_set()
+    finally:
+        loop.submit(is_over.set)
+        leader.join()
+    assert told.is_set()
+
+
+def test_nobody_stands_in_for_a_follower(loop: Loop) -> None:
+    """The lead goes to a thread that waits, and not to the one that drives for those who do not."""
+    told: list[int] = []
+    loop.standby = lambda: told.append(threading.get_ident())
+    leads, first_is_over, second_is_over = threading.Event(), threading.Event(), threading.Event()
+    loop.submit(leads.set)
+    first = threading.Thread(target=lambda: loop.wait(first_is_over.is_set))
+    first.start()
+    assert leads.wait(PATIENCE)
+    follows = threading.Event()
+
+    def is_second_over() -> bool:
+        if loop._followers:
+            follows.set()
+        return second_is_over.is_set()
+
+    second = threading.Thread(target=lambda: loop.wait(is_second_over))
+    second.start()
+    assert follows.wait(PATIENCE)
+    loop.submit(first_is_over.set)
+    first.join(PATIENCE)
+    assert told == []
+    loop.submit(second_is_over.set)
+    second.join(PATIENCE)
+    assert set(told) == {second.ident}
+
+
+def test_who_stands_in_drives_where_nobody_leads(loop: Loop) -> None:
+    by: list[int] = []
+    loop.submit(lambda: by.append(threading.get_ident()))
+    loop.stand_in(lambda: bool(by))
+    assert by == [threading.get_ident()]
