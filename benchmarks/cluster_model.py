@@ -26,7 +26,7 @@ from statistics import median
 from typing import Any
 
 from pairpool.cluster.pace import Pace
-from pairpool.cluster.stream import AHEAD, ITEMS_AHEAD
+from pairpool.cluster.traffic import AHEAD, ITEMS_AHEAD
 from pairpool.dask import TARGET
 
 RESULTS = Path(__file__).parent / "cluster.json"

@@ -11,17 +11,22 @@ import math
 import threading
 import time
 import uuid
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import cloudpickle
 
-from pairpool.arguments import check_buffersize, check_chunksize, length_of
+from pairpool.arguments import RetryOn, check_buffersize, check_chunksize, length_of, make_policy
 from pairpool.cluster import node
 from pairpool.cluster.books import Books, Call
+from pairpool.cluster.pace import Pace
+from pairpool.cluster.result import ClusterResult
+from pairpool.cluster.singles import Single, Singles
 from pairpool.cluster.stream import Batches, Work
+from pairpool.cluster.traffic import GONE
 from pairpool.errors import ClusterMismatch
+from pairpool.master.jobs import PLAIN
 
 try:
     from distributed import Client
@@ -36,6 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ClusterPool", "ClusterResult"]
 
+P = ParamSpec("P")
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -86,7 +92,17 @@ class ClusterPool:
         self._nodes_at = -math.inf
         self._refused: set[str] = set()
         self._threads: list[threading.Thread] = []
-        self._works: set[Work] = set()
+        self._works: weakref.WeakSet[Work] = weakref.WeakSet()
+        self._last_function: tuple[Any, bytes] = None, b""
+        self._singles = Singles(
+            self._client,
+            self._setup,
+            self._books,
+            Pace(TARGET),
+            lambda: self.nodes,
+            self._only_on,
+            self._refuse,
+        )
         self._state = "RUN"
         try:
             self._check_nodes(timeout)
@@ -113,11 +129,11 @@ class ClusterPool:
         """The nodes that are used now, by address, with how many workers each has."""
         with self._lock:
             if time.monotonic() - self._nodes_at > NODES_EVERY:
-                self._nodes = {
-                    address: threads
-                    for address, threads in self._client.nthreads().items()
-                    if address not in self._refused
-                }
+                try:
+                    found = self._client.nthreads()
+                except (OSError, TimeoutError) as error:
+                    raise ConnectionError(GONE) from error
+                self._nodes = {address: threads for address, threads in found.items() if address not in self._refused}
                 self._nodes_at = time.monotonic()
                 self._books.see(self._nodes)
             return dict(self._nodes)
@@ -151,9 +167,11 @@ class ClusterPool:
         return_exceptions: bool = False,
         task_timeout: float | None = None,
         retries: int | None = None,
+        retry_on: RetryOn | None = None,
     ) -> list[R]:
         """`[func(x) for x in iterable]`, on the nodes; all items are over before it returns or raises."""
-        work = self._begin(func, iterable, node.MAP, "map", chunksize, task_timeout, retries)
+        policy = _policy(task_timeout, retries, retry_on)
+        work = self._begin(func, iterable, node.MAP, "map", chunksize, policy)
         return self._collect(work, return_exceptions)
 
     def starmap(
@@ -165,9 +183,11 @@ class ClusterPool:
         return_exceptions: bool = False,
         task_timeout: float | None = None,
         retries: int | None = None,
+        retry_on: RetryOn | None = None,
     ) -> list[R]:
         """`map` for a function of several arguments: each item is unpacked, `func(*item)`."""
-        work = self._begin(func, iterable, node.STAR, "map", chunksize, task_timeout, retries)
+        policy = _policy(task_timeout, retries, retry_on)
+        work = self._begin(func, iterable, node.STAR, "map", chunksize, policy)
         return self._collect(work, return_exceptions)
 
     def imap(
@@ -180,6 +200,7 @@ class ClusterPool:
         return_exceptions: bool = False,
         task_timeout: float | None = None,
         retries: int | None = None,
+        retry_on: RetryOn | None = None,
     ) -> Iterator[R]:
         """Results in the order of the input, as they come; the input may be endless.
 
@@ -187,9 +208,8 @@ class ClusterPool:
             buffersize: how many items may be taken from the input and not yet yielded; by default some batches for each
                 worker of each node.
         """
-        work = self._begin(
-            func, iterable, node.MAP, "imap", chunksize, task_timeout, retries, check_buffersize(buffersize)
-        )
+        policy = _policy(task_timeout, retries, retry_on)
+        work = self._begin(func, iterable, node.MAP, "imap", chunksize, policy, check_buffersize(buffersize))
         return work.values(ordered=True, return_exceptions=return_exceptions)
 
     def imap_unordered(
@@ -202,18 +222,31 @@ class ClusterPool:
         return_exceptions: bool = False,
         task_timeout: float | None = None,
         retries: int | None = None,
+        retry_on: RetryOn | None = None,
     ) -> Iterator[R]:
         """`imap` with results in the order in which they are ready."""
-        work = self._begin(
-            func, iterable, node.MAP, "imap", chunksize, task_timeout, retries, check_buffersize(buffersize)
-        )
+        policy = _policy(task_timeout, retries, retry_on)
+        work = self._begin(func, iterable, node.MAP, "imap", chunksize, policy, check_buffersize(buffersize))
         return work.values(ordered=False, return_exceptions=return_exceptions)
 
     def apply(
-        self, func: Callable[..., R], args: Iterable[Any] = (), kwds: Mapping[str, Any] | None = None
+        self,
+        func: Callable[..., R],
+        args: Iterable[Any] = (),
+        kwds: Mapping[str, Any] | None = None,
+        *,
+        task_timeout: float | None = None,
+        retries: int | None = None,
+        retry_on: RetryOn | None = None,
     ) -> R:
         """`func(*args, **kwds)` on a node; waits for the result."""
-        return self._collect(self._begin_call(func, args, kwds), False)[0]  # type: ignore[no-any-return]
+        result: ClusterResult[R] = ClusterResult(self._singles.look)
+        self._submit(result, func, tuple(args), dict(kwds or {}), _policy(task_timeout, retries, retry_on))
+        try:
+            return result.get()
+        except BaseException:
+            result.cancel()  # nobody can come back to it
+            raise
 
     def apply_async(
         self,
@@ -222,10 +255,21 @@ class ClusterPool:
         kwds: Mapping[str, Any] | None = None,
         callback: Callable[[R], object] | None = None,
         error_callback: Callable[[BaseException], object] | None = None,
+        *,
+        task_timeout: float | None = None,
+        retries: int | None = None,
+        retry_on: RetryOn | None = None,
     ) -> ClusterResult[R]:
-        """`apply` that returns at once. Each is a task of Dask's: for many, `imap` costs less."""
-        work = self._begin_call(func, args, kwds)
-        return self._in_background(lambda: self._collect(work, False)[0], work, callback, error_callback)
+        """`apply` that returns at once; many calls travel by the batch. Others wait for callbacks: be short in them."""
+        result = ClusterResult(self._singles.look, callback, error_callback)
+        self._submit(result, func, tuple(args), dict(kwds or {}), _policy(task_timeout, retries, retry_on))
+        return result
+
+    def submit(self, func: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> ClusterResult[R]:
+        """`func(*args, **kwargs)` on a node, as a `concurrent.futures.Future`."""
+        result: ClusterResult[R] = ClusterResult(self._singles.look)
+        self._submit(result, func, args, kwargs, {})
+        return result
 
     def map_async(
         self,
@@ -238,9 +282,11 @@ class ClusterPool:
         return_exceptions: bool = False,
         task_timeout: float | None = None,
         retries: int | None = None,
+        retry_on: RetryOn | None = None,
     ) -> ClusterResult[list[R]]:
         """`map` that returns at once."""
-        work = self._begin(func, iterable, node.MAP, "map", chunksize, task_timeout, retries)
+        policy = _policy(task_timeout, retries, retry_on)
+        work = self._begin(func, iterable, node.MAP, "map", chunksize, policy)
         return self._in_background(lambda: self._collect(work, return_exceptions), work, callback, error_callback)
 
     def starmap_async(
@@ -254,14 +300,43 @@ class ClusterPool:
         return_exceptions: bool = False,
         task_timeout: float | None = None,
         retries: int | None = None,
+        retry_on: RetryOn | None = None,
     ) -> ClusterResult[list[R]]:
         """`starmap` that returns at once."""
-        work = self._begin(func, iterable, node.STAR, "map", chunksize, task_timeout, retries)
+        policy = _policy(task_timeout, retries, retry_on)
+        work = self._begin(func, iterable, node.STAR, "map", chunksize, policy)
         return self._in_background(lambda: self._collect(work, return_exceptions), work, callback, error_callback)
 
-    def _begin_call(self, func: Callable[..., Any], args: Iterable[Any], kwds: Mapping[str, Any] | None) -> Work:
-        item = tuple(args), dict(kwds or {})
-        return self._begin(func, [item], node.CALL, "apply", 1, None, None)
+    def _submit(
+        self,
+        result: ClusterResult[Any],
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwds: dict[str, Any],
+        policy: dict[str, Any],
+    ) -> None:
+        """Have a single call run. What cannot be pickled is its outcome."""
+        self._check_call(func)
+        try:
+            content = node.CallContent(self._pickled(func), cloudpickle.dumps((args, kwds)), policy)
+        except Exception as error:
+            result.settle(False, error)
+            return
+        self._singles.submit(Single(_name_of(func), content, result))
+
+    def _pickled(self, func: Callable[..., Any]) -> bytes:
+        """A function, pickled; the last one is kept, for many calls in a row are of the same."""
+        last, pickled = self._last_function
+        if last is not func:
+            pickled = cloudpickle.dumps(func)
+            self._last_function = func, pickled
+        return pickled
+
+    def _check_call(self, func: Callable[..., Any]) -> None:
+        if self._state != "RUN":
+            raise ValueError("Pool not running")
+        if not callable(func):
+            raise TypeError(f"{type(func).__name__!r} object is not callable")
 
     def _begin(
         self,
@@ -270,35 +345,27 @@ class ClusterPool:
         mode: int,
         kind: str,
         chunksize: int | None,
-        task_timeout: float | None,
-        retries: int | None,
+        policy: dict[str, Any],
         buffersize: int | None = None,
     ) -> Work:
-        if self._state != "RUN":
-            raise ValueError("Pool not running")
-        if not callable(func):
-            raise TypeError(f"{type(func).__name__!r} object is not callable")
+        self._check_call(func)
         items = iterable if hasattr(iterable, "__len__") or kind == "imap" else list(iterable)
         total = length_of(items)
-        policy: dict[str, Any] = {"task_timeout": task_timeout, "retries": retries}
-        name = getattr(func, "__qualname__", None) or type(func).__qualname__
         batches = Batches(
             self._setup,
             cloudpickle.dumps(func),
             mode,
             iter(items),
             total,
-            {key: value for key, value in policy.items() if value is not None},
+            policy,
             TARGET,
             check_chunksize(chunksize),
         )
-        call = Call(name, kind, total)
+        call = Call(_name_of(func), kind, total)
         work = Work(
             self._client, batches, call, self._books, lambda: self.nodes, self._only_on, self._refuse, buffersize
         )
-        with self._lock:
-            self._works.add(work)
-        work.at_end = self._works.discard
+        self._works.add(work)
         return work
 
     @staticmethod
@@ -323,10 +390,8 @@ class ClusterPool:
         callback: Callable[[Any], object] | None,
         error_callback: Callable[[BaseException], object] | None,
     ) -> ClusterResult[Any]:
-        result: ClusterResult[Any] = ClusterResult(work)
-        thread = threading.Thread(
-            target=result.run, args=(run, callback, error_callback), name="pairpool-cluster", daemon=True
-        )
+        result: ClusterResult[Any] = ClusterResult(work.cancel, callback, error_callback)
+        thread = threading.Thread(target=result.run, args=(run,), name="pairpool-cluster-map", daemon=True)
         with self._lock:
             self._threads = [*(one for one in self._threads if one.is_alive()), thread]
         thread.start()
@@ -357,6 +422,7 @@ class ClusterPool:
         """Wait until calls that were made to run in the background have ended; `close` or `terminate` comes first."""
         if self._state == "RUN":
             raise ValueError("Pool is still running")
+        self._singles.close(cancel=False)
         for thread in self._threads:
             thread.join()
         self._end()
@@ -366,6 +432,7 @@ class ClusterPool:
         self.close()
         for work in list(self._works):
             work.cancel()
+        self._singles.close(cancel=True)
         for thread in self._threads:
             thread.join()
         self._end()
@@ -396,66 +463,15 @@ class ClusterPool:
         return f"<{type(self).__module__}.{type(self).__qualname__} {self._where} state={self._state}>"
 
 
-class ClusterResult(Future[R]):
-    """The outcome of a call to come, with the methods of `AsyncResult` and of `concurrent.futures.Future`."""
+def _name_of(func: Callable[..., Any]) -> str:
+    return getattr(func, "__qualname__", None) or type(func).__qualname__
 
-    def __init__(self, work: Work) -> None:
-        super().__init__()
-        self._work = work
 
-    def run(
-        self,
-        call: Callable[[], R],
-        callback: Callable[[R], object] | None,
-        error_callback: Callable[[BaseException], object] | None,
-    ) -> None:
-        """Called by the pool, in a thread of its own."""
-        self.set_running_or_notify_cancel()
-        try:
-            value = call()
-        except BaseException as error:
-            self._call(error_callback, error)
-            self.set_exception(error)
-        else:
-            self._call(callback, value)
-            self.set_result(value)
-
-    def _call(self, callback: Callable[[Any], object] | None, value: Any) -> None:
-        if callback is None:
-            return
-        try:
-            callback(value)
-        except BaseException:
-            logging.getLogger("pairpool").exception("a callback of %r raised", self)
-
-    def get(self, timeout: float | None = None) -> R:
-        """The result, or its exception raised. Raises `multiprocessing.TimeoutError` if it is not there in time."""
-        self.wait(timeout)
-        if not self.done():
-            from pairpool.errors import timeout_error
-
-            raise timeout_error()
-        return self.result()
-
-    def wait(self, timeout: float | None = None) -> None:
-        """Wait until the call has ended, or for `timeout` seconds."""
-        from concurrent.futures import wait
-
-        wait([self], timeout)
-
-    def ready(self) -> bool:
-        """Whether the call has ended."""
-        return self.done()
-
-    def successful(self) -> bool:
-        """Whether the call ended without an exception. Raises `ValueError` if it has not ended."""
-        if not self.done():
-            raise ValueError(f"{self!r} not ready")
-        return self.exception() is None
-
-    def cancel(self) -> bool:
-        """End the call: what no node has begun is not run, and `get` raises `CancelledError`."""
-        return self._work.cancel()
+def _policy(task_timeout: float | None, retries: int | None, retry_on: RetryOn | None) -> dict[str, Any]:
+    """These options of a call, checked; those of the pool where they are None."""
+    make_policy(PLAIN, task_timeout, retries, retry_on)
+    policy = {"task_timeout": task_timeout, "retries": retries, "retry_on": retry_on}
+    return {name: value for name, value in policy.items() if value is not None}
 
 
 def _checked(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,8 +6,9 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Sequence
 
+from pairpool.failures import safe
 from pairpool.status import CallStatus, FailureStatus, PoolStatus, WorkerStatus
 
 __all__ = ["Books", "Call"]
@@ -65,21 +66,35 @@ class Books:
             for address, node in self._nodes.items():
                 node.is_there = address in nodes
 
-    def ran(self, call: Call, address: str, first: int, outcomes: Iterable[tuple[bool, object]]) -> None:
-        """A node has reported a batch."""
-        now = time.monotonic()
+    def ran(
+        self,
+        call: Call,
+        address: str,
+        first: int,
+        outcomes: Sequence[tuple[bool, object]],
+        functions: Sequence[str] = (),
+    ) -> None:
+        """A batch has come back.
+
+        Args:
+            address: of the node that ran it; empty if none did.
+            functions: of each item, where they differ; each is the first of its call, then.
+        """
+        now, count = time.monotonic(), len(outcomes)
+        failures = [
+            (functions[offset] if functions else call.function, 0 if functions else first + offset, _in_a_line(outcome))
+            for offset, (is_value, outcome) in enumerate(outcomes)
+            if not is_value
+        ]
+        failed = len(failures)
         with self._lock:
-            node = self._node(address)
-            count = failed = 0
-            for offset, (is_value, outcome) in enumerate(outcomes):
-                count += 1
-                if not is_value:
-                    failed += 1
-                    text = f"{type(outcome).__name__}: {outcome}".splitlines()[0]
-                    self._failures.appendleft((now, node.number, call.function, first + offset, text))
-            node.done += count
-            node.failed += failed
-            node.batches[call.function] = call.function, first, now
+            node = self._node(address) if address else None
+            number = None if node is None else node.number
+            self._failures.extendleft((now, number, function, item, text) for function, item, text in failures)
+            if node is not None:
+                node.done += count
+                node.failed += failed
+                node.batches[call.function] = call.function, first, now
             call.done += count
             call.failed += failed
             self._done += count
@@ -145,3 +160,8 @@ class Books:
             0,
             f"{node.threads} threads at {node.address}" if is_busy else "",
         )
+
+
+def _in_a_line(error: object) -> str:
+    """Type and first line of an exception, whose text may be of its own making and fail."""
+    return f"{type(error).__name__}: {safe(lambda: str(error))}".splitlines()[0]

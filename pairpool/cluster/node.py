@@ -23,12 +23,12 @@ from pairpool.errors import WorkerDied
 from pairpool.pool import Pool
 
 if TYPE_CHECKING:
-    from pairpool.results import MapResult
+    from pairpool.results import AsyncResult
 
-__all__ = ["CALL", "MAP", "STAR", "Order", "Report", "Setup", "close_pool", "run_batch", "versions"]
+__all__ = ["CALL", "MAP", "STAR", "CallContent", "Order", "Report", "Setup", "close_pool", "run_batch", "versions"]
 
 MAP, STAR, CALL = 0, 1, 2
-"""How the function is applied: `f(item)`, `f(*item)`, `f(*item[0], **item[1])`."""
+"""How items are applied: `f(item)`, `f(*item)`; each a call of its own (`CallContent`)."""
 
 CHUNKS = 4
 """Parts of a batch that each worker of the node gets, one by one."""
@@ -50,6 +50,17 @@ class Setup(NamedTuple):
     versions: str
     options: bytes
     """Options of `Pool`, pickled."""
+
+
+class CallContent(NamedTuple):
+    """A single call, as an item of a batch."""
+
+    function: bytes
+    """Pickled; the same bytes are the same function."""
+    arguments: bytes
+    """`(args, kwds)`, pickled."""
+    policy: dict[str, Any]
+    """Options of `Pool.apply_async`."""
 
 
 class Order(NamedTuple):
@@ -100,7 +111,7 @@ def run_batch(order: Order) -> Report:
     finally:
         _leave(entry)
     outcomes = [
-        (True, one[0]) if type(one) is tuple else (False, _named(one, node, order.first + offset))
+        (True, one[0]) if type(one) is tuple else (False, _named(one, node, _index(order, offset)))
         for offset, one in enumerate(found)
     ]
     seconds = [one[1] for one in found if type(one) is tuple]
@@ -108,17 +119,53 @@ def run_batch(order: Order) -> Report:
     return Report(node, entry.pid, entry.threads, total, _pickled(outcomes))
 
 
+def _index(order: Order, offset: int) -> int:
+    """Of an item in its call."""
+    return 0 if order.mode == CALL else order.first + offset
+
+
 def _run(entry: _Entry, order: Order) -> list[Any]:
     """For each item a tuple with its value and how long it took, or its exception."""
+    if order.mode == CALL:
+        return _run_calls(entry, pickle.loads(order.items))
     try:
-        function = entry.function(order)
+        function = entry.function(order.call, order.function, order.mode)
         items: Iterable[Any] = pickle.loads(order.items)
     except BaseException as error:
         return [error] * order.length
     chunksize = max(1, order.length // (CHUNKS * entry.threads))
     result = entry.pool.map_async(function, items, chunksize, return_exceptions=True, **order.policy)
-    with entry.keeping(result):
+    with entry.keeping(result.cancel):
         return result.get()
+
+
+def _run_calls(entry: _Entry, calls: list[CallContent]) -> list[Any]:
+    """The same for single calls."""
+    results: list[AsyncResult[Any] | BaseException] = [_begin(entry, call) for call in calls]
+    begun = [one for one in results if not isinstance(one, BaseException)]
+
+    def cancel(*, kill: bool) -> None:
+        for one in begun:
+            one.cancel(kill=kill)
+
+    with entry.keeping(cancel):
+        return [one if isinstance(one, BaseException) else _outcome(one) for one in results]
+
+
+def _begin(entry: _Entry, call: CallContent) -> AsyncResult[Any] | BaseException:
+    try:
+        function = entry.function(call.function, call.function, CALL)
+        args, kwds = pickle.loads(call.arguments)
+    except BaseException as error:
+        return error
+    return entry.pool.apply_async(function, args, kwds, **call.policy)
+
+
+def _outcome(result: AsyncResult[Any]) -> Any:
+    try:
+        return result.get()
+    except BaseException as error:
+        return error
 
 
 class _Guarded:
@@ -128,15 +175,9 @@ class _Guarded:
         self.function, self.mode = function, mode
         self.__qualname__ = getattr(function, "__qualname__", type(function).__qualname__)
 
-    def __call__(self, item: Any) -> tuple[Any, float]:
+    def __call__(self, *args: Any, **kwds: Any) -> tuple[Any, float]:
         began = time.perf_counter()
-        if self.mode == MAP:
-            value = self.function(item)
-        elif self.mode == STAR:
-            value = self.function(*item)
-        else:
-            args, kwargs = item
-            value = self.function(*args, **kwargs)
+        value = self.function(*args[0]) if self.mode == STAR else self.function(*args, **kwds)
         return value, time.perf_counter() - began
 
 
@@ -183,28 +224,27 @@ class _Entry:
         self.pid = self.pool.status().pid
         self.uses = 0
         self.idle_since = time.monotonic()
-        self._functions: dict[str, _Guarded] = {}
+        self._functions: dict[str | bytes, _Guarded] = {}
         self._worker = get_worker()
-        self._running: dict[str, MapResult[Any]] = {}  # by the key of Dask's task
+        self._running: dict[str, Callable[..., object]] = {}  # by the key of Dask's task: what ends its batch
 
-    def function(self, order: Order) -> _Guarded:
-        """The function of a call; the same object for all of its batches, so that it goes to each worker once."""
+    def function(self, name: str | bytes, pickled: bytes, mode: int) -> _Guarded:
+        """The function of this name; the same object for all of its batches, so that it goes to each worker once."""
         with _lock:
-            known = self._functions.get(order.call)
+            known = self._functions.get(name)
         if known is None:
-            known = _Guarded(pickle.loads(order.function), order.mode)
+            known = _Guarded(pickle.loads(pickled), mode)
             with _lock:
-                known = self._functions.setdefault(order.call, known)
+                known = self._functions.setdefault(name, known)
                 while len(self._functions) > KEPT:
                     del self._functions[next(iter(self._functions))]
         return known
 
-
     @contextmanager
-    def keeping(self, result: MapResult[Any]) -> Iterator[None]:
+    def keeping(self, cancel: Callable[..., object]) -> Iterator[None]:
         """While a batch runs, for the task that Dask's thread is at."""
         key = self._worker.get_current_task()
-        self._running[key] = result
+        self._running[key] = cancel
         try:
             yield
         finally:
@@ -212,10 +252,10 @@ class _Entry:
 
     def end_unwanted(self) -> None:
         """End the batches whose tasks Dask has dropped: nobody waits for them."""
-        for key, result in list(self._running.items()):
+        for key, cancel in list(self._running.items()):
             task = self._worker.state.tasks.get(key)
             if task is None or task.state == "cancelled":
-                result.cancel(kill=True)
+                cancel(kill=True)
 
 
 _entries: dict[str, _Entry] = {}

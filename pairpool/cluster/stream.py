@@ -1,6 +1,6 @@
 """A call on a cluster: batches out, reports in, as many under way as keep the nodes busy.
 
-    Batches ─► submit ─► Dask ─► run_batch on a node ─► Report ─► in order, if that is wanted ─► outcomes
+    Batches ─► Traffic ─► Dask ─► run_batch on a node ─► Traffic ─► in order, if that is wanted ─► outcomes
 
 Whoever reads the outcomes drives it: no thread is needed for that, and nothing is taken from the input that nobody
 waits for.
@@ -9,41 +9,23 @@ waits for.
 from __future__ import annotations
 
 import itertools
-import pickle
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
-from typing import Any, NamedTuple
+from typing import Any
 
 import cloudpickle
 
 from pairpool.cluster import node
 from pairpool.cluster.books import Books, Call
 from pairpool.cluster.pace import Pace
+from pairpool.cluster.traffic import Outcome, Traffic
 
 __all__ = ["Batches", "Work"]
 
-AHEAD = 3
-"""Batches under way for each node: one runs, one is there when it ends, one is on its way."""
-
-ITEMS_AHEAD = 2
-"""Items under way for each thread at least, however few of them make a batch."""
-
 UNREAD = 8
 """Batches for each node that may wait for one before them, where results are wanted in order."""
-
-DEATHS = 10
-"""Nodes that may go away under a batch before its items are held to be what ends them."""
-
-Outcome = tuple[bool, Any]
-
-
-class Sent(NamedTuple):
-    """A batch under way."""
-
-    order: node.Order
-    deaths: int
 
 
 class Batches:
@@ -114,8 +96,8 @@ class Work:
     Args:
         client: of the cluster.
         nodes: gives the nodes that may be used now, with their threads.
-        only_on: gives the addresses of those where some may not be used; None where all may.
-        refuse: told the address of a node that says that it does not fit, and why.
+        only_on: as for `Traffic`.
+        refuse: as for `Traffic`.
         buffersize: items that may be taken and not yet read; None for some batches a node.
     """
 
@@ -135,23 +117,20 @@ class Work:
         self._call = call
         self._books = books
         self._nodes = nodes
-        self._only_on = only_on
-        self._refuse = refuse
+        self._arrivals: Any = None
+        self._traffic = Traffic(client, only_on, refuse, self._watch, lambda _order: not self._is_cancelled)
         self._buffersize = buffersize
-        self._sent: dict[Any, Sent] = {}  # by Dask's future
-        self._items_sent = 0
         self._holes: dict[int, dict[int, BaseException]] = {}  # items that could not be pickled, by their batch's first
         self._read = 0
         self._is_cancelled = False
         self._is_over = False
-        self.at_end: Callable[[Work], None] = lambda _work: None
 
     def cancel(self) -> bool:
         """End the call. Returns whether there was something to end."""
         if self._is_over:
             return False
         self._is_cancelled = True
-        self._client.cancel(list(self._sent), force=True)
+        self._traffic.cancel()
         return True
 
     def values(self, *, ordered: bool, return_exceptions: bool) -> Iterator[Any]:
@@ -162,16 +141,15 @@ class Work:
         """For each item whether it has a value, and that or its exception."""
         from distributed import as_completed
 
-        arrivals = as_completed(loop=self._client.loop)
+        arrivals = self._arrivals = as_completed(loop=self._client.loop)
         waiting: dict[int, list[Outcome]] = {}
         due = 0
         ready: deque[list[Outcome]] = deque()
         self._books.open(self._call)
         try:
-            self._fill(arrivals)
-            while self._sent:
-                future = next(arrivals)
-                first, outcomes = self._receive(arrivals, future)
+            self._fill()
+            while self._traffic:
+                first, outcomes = self._receive(next(arrivals))
                 if outcomes is not None and ordered:
                     waiting[first] = outcomes
                     while due in waiting:
@@ -179,41 +157,37 @@ class Work:
                         due += len(ready[-1])
                 elif outcomes is not None:
                     ready.append(outcomes)
-                self._fill(arrivals)
+                self._fill()
                 while ready:
                     for outcome in ready.popleft():
                         self._read += 1
                         yield outcome
-                    self._fill(arrivals)
+                    self._fill()
             if self._is_cancelled:
                 raise CancelledError("the call was cancelled")
             if self._batches.error is not None:
                 raise self._batches.error
         except RuntimeError as error:
-            self._require_scheduler(error)
+            self._traffic.require_scheduler(error)
             raise
         finally:
             self._is_over = True
-            if self._sent and self._client.status == "running":
-                self._client.cancel(list(self._sent), force=True)
-            self._sent.clear()
+            self._traffic.cancel()
+            self._traffic.clear()
             self._books.close(self._call)
-            self.at_end(self)
 
     # --- out ------------------------------------------------------------------------------------
 
-    def _fill(self, arrivals: Any) -> None:
+    def _fill(self) -> None:
         """Have as many batches under way as keep the nodes busy."""
         if self._is_cancelled:
             return
         nodes = self._nodes()
         many, threads = max(1, len(nodes)), sum(nodes.values())
-        while not self._batches.is_exhausted and (
-            len(self._sent) < AHEAD * many or self._items_sent < ITEMS_AHEAD * threads
-        ):
+        while not self._batches.is_exhausted and self._traffic.has_room(nodes):
             unread = self._batches.taken - self._read
             usual = self._batches.pace.next(None, many, threads)
-            bound = self._buffersize or (len(self._sent) + UNREAD * many) * usual
+            bound = self._buffersize or (len(self._traffic) + UNREAD * many) * usual
             if unread >= bound and unread:
                 return
             order, failed = self._batches.next(nodes, max(1, bound - unread))
@@ -222,68 +196,26 @@ class Work:
             self._call.taken = self._batches.taken
             if failed:
                 self._holes[order.first] = failed
-            self._submit(arrivals, order, 0)
+            self._traffic.submit(order)
 
-    def _submit(self, arrivals: Any, order: node.Order, deaths: int) -> None:
-        future = self._client.submit(
-            node.run_batch,
-            order,
-            key=f"pairpool-{uuid.uuid4().hex}",
-            pure=False,
-            workers=self._only_on(),
-            allow_other_workers=False,
-        )
-        self._sent[future] = Sent(order, deaths)
-        self._items_sent += order.length
-        arrivals.add(future)
-
-    def _require_scheduler(self, error: Exception) -> None:
-        """Raise `ConnectionError` if what went wrong is that there is no scheduler any more."""
-        if self._client.status in ("closing", "closed"):
-            raise ConnectionError("the Dask scheduler has gone away, and did not come back in time") from error
+    def _watch(self, future: Any) -> None:
+        self._arrivals.add(future)
 
     # --- in -------------------------------------------------------------------------------------
 
-    def _receive(self, arrivals: Any, future: Any) -> tuple[int, list[Outcome] | None]:
-        """The first index and the outcomes of a batch that has ended; None if it goes out once more."""
-        order, deaths = self._sent.pop(future)
-        self._items_sent -= order.length
-        try:
-            report: node.Report = future.result()
-        except Exception as error:
-            return order.first, self._on_lost(arrivals, order, deaths, error)
-        finally:
-            future.release()
-        if report.refusal:
-            self._refuse(report.node, report.refusal)
-            self._submit(arrivals, order, deaths)
+    def _receive(self, future: Any) -> tuple[int, list[Outcome] | None]:
+        """The first index and the outcomes of a batch that has ended; None if there are none (see `Traffic`)."""
+        order, outcomes, _goes_on, report = self._traffic.receive(future)
+        if outcomes is None:
             return order.first, None
-        try:
-            outcomes: list[Outcome] = pickle.loads(report.outcomes)
-        except Exception as error:
-            outcomes = [(False, error)] * order.length
-        self._batches.pace.learn(order.length, report.seconds)
+        if report is not None:
+            self._batches.pace.learn(order.length, report.seconds)
         holes = self._holes.pop(order.first, None)
         for offset in sorted(holes or ()):
             assert holes is not None
             outcomes.insert(offset, (False, holes[offset]))
-        self._books.ran(self._call, report.node, order.first, outcomes)
+        self._books.ran(self._call, "" if report is None else report.node, order.first, outcomes)
         return order.first, outcomes
-
-    def _on_lost(
-        self, arrivals: Any, order: node.Order, deaths: int, error: Exception
-    ) -> list[Outcome] | None:
-        """Dask gave a batch up: nodes or connections went away under it, or the whole call was cancelled."""
-        if self._is_cancelled:
-            return None
-        self._require_scheduler(error)
-        from distributed.scheduler import KilledWorker
-
-        if isinstance(error, (KilledWorker, CancelledError, OSError)) and deaths < DEATHS:
-            self._submit(arrivals, order, deaths + 1)
-            return None
-        outcomes: list[Outcome] = [(False, error)] * order.length
-        return outcomes
 
 
 class _Values:
