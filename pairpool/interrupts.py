@@ -26,7 +26,7 @@ from typing import Any
 
 Handler = Callable[[int, Any], object]
 
-__all__ = ["Guard", "Held", "Passage", "hold", "is_from_handler", "is_in_force"]
+__all__ = ["Guard", "Held", "Passage", "hold", "is_from_handler", "is_in_force", "is_own"]
 
 IMPATIENT = 0.2
 """Seconds after which a signal that comes again is not held back any more."""
@@ -46,7 +46,7 @@ class Guard:
     Attributes:
         pending: handlers that are to be called, by signal number, each with the second when it was held back.
         passages: how many of the caller's functions run now, which may be interrupted.
-        raised: what a handler has raised in one of them.
+        raised: what a handler has raised in one of them, or in the midst of a turn after all.
     """
 
     def __init__(self, wake: Callable[[], object], outer: Guard | None) -> None:
@@ -147,7 +147,11 @@ def _strike(number: int, frame: Any) -> None:
         handler, since = guard.pending.setdefault(number, (_held[number], now))
         if now - since >= IMPATIENT:
             del guard.pending[number]
-            handler(number, frame)
+            try:
+                handler(number, frame)
+            except BaseException as error:
+                guard.raised = error
+                raise
         guard.wake()
 
 
@@ -160,6 +164,17 @@ def is_from_handler(error: BaseException) -> bool:
     """Whether a signal's handler raised this in the caller's code: then it is not that code's own."""
     guard = _guard if threading.get_ident() == threading.main_thread().ident else None
     return guard is not None and guard.raised is error
+
+
+def is_own(error: BaseException) -> bool:
+    """Whether code of a user's raised this itself in the midst of a turn, and no handler did.
+
+    Without a guard, as in asyncio's loop, anything but an `Exception` may come from a handler.
+    """
+    if threading.get_ident() != threading.main_thread().ident:
+        return True
+    guard = _guard
+    return isinstance(error, Exception) if guard is None else guard.raised is not error
 
 
 class Held:

@@ -147,6 +147,35 @@ def test_what_cannot_be_pickled_fails_its_own_future(executor: Executor) -> None
     assert executor.submit(double, 1).result() == 2
 
 
+class Leaving:
+    """Ends the program where it is unpickled, as modules do where they are imported without what they need."""
+
+    def __reduce__(self) -> Any:
+        return sys.exit, ("the master must not",)
+
+
+def note_and_leave(path: str) -> Leaving:
+    with open(path, "a", encoding="ascii") as file:
+        file.write("x")
+    return Leaving()
+
+
+def test_a_result_that_ends_whoever_unpickles_it_is_its_own_calls_exception(
+    executor: Executor, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "runs"
+    executor.submit(double, 1).result()
+    future = executor.submit(note_and_leave, str(path))
+    assert wait([future]).done == {future}  # the pool's own thread has driven
+    with pytest.raises(SystemExit, match="the master must not"):
+        future.result()
+    with pytest.raises(SystemExit, match="the master must not"):
+        executor.submit(note_and_leave, str(path)).result()
+    assert path.read_text() == "xx"
+    assert executor.submit(double, 1).result() == 2
+    assert capfd.readouterr().err == ""
+
+
 def test_callbacks_run_and_may_submit(executor: Executor) -> None:
     seen: list[int] = []
     over = threading.Event()

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from pairpool import AsyncResult, CancelledError, Executor, Pool
+from pairpool import AsyncResult, CancelledError, Executor, Pool, interrupts
 from pairpool.interrupts import IMPATIENT, Held, Passage, is_in_force
 from pairpool.view.live import LiveView
 from tests import tasks
@@ -181,6 +181,26 @@ def test_a_handler_may_end_the_pool(use: str, make_pool: MakePool, reports: Repo
         signal.signal(signal.SIGUSR1, old)
     with pytest.raises(ValueError, match="Pool not running"):
         pool.apply(tasks.square, (1,))
+
+
+class Striking:
+    """Has the master be struck where it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return signal.raise_signal, (int(signal.SIGUSR1),)
+
+
+def make_striking(_x: int) -> Striking:
+    return Striking()
+
+
+@pytest.mark.usefixtures("handler")
+def test_what_a_handler_raises_is_no_results_failure(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interrupts, "IMPATIENT", 0.0)  # as if the signal had come before, and the turn lasted
+    pool = make_pool(1)
+    with pytest.raises(Struck):
+        pool.map(make_striking, [1], return_exceptions=True)
+    assert pool.map(tasks.square, range(3)) == [0, 1, 4]
 
 
 @pytest.mark.usefixtures("handler")

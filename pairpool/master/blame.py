@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pairpool import kernel, worker
 from pairpool.failures import Failure, Fault
+from pairpool.interrupts import is_own
 from pairpool.master.jobs import Batch
 from pairpool.memory import OomCounter, format_size
 from pairpool.wire import rights
@@ -68,7 +69,9 @@ def read_outcome(header: Header, content: memoryview, has_a_reader: Callable[[in
     elif header.format != EACH:
         try:
             values = load_all(header.format, content)
-        except Exception as error:  # no memory for them, or no numpy here
+        except BaseException as error:  # no memory for them, or no numpy here
+            if not is_own(error):
+                raise
             values = [None] * header.items
             failed = dict.fromkeys(range(header.items), error)
     else:
@@ -78,7 +81,9 @@ def read_outcome(header: Header, content: memoryview, has_a_reader: Callable[[in
                 values.append(load_item(pickled, buffers) if pickled and is_read else None)
                 if has_a_reader is not None:
                     rights.settle()
-            except Exception as error:
+            except BaseException as error:  # SystemExit, too: a module may call `exit` where it is imported
+                if not is_own(error):
+                    raise
                 rights.undo()
                 error.add_note("raised while the result of the task was unpickled")
                 values.append(None)
@@ -111,7 +116,9 @@ def error_of(failure: Failure) -> BaseException:
     if failure.pickled is not None:
         try:
             error = pickle.loads(failure.pickled)
-        except Exception as problem:
+        except BaseException as problem:
+            if not is_own(problem):
+                raise
             reason = f"it could not be unpickled: {problem!r}"
     if failure.fault == Fault.RESULT:
         error = errors.encoding_error(failure.kind, failure.text, error)
