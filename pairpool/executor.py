@@ -158,13 +158,13 @@ class Executor(concurrent.futures.Executor):
         """The pool, which is opened now if it was not before."""
         kernel.require_owner(self._identity)
         with self._lock:
+            if _is_at_exit:  # said first, for the pool has been ended by now
+                raise RuntimeError("cannot schedule new futures after interpreter shutdown")
             broken = self._broken
             if broken is not None:
                 raise for_process_pool(broken)
             if self._is_shut:
                 raise RuntimeError("cannot schedule new futures after shutdown")
-            if _is_at_exit:
-                raise RuntimeError("cannot schedule new futures after interpreter shutdown")
             if self._pool is None:
                 try:
                     self._pool = Pool(self._max_workers, **self._options)

@@ -523,6 +523,31 @@ def test_a_pool_has_futures_too() -> None:
         assert type(error) is WorkerDied
 
 
+AT_THE_VERY_END = """
+import atexit
+
+@atexit.register
+def submit_last():
+    for executor in (used, unused):
+        try:
+            executor.submit(id, None)
+        except RuntimeError as error:
+            print(error)
+
+from pairpool import Executor
+
+used, unused = Executor(1), Executor(1)
+used.submit(id, None).result()
+"""
+
+
+def test_nothing_is_submitted_after_the_end_of_the_program() -> None:
+    done = python("-c", AT_THE_VERY_END)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["cannot schedule new futures after interpreter shutdown"] * 2
+    assert done.stderr == ""
+
+
 AT_EXIT = """
 import sys
 from pairpool import Executor
