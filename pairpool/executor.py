@@ -49,6 +49,12 @@ def _finish_all() -> None:
 atexit.register(_finish_all)  # after the pools' own, so it is run before it
 
 
+class _ExecutorPool(Pool):
+    """A pool whose tasks may start processes with multiprocessing, as those of `ProcessPoolExecutor` may."""
+
+    _daemon = False
+
+
 class Executor(concurrent.futures.Executor):
     """Runs calls in worker processes, as `concurrent.futures.ProcessPoolExecutor` does; in its place without changes.
 
@@ -167,7 +173,7 @@ class Executor(concurrent.futures.Executor):
                 raise RuntimeError("cannot schedule new futures after shutdown")
             if self._pool is None:
                 try:
-                    self._pool = Pool(self._max_workers, **self._options)
+                    self._pool = _ExecutorPool(self._max_workers, **self._options)
                 except InitializerFailed as error:
                     self._failure = error
                     raise for_process_pool(error) from None

@@ -46,10 +46,13 @@ def interpreter_flags() -> list[str]:
     return flags
 
 
-def become_pool_worker(serial: int, master: int) -> None:
+def become_pool_worker(serial: int, master: int, *, daemon: bool) -> None:
     """Make `multiprocessing.current_process()` tell what it would in one of multiprocessing's own pool workers.
 
     Only if multiprocessing was loaded by the program: importing it would cost every worker what few need.
+
+    Args:
+        daemon: whether tasks are refused a `multiprocessing.Process`, as they are there.
     """
     if ATEXIT_RUNS:
         atexit._clear()
@@ -61,7 +64,7 @@ def become_pool_worker(serial: int, master: int) -> None:
 
     state: Any = process
     before = state._current_process
-    me: Any = multiprocessing.context.ForkProcess(daemon=True)
+    me: Any = multiprocessing.context.ForkProcess(daemon=daemon)
     me._identity = (*before._identity, serial)
     me._name = "ForkPoolWorker-" + ":".join(map(str, me._identity))
     me._parent_pid = master

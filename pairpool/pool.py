@@ -133,6 +133,7 @@ class Pool:
     """
 
     _master: Master
+    _daemon = True  # what multiprocessing calls the workers: their tasks can start none of its processes
 
     def __init__(
         self,
@@ -272,7 +273,7 @@ class Pool:
         initargs: tuple[Any, ...],
     ) -> Callable[[], Zygote]:
         if self._start_method != "forkserver":
-            body = WorkerBody(board, stacks.fileno(), os.getpid(), initializer, initargs)
+            body = WorkerBody(board, stacks.fileno(), os.getpid(), initializer, initargs, self._daemon)
             if self._start_method == "direct":
                 return lambda: DirectZygote(body, keep=[stacks])
             return lambda: ForkedZygote(body, keep=[stacks])
@@ -280,7 +281,7 @@ class Pool:
         fds: list[int] = []
         if initializer is not None:
             arguments, fds = inheritance.pickle_for_child((initializer, initargs))
-        setup = pickle.dumps((os.getpid(), arguments))
+        setup = pickle.dumps((os.getpid(), arguments, self._daemon))
         factory = f"{WorkerBody.__module__}:make_body"
         return lambda: FreshZygote(factory, [board_fd.fileno(), stacks.fileno(), *fds], setup)
 

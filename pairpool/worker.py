@@ -729,6 +729,7 @@ class WorkerBody(NamedTuple):
         board: the status board.
         stacks: descriptor of the memfd that receives the Python stack at a fault.
         master: pid of the master.
+        daemon: what multiprocessing says that it is.
     """
 
     board: Board
@@ -736,6 +737,7 @@ class WorkerBody(NamedTuple):
     master: int
     initializer: Callable[..., object] | None
     initargs: Sequence[Any]
+    daemon: bool
 
     def __call__(self, channel: Channel, number: int, serial: int) -> int:
         slot = self.board.slot(number)
@@ -743,7 +745,7 @@ class WorkerBody(NamedTuple):
         reporting.become_reporter(self.board, number)
         _catch_faults(self.stacks, number)
         offer_stack()
-        inheritance.become_pool_worker(serial, self.master)
+        inheritance.become_pool_worker(serial, self.master, daemon=self.daemon)
         worker = Worker(channel, slot, self.initializer, self.initargs)
         signal.signal(HURRY, worker.hurry)
         status = worker.run()
@@ -771,8 +773,8 @@ def make_body(fds: list[int], setup: bytes) -> WorkerBody:
     """The body in a fresh zygote: `fds` are board, stacks and what the initializer's arguments need."""
     board_fd, stacks, *inherited = fds
     inheritance.remember_inherited(inherited)
-    master, arguments = pickle.loads(setup)
-    return WorkerBody(Board.attach(board_fd), stacks, master, _load_initializer, (arguments,))
+    master, arguments, daemon = pickle.loads(setup)
+    return WorkerBody(Board.attach(board_fd), stacks, master, _load_initializer, (arguments,), daemon)
 
 
 def _load_initializer(pickled: bytes | None) -> None:

@@ -351,6 +351,21 @@ def test_terminate_workers_ends_at_once(door: Door) -> None:
     assert all(future.cancelled() for future in futures)
 
 
+def run_in_a_process_of_its_own(value: int) -> tuple[int, int | None]:
+    queue: multiprocessing.SimpleQueue[int] = multiprocessing.SimpleQueue()
+    process = multiprocessing.Process(target=queue.put, args=(value,))
+    process.start()
+    found = queue.get()
+    process.join()
+    return found, process.exitcode
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_tasks_may_start_processes_with_multiprocessing(method: str) -> None:
+    with Executor(1, multiprocessing.get_context(method)) as executor:
+        assert executor.submit(run_in_a_process_of_its_own, 5).result() == (5, 0)
+
+
 # --- map ----------------------------------------------------------------------------------------------
 
 
