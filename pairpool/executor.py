@@ -222,6 +222,11 @@ class Executor(concurrent.futures.Executor):
             self._max_workers = max_workers
 
     @property
+    def max_workers(self) -> int:
+        """How many workers it has, or will have."""
+        return self._max_workers
+
+    @property
     def is_usable(self) -> bool:
         """Whether it takes calls, here and now."""
         with self._lock:
@@ -240,6 +245,13 @@ class Executor(concurrent.futures.Executor):
             pool.terminate()
 
     kill_workers = terminate_workers
+
+    def kill_calls(self, futures: Iterable[PoolFuture[Any]]) -> None:
+        """Cancel calls of this executor that have not ended, those that run included: their workers are replaced."""
+        with self._lock:
+            pool = self._pool
+        if pool is not None and pool._master.identity.is_here():
+            pool._master.cancel_calls(list(futures), blame.cancelled())
 
     def __del__(self) -> None:
         pool = getattr(self, "_pool", None)

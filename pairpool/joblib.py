@@ -8,21 +8,31 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import mmap
 import os
+import sys
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from cloudpickle import cloudpickle
 
 from pairpool import kernel
 from pairpool.executor import Executor
-from pairpool.memory import parse_size
+from pairpool.futures import PoolFuture
 from pairpool.pool import Pool
+
+if TYPE_CHECKING:
+    from pairpool.wire.segments import Shared
 
 try:
     from joblib import register_parallel_backend
+    from joblib.disk import memstr_to_bytes
     from joblib.parallel import AutoBatchingMixin, FallbackToBackend, ParallelBackendBase, SequentialBackend
 except ImportError as missing:
     raise ImportError("pairpool.joblib needs joblib: pip install 'pairpool[joblib]'") from missing
@@ -43,7 +53,7 @@ _executors: dict[tuple[Any, ...], Executor] = {}
 _users: Counter[tuple[Any, ...]] = Counter()
 """How many calls of `Parallel` have each."""
 
-_executors_lock = threading.Lock()
+_executors_lock = threading.RLock()  # the collector may end a generator's call while the same thread has it
 
 
 def register(*, make_default: bool = False) -> None:
@@ -68,8 +78,11 @@ class PairpoolBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
     What is different from joblib's own backend, loky:
 
     - A worker that dies fails the call with `WorkerDied`, which names the task and the reason; the pool goes on.
-    - Arrays of at least `max_nbytes` that are arguments of a task are written once a call of `Parallel` into memory
-      that all workers map, and are writable there, copy-on-write. `mmap_mode` and `temp_folder` are of no effect.
+    - Arrays of at least `max_nbytes` that more than one task has as an argument are written once a call of `Parallel`
+      into memory that all workers map, and are writable there, copy-on-write. `mmap_mode` and `temp_folder` are of no
+      effect. Arrays of `numpy.memmap` are mapped from their file, so that what tasks write is in it, as with loky; both
+      also in a list, tuple or dict that is an argument.
+    - A call that fails leaves those of other threads alone.
     - Two pools are kept beside those in use, as each set of options has its own; loky keeps one.
     - Workers come from a fresh interpreter, as loky's do, forked off one that has imported what they need once.
       `start_method="fork"` forks them off the program, which is quicker, but not safe where it has used OpenMP before.
@@ -90,8 +103,7 @@ class PairpoolBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
     MAX_IDEAL_BATCH_DURATION = 0.2
 
     _executor: Executor | None = None
-    _shared: dict[int, tuple[Any, Any]] | None = None
-    """What is shared in this call, by its id, with its handle."""
+    _arrays: _Arrays | None = None
 
     def __init__(
         self, nesting_level: int | None = None, inner_max_num_threads: int | None = None, **options: Any
@@ -109,7 +121,7 @@ class PairpoolBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         return n_jobs if n_jobs > 0 else max(kernel.cpu_allowance() + 1 + n_jobs, 1)
 
     def configure(
-        self, n_jobs: int = 1, parallel: Any = None, max_nbytes: int | str | None = "1M", **given: Any
+        self, n_jobs: int = 1, parallel: Any = None, max_nbytes: int | float | str | None = "1M", **given: Any
     ) -> int:
         """Have a pool ready; returns the number of its workers. What `Parallel` has for other backends is ignored."""
         n_jobs = self.effective_n_jobs(n_jobs)
@@ -117,84 +129,101 @@ class PairpoolBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
             raise FallbackToBackend(SequentialBackend(nesting_level=self.nesting_level))
         options = {**self.backend_kwargs, **{name: value for name, value in given.items() if name in _OPTIONS}}
         least = options.pop("max_nbytes", max_nbytes)
-        self._shares_from = None if least is None else parse_size(f"{least}B" if isinstance(least, str) else least)
+        least = memstr_to_bytes(least) if isinstance(least, str) else least
         self._leave()
-        self._release()
-        environment = tuple(self._prepare_worker_env(n_jobs=n_jobs).items())
+        environment = self._prepare_worker_env(n_jobs=n_jobs)
         options.setdefault("start_method", "forkserver")
-        self._key = (environment, *sorted(options.items(), key=str))
-        with _executors_lock:
-            executor = _executors.pop(self._key, None)
-            if executor is None or not executor.is_usable:
-                executor = _open(n_jobs, dict(environment), options)
-            _executors[self._key] = executor
-            _users[self._key] += 1
-            idle = [key for key in _executors if not _users[key]]
-            surplus = [_executors.pop(key) for key in idle[: max(0, len(idle) - KEPT)]]
-        for one in surplus:
-            one.shutdown()
-        executor.resize(n_jobs)
-        self._executor, self.parallel = executor, parallel
+        self._key, self._executor = _take_executor(n_jobs, environment, options)
+        self._arrays = _Arrays(self._executor, least)
+        self._futures: set[PoolFuture[Any]] = set()
+        self._again = functools.partial(self.configure, n_jobs, parallel, max_nbytes, **given)
+        self.parallel = parallel
         return n_jobs
 
     def submit(self, func: Any, callback: Callable[[Future[Any]], object] | None = None) -> Future[Any]:
         """Have a worker run a batch."""
         assert self._executor is not None
-        if self._shares_from is not None and hasattr(func, "items"):
-            func.items = [(call, *self._with_handles(args, kwargs)) for call, args, kwargs in func.items]
+        assert self._arrays is not None
+        if hasattr(func, "items"):
+            func.items = self._arrays.prepare(func.items)
         future = self._executor.submit(_run, func)
+        self._futures.add(future)
+        future.add_done_callback(self._futures.discard)
         if callback is not None:
             future.add_done_callback(callback)
         return future
 
-    def retrieve_result_callback(self, future: Future[Any]) -> Any:
+    apply_async = submit  # what joblib calls it before 1.5
+
+    def retrieve_result_callback(self, future: PoolFuture[Any]) -> Any:
         """The results of a batch that has ended."""
         return future.result()
 
     def terminate(self) -> None:
         """The call has ended: the pool stays for the next one, what was shared does not."""
         self._leave()
-        self._release()
         self.reset_batch_stats()
 
     def abort_everything(self, ensure_ready: bool = True) -> None:
-        """End what runs, for the call has failed."""
+        """End what runs of this call, for it has failed."""
         if self._executor is not None:
-            with _executors_lock:
-                _executors.pop(self._key, None)
-            self._executor.terminate_workers()
+            self._executor.kill_calls(self._futures)
         self._leave()
-        self._release()
         if ensure_ready:
-            self.configure(n_jobs=self.parallel.n_jobs, parallel=self.parallel, **self.parallel._backend_kwargs)
+            self._again()
 
     def _leave(self) -> None:
         if self._executor is not None:
-            with _executors_lock:
-                _users[self._key] -= 1
             self._executor = None
+            _leave_executor(self._key)
+        if self._arrays is not None:
+            self._arrays.close()
+            self._arrays = None
 
-    # --- large arrays ---------------------------------------------------------------------------
 
-    def _with_handles(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments of a call with what is large in shared memory."""
-        return tuple(map(self._handle, args)), {name: self._handle(value) for name, value in kwargs.items()}
+# --- pools that are kept ------------------------------------------------------------------------------
 
-    def _handle(self, value: Any) -> Any:
-        if type(value).__module__ != "numpy" or type(value).__name__ != "ndarray":
-            return value
-        if value.dtype.hasobject or value.nbytes < self._shares_from:
-            return value
-        assert self._shared is not None
-        assert self._executor is not None
-        if id(value) not in self._shared:
-            self._shared[id(value)] = value, self._executor.pool.share(value)
-        return self._shared[id(value)][1]
 
-    def _release(self) -> None:
-        for _value, handle in (self._shared or {}).values():
-            handle.close()
-        self._shared = {}
+def _take_executor(
+    n_jobs: int, environment: dict[str, str], options: dict[str, Any]
+) -> tuple[tuple[Any, ...], Executor]:
+    """One with these options and workers, kept or new, and its key, with which it is left again."""
+    key: tuple[Any, ...] = (*environment.items(), *((name, _hashable(options[name])) for name in sorted(options)))
+    with _executors_lock:
+        executor = _executors.get(key)
+        if executor is not None and _users[key] and executor.max_workers != n_jobs:
+            key = (*key, n_jobs)  # a call in another thread has that one, with as many workers as it wants
+        executor = _executors.pop(key, None)
+        if executor is None or not executor.is_usable:
+            executor = _open(n_jobs, environment, options)
+        executor.resize(n_jobs)
+        _executors[key] = executor
+        _users[key] += 1
+        idle = [one for one in _executors if not _users[one]]
+        surplus = [_executors.pop(one) for one in idle[: max(0, len(idle) - KEPT)]]
+    for one in surplus:
+        one.shutdown()
+    return key, executor
+
+
+def _leave_executor(key: tuple[Any, ...]) -> None:
+    with _executors_lock:
+        _users[key] -= 1
+        if not _users[key]:
+            del _users[key]
+
+
+def _hashable(value: Any) -> Any:
+    """The value of an option, or what stands for it in a key: `initargs` may have lists and arrays."""
+    try:
+        hash(value)
+        return value
+    except TypeError:
+        pass
+    try:
+        return cloudpickle.dumps(value)
+    except Exception:
+        return id(value)  # which the executor has, so that no other thing has this id while it is kept
 
 
 def _open(n_jobs: int, environment: dict[str, str], options: dict[str, Any]) -> Executor:
@@ -213,17 +242,143 @@ def _prepare_worker(
     environment: dict[str, str], initializer: Callable[..., object] | None, initargs: tuple[Any, ...]
 ) -> None:
     """In a worker: limit the threads of numerical libraries, those that are loaded and those to come."""
+    register()  # tasks may have calls of their own, and a main module registers it where only the main process does
     os.environ.update(environment)
     try:
-        from threadpoolctl import threadpool_limits
+        from threadpoolctl import threadpool_info, threadpool_limits
     except ImportError:
         pass  # an optional dependency of numerical packages; the environment holds for what is loaded from now on
     else:
-        threadpool_limits(int(environment["OMP_NUM_THREADS"]))
+        threadpool_limits({one["prefix"]: _threads_of(one["internal_api"], environment) for one in threadpool_info()})
     if initializer is not None:
         initializer(*initargs)
+
+
+def _threads_of(library: str, environment: dict[str, str]) -> int | None:
+    """How many threads the environment allows a library; None if it does not say."""
+    text = environment.get(f"{library.upper()}_NUM_THREADS", environment["OMP_NUM_THREADS"])
+    first = text.partition(",")[0]  # OpenMP's may be a list, by level of nesting
+    return int(first) if first.strip().isdecimal() else None
 
 
 def _run(batch: Callable[[], Any]) -> Any:
     """The task: a batch of joblib's, with its function as an argument, so that it goes as one."""
     return batch()
+
+
+# --- large arrays, and arrays in files ------------------------------------------------------------------
+
+
+class _Arrays:
+    """What becomes of the arrays among the arguments of one call of `Parallel`.
+
+    Args:
+        executor: whose workers get them.
+        least: bytes from which on one is shared that comes for the second time; None for never.
+    """
+
+    def __init__(self, executor: Executor, least: float | None) -> None:
+        self._executor = executor
+        self._least = least
+        self._seen: dict[int, tuple[weakref.ref[Any], Shared[Any] | None]] = {}
+        """Large ones by id, for as long as they exist: memory is bounded by what the program itself keeps."""
+
+    def prepare(self, calls: list[tuple[Any, tuple[Any, ...], dict[str, Any]]]) -> list[tuple[Any, Any, Any]]:
+        """The calls of a batch as they are to travel."""
+        numpy = sys.modules.get("numpy")
+        if numpy is None:
+            return calls
+        kinds = {numpy.ndarray, numpy.memmap}
+
+        def found(value: Any) -> Any:
+            kind = type(value)
+            if kind in kinds:
+                return self._prepare(value)
+            if kind is dict and not kinds.isdisjoint(map(type, value.values())):
+                return {name: self._prepare(one) if type(one) in kinds else one for name, one in value.items()}
+            if kind in (list, tuple) and not kinds.isdisjoint(map(type, value)):
+                return kind(self._prepare(one) if type(one) in kinds else one for one in value)
+            return value
+
+        return [
+            (call, tuple(map(found, args)), {name: found(value) for name, value in kwargs.items()})
+            for call, args, kwargs in calls
+        ]
+
+    def _prepare(self, array: Any) -> Any:
+        if array.base is not None:
+            in_file = _in_file(array)
+            if in_file is not None:
+                return in_file
+        if self._least is None or array.nbytes < max(self._least, 1) or array.dtype.hasobject:
+            return array
+        key = id(array)
+        reference, shared = self._seen.get(key, (None, None))
+        if reference is None:
+            seen = self._seen
+            self._seen[key] = weakref.ref(array, lambda _gone: seen.pop(key, None)), None
+            return array  # it may be the only time
+        if shared is None:
+            shared = self._executor.pool.share(array)
+            self._seen[key] = reference, shared
+        return shared
+
+    def close(self) -> None:
+        """Free what was shared."""
+        seen, self._seen = self._seen, {}
+        for _reference, shared in seen.values():
+            if shared is not None:
+                shared.close()
+
+
+class _InFile:
+    """An array that lies in a file, on its way to a worker, which maps it."""
+
+    def __init__(self, *where: Any) -> None:
+        self._where = where
+
+    def __reduce__(self) -> Any:
+        return _map_file, self._where
+
+
+def _in_file(array: Any) -> _InFile | None:
+    """How a worker gets an array that is a `numpy.memmap` or a view of one; None for others, and for private ones."""
+    whole = array
+    while not isinstance(whole.base, mmap.mmap):
+        whole = whole.base
+        if not hasattr(whole, "base"):
+            return None
+    name = getattr(whole, "filename", None)
+    if name is None or whole.mode == "c" or not array.size or not os.path.exists(name):
+        return None
+    steps = [(count - 1) * stride for count, stride in zip(array.shape, array.strides, strict=True)]
+    before = -sum(step for step in steps if step < 0)
+    length = before + sum(step for step in steps if step > 0) + array.itemsize
+    at = whole.offset + _address(array) - _address(whole) - before
+    mode = "r" if whole.mode == "r" or not array.flags.writeable else "r+"
+    order = "C" if array.flags.c_contiguous else "F" if array.flags.f_contiguous else None
+    strides = None if order is not None else array.strides
+    return _InFile(str(name), mode, at, array.dtype, array.shape, order, length, before, strides)
+
+
+def _address(array: Any) -> int:
+    return int(array.__array_interface__["data"][0])
+
+
+def _map_file(
+    name: str,
+    mode: Any,
+    at: int,
+    dtype: Any,
+    shape: tuple[int, ...],
+    order: Any,
+    length: int,
+    before: int,
+    strides: tuple[int, ...] | None,
+) -> Any:
+    """In a worker: the array. One that has gaps is an array over a map of the bytes from its first to its last one."""
+    import numpy as np
+
+    if strides is None:
+        return np.memmap(name, dtype, mode, at, shape, order)
+    return np.ndarray(shape, dtype, np.memmap(name, np.uint8, mode, at, (length,)), before, strides)

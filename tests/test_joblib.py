@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from typing import Any
 import pytest
 
 from pairpool import WorkerDied
-from tests.support import PATIENCE, python
+from tests import tasks
+from tests.support import PATIENCE, Gate, Reports, python
 
 joblib = pytest.importorskip("joblib")
 np = pytest.importorskip("numpy")
@@ -138,9 +140,109 @@ def test_an_array_is_written_once_and_each_worker_may_write_to_it() -> None:
     assert Parallel()(delayed(write_and_sum)(array, x) for x in range(2))[1][1] == 200_004.0
 
 
+def write_at(out: Any, at: int) -> None:
+    out[at] = at
+
+
+def write_inside(inside: Any, at: int) -> None:
+    inside["out"][at] = at
+
+
+def write_below(pair: tuple[Any, Any], at: int) -> bool:
+    pair[1][at] = at
+    return bool(pair[0].flags.writeable)
+
+
+@pytest.fixture
+def in_file(tmp_path: Path) -> Any:
+    return np.memmap(tmp_path / "out", dtype="int64", shape=(30, 20), mode="w+")
+
+
+def test_what_tasks_write_to_an_array_in_a_file_is_in_it(in_file: Any) -> None:
+    row = in_file[3]
+    Parallel()(delayed(write_at)(row, x) for x in range(20))
+    assert list(row) == list(range(20))
+    Parallel(max_nbytes=None)(delayed(write_inside)({"out": in_file[:, 4]}, x) for x in range(30))
+    assert list(in_file[:, 4]) == list(range(30))
+    backwards = np.asarray(in_file)[::-2, 5:0:-2]
+    transposed = in_file.T
+    read_only = np.memmap(in_file.filename, dtype="int64", shape=in_file.shape, mode="r")
+    found = Parallel()(delayed(write_below)((read_only, backwards), x) for x in range(15))
+    assert set(found) == {False}
+    assert [list(line) for line in backwards] == [[x] * 3 for x in range(15)]
+    assert np.array_equal(Parallel()(delayed(np.copy)(transposed) for _ in range(2))[1], in_file.T)
+
+
+def test_an_array_in_a_file_that_is_private_or_gone_goes_as_it_is(in_file: Any) -> None:
+    private = np.memmap(in_file.filename, dtype="int64", shape=in_file.shape, mode="c")
+    private[:] = 7
+    os.unlink(in_file.filename)
+    in_file[:] = 8
+    found = Parallel()(delayed(np.sum)(array) for array in (private, in_file, in_file[:0]))
+    assert found == [7 * 600, 8 * 600, 0]
+
+
+def test_arrays_do_not_outlive_their_tasks() -> None:
+    made: list[weakref.ref[Any]] = []
+    alive: list[int] = []
+
+    def calls() -> Iterator[Any]:
+        for x in range(200):
+            array = np.full(2000, x)
+            made.append(weakref.ref(array))
+            alive.append(sum(reference() is not None for reference in made))
+            yield delayed(np.sum)(array)
+
+    found = Parallel(max_nbytes=1000, batch_size=1)(calls())
+    assert found == [2000 * x for x in range(200)]
+    assert max(alive) < 50
+
+
+@pytest.mark.parametrize("least", [0, 1, 1e3, "1K", "0.5M"])
+def test_sizes_are_those_of_joblib(least: Any) -> None:
+    array = np.ones(1000)
+    empty = np.ones(0)
+    assert Parallel(max_nbytes=least)(delayed(np.dot)(array, array) for _ in range(4)) == [1000.0] * 4
+    assert Parallel(max_nbytes=least)(delayed(np.sum)(empty) for _ in range(4)) == [0.0] * 4
+
+
+def test_a_call_leaves_those_of_other_threads_alone(tmp_path: Path) -> None:
+    """Neither does its failure end them, nor does it wait for them to have fewer workers."""
+    found: list[Any] = []
+
+    def other() -> None:
+        with parallel_config("pairpool", n_jobs=3, start_method="fork", inner_max_num_threads=1):
+            calls = [delayed(tasks.tell_and_hold)(reports.path, gate.path, 1), delayed(double)(2)]
+            found.extend(Parallel(batch_size=1)(calls))
+
+    with Gate(tmp_path / "gate") as gate, Reports(tmp_path / "reports") as reports:
+        thread = threading.Thread(target=other)
+        thread.start()
+        assert reports.next().endswith(" 1")
+        for n_jobs in (3, 2):
+            with parallel_config("pairpool", n_jobs=n_jobs, start_method="fork", inner_max_num_threads=1):
+                with pytest.raises(LookupError, match="no 9"):
+                    Parallel(batch_size=1)(delayed(fail_at_nine)(9) for _ in range(4))
+                assert Parallel()(delayed(double)(x) for x in range(4)) == [0, 2, 4, 6]
+        gate.let()
+        thread.join(PATIENCE)
+    assert found == [1, 4]
+    assert sum(backend._users.values()) == 0
+
+
 def test_threads_of_libraries_are_limited() -> None:
     with parallel_config("pairpool", n_jobs=2, inner_max_num_threads=3, start_method="fork"):
         assert Parallel()(delayed(threads_allowed)() for _ in range(2)) == ["3", "3"]
+
+
+def test_threads_that_the_environment_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenMP's may be a list, and those of other libraries are another matter."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "5,2")
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "3")
+    assert Parallel()(delayed(threads_allowed)() for _ in range(2)) == ["5,2", "5,2"]
+    environment = {"OMP_NUM_THREADS": "5,2", "OPENBLAS_NUM_THREADS": "3", "MKL_NUM_THREADS": ""}
+    found = [backend._threads_of(library, environment) for library in ("openmp", "openblas", "mkl", "blis")]
+    assert found == [5, 3, None, 5]
 
 
 def remember(text: str) -> None:
@@ -158,6 +260,22 @@ def test_options_of_pools_are_taken_by_both() -> None:
         assert Parallel()(delayed(remembered)() for _ in range(4)) == ["that"] * 4
 
 
+def remember_all(texts: list[str], _function: Any) -> None:
+    remember(" ".join(texts))
+
+
+@pytest.mark.parametrize("more", [str, threading.Lock()], ids=["a class", "a lock"])
+def test_options_may_be_of_types_without_a_hash(more: Any) -> None:
+    for words in (["this", "that"], ["this", "that"], ["those"]):
+        options = {"initializer": remember_all, "initargs": (words, more)}
+        assert Parallel(**options)(delayed(remembered)() for _ in range(4)) == [" ".join(words)] * 4
+    assert len(backend._executors) <= 3
+
+
+def test_older_joblib_has_another_name_for_submit() -> None:
+    assert backend.PairpoolBackend.apply_async is backend.PairpoolBackend.submit
+
+
 def test_parallel_in_parallel_uses_threads() -> None:
     found = Parallel()(delayed(nested)(x) for x in (2, 3))
     assert found == [("ThreadingBackend", [0, 2]), ("ThreadingBackend", [0, 2, 4])]
@@ -170,8 +288,12 @@ import pairpool.joblib
 def square(x):
     return x * x
 
+def sum_of_squares(x):
+    return sum(Parallel(n_jobs=2, backend="pairpool")(delayed(square)(y) for y in range(x)))
+
 if __name__ == "__main__":
     pairpool.joblib.register(make_default=True)
+    print(Parallel(n_jobs=2)(delayed(sum_of_squares)(x) for x in range(4)))
     print(Parallel(n_jobs=2)(delayed(square)(x) for x in range(5)))
     with parallel_config("pairpool", inner_max_num_threads=1):
         print(Parallel(n_jobs=2)(delayed(square)(x) for x in range(3)))
@@ -182,7 +304,7 @@ def test_a_program_from_a_fresh_interpreter(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(AS_A_SCRIPT)
     done = python("-W", "default", script)
-    assert (done.stdout, done.returncode) == ("[0, 1, 4, 9, 16]\n[0, 1, 4]\n", 0), done.stderr
+    assert (done.stdout, done.returncode) == ("[0, 0, 1, 5]\n[0, 1, 4, 9, 16]\n[0, 1, 4]\n", 0), done.stderr
 
 
 def test_without_joblib_the_extra_is_named() -> None:

@@ -12,7 +12,7 @@ import functools
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pairpool import kernel
@@ -216,6 +216,15 @@ class Master:
             return self.cancellation.job(job, reason, kill=kill)
 
         return self._ask(action)
+
+    def cancel_calls(self, targets: Iterable[Target], reason: BaseException) -> None:
+        """End many single calls, those that run included; from any thread."""
+
+        def action() -> bool:
+            self.cancellation.calls(targets, reason)
+            return True
+
+        self._ask(action)
 
     def cancel_waiting(self, reason: BaseException) -> None:
         """End all single calls that no worker has begun, or is free to begin at once; from any thread."""
