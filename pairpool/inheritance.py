@@ -56,6 +56,9 @@ def become_pool_worker(serial: int, master: int, *, daemon: bool) -> None:
     """
     if ATEXIT_RUNS:
         atexit._clear()
+    pools: Any = sys.modules.get("concurrent.futures.thread")
+    if pools is not None:
+        pools._threads_queues.clear()  # those threads are the program's; one of them may be what was forked here
     if "multiprocessing.context" not in sys.modules:
         return
     import multiprocessing.context

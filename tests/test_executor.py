@@ -596,6 +596,32 @@ def test_what_was_submitted_is_run_at_the_end_of_the_program() -> None:
     assert done.stderr == ""
 
 
+IN_A_POOL_OF_THREADS = """
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import util
+from pairpool import Pool
+
+def work():
+    util.Finalize(None, print, ["bye"], {"flush": True}, exitpriority=1)
+
+def use():
+    with Pool(1) as pool:
+        pool.apply(work)
+        pool.close()
+        pool.join()
+
+if __name__ == "__main__":
+    with ThreadPoolExecutor(2) as threads:
+        threads.submit(use).result()
+"""
+
+
+def test_a_pool_opened_by_a_thread_of_a_pool_of_threads() -> None:
+    """In the worker that thread is the main one, for which the end of a `ThreadPoolExecutor` would wait."""
+    done = python("-W", "default", "-W", "ignore::DeprecationWarning", "-c", IN_A_POOL_OF_THREADS)
+    assert (done.stdout, done.stderr, done.returncode) == ("bye\n", "", 0)
+
+
 # --- one that is used again and again -----------------------------------------------------------------
 
 
