@@ -108,7 +108,8 @@ class PairpoolBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
     def __init__(
         self, nesting_level: int | None = None, inner_max_num_threads: int | None = None, **options: Any
     ) -> None:
-        super().__init__(nesting_level=nesting_level, inner_max_num_threads=inner_max_num_threads, **options)
+        super().__init__(nesting_level=nesting_level, inner_max_num_threads=inner_max_num_threads)
+        self._options = options  # that the base keeps them is new in joblib 1.5
 
     # --- what joblib calls ----------------------------------------------------------------------
 
@@ -127,7 +128,7 @@ class PairpoolBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         n_jobs = self.effective_n_jobs(n_jobs)
         if n_jobs == 1:
             raise FallbackToBackend(SequentialBackend(nesting_level=self.nesting_level))
-        options = {**self.backend_kwargs, **{name: value for name, value in given.items() if name in _OPTIONS}}
+        options = {**self._options, **{name: value for name, value in given.items() if name in _OPTIONS}}
         least = options.pop("max_nbytes", max_nbytes)
         least = memstr_to_bytes(least) if isinstance(least, str) else least
         self._leave()
