@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import concurrent.futures
+import functools
 import os
 import threading
 import time
@@ -214,12 +215,18 @@ class Executor(concurrent.futures.Executor):
 
     def resize(self, max_workers: int) -> None:
         """Keep this many workers from now on."""
+        self._begin_resize(max_workers)()
+
+    def _begin_resize(self, max_workers: int) -> Callable[[], object]:
+        """Have so many workers; returns what waits for new ones: callbacks may run meanwhile, so hold no lock."""
         if max_workers <= 0:
             raise ValueError("max_workers must be greater than 0")
         with self._lock:
+            wait: Callable[[], object] = _no_wait
             if self._pool is not None and max_workers != self._max_workers:
-                self._pool.resize(max_workers)
+                wait = functools.partial(self._pool._master.loop.wait, self._pool.begin_resize(max_workers))
             self._max_workers = max_workers
+            return wait
 
     @property
     def max_workers(self) -> int:
@@ -268,6 +275,10 @@ class Executor(concurrent.futures.Executor):
     def __repr__(self) -> str:
         state = "shut down" if self._is_shut else "broken" if self._broken is not None else "open"
         return f"<{type(self).__module__}.{type(self).__qualname__} max_workers={self._max_workers} {state}>"
+
+
+def _no_wait() -> None:
+    """There is nothing to wait for."""
 
 
 def _results(stream: IMapIterator[R], deadline: float | None) -> Iterator[R]:
@@ -359,19 +370,16 @@ def get_executor(
     with _shared_lock:
         old = _shared
         if old is not None and old.is_usable and reuse and (reuse is True or _are_same(old.arguments, arguments)):
-            if max_workers is not None:
-                old.resize(max_workers)
-            return old
-        if max_workers is None and old is not None and reuse is True:
-            max_workers = old._max_workers
-        _shared = Executor(max_workers, **arguments)
-        _shared.arguments = arguments
-    if old is not None:
-        if kill_workers:
-            old.terminate_workers()
+            wait = _no_wait if max_workers is None else old._begin_resize(max_workers)
+            new = old
         else:
-            old.shutdown()
-    return _shared
+            if max_workers is None and old is not None and reuse is True:
+                max_workers = old._max_workers
+            _shared = new = Executor(max_workers, **arguments)
+            new.arguments = arguments
+            wait = _no_wait if old is None else old.terminate_workers if kill_workers else old.shutdown
+    wait()
+    return new
 
 
 def _are_same(one: dict[str, Any], other: dict[str, Any]) -> bool:

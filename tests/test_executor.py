@@ -8,6 +8,7 @@ import gc
 import multiprocessing
 import os
 import pickle
+import queue
 import signal
 import sys
 import textwrap
@@ -649,6 +650,32 @@ def test_get_executor_gives_the_same_one_again() -> None:
     other.shutdown()
     assert get_executor(2).submit(double, 4).result() == 8
     assert get_executor(2, reuse=False, kill_workers=True).submit(double, 4).result() == 8
+
+
+def wait_and_tell(gate: str, reports: str) -> None:
+    tasks.wait_for(gate)
+    tasks.tell(reports, "through")
+
+
+@pytest.mark.usefixtures("_no_shared_executor")
+def test_callbacks_may_use_an_executor_that_is_being_resized(tmp_path: Path) -> None:
+    executor = get_executor(2)
+    found: queue.SimpleQueue[Future[int]] = queue.SimpleQueue()
+    with Gate(tmp_path / "gate") as gate, Reports(tmp_path / "reports") as reports:
+
+        def grow(_future: Future[int]) -> None:
+            gate.let()
+            reports.next()
+            get_executor(6)  # meanwhile the other future is told that it has ended
+
+        def use(_future: Future[None]) -> None:
+            found.put(get_executor().submit(double, 4))
+
+        executor.submit(double, 0).result(PATIENCE)
+        other = executor.submit(wait_and_tell, gate.path, reports.path)
+        other.add_done_callback(use)
+        executor.submit(nap, 1).add_done_callback(grow)
+        assert found.get(timeout=PATIENCE).result(PATIENCE) == 8
 
 
 def test_concurrent_futures_is_a_base() -> None:
