@@ -21,7 +21,7 @@ from pairpool import kernel
 from pairpool.master.loop import Loop
 
 if TYPE_CHECKING:
-    from asyncio import AbstractEventLoop, Future, TimerHandle
+    from asyncio import AbstractEventLoop, Future, Handle
 
 __all__ = ["Attendant", "Waiting"]
 
@@ -56,7 +56,8 @@ class Attendant:
         self._is_visiting = False
         self._is_summoned = False
         self._is_watching = False
-        self._timer: TimerHandle | None = None
+        self._timer: Handle | None = None
+        self._timer_at = 0.0  # uvloop makes one of less than half a millisecond a call_soon, which has no when()
         self._told: deque[Waiting] = deque()
         self._turned: list[Future[None]] = []
         self._fd = kernel.Descriptor(os.dup(loop.descriptor))
@@ -138,9 +139,10 @@ class Attendant:
     def _turn_at(self, when: float) -> None:
         """Take a turn then, or before: one that comes early does no harm, and few timers are made."""
         if self._timer is not None:
-            if self._timer.when() <= when:
+            if self._timer_at <= when:
                 return
             self._timer.cancel()
+        self._timer_at = when
         self._timer = self.events.call_at(when, self._on_timer)
 
     def _on_timer(self) -> None:
