@@ -26,7 +26,7 @@ from pairpool.wire.lanes import Lane, LaneReader, Lanes
 from pairpool.wire.outlets import Outlet
 from pairpool.wire.rights import Inbox, Rights, attached, packets_ahead, retraction
 from pairpool.wire.segments import Passage
-from pairpool.worker import Flag
+from pairpool.worker import HURRY, Flag
 from pairpool.zygote import Spawned, Zygote
 
 __all__ = ["LATELY", "Crew", "Member"]
@@ -36,6 +36,9 @@ AHEAD_AMONG = 64
 
 LATELY = 0.010
 """Seconds for which a worker counts as one that will soon be done."""
+
+HURRY_EVERY = 0.010
+"""Seconds after which a worker that has not reported is asked again; twice as many after each time."""
 
 LOOK_AT = 8
 """Workers with one batch that are looked at for room: one call's batches are as long on each."""
@@ -264,6 +267,14 @@ class Member:
             resend.append((header, None))
         if (end := retraction(header)) is not None:
             resend.append((end, None))
+
+    def hurry(self, batch: Batch, now: float) -> None:
+        """Have the worker report what is finished of the batch that it runs."""
+        kernel.send_signal(self.pidfd.fileno(), HURRY)
+        if not batch.hurried:
+            batch.hurried_since = now
+        batch.hurry_at = now + min(1.0, HURRY_EVERY * 2**batch.hurried)
+        batch.hurried += 1
 
     def runs(self, target: Target) -> bool:
         """Whether the worker is at the single call with this target, as the board says."""

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from pairpool import kernel
 from pairpool.failures import Failure, Fault
 from pairpool.master import blame
 from pairpool.master.accounts import Accounts
@@ -30,7 +29,7 @@ from pairpool.wire.channel import Cut, Header, Kind
 from pairpool.wire.codec import Codec, Encoded
 from pairpool.wire.rights import Rights
 from pairpool.wire.segments import Segment, SegmentClosed
-from pairpool.worker import HURRY, Flag
+from pairpool.worker import Flag
 
 __all__ = ["Dealer", "Hooks"]
 
@@ -233,7 +232,7 @@ class Dealer:
         by_value = encoded.by_value or any(function.by_value for function in functions)
         timeout = job.policy.timeout
         if timeout is not None:
-            self._overseer.expect(timeout)
+            self._overseer.expect(timeout / 2)
         if batch.movers and not job.policy.retries:
             flags |= Flag.MOVES
         header = Header(
@@ -539,15 +538,7 @@ class Dealer:
                 self._agenda.put_back([batch.keep(max(batch.limit, bound) - batch.first)])
             elif item + 1 == end and (item == batch.first or isinstance(batch.job, MapJob)):
                 del self._crew.watched[member]
-            if bound >= end > item + 1 or (item > batch.first and not isinstance(batch.job, MapJob)):
-                self._hurry(member, batch, now)
-
-    def _hurry(self, member: Member, batch: Batch, now: float) -> None:
-        """Have a worker report what is finished of its batch, for somebody may wait for that before all can go on.
-
-        And have it begin no more items of a batch of short ones than it has.
-        """
-        if now >= batch.hurry_at:
-            kernel.send_signal(member.pidfd.fileno(), HURRY)
-            batch.hurry_at = now + min(1.0, WATCH_EVERY * 2**batch.hurried)
-            batch.hurried += 1
+            # somebody may wait for what is finished before all can go on; of a batch of short ones no more is begun
+            is_wanted = bound >= end > item + 1 or (item > batch.first and not isinstance(batch.job, MapJob))
+            if is_wanted and now >= batch.hurry_at:
+                member.hurry(batch, now)

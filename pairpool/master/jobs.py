@@ -57,6 +57,7 @@ class Batch:
         "function",
         "handed_over",
         "hurried",
+        "hurried_since",
         "hurry_at",
         "items",
         "job",
@@ -85,7 +86,8 @@ class Batch:
         self.limit = 0  # index before which the worker was told to stop, 0 for none
         self.limited_at = 0.0
         self.hurry_at = 0.0  # when its worker is asked next to report what is finished of it
-        self.hurried = 0  # how often it was asked
+        self.hurried = 0  # how often it was asked since it reported last
+        self.hurried_since = 0.0  # and when first
         self.worker: int | None = None  # number of the worker that it was given to last
         self.movers: tuple[Fd, ...] = ()  # what is to be closed once a worker has it; such a batch is one item
         self.handed_over = False  # and has been
@@ -108,6 +110,10 @@ class Batch:
     def has_settled(self) -> bool:
         """Whether some of these calls have an outcome already: nobody waits for them any more."""
         return any(target.has_outcome for target in self.targets or ())
+
+    def has_waiting(self, stop: int) -> bool:
+        """Whether somebody waits for one of the first `stop` items."""
+        return stop > 0 and (self.targets is None or not all(target.has_outcome for target in self.targets[:stop]))
 
     def split(self) -> list[tuple[bool, Batch]]:
         """New batches of neighbours that have an outcome, and of such that have none, each behind whether they have."""

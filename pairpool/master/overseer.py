@@ -1,9 +1,10 @@
 """The overseer: time limits, memory limits, and how much memory busy workers use.
 
-It looks at the status board when the next limit may be up, and not before: an item that begins after a look cannot be
-over its limit earlier than the limit after it. A worker that is over one is stopped, looked at again while it cannot
-move, and only then ended: a neighbour that it had just begun is not touched. It ends by SIGABRT, for which faulthandler
-writes down where it was, and where that does not help, by SIGKILL.
+It looks at the status board when half of the next limit may be up, and not before: an item that begins after a look
+cannot be at half of its limit earlier than that much later. At half of it the worker is asked to report what it has
+finished of its batch, which would be run once more otherwise. One that is over a limit is stopped, looked at again
+while it cannot move, and only then ended: a neighbour that it had just begun is not touched. It ends by SIGABRT, for
+which faulthandler writes down where it was, and where that does not help, by SIGKILL.
 """
 
 from __future__ import annotations
@@ -33,6 +34,15 @@ PICKLING = 10.0
 
 DYING = 0.030
 """Seconds that a worker gets to write down its stack and end, before SIGKILL."""
+
+REPORTING = 0.020
+"""Seconds that a worker gets at least to report what is finished of its batch, before it is ended over a limit."""
+
+REPORTING_AT_EASE = 0.250
+"""The same for one that runs something cancelled, for which nobody waits any more."""
+
+REPORTED = 0.005
+"""Seconds after which one that runs Python has, and is back at its item, whose stack will be written down."""
 
 _AT_WORK = (State.LOADING, State.RUNNING, State.SAVING)
 
@@ -72,7 +82,7 @@ class Overseer:
             self.at = self._next_sample = time.monotonic() + self._sample
 
     def expect(self, seconds: float) -> None:
-        """Something began that has this time limit."""
+        """Something began that is to be looked at in so many seconds."""
         self.at = min(self.at, time.monotonic() + seconds)
 
     def enlist(self, member: Member) -> None:
@@ -134,12 +144,19 @@ class Overseer:
         limits = [one.job.policy.timeout for one in member.held]
         if batch is None or sight.state not in _AT_WORK or batch.job.policy.timeout is None:
             soonest = min((limit for limit in limits if limit is not None), default=math.inf)
-            self.at = min(self.at, now + soonest)
+            self.at = min(self.at, now + soonest / 2)
             return
         limit = batch.job.policy.timeout
         due = sight.started / 1e9 + (limit if sight.state == State.RUNNING else max(limit, PICKLING))
+        half = due - limit / 2
+        if now < half:
+            self.at = min(self.at, half)
+            return
+        owes = self._ask_to_report(member, batch, sight, now)
         if now < due:
-            self.at = min(self.at, due)
+            self.at = min(self.at, due, max(batch.hurry_at, now + REPORTED) if owes else due)
+        elif now < batch.hurried_since + (REPORTING if owes else REPORTED):
+            self.at = min(self.at, now + REPORTED)
         elif not self._strike(member, sight, Doom(batch.number, sight.item, limit, "", "")):
             self.at = min(self.at, now + limit)
 
@@ -168,6 +185,22 @@ class Overseer:
         usage = usage_of(member.pid)
         return usage is not None and usage.private - member.private_at_birth > self.memory_limit
 
+    # --- what is finished -----------------------------------------------------------------------
+
+    def _ask_to_report(self, member: Member, batch: Batch, sight: _Sight, now: float) -> bool:
+        """Ask a worker that may be ended soon to report first; False if nothing would be lost with it.
+
+        For what is finished and not reported would have to be run once more.
+        """
+        if not batch.hurried:
+            ended = batch.count if sight.state == State.SAVING else sight.item - batch.first
+            if sight.state == State.LOADING or ended > batch.count or not batch.has_waiting(ended):
+                return False
+        # once asked, it does not count where it is: while it pickles a report, it is seen at the items in that
+        if not batch.hurried or now >= batch.hurry_at:
+            member.hurry(batch, now)
+        return True
+
     # --- striking -------------------------------------------------------------------------------
 
     def _strike(self, member: Member, sight: _Sight, doom: Doom) -> bool:
@@ -188,6 +221,11 @@ class Overseer:
 
     def kill(self, member: Member, batch: Batch, item: int | None) -> bool:
         """End a worker by SIGKILL if it is at `item` of `batch` (None: at any); False if it is not, any more."""
+        sight = _look(member)
+        if item is not None and sight.batch == batch.number:
+            now = time.monotonic()
+            if self._ask_to_report(member, batch, sight, now) and now < batch.hurried_since + REPORTING_AT_EASE:
+                return False
         ran = kernel.halt(member.pidfd.fileno(), member.pid)
         sight = _look(member)
         if sight.batch == batch.number and sight.state in _AT_WORK and item in (None, sight.item):

@@ -132,6 +132,24 @@ def test_a_call_among_others_in_one_batch(make_pool: MakePool, gate: Gate, repor
             assert result.get(PATIENCE) == item
 
 
+def test_what_had_ended_before_it_in_its_batch_is_not_run_again(
+    make_pool: MakePool, gate: Gate, reports: Reports
+) -> None:
+    pool = make_pool(1, chunksize=4)
+    pid = pool.apply(os.getpid)
+    os.kill(pid, signal.SIGSTOP)  # so that these are one batch
+    ended = [pool.apply_async(tasks.tell, (reports.path, item)) for item in range(3)]
+    running = pool.apply_async(tasks.tell_and_hold, (reports.path, gate.path, 3))
+    os.kill(pid, signal.SIGCONT)
+    assert reports.take(4) == ["0", "1", "2", f"{pid} 3"]
+    assert running.cancel(kill=True)
+    for result in ended:
+        result.get(PATIENCE)
+    assert pool.apply(os.getpid) != pid
+    with pytest.raises(TimeoutError):
+        reports.next(timeout=0)
+
+
 def test_a_worker_that_was_stopped_by_somebody(make_pool: MakePool, gate: Gate, reports: Reports) -> None:
     pool = make_pool(1)
     result = pool.apply_async(tasks.tell_pid_and_wait, ((reports.path, gate.path),))

@@ -56,6 +56,23 @@ def test_only_the_item_over_its_limit_fails(
         assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
 
+def test_what_had_ended_before_it_in_its_batch_is_not_run_again(
+    make_pool: MakePool, gate: Gate, tmp_path: Path
+) -> None:
+    pool = make_pool(1, task_timeout=1.0, chunksize=4)
+    journal = tmp_path / "journal"
+
+    def work(item: int) -> int:
+        tasks.tell(str(journal), item)
+        if item == 3:
+            tasks.wait_for(gate.path)
+        return item
+
+    found: list[Any] = pool.map(work, range(6), return_exceptions=True)
+    assert [found[item] for item in (0, 1, 2, 4, 5)] == [0, 1, 2, 4, 5]
+    assert sorted(journal.read_text().split()) == ["0", "1", "2", "3", "4", "5"]
+
+
 @pytest.mark.parametrize("how", ["ignores SIGTERM", "holds the GIL", "is stopped", "blocks all signals"])
 def test_however_it_holds_on(start_method: str, make_pool: MakePool, how: str) -> None:
     pool = make_pool(1)
