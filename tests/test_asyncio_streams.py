@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import weakref
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
@@ -211,6 +212,33 @@ def test_a_dropped_stream_ends(gate: Gate) -> None:
             await soon(lambda: pool.status().calls == 0)
 
     run_debugged(main())
+
+
+@pytest.mark.parametrize("closes", [False, True])
+def test_the_input_of_a_stream_that_ends_early_is_let_go(run: Run, closes: bool) -> None:
+    """So that a generator is closed then, and not when the collector comes by."""
+    closed = []
+
+    def numbers() -> Iterator[int]:
+        try:
+            yield from itertools.count()
+        finally:
+            closed.append(True)
+
+    async def main() -> None:
+        async with AsyncPool(1) as pool:
+            stream = pool.imap(tasks.square, numbers(), buffersize=3)
+            assert await anext(stream) == 0
+            if closes:
+                await stream.aclose()
+            del stream
+            await soon(lambda: bool(closed))
+
+    gc.disable()
+    try:
+        run(main())
+    finally:
+        gc.enable()
 
 
 def test_a_closed_stream_ends(gate: Gate, reports: Reports) -> None:

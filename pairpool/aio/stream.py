@@ -72,6 +72,7 @@ class Feed:
                 raise
         finally:
             job.complete(error)
+            del error  # no cycle through the traceback: it would keep the input open
             self.attendant.summon()
             self.settle()
 
