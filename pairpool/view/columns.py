@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from rich.cells import cell_len
 from rich.style import Style
 
 from pairpool.status import PoolStatus, WorkerStatus
 from pairpool.view.frame import Line
-from pairpool.view.text import Glyphs, clean, count, fit, percent, seconds, share_text, size
+from pairpool.view.text import Glyphs, clean, count, fit, item_name, percent, seconds, share_text, size
 
 __all__ = ["FAINT", "RED", "YELLOW", "workers_table"]
 
@@ -25,7 +26,9 @@ BOLD = Style(bold=True)
 TASK_LEAST = 18
 """Cells of a task below which other columns are left out."""
 
-TASK_MOST = 100
+TASK_STEP = 20
+"""Cells by which the column of tasks grows where there is room: its width does not change with each task."""
+
 ARGUMENT_LEAST = 8
 """Cells more where arguments are known."""
 
@@ -70,7 +73,7 @@ def workers_table(status: PoolStatus, width: int, lines: int, glyphs: Glyphs) ->
     shown: Sequence[WorkerStatus] = workers
     if len(workers) > lines - 1:
         shown = sorted(workers, key=_urgency)[: lines - 2]
-    columns = _choose(_columns(workers, width, glyphs), width)
+    columns = _choose(_columns(workers, width, glyphs), width, _longest(shown))
     table = [_head(columns, width, glyphs)]
     table += [_row(worker, columns, width, glyphs) for worker in shown]
     if len(shown) < len(workers):
@@ -99,7 +102,7 @@ def _columns(workers: Sequence[WorkerStatus], width: int, glyphs: Glyphs) -> lis
     digits = max(2, len(str(max(worker.number for worker in workers))))
     pids = max(5, max(len(str(worker.pid)) for worker in workers))
     arguments = any(worker.argument for worker in workers)
-    notes = max((len(worker.note) for worker in workers), default=0)
+    notes = max((cell_len(clean(worker.note)) for worker in workers), default=0)
     columns = [
         Column("#", 100, digits, True, lambda worker: (str(worker.number), BOLD)),
         Column("pid", 30, pids, True, lambda worker: (str(worker.pid or ""), FAINT)),
@@ -124,14 +127,23 @@ def _columns(workers: Sequence[WorkerStatus], width: int, glyphs: Glyphs) -> lis
     return columns
 
 
-def _choose(columns: list[Column], width: int) -> list[Column]:
-    """As many as fit, the most telling first; the task gets what is left."""
+def _longest(workers: Sequence[WorkerStatus]) -> int:
+    """Cells of the longest task."""
+    return max(
+        (cell_len(f"{clean(one.function)}[{one.item}] {clean(one.argument)}") for one in workers if one.is_busy),
+        default=0,
+    )
+
+
+def _choose(columns: list[Column], width: int, task: int) -> list[Column]:
+    """As many as fit, the most telling first; the task gets of the rest what it needs."""
+    needed = max(2, -(-task // TASK_STEP)) * TASK_STEP
     kept = list(columns)
     while _cells(kept) > width and len(kept) > 3:
         kept.remove(min(kept, key=lambda column: column.rank))
     spare = width - _cells(kept)
     return [
-        replace(column, width=max(1, min(TASK_MOST, column.width + spare))) if column.title == "task" else column
+        replace(column, width=max(1, min(needed, column.width + spare))) if column.title == "task" else column
         for column in kept
     ]
 
@@ -189,14 +201,12 @@ def _task(worker: WorkerStatus, width: int, glyphs: Glyphs) -> Line:
     """Function and index, then the argument as far as there is room."""
     if not worker.is_busy:
         return [(" " * width, None)]
-    name = f"{clean(worker.function)}[{worker.item}]"
-    if len(name) > width and worker.function:  # the index tells more than the end of a long name
-        index = f"[{worker.item}]"
-        return [(fit(fit(clean(worker.function), max(1, width - len(index)), glyphs) + index, width, glyphs), CYAN)]
+    name = item_name(worker.function, worker.item, width, glyphs)
+    room = width - cell_len(name)
     argument = clean(worker.argument)
-    if not argument or width - len(name) < 3:
+    if not argument or room < 3:
         return [(fit(name, width, glyphs), CYAN)]
-    return [(name, CYAN), (" " + fit(argument, width - len(name) - 1, glyphs), None)]
+    return [(name, CYAN), (" " + fit(argument, room - 1, glyphs), None)]
 
 
 def _progress_bar(worker: WorkerStatus, width: int, glyphs: Glyphs) -> Line:

@@ -10,12 +10,13 @@
 
 from __future__ import annotations
 
+from rich.cells import cell_len
 from rich.style import Style
 
 from pairpool.status import CallStatus, FailureStatus, PoolStatus
 from pairpool.view.columns import FAINT, RED, YELLOW, workers_table
 from pairpool.view.frame import Frame, Line, joined
-from pairpool.view.text import Glyphs, clean, count, fit, percent, rate, seconds, share_text, size
+from pairpool.view.text import Glyphs, clean, count, fit, item_name, percent, rate, seconds, share_text, size
 
 __all__ = ["headline_plain", "render"]
 
@@ -34,6 +35,9 @@ AVERAGED = 5
 
 LABEL_MOST = 28
 BAR_LEAST = 6
+
+PLACE_LEAST = 12
+"""Cells for what failed; at most half of a line, so that there is room for why."""
 
 
 def render(status: PoolStatus, width: int, height: int | None, *, ascii: bool = False) -> Frame:
@@ -113,7 +117,7 @@ def _first(status: PoolStatus, width: int, glyphs: Glyphs) -> Line:
     beside = [f"up {seconds(status.uptime)}"] if not status.is_over else [f"ended after {seconds(status.uptime)}"]
     name = clean(status.name)
     parts: list[tuple[int, Line]] = [
-        (9, [(fit(name, min(len(name) + 8, max(8, width - 18)), glyphs).rstrip(), BOLD)]),
+        (9, [(fit(name, min(cell_len(name), max(8, width - 18)), glyphs), BOLD)]),
         (8, [(beside[0], None)]),
         (5, [(f"pid {status.pid}", FAINT)]),
         (1, [(status.start_method, FAINT)]),
@@ -162,7 +166,7 @@ def _calls(status: PoolStatus, width: int, lines: int, glyphs: Glyphs) -> list[L
     if not shown:
         return []
     more = max(len(status.running), status.calls) - len(shown)
-    label = max(len(_label(call)) for call in shown)
+    label = max(cell_len(_label(call)) for call in shown)
     label = min(label, LABEL_MOST, max(6, width // 4))
     table = [_call(call, label, width, glyphs) for call in shown]
     if more > 0 and len(shown) > 1:
@@ -217,10 +221,9 @@ def _failure(one: FailureStatus, width: int, glyphs: Glyphs) -> Line:
     line: Line = [(f"{glyphs.cross} ", RED)]
     if width >= 60:
         line.append((f"{ago}  ", FAINT))
-    where = f"{clean(one.function)}[{one.item}]"
+    where = item_name(one.function, one.item, max(PLACE_LEAST, width // 2), glyphs)
     if one.worker is not None and width >= 100:
         where += f" on {one.worker}"
-    line += [(f"{where}  ", CYAN), (clean(one.error), RED)]
-    used = sum(len(words) for words, _style in line[:-1])
-    line[-1] = (fit(clean(one.error), max(0, width - used), glyphs), RED)
-    return line
+    line.append((f"{where}  ", CYAN))
+    used = sum(cell_len(words) for words, _style in line)
+    return [*line, (fit(clean(one.error), max(0, width - used), glyphs), RED)]

@@ -10,7 +10,19 @@ from rich.cells import cell_len, set_cell_size
 
 from pairpool.memory import format_size
 
-__all__ = ["Glyphs", "clean", "count", "fit", "passable", "percent", "rate", "seconds", "share_text", "size"]
+__all__ = [
+    "Glyphs",
+    "clean",
+    "count",
+    "fit",
+    "item_name",
+    "passable",
+    "percent",
+    "rate",
+    "seconds",
+    "share_text",
+    "size",
+]
 
 
 class Glyphs:
@@ -23,8 +35,8 @@ class Glyphs:
     def __init__(self, ascii: bool = False) -> None:
         self.ascii = ascii
         self.more = "~" if ascii else "…"
-        self.full, self.rest = ("#", "-") if ascii else ("━", "━")
-        self.half = "" if ascii else "╸"
+        self.full, self.rest = ("#", "-") if ascii else ("━", "─")  # told apart without colours, too
+        self.half = "" if ascii else "╾"
         self.spark = " .:-=+*#" if ascii else " ▁▂▃▄▅▆▇█"
         self.busy, self.idle, self.other = ("*", "-", "o") if ascii else ("●", "○", "◌")
         self.cross = "!" if ascii else "✗"
@@ -85,6 +97,15 @@ def fit(text: str, width: int, glyphs: Glyphs, *, right: bool = False) -> str:
         return set_cell_size(text, width - 1) + glyphs.more
     padding = " " * (width - cells)
     return padding + text if right else text + padding
+
+
+def item_name(function: str, item: int | None, width: int, glyphs: Glyphs) -> str:
+    """`function[item]` in at most `width` cells: of a long name the end is cut, for the index tells more."""
+    name, index = clean(function), f"[{item}]"
+    if name and cell_len(name) + len(index) > width:
+        name = fit(name, max(1, width - len(index)), glyphs)
+    text = name + index
+    return fit(text, width, glyphs) if cell_len(text) > width else text
 
 
 def seconds(value: float) -> str:

@@ -142,7 +142,7 @@ def test_headline_plain() -> None:
 
 def test_a_call_of_known_size() -> None:
     row = row_of(make_status(running=(make_call(failed=4),), calls=1), "map work", 120)
-    assert re.fullmatch(r"map work (━+╸?)━+  +25%  50/200  4 failed  5/s  30s left", row)
+    assert re.fullmatch(r"map work (━+╾?)─+  +25%  50/200  4 failed  5/s  30s left", row)
 
 
 @pytest.mark.parametrize(
@@ -163,6 +163,12 @@ def test_the_bar_shows_the_share_and_the_failures() -> None:
     assert (green.color.name, red.color.name) == ("green", "red")  # type: ignore[union-attr]  # they have colours
     assert abs(len(done + failed) - len(rest)) <= 1
     assert abs(len(failed) - 0.4 * len(done + failed)) <= 1
+
+
+@pytest.mark.parametrize(("done", "bar"), [(0, "─+"), (100, "━+╾?─+"), (200, "━+")])
+def test_the_bar_needs_no_colours(done: int, bar: str) -> None:
+    row = row_of(make_status(running=(make_call(done=done),), calls=1), "map work")
+    assert re.match(rf"map work {bar} ", row)
 
 
 def test_a_call_of_unknown_size_has_no_bar() -> None:
@@ -255,7 +261,7 @@ def test_a_row_with_everything() -> None:
         "rss",
         "repl",
     ]
-    assert re.fullmatch(r" 3  4003 ● running +work\[13\] 'x.png' +1:01 ━━━━━━━━ +25% tile +103 +1 +100% +3.0M +2", row)
+    assert re.fullmatch(r" 3  4003 ● running +work\[13\] 'x.png' +1:01 ━━────── +25% tile +103 +1 +100% +3.0M +2", row)
 
 
 RANKS = ["note", "pid", "repl", "state", "failed", "done", "rss", "cpu", "progress"]
@@ -284,6 +290,22 @@ def test_columns_that_have_nothing_to_tell_are_not_there() -> None:
 def test_a_long_name_keeps_its_index() -> None:
     worker = make_worker(0, 1.0, function="a_function_of_a_very_long_name_indeed" * 3, item=123_456)
     assert "…[123456]" in lines_of(make_status((worker,)), 40)[-1]
+
+
+@pytest.mark.parametrize("width", [40, 80, 100, 200])
+def test_rows_of_wide_names_are_as_long_as_the_others(width: int) -> None:
+    """Characters of two cells are no reason to push the columns behind them aside."""
+    names = ["work", "字" * 8, "字" * 11, "計算する関数の長い名前[bold]", "字" * 200]
+    workers = tuple(make_worker(number, 1.0, function=name, argument="字") for number, name in enumerate(names))
+    rows = lines_of(make_status(workers), width)[-len(names) :]
+    assert len({cell_len(row[: row.index(" 1.0s")]) for row in rows}) == 1
+
+
+@pytest.mark.parametrize(("argument", "cells"), [("'x.png'", 40), ("x" * 60, 80), ("字" * 20, 60)])
+def test_the_column_of_tasks_is_as_wide_as_it_needs_to_be(argument: str, cells: int) -> None:
+    """In steps, so that the columns behind it stay where they are from task to task."""
+    head = lines_of(make_status((make_worker(0, 1.0, argument=argument),)), 500)[-2]
+    assert head.index("for") + len("for") - head.index("task") == cells + 1 + 6
 
 
 def test_arguments_are_cut() -> None:
@@ -315,7 +337,7 @@ def test_arguments_are_cut() -> None:
 )
 def test_progress(progress: float, total: float | None, text: str) -> None:
     worker = make_worker(0, 1.0, progress=progress, total=total)
-    assert re.search(rf"[ ━╸]{re.escape(text)} +100 ", lines_of(make_status((worker,)))[-1])
+    assert re.search(rf"[ ━╾─]{re.escape(text)} +100 ", lines_of(make_status((worker,)))[-1])
 
 
 def test_markup_is_no_markup() -> None:
@@ -337,6 +359,14 @@ def test_failures_leave_room_for_workers() -> None:
     lines = lines_of(make_status(64, failures=(make_failure(),) * 8), 80, 20)
     assert len(numbers(lines)) >= 8
     assert 1 <= len([line for line in lines if line.startswith("✗")]) <= 4
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+@pytest.mark.parametrize("name", ["a_function_of_a_very_long_name_indeed" * 3, "字" * 60])
+def test_a_long_name_leaves_room_for_its_error(name: str, width: int) -> None:
+    line = lines_of(make_status(failures=(make_failure(function=name, item=123_456),)), width)[-1]
+    assert "…[123456]" in line
+    assert "  ValueError" in line
 
 
 def test_long_errors_are_cut_and_wide_ones_too() -> None:

@@ -140,7 +140,7 @@ def test_bars_are_as_wide_as_they_should_be(share: float, width: int, glyphs: Gl
     assert cell_len(done + rest) == width
 
 
-@pytest.mark.parametrize(("share", "done"), [(0, ""), (0.5, "━━"), (0.6, "━━╸"), (1, "━━━━"), (2, "━━━━"), (-1, "")])
+@pytest.mark.parametrize(("share", "done"), [(0, ""), (0.5, "━━"), (0.6, "━━╾"), (1, "━━━━"), (2, "━━━━"), (-1, "")])
 def test_bars(share: float, done: str) -> None:
     assert UNICODE.bar(share, 4)[0] == done
 
