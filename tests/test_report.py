@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import os
+import re
 import signal
 import threading
 import time
@@ -13,11 +14,14 @@ from functools import partial
 from typing import Any
 
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
+from rich.text import Text
 
 import pairpool
 from pairpool import Pool, WorkerDied
 from pairpool.status import PoolStatus
+from pairpool.view.report import FunctionReport, PoolReport, SlowItem, WorkerReport
 from tests import tasks
 from tests.support import PATIENCE, Gate, Reports
 
@@ -289,6 +293,28 @@ def test_a_report_while_another_thread_drives(make_pool: MakePool, gate: Gate) -
     assert pool.report().functions[0].count == 2
 
 
+@pytest.mark.parametrize("width", [20, 40, 60, 80, 110])
+def test_numbers_of_a_report_are_never_cut(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    """What has no room is left out, and long names and arguments are cut."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("FORCE_COLOR", "1")  # has rich take any output for a terminal
+    name = "a_function_with_a_name_that_is_longer_than_most"
+    function = FunctionReport(name, 1_234_567, 12, 0.0123, 0.0104, 0.0147, 0.0153)
+    slow = SlowItem(name, 123, 5, 12.3, "字" * 60)
+    worker = WorkerReport(7, 123_456, 0.5, 0.25, 0.25, 3)
+    lines = str(PoolReport("p\n\x1b[1m", 9.0, 8.0, 0.5, 0.6, 5, 1, (function,), (slow,), (worker,))).splitlines()
+    assert all(cell_len(line) <= width and line.isprintable() and line == line.rstrip() for line in lines)
+    numbers = {"1,234,567", "12", "12.3 ms", "10.4 ms", "14.7 ms", "15.3 ms", "4 h 13 min", "5", "12.3 s"}
+    numbers |= {"7", "123,456", "50.0%", "25.0%", "3"}
+    titles = [number for number, line in enumerate(lines) if line in ("Tasks by function", "Slowest tasks", "Workers")]
+    for title in titles:
+        cells = re.split("  +", lines[title + 2].strip())
+        assert all(cell in numbers or cell.startswith(name[:8]) or cell.endswith("…") for cell in cells), cells
+        assert len(cells) == len(lines[title + 1].split())
+    assert len(titles) == 3
+    assert ("p50" in lines[titles[0] + 1].split()) == (width >= 80)
+
+
 @pytest.mark.parametrize("width", [40, 80, 200])
 def test_a_report_prints_in_any_width(make_pool: MakePool, width: int) -> None:
     pool = make_pool(2, name="[bold]not markup[/]")
@@ -296,7 +322,9 @@ def test_a_report_prints_in_any_width(make_pool: MakePool, width: int) -> None:
     pool.map(tasks.refuse_odd, range(4), return_exceptions=True)
     out = io.StringIO()
     Console(file=out, width=width, force_terminal=True).print(pool.report())
-    assert "\t" not in out.getvalue()
+    shown = out.getvalue()
+    assert "\t" not in shown
+    assert all(cell_len(line) <= width for line in Text.from_ansi(shown).plain.splitlines())
     text = str(pool.report())
     assert "[bold]not markup[/]" in text
     assert "refuse_odd" in text

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from rich.console import Console, Group, RenderableType
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, JustifyMethod, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from pairpool.view.text import clean
 from pairpool.view.timescale import length_text
 
 __all__ = ["FunctionReport", "PoolReport", "SlowItem", "WorkerReport"]
@@ -17,6 +21,11 @@ WORKERS = 16
 """Workers that are listed one by one; of more, the others share a line."""
 
 PLAIN_WIDTH = 110
+"""Columns of a report as text, at most; in a terminal that is narrower it fits that."""
+
+GAP = 2
+TEXT_LEAST = 12
+"""Cells of a name or an argument before numbers are left out."""
 
 
 def _length(seconds: float) -> str:
@@ -106,32 +115,28 @@ class PoolReport:
     slowest: tuple[SlowItem, ...]
     workers: tuple[WorkerReport, ...]
 
-    def __rich__(self) -> RenderableType:
-        parts: list[RenderableType] = [_headline(self)]
+    def __rich_console__(self, _console: Console, options: ConsoleOptions) -> RenderResult:
+        width = options.max_width
+        yield _headline(self)
         if self.functions:
-            parts += ["", _functions(self)]
+            yield from ("", _functions(self, width))
         if self.slowest:
-            parts += ["", _slowest(self)]
+            yield from ("", _slowest(self, width))
         if self.workers:
-            parts += ["", _workers(self)]
-        return Group(*parts)
+            yield from ("", _workers(self, width))
 
     def __str__(self) -> str:
         out = io.StringIO()
-        console = Console(file=out, width=PLAIN_WIDTH, color_system=None, force_terminal=False, force_jupyter=False)
+        shown = Console()
+        width = min(PLAIN_WIDTH, shown.width) if shown.is_terminal else PLAIN_WIDTH
+        console = Console(file=out, width=width, color_system=None, force_terminal=False, force_jupyter=False)
         console.print(self)
-        return out.getvalue().rstrip("\n")
-
-
-def _plain(text: str) -> Text:
-    """The user's own words: no markup, one line."""
-    shown = "".join(char if char.isprintable() else " " for char in text)
-    return Text(shown, no_wrap=True, overflow="ellipsis")
+        return "\n".join(line.rstrip() for line in out.getvalue().rstrip("\n").split("\n"))
 
 
 def _headline(report: PoolReport) -> Text:
     text = Text()
-    text.append(report.name, style="bold")
+    text.append(clean(report.name), style="bold")
     text.append(f"  {report.done:,} tasks in {_length(report.seconds)}")
     if report.failed:
         text.append(f", {report.failed:,} failed", style="red")
@@ -141,49 +146,83 @@ def _headline(report: PoolReport) -> Text:
     return text
 
 
-def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+# --- tables -------------------------------------------------------------------------------------------
 
 
-def _functions(report: PoolReport) -> Table:
-    table = _table("Tasks by function")
-    table.add_column("function", no_wrap=True, overflow="ellipsis")
-    for name in ("count", "failed", "mean", "p50", "p95", "max", "total"):
-        table.add_column(name, justify="right", no_wrap=True)
+class _Column(NamedTuple):
+    """A column of a table.
+
+    Attributes:
+        title: above it.
+        rank: where there is no room for all, those with the lowest are left out.
+        is_text: whether it may be cut, down to `TEXT_LEAST`; numbers are whole or not there.
+    """
+
+    title: str
+    rank: int
+    is_text: bool = False
+
+
+def _table(title: str, columns: Sequence[_Column], rows: Sequence[Sequence[str | Text]], width: int) -> Table:
+    """A table of at most `width` cells; the users' own words in it are no markup, and on one line."""
+    needed = [
+        max(map(cell_len, (column.title, *(str(row[place]) for row in rows)))) for place, column in enumerate(columns)
+    ]
+    least = [min(cells, TEXT_LEAST) if column.is_text else cells for column, cells in zip(columns, needed, strict=True)]
+    kept = list(range(len(columns)))
+
+    def spare() -> int:
+        return width - sum(least[place] for place in kept) - GAP * (len(kept) - 1)
+
+    while spare() < 0 and len(kept) > 1:
+        kept.remove(min(kept, key=lambda place: columns[place].rank))
+    for place in kept:
+        least[place] += max(0, min(needed[place] - least[place], spare()))
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table.padding = (0, GAP, 0, 0)
+    for place in kept:
+        justify: JustifyMethod = "left" if columns[place].is_text else "right"
+        table.add_column(columns[place].title, justify=justify, no_wrap=True, max_width=least[place])
+    for row in rows:
+        cells = [row[place] for place in kept]
+        table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells))
+    return table
+
+
+def _functions(report: PoolReport, width: int) -> Table:
+    columns = [_Column("function", 9, is_text=True), _Column("count", 8), _Column("failed", 7), _Column("mean", 6)]
+    columns += [_Column("p50", 2), _Column("p95", 3), _Column("max", 4), _Column("total", 5)]
+    rows: list[list[str | Text]] = []
     for one in report.functions:
         failed = Text(f"{one.failed:,}", style="red" if one.failed else "dim")
         times = [_length(value) for value in (one.mean, one.p50, one.p95, one.longest, one.mean * one.count)]
-        table.add_row(_plain(one.name), f"{one.count:,}", failed, *times)
-    return table
+        rows.append([clean(one.name), f"{one.count:,}", failed, *times])
+    return _table("Tasks by function", columns, rows, width)
 
 
-def _slowest(report: PoolReport) -> Table:
-    table = _table("Slowest tasks")
-    table.add_column("task", no_wrap=True, overflow="ellipsis")
-    table.add_column("argument", no_wrap=True, overflow="ellipsis", ratio=1)
-    table.add_column("worker", justify="right", no_wrap=True)
-    table.add_column("took", justify="right", no_wrap=True)
-    for one in report.slowest:
-        task = _plain(f"{one.function}[{one.item}]")
-        table.add_row(task, _plain(one.argument), str(one.worker), _length(one.seconds))
-    return table
+def _slowest(report: PoolReport, width: int) -> Table:
+    columns = [_Column("task", 9, is_text=True), _Column("argument", 7, is_text=True), _Column("worker", 6)]
+    rows = [
+        [clean(f"{one.function}[{one.item}]"), clean(one.argument), str(one.worker), _length(one.seconds)]
+        for one in report.slowest
+    ]
+    return _table("Slowest tasks", [*columns, _Column("took", 8)], rows, width)
 
 
-def _workers(report: PoolReport) -> Table:
-    table = _table("Workers")
-    for name in ("worker", "tasks", "busy", "waiting", "starting"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("deaths", justify="right", no_wrap=True)
+def _workers(report: PoolReport, width: int) -> Table:
+    columns = [_Column("worker", 9), _Column("tasks", 6), _Column("busy", 8), _Column("waiting", 5)]
+    columns += [_Column("starting", 4), _Column("deaths", 7)]
+    rows: list[list[str | Text]] = []
     listed = report.workers if len(report.workers) <= WORKERS + 1 else report.workers[:WORKERS]
     for one in listed:
         deaths = Text(str(one.deaths), style="red" if one.deaths else "dim")
         shares = [f"{share:.1%}" for share in (one.busy, one.waiting, one.starting)]
-        table.add_row(str(one.number), f"{one.items:,}", *shares, deaths)
+        rows.append([str(one.number), f"{one.items:,}", *shares, deaths])
     others = report.workers[len(listed) :]
     if others:
         shares = [
             f"{sum(getattr(one, part) for one in others) / len(others):.1%}" for part in ("busy", "waiting", "starting")
         ]
         deaths = Text(str(sum(one.deaths for one in others)), style="dim")
-        table.add_row(f"{len(others)} others", f"{sum(one.items for one in others):,}", *shares, deaths)
-    return table
+        rows.append([f"{len(others)} others", f"{sum(one.items for one in others):,}", *shares, deaths])
+    return _table("Workers", columns, rows, width)
