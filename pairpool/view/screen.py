@@ -17,6 +17,8 @@ Facts, and what they mean here:
 - tmux keeps what is cleared from the first cell of the screen on, for one to scroll back to. So nothing is.
 - A lock that a thread holds when the program forks, a stream's own included, is held in the child for ever. So the
   terminal is written to by its descriptor, and a child's streams are the plain ones.
+- A master that is killed puts nothing back. So the terminal is as it was after every single write, and the cursor is
+  hidden only within one, where it would be seen to jump.
 - A terminal may take nothing for as long as it likes (Ctrl-S). Who writes waits then, as without a view; nobody else.
 """
 
@@ -195,7 +197,7 @@ class Screen:
         size = self._console.size
         fits = 0 < self._height < size.height and self._width <= size.width
         rows = self._height if fits else 1
-        return f"{INDEX * rows}\x1b[{rows}A{SAVE}{BELOW}{self._frame if fits else ''}{RESTORE}"
+        return f"{INDEX * rows}\x1b[{rows}A{SAVE}{BELOW}{self._frame if fits else ''}{RESTORE}{SHOW_CURSOR}"
 
 
 class Stream:

@@ -45,6 +45,7 @@ class Terminal:
 
     Attributes:
         shows_cursor: whether the cursor is seen.
+        wraps: whether long lines go on in the next row.
         frames: how often something has been drawn below the cursor.
         unknown: control characters and sequences that it does not know.
         colours: codes of the plain colours of texts that it was given.
@@ -56,7 +57,7 @@ class Terminal:
         self.frames = 0
         self._saved = (0, 0)  # row of the screen, column
         self.unknown: list[str] = []
-        self._wraps = True
+        self.wraps = True
         self.colours: set[int] = set()
         self._rows = [Row()]
         self._top = 0
@@ -140,7 +141,7 @@ class Terminal:
         elif char < " " or "\x7f" <= char <= "\x9f":
             self.unknown.append(char)
         elif cell_len(char):
-            if self._column == self.width and not self._wraps:
+            if self._column == self.width and not self.wraps:
                 self._column -= 1
             if self._column == self.width:
                 self._rows[self._row].goes_on = True
@@ -175,7 +176,7 @@ class Terminal:
         if (parameters, final) in (("?25", "l"), ("?25", "h")):
             self.shows_cursor = final == "h"
         elif (parameters, final) in (("?7", "l"), ("?7", "h")):
-            self._wraps = final == "h"
+            self.wraps = final == "h"
         elif sequence == "\x1bD":
             self._down()
         elif final == "A":

@@ -98,7 +98,6 @@ def test_frames_and_lines(script: Script) -> None:
     with in_terminal(script(source)) as program:
         program.until_screen("map wait")
         program.until_screen("2 busy")
-        assert not program.terminal.shows_cursor
         program.until_screen("wait[1]")
         program.type("\n")
         lines = check_end(program)
@@ -167,7 +166,6 @@ def test_the_terminal_is_whole_at_the_end(end: str, script: Script) -> None:
     source = f"threading.Thread(target=go, daemon=True).start()\n{source}\n"
     with in_terminal(script(source), options=()) as program:
         program.until_screen("2 busy")
-        assert not program.terminal.shows_cursor
         program.type("\n\n")
         assert program.wait() == status
     terminal = program.terminal
@@ -192,6 +190,24 @@ def test_an_interrupt(script: Script) -> None:
         lines = check_end(program, -signal.SIGINT)
     assert set(lines) <= {"^C"}
     assert program.terminal.lines[-2] == "KeyboardInterrupt"
+
+
+@pytest.mark.parametrize("end", ["os.kill(os.getpid(), signal.SIGKILL)", "signal.raise_signal(15)", "os._exit(3)"])
+def test_a_master_that_puts_nothing_back(end: str, script: Script) -> None:
+    """Its last frame stays, but whoever uses the terminal next sees what is typed, and long lines whole."""
+    source = f"""
+        pool = Pool(2, live=True)
+        result = pool.map_async(wait, range(2))
+        sys.stdin.readline()
+        {end}
+    """
+    with in_terminal(script(source)) as program:
+        program.until_screen("2 busy")
+        program.type("\n")
+        assert program.wait() != 0
+    assert program.terminal.shows_cursor
+    assert program.terminal.wraps
+    assert "ended after" not in program.terminal.text
 
 
 def test_a_worker_is_killed_while_the_view_is_on(script: Script) -> None:

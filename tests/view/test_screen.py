@@ -80,7 +80,7 @@ def test_a_frame_takes_the_place_of_the_last_one(stage: Stage) -> None:
     screen, file = stage()
     screen.draw(frame_of("one", "two", "three"))
     assert file.terminal.screen == ["", "one", "two", "three"]
-    assert not file.terminal.shows_cursor
+    assert file.terminal.shows_cursor
     screen.draw(frame_of("four"))
     assert file.terminal.screen == ["", "four"]
     screen.draw(frame_of())
