@@ -86,7 +86,7 @@ def _stress(arguments: argparse.Namespace) -> int:
 _STATUSES = """exit status:
   0    it went well
   1    there is no such pool
-  2    bad usage, or there are several pools and none is named
+  2    bad usage, several pools and none named, or no room for the output
   3    the pool belongs to another user
   141  nobody reads the output"""
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
+import shlex
 import sys
 from collections.abc import Callable
 
+from rich.cells import cell_len
 from rich.console import Console
 
 from pairpool.view.find import Found, NoPool, NotPermitted, SeveralPools, Sight, find, pools
+from pairpool.view.text import clean
 
 __all__ = ["NOT_PERMITTED", "NO_POOL", "OK", "PIPE_CLOSED", "USAGE", "Output", "choose", "conclude"]
 
@@ -20,12 +24,20 @@ NOT_PERMITTED = 3
 PIPE_CLOSED = 141
 """As a shell shows it when SIGPIPE ends a program."""
 
+_NOBODY_READS = (errno.EPIPE, errno.EIO)
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 class Output(Console):
-    """A console on standard output that leaves a closed pipe to `conclude`, and colours nothing by guessing."""
+    """A console on standard output that leaves a closed pipe to `conclude`, and colours nothing by guessing.
+
+    Attributes:
+        is_ascii: whether only signs that every terminal has can be shown.
+    """
 
     def __init__(self) -> None:
         super().__init__(file=sys.stdout, highlight=False)
+        self.is_ascii = not self.encoding.startswith("utf")
 
     def on_broken_pipe(self) -> None:
         """Called by rich from 13.8 on while it handles the error."""
@@ -34,6 +46,10 @@ class Output(Console):
 
 def conclude(command: str, action: Callable[[], int]) -> int:
     """Do what a command is for; returns its exit status, and tells in a line on stderr what went wrong."""
+    if sys.stdout is None:
+        return PIPE_CLOSED
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # names of pools and functions may have letters that it has not
     try:
         try:
             return action()
@@ -49,26 +65,35 @@ def conclude(command: str, action: Callable[[], int]) -> int:
         status = USAGE
         text = str(error)
         for found in error.pools:
-            text += f"\n  pairpool {command} {_shortest(found, error.pools)}"
+            text += f"\n  pairpool {command} {_shortest(found, error.pools)}  # {clean(found.name)}"
     except OSError as error:
-        if error.errno not in (errno.EPIPE, errno.EIO):
+        if error.errno not in (*_NOBODY_READS, *_NO_ROOM):
             raise
-        # Nobody reads any more, or the terminal is gone. What is buffered must not raise again at the very end.
+        # What is buffered must not raise again at the very end.
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())
         os.close(null)
-        return PIPE_CLOSED
+        if error.errno in _NOBODY_READS:
+            return PIPE_CLOSED
+        status = USAGE
+        text = f"the output cannot be written: {error.strerror}"
     print(f"pairpool {command}: {text}", file=sys.stderr)
     return status
 
 
 def choose(what: str | None, *, may_ask: bool) -> Found:
-    """The pool that is named; without a name the only one there is, or the one that is chosen from a list.
+    """The pool that is named, or without a name the only one there is; of several, the one that is chosen from a list.
 
     Raises what `find` raises; `SeveralPools` if nobody can be asked.
     """
+    may_ask = may_ask and sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
     if what is not None:
-        return find(what)
+        try:
+            return find(what)
+        except SeveralPools as error:
+            if not may_ask:
+                raise
+            return _ask(error.pools)
     everything = pools()
     readable = [one for one in everything if not one.problem]
     for one in everything:
@@ -78,23 +103,26 @@ def choose(what: str | None, *, may_ask: bool) -> Found:
         raise NoPool("no pool that you may look at is open on this machine")
     if len(readable) == 1:
         return readable[0]
-    if not may_ask or not (sys.stdin.isatty() and sys.stdout.isatty()):
+    if not may_ask:
         raise SeveralPools("there are several pools, so say which", readable)
     return _ask(readable)
 
 
 def _shortest(found: Found, among: list[Found]) -> str:
-    """How to name one of several pools."""
+    """How to name one of several pools in a shell."""
     if sum(one.pid == found.pid for one in among) == 1:
         return str(found.pid)
-    return f"{found.pid}:{found.name}"
+    if sum((one.pid, one.name) == (found.pid, found.name) for one in among) == 1 and found.name.isprintable():
+        return shlex.quote(f"{found.pid}:{found.name}")
+    return f"{found.pid}:{found.fd}"
 
 
 def _ask(among: list[Found]) -> Found:
     """Have the user pick one by its number."""
-    width = max(len(one.name) for one in among)
+    width = max(cell_len(clean(one.name)) for one in among)
     for number, found in enumerate(among, 1):
-        print(f"{number:3}  {found.name:<{width}}  {_summary(found)}")
+        name = clean(found.name)
+        print(f"{number:3}  {name}{' ' * (width - cell_len(name))}  {_summary(found)}")
     while True:
         try:
             answer = input(f"which one? [1-{len(among)}, q] ").strip()

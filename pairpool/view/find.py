@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 
 from pairpool import kernel
 from pairpool.status import PoolStatus
+from pairpool.view.text import clean
 from pairpool.wire import snapshot
 from pairpool.wire.board import MEMFD, Board, BoardVersionError, PoolWord, owner_of
 
@@ -66,7 +67,7 @@ class Found:
     worker: int | None = None
 
     def __str__(self) -> str:
-        return f"{self.name or '?'} (pid {self.pid})"
+        return f"{clean(self.name) or '?'} (pid {self.pid})"
 
 
 def pools() -> list[Found]:
@@ -83,6 +84,7 @@ def pools() -> list[Found]:
 def find(what: str) -> Found:
     """The pool that is meant by a name, the pid of its master, of a worker or of a zygote, or `PID:NAME`.
 
+    `PID:FD` is the one whose board the master has as this descriptor, for pools of one process and the same name.
     Raises `NoPool`, `SeveralPools` or `NotPermitted`, each with one line to show.
     """
     if what.isdigit() and os.path.exists(f"/proc/{what}/stat"):
@@ -90,6 +92,7 @@ def find(what: str) -> Found:
     everything = pools()
     pid, _, name = what.partition(":")
     matching = [one for one in everything if one.name == what or (one.name == name and str(one.pid) == pid)]
+    matching = matching or [one for one in everything if what == f"{one.pid}:{one.fd}"]
     if matching:
         return _one(f"{what!r}", matching)
     if what.isdigit():
@@ -100,8 +103,7 @@ def find(what: str) -> Found:
 
 def _one(what: str, found: list[Found]) -> Found:
     if len(found) > 1:
-        names = ", ".join(f"{one.pid}:{one.name}" for one in found)
-        raise SeveralPools(f"{what} means several pools: {names}", found)
+        raise SeveralPools(f"{what} means several pools", found)
     if found[0].problem:
         raise NoPool(f"process {found[0].pid}: {found[0].problem}")
     return found[0]

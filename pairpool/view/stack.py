@@ -7,6 +7,7 @@ from rich.text import Text
 from pairpool.status import PoolStatus, WorkerStatus
 from pairpool.view.choose import OK, Output, choose, conclude
 from pairpool.view.find import NoPool, NotPermitted, Sight
+from pairpool.view.text import clean
 from pairpool.wire.stacks import IDLE, read_stacks
 
 __all__ = ["headline", "run"]
@@ -42,7 +43,7 @@ def _run(what: str | None, number: int | None, timeout: float) -> int:
 
 
 def _title(status: PoolStatus) -> Text:
-    text = Text.assemble((status.name, "bold"))
+    text = Text.assemble((clean(status.name), "bold"))
     text.append(f" (pid {status.pid}): {status.busy} of {status.processes} workers busy")
     if status.remark:
         text.append(f" · {status.remark}", "yellow")
@@ -56,8 +57,8 @@ def headline(worker: WorkerStatus) -> Text:
         text.append(f" (pid {worker.pid})", "dim")
     text.append(f": {worker.state}")
     if worker.item is not None:
-        text.append(f" {worker.function}[{worker.item}]", "cyan")
+        text.append(f" {clean(worker.function)}[{worker.item}]", "cyan")
         if worker.argument:
-            text.append(f" {worker.argument}", "dim")
+            text.append(f" {clean(worker.argument)}", "dim")
         text.append(f" for {worker.seconds:.1f} s")
     return text

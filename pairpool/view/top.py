@@ -12,7 +12,6 @@ import sys
 import time
 from typing import Any
 
-from rich.console import Console
 from rich.live import Live
 
 from pairpool.status import PoolStatus
@@ -20,6 +19,7 @@ from pairpool.view.choose import OK, Output, choose, conclude
 from pairpool.view.find import NoPool, Sight, pools
 from pairpool.view.keys import Keys
 from pairpool.view.table import headline_plain, render
+from pairpool.view.text import clean
 from pairpool.view.usage import Sampler
 
 __all__ = ["as_json", "farewell", "run"]
@@ -66,9 +66,9 @@ def _print_once(sight: Sight) -> int:
     [status] = _measured([sight])
     console = Output()
     if console.is_terminal:
-        console.print(render(status, console.width, console.height - 1))
+        console.print(render(status, console.width, console.height - 1, ascii=console.is_ascii))
     else:
-        console.print(render(status, console.width, None))
+        console.print(render(status, console.width, None, ascii=console.is_ascii))
     return OK
 
 
@@ -128,7 +128,7 @@ def _watch(sight: Sight, interval: float) -> int:
     return OK
 
 
-def _show_pictures(sight: Sight, console: Console, interval: float) -> PoolStatus | None:
+def _show_pictures(sight: Sight, console: Output, interval: float) -> PoolStatus | None:
     """Have the view fill the screen; returns the last status of a pool that ends, None if the user has enough."""
     sampler = Sampler()
     with Keys() as keys, Live(console=console, screen=True, auto_refresh=False) as live:
@@ -136,7 +136,7 @@ def _show_pictures(sight: Sight, console: Console, interval: float) -> PoolStatu
             status = sampler.fill(sight.status())
             if status.is_over:
                 return status
-            live.update(render(status, console.width, console.height), refresh=True)
+            live.update(render(status, console.width, console.height, ascii=console.is_ascii), refresh=True)
             if "q" in keys.wait(interval).lower():
                 return None
 
@@ -154,5 +154,5 @@ def _show_lines(sight: Sight, interval: float) -> PoolStatus:
 
 def farewell(status: PoolStatus) -> str:
     """What is left to say of a pool that has ended, in a line."""
-    text = f"pool {status.name} ended after {status.uptime:.1f} s: {status.done} done, {status.failed} failed"
+    text = f"pool {clean(status.name)} ended after {status.uptime:.1f} s: {status.done} done, {status.failed} failed"
     return f"{text} ({status.remark})" if status.remark else text

@@ -10,6 +10,7 @@ import os
 import pty
 import re
 import select
+import shlex
 import signal
 import struct
 import subprocess
@@ -17,6 +18,7 @@ import sys
 import termios
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -47,14 +49,21 @@ def pairpool(*arguments: object, **variables: str) -> subprocess.CompletedProces
 class Terminal:
     """The command in a terminal of its own."""
 
-    def __init__(self, *arguments: object, columns: int = 100, lines: int = 30, term: str = "xterm-256color") -> None:
+    def __init__(
+        self,
+        *arguments: object,
+        columns: int = 100,
+        lines: int = 30,
+        term: str = "xterm-256color",
+        encoding: str = "utf-8",
+    ) -> None:
         self.fd, self._slave = pty.openpty()
         self.resize(columns, lines)
         self.settings = termios.tcgetattr(self._slave)
         variables = {name: text for name, text in environment().items() if name not in ("COLUMNS", "LINES", "NO_COLOR")}
         self.process = subprocess.Popen(
             [sys.executable, "-W", "error", "-m", "pairpool", *map(str, arguments)],
-            env=variables | {"TERM": term},
+            env=variables | {"TERM": term, "PYTHONIOENCODING": encoding},
             cwd=ROOT,
             stdin=self._slave,
             stdout=self._slave,
@@ -339,6 +348,32 @@ def test_output_closed_early(held: Master, command: list[str]) -> None:
     assert (ran.returncode, ran.stderr) == (141, "")
 
 
+@pytest.mark.parametrize("command", [["top", "--once"], ["top", "--json"], ["top"], ["stack"]])
+def test_output_that_is_not_there_or_full(held: Master, command: list[str]) -> None:
+    line = [sys.executable, "-m", "pairpool", command[0], HELD, *command[1:]]
+    run = partial(subprocess.run, env=environment(), stdin=subprocess.DEVNULL, text=True, timeout=PATIENCE)
+    closed = run(["sh", "-c", 'exec "$@" >&-', "sh", *line], stderr=subprocess.PIPE)
+    assert (closed.returncode, closed.stderr) == (141, "")
+    with open("/dev/full", "w") as full:
+        ran = run(line, stdout=full, stderr=subprocess.PIPE)
+    assert ran.returncode == 2
+    assert ran.stderr == f"pairpool {command[0]}: the output cannot be written: No space left on device\n"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_an_encoding_without_our_signs(encoding: str) -> None:
+    with master(own("字"), 1) as odd:
+        for command in (["top", "--once"], ["stack"]):
+            ran = pairpool(command[0], odd.pid, *command[1:], PYTHONIOENCODING=encoding)
+            assert (ran.returncode, ran.stderr) == (0, "")
+            assert ran.stdout.isascii()
+            assert own("?") in ran.stdout
+        with terminal("top", odd.pid, encoding=encoding) as shown:
+            shown.expect("busy")
+            shown.type("q")
+            assert shown.end() == 0
+
+
 # --- nothing to show ----------------------------------------------------------------------------------
 
 
@@ -374,8 +409,8 @@ def test_several_pools_and_nobody_to_ask(held: Master, command: list[str]) -> No
     with master(own("second"), 1) as second:
         ran = pairpool(*command)
         assert (ran.returncode, ran.stdout) == (2, "")
-        assert f"pairpool {command[0]} {second.pid}\n" in ran.stderr
-        assert f"pairpool {command[0]} {held.pid}\n" in ran.stderr
+        assert f"pairpool {command[0]} {second.pid}  # {own('second')}\n" in ran.stderr
+        assert f"pairpool {command[0]} {held.pid}  # {HELD}\n" in ran.stderr
 
 
 def test_several_pools_of_one_process(make_pool: MakePool) -> None:
@@ -383,8 +418,37 @@ def test_several_pools_of_one_process(make_pool: MakePool) -> None:
     make_pool(1, name="b")
     ran = pairpool("top", os.getpid(), "--once")
     assert ran.returncode == 2
-    assert f"  pairpool top {os.getpid()}:a\n" in ran.stderr
+    assert f"  pairpool top {os.getpid()}:a  # a\n" in ran.stderr
     assert pairpool("top", f"{os.getpid()}:a", "--once").returncode == 0
+
+
+def test_what_is_said_of_several_pools_can_be_typed(make_pool: MakePool) -> None:
+    """Also where they have the same name, one that a shell would take apart, or one that a terminal would obey."""
+    for name in ("twin", "twin", "a b;c", "\x1b[2J\n"):
+        make_pool(1, name=name)
+    ran = pairpool("top", os.getpid(), "--once")
+    assert "\x1b" not in ran.stderr
+    head, *lines = ran.stderr.splitlines()
+    assert head == f"pairpool top: process {os.getpid()} means several pools"
+    found = set()
+    for line in lines:
+        command, what = shlex.split(line, comments=True)[1:]
+        (one,) = [json.loads(pairpool(command, what, "--json").stdout)]
+        found.add((what, one["name"]))
+    assert len(found) == len({what for what, _ in found}) == 4
+    assert sorted(name for _, name in found) == sorted(["twin", "twin", "a b;c", "\x1b[2J\n"])
+
+
+def test_one_of_several_that_have_the_same_name_is_chosen_from_a_list() -> None:
+    name = own("字字")
+    with master(name, 1), master(name, 2), terminal("top", name) as shown:
+        listed = shown.expect(r"which one\? \[1-2, q\] ")
+        number = re.search(r"(\d)  \S+  pid \d+, 0 of 2", listed)
+        assert number is not None
+        shown.type(f"{number[1]}\n")
+        shown.expect("2 idle")
+        shown.type("q")
+        assert shown.end() == 0
 
 
 def test_board_of_another_version() -> None:
