@@ -7,6 +7,7 @@ import functools
 import io
 import logging
 import os
+import re
 import select
 import signal
 import sys
@@ -604,6 +605,31 @@ def test_a_callable_that_raises_is_complained_of_once(
     assert [record.name for record in caplog.records] == ["pairpool"]
     assert "sink" in caplog.text
     assert "on purpose" in caplog.text
+
+
+@pytest.mark.parametrize("gone", ["pipe", "disk"])
+def test_a_stream_that_takes_no_more_is_told_of_in_a_line(
+    make_pool: MakePool, caplog: pytest.LogCaptureFixture, gone: str
+) -> None:
+    """As after `| head`; the lines of the other stream are not lost with it."""
+    if gone == "pipe":
+        reader, writer = os.pipe()
+        os.close(reader)
+    else:
+        writer = os.open("/dev/full", os.O_WRONLY)
+    stream = os.fdopen(writer, "w", closefd=False)
+    with contextlib.redirect_stdout(stream), contextlib.redirect_stderr(io.StringIO()) as memory:
+        pool = make_pool(1, capture=True)
+        for number in range(3):
+            pool.apply(output_tasks.write_every_way, (number,))
+        end(pool)
+    os.close(writer)
+    with contextlib.suppress(OSError):
+        stream.close()
+    assert sum("stderr" in line for line in memory.getvalue().splitlines()) == 3
+    assert len(caplog.records) == 1
+    assert re.fullmatch(r"what tasks write to stdout is lost from here on: \w.*", caplog.records[0].getMessage())
+    assert caplog.records[0].exc_info is None
 
 
 def test_a_callable_may_use_the_pool(make_pool: MakePool) -> None:

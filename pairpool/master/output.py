@@ -77,13 +77,24 @@ def print_lines(lines: list[OutputLine]) -> None:
     _print([(line.stream, f"{line.text}\n") for line in lines])
 
 
+class _Refused(Exception):
+    """A stream of this program takes no more, as its reader has gone or its disk is full; the text says which."""
+
+
 def _print(lines: list[tuple[str, str]]) -> None:
+    refused = ""
     for name, group in groupby(lines, key=lambda line: line[0]):
         stream = getattr(sys, name)
-        if stream is not None:
+        if stream is None:
+            continue
+        try:
             with _writing:
                 stream.write("".join(text for _name, text in group))
                 stream.flush()
+        except OSError as error:  # the other stream gets its lines all the same
+            refused = f"what tasks write to {name} is lost from here on: {error.strerror}"
+    if refused:
+        raise _Refused(refused)
 
 
 def each_line(function: Callable[[OutputLine], object]) -> Sink:
@@ -370,8 +381,12 @@ class Collector:
         """Log what went wrong, once as long as it is the same one's fault."""
         if self._complained_of is not culprit:
             self._complained_of = culprit
+            log = logging.getLogger("pairpool")
             try:
-                logging.getLogger("pairpool").error("%s raised an exception; output goes on", what, exc_info=error)
+                if isinstance(error, _Refused):
+                    log.warning("%s", error)
+                else:
+                    log.error("%s raised an exception; output goes on", what, exc_info=error)
             except BaseException:  # of a filter of the program's: this thread is the last that may end by it
                 sys.excepthook(*sys.exc_info())
 
