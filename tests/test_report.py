@@ -315,6 +315,15 @@ def test_numbers_of_a_report_are_never_cut(monkeypatch: pytest.MonkeyPatch, widt
     assert ("p50" in lines[titles[0] + 1].split()) == (width >= 80)
 
 
+def test_a_notebook_shows_a_report_as_tables() -> None:
+    function = FunctionReport("bake_bread", 10, 1, 0.0123, 0.0104, 0.0147, 0.0153)
+    report = PoolReport("pool-1", 9.0, 8.0, 0.5, 0.6, 5, 1, (function,), (), ())
+    bundle = report._repr_mimebundle_((), ())
+    for shown in (bundle["text/plain"], bundle["text/html"]):
+        assert "Tasks by function" in shown
+        assert "bake_bread" in shown
+
+
 @pytest.mark.parametrize("width", [40, 80, 200])
 def test_a_report_prints_in_any_width(make_pool: MakePool, width: int) -> None:
     pool = make_pool(2, name="[bold]not markup[/]")

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, JustifyMethod, RenderResult
+from rich.jupyter import JupyterMixin
 from rich.table import Table
 from rich.text import Text
 
@@ -88,8 +89,8 @@ class WorkerReport:
 
 
 @dataclass(frozen=True, slots=True)
-class PoolReport:
-    """What a pool has done, until now or until it ended. `print` shows it as text, rich's `print` as tables.
+class PoolReport(JupyterMixin):
+    """What a pool has done, until now or until it ended. `print` shows it as text, rich and notebooks as tables.
 
     Attributes:
         name: of the pool.

@@ -81,7 +81,9 @@ def headline_plain(status: PoolStatus) -> str:
 
 
 def _speed(status: PoolStatus) -> float:
-    """Tasks a second, of late."""
+    """Tasks a second, of late; of a pool that has ended, on the whole."""
+    if status.is_over:
+        return status.done / status.uptime if status.uptime else 0.0
     span = min(AVERAGED, max(1, int(status.uptime)))
     return sum(status.rates[-span:]) / span
 
@@ -154,7 +156,8 @@ def _tasks(status: PoolStatus, width: int, glyphs: Glyphs) -> Line:
     line = joined(parts, width)
     room = width - sum(len(words) for words, _style in line) - 2
     if room >= 8 and status.rates:
-        line += [("  ", None), (glyphs.sparkline(status.rates, min(room, 60)), CYAN)]
+        seconds_open = int(status.uptime) + 1
+        line += [("  ", None), (glyphs.sparkline(status.rates, min(room, 60, seconds_open)), CYAN)]
     return line
 
 

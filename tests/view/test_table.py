@@ -117,13 +117,20 @@ def test_states(state: str, word: str) -> None:
     assert lines_of(make_status(state=state))[0] == f"pool-1  {word}{'  ' if word else ''}up 1:05  pid 4711  fork"
 
 
+def test_the_last_minute_begins_with_the_pool() -> None:
+    rates = (0,) * 57 + (5, 10, 5)
+    assert lines_of(make_status(2, uptime=2.9, rates=rates))[2].endswith("/s  ▄█▄")
+    assert lines_of(make_status(2, uptime=2.9, rates=rates))[2] == lines_of(make_status(2, uptime=2.1, rates=rates))[2]
+    assert re.search("/s {50,}▄█▄$", lines_of(make_status(2, uptime=90, rates=rates))[2])
+
+
 def test_an_ended_pool() -> None:
-    status = make_status(0, state="TERMINATE", done=10, failed=1)
+    status = make_status(0, state="TERMINATE", done=130, failed=1)
     assert lines_of(status) == [
         "pool-1  ended after 1:05  pid 4711  fork",
-        "tasks    10 done  1 failed  0 pending  0/s",
+        "tasks    130 done  1 failed  0 pending  2/s",
     ]
-    assert headline_plain(status) == "pool-1: ended after 1:05; tasks: 10 done, 1 failed"
+    assert headline_plain(status) == "pool-1: ended after 1:05; tasks: 130 done, 1 failed"
 
 
 def test_a_remark_is_the_second_line() -> None:
