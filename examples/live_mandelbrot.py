@@ -44,7 +44,7 @@ class View:
     iterations: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Tile:
     """A part of the picture: its pixels from `left`, `top` on."""
 
@@ -53,6 +53,10 @@ class Tile:
     top: int
     width: int
     height: int
+
+    def __repr__(self) -> str:
+        """What the view shows of it."""
+        return f"Tile at {self.left}, {self.top}"
 
     def points(self) -> npt.NDArray[np.complex128]:
         """The points of the plane that its pixels show, of shape (height, width)."""
@@ -122,15 +126,22 @@ def write_png(path: Path, pixels: Pixels) -> None:
     )
 
 
+def at_least_one(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
+    return number
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="The Mandelbrot set in tiles, with a live view.")
     parser.add_argument("-o", "--output", type=Path, default=Path("mandelbrot.png"), metavar="FILE")
-    parser.add_argument("--width", type=int, default=1600, metavar="PIXELS")
-    parser.add_argument("--height", type=int, default=1200, metavar="PIXELS")
+    parser.add_argument("--width", type=at_least_one, default=1600, metavar="PIXELS")
+    parser.add_argument("--height", type=at_least_one, default=1200, metavar="PIXELS")
     parser.add_argument("--centre", type=float, nargs=2, default=(-0.65, 0.0), metavar=("X", "Y"))
     parser.add_argument("--span", type=float, default=3.2, metavar="WIDTH", help="of the picture in the plane (3.2)")
-    parser.add_argument("--iterations", type=int, default=1000, metavar="N")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes of the pool (as many as cores)")
+    parser.add_argument("--iterations", type=at_least_one, default=5000, metavar="N")
+    parser.add_argument("--workers", type=at_least_one, metavar="N", help="processes of the pool (as many as cores)")
     arguments = parser.parse_args()
     view = View(
         arguments.width, arguments.height, complex(*arguments.centre), arguments.span, arguments.iterations

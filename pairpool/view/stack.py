@@ -38,7 +38,7 @@ def _run(what: str | None, number: int | None, timeout: float) -> int:
         console.print(headline(one), soft_wrap=True)
         text = texts.get(one.pid, "")
         if text and text != IDLE:
-            console.print(Text("\n".join(f"    {line.strip()}" for line in text.splitlines())), soft_wrap=True)
+            console.print(Text("\n".join(f"  {line}" for line in text.splitlines())), soft_wrap=True)
     return OK
 
 

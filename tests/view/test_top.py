@@ -509,7 +509,7 @@ def test_stack_of_a_stopped_worker(held: Master) -> None:
     try:
         ran = pairpool("stack", HELD, 0)
         assert ran.returncode == 0
-        assert "(no stack: the worker is stopped)" in ran.stdout
+        assert "\n  (no stack: the worker is stopped)\n" in ran.stdout
     finally:
         os.kill(worker["pid"], signal.SIGCONT)
 
