@@ -98,7 +98,8 @@ def _allot(status: PoolStatus, lines: int, gap: int) -> tuple[int, int, int]:
     failures = min(failures, max(0, (lines - least - calls) // (2 if wanted > lines - calls - failures else 1)))
     failures = min(failures, max(1, (lines - calls) // 4)) if wanted > lines - calls - failures else failures
     rest = max(0, lines - calls - failures)
-    return calls, min(wanted, rest), failures
+    rows = min(wanted, rest)
+    return min(len(status.running), calls + rest - rows), rows, failures
 
 
 # --- the head -----------------------------------------------------------------------------------------

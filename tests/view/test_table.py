@@ -91,6 +91,14 @@ def test_room_is_used() -> None:
         assert len(lines_of(status, 80, height)) == height
 
 
+def test_few_workers_leave_their_room_to_calls() -> None:
+    status = make_status(2, running=(make_call(),) * 16, calls=16)
+    for height in range(5, 26):
+        shown = lines_of(status, 80, height)
+        assert len(shown) == height or len([line for line in shown if line.startswith("map work")]) == 16
+    assert len([line for line in lines_of(status, 80, 40) if line.startswith("map work")]) == 16
+
+
 # --- the head -----------------------------------------------------------------------------------------
 
 
