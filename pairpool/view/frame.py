@@ -9,7 +9,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.segment import Segment
 from rich.style import Style
 
-__all__ = ["Frame", "Line", "Words", "joined"]
+__all__ = ["Frame", "Line", "Words", "cells", "joined"]
 
 Words = tuple[str, Style | None]
 """A text without line breaks, and how it looks."""
@@ -45,10 +45,10 @@ class Frame:
 def _cut(line: Line, width: int) -> Line:
     left = width
     for place, (words, style) in enumerate(line):
-        cells = cell_len(words)
-        if cells > left:
+        wide = cell_len(words)
+        if wide > left:
             return [*line[:place], (set_cell_size(words, left), style)]
-        left -= cells
+        left -= wide
     return line
 
 
@@ -70,7 +70,7 @@ def joined(parts: Iterable[tuple[int, Line]], width: int, gap: int = 2) -> Line:
         gap: cells between two of them.
     """
     kept = list(parts)
-    while len(kept) > 1 and sum(_cells(part) + gap for _rank, part in kept) - gap > width:
+    while len(kept) > 1 and sum(cells(part) + gap for _rank, part in kept) - gap > width:
         kept.remove(min(kept, key=lambda entry: entry[0]))
     line: Line = []
     for _rank, part in kept:
@@ -80,5 +80,6 @@ def joined(parts: Iterable[tuple[int, Line]], width: int, gap: int = 2) -> Line:
     return line
 
 
-def _cells(line: Line) -> int:
+def cells(line: Line) -> int:
+    """How wide a line is."""
     return sum(cell_len(words) for words, _style in line)

@@ -15,7 +15,7 @@ from rich.style import Style
 
 from pairpool.status import CallStatus, FailureStatus, PoolStatus
 from pairpool.view.columns import FAINT, RED, YELLOW, workers_table
-from pairpool.view.frame import Frame, Line, joined
+from pairpool.view.frame import Frame, Line, cells, joined
 from pairpool.view.text import Glyphs, clean, count, fit, item_name, percent, rate, seconds, share_text, size
 
 __all__ = ["headline_plain", "render"]
@@ -34,7 +34,7 @@ AVERAGED = 5
 """Seconds over which tasks a second are told."""
 
 LABEL_MOST = 28
-BAR_LEAST = 6
+BAR_LEAST, BAR_MOST = 6, 60
 
 PLACE_LEAST = 12
 """Cells for what failed; at most half of a line, so that there is room for why."""
@@ -155,7 +155,7 @@ def _tasks(status: PoolStatus, width: int, glyphs: Glyphs) -> Line:
     if width >= 60:
         parts.insert(0, (10, [("tasks  ", FAINT)]))
     line = joined(parts, width)
-    room = width - sum(len(words) for words, _style in line) - 2
+    room = width - cells(line) - 2
     if room >= 8 and status.rates:
         seconds_open = int(status.uptime) + 1
         line += [("  ", None), (glyphs.sparkline(status.rates, min(room, 60, seconds_open)), CYAN)]
@@ -172,7 +172,13 @@ def _calls(status: PoolStatus, width: int, lines: int, glyphs: Glyphs) -> list[L
     more = max(len(status.running), status.calls) - len(shown)
     label = max(cell_len(_label(call)) for call in shown)
     label = min(label, LABEL_MOST, max(6, width // 4))
-    table = [_call(call, label, width, glyphs) for call in shown]
+    figures = [_figures(call, max(4, width - label - 2 - BAR_LEAST * (call.total is not None))) for call in shown]
+    beside_bars = [cells(line) for line, call in zip(figures, shown, strict=True) if call.total is not None]
+    bar = max(0, min(BAR_MOST, width - label - 2 - max(beside_bars, default=0)))
+    table: list[Line] = []
+    for call, beside in zip(shown, figures, strict=True):
+        drawn = _bar(call, bar, glyphs) if call.total is not None else []
+        table.append([(fit(_label(call), label, glyphs), None), (" ", None), *drawn, (" ", None), *beside])
     if more > 0 and len(shown) > 1:
         table[-1] = [(fit(f"{glyphs.more} {more + 1} more calls", width, glyphs), FAINT)]
     return table
@@ -182,13 +188,13 @@ def _label(call: CallStatus) -> str:
     return f"{call.kind} {clean(call.function)}".rstrip()
 
 
-def _call(call: CallStatus, label: int, width: int, glyphs: Glyphs) -> Line:
-    """Label, bar, figures: those that tell least are left out where there is no room."""
+def _figures(call: CallStatus, width: int) -> Line:
+    """What stands beside the bar: figures that tell least are left out where there is no room."""
     speed = call.done / call.seconds if call.seconds > 0 else 0.0
     figures: list[tuple[int, Line]] = []
     if call.total is not None:
         share = call.done / call.total if call.total else 1.0
-        figures.append((9, [(fit(share_text(share), 4, glyphs, right=True), BOLD)]))
+        figures.append((9, [(f"{share_text(share):>4}", BOLD)]))
         figures.append((5, [(f"{count(call.done)}/{count(call.total)}", None)]))
     else:
         figures.append((9, [(f"{count(call.done)} done", BOLD)]))
@@ -197,16 +203,11 @@ def _call(call: CallStatus, label: int, width: int, glyphs: Glyphs) -> Line:
     figures.append((4, [(rate(speed), CYAN)]))
     if call.total is not None and speed > 0 and call.done < call.total:
         figures.append((7, [(f"{seconds((call.total - call.done) / speed)} left", None)]))
-    beside = joined(figures, max(4, width - label - 2 - (BAR_LEAST if call.total is not None else 0)))
-    line: Line = [(fit(_label(call), label, glyphs), None), (" ", None)]
-    if call.total is not None:
-        line += _bar(call, width - label - 2 - sum(len(words) for words, _style in beside), glyphs)
-    return [*line, (" ", None), *beside]
+    return joined(figures, width)
 
 
 def _bar(call: CallStatus, width: int, glyphs: Glyphs) -> Line:
     """The done part green, as much of it red as failed."""
-    width = max(0, min(width, 60))
     total = max(1, call.total or 1)
     done, rest = glyphs.bar(call.done / total, width)
     failed = min(len(done), -(-call.failed * width // total))
@@ -217,17 +218,22 @@ def _bar(call: CallStatus, width: int, glyphs: Glyphs) -> Line:
 
 
 def _failures(status: PoolStatus, width: int, lines: int, glyphs: Glyphs) -> list[Line]:
-    return [_failure(one, width, glyphs) for one in status.failures[:lines]]
+    shown = status.failures[:lines]
+    places = [_place(one, width, glyphs) for one in shown]
+    column = max(map(cell_len, places), default=0)
+    return [_failure(one, fit(place, column, glyphs), width, glyphs) for one, place in zip(shown, places, strict=True)]
 
 
-def _failure(one: FailureStatus, width: int, glyphs: Glyphs) -> Line:
-    ago = fit(f"{seconds(one.seconds)} ago", 10, glyphs, right=True)
+def _place(one: FailureStatus, width: int, glyphs: Glyphs) -> str:
+    """What failed, and on which worker where there is room for that."""
+    where = item_name(one.function, one.item, max(PLACE_LEAST, width // 2), glyphs)
+    return f"{where} on {one.worker}" if one.worker is not None and width >= 100 else where
+
+
+def _failure(one: FailureStatus, place: str, width: int, glyphs: Glyphs) -> Line:
     line: Line = [(f"{glyphs.cross} ", RED)]
     if width >= 60:
+        ago = fit(f"{seconds(one.seconds)} ago", 10, glyphs, right=True)
         line.append((f"{ago}  ", FAINT))
-    where = item_name(one.function, one.item, max(PLACE_LEAST, width // 2), glyphs)
-    if one.worker is not None and width >= 100:
-        where += f" on {one.worker}"
-    line.append((f"{where}  ", CYAN))
-    used = sum(cell_len(words) for words, _style in line)
-    return [*line, (fit(clean(one.error), max(0, width - used), glyphs), RED)]
+    line.append((f"{place}  ", CYAN))
+    return [*line, (fit(clean(one.error), max(0, width - cells(line)), glyphs), RED)]

@@ -180,6 +180,14 @@ def test_the_bar_shows_the_share_and_the_failures() -> None:
     assert abs(len(failed) - 0.4 * len(done + failed)) <= 1
 
 
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+def test_bars_below_each_other_are_as_long_as_each_other(width: int) -> None:
+    calls = (make_call(), make_call(kind="imap", total=None), make_call(done=199, failed=77), make_call(total=9_999))
+    rows = [line for line in lines_of(make_status(running=calls, calls=4), width) if line.startswith("map work")]
+    assert len({re.search("[━╾─]+", row).span() for row in rows}) == 1  # type: ignore[union-attr]  # there is one
+    assert len(rows) == 3
+
+
 @pytest.mark.parametrize(("done", "bar"), [(0, "─+"), (100, "━+╾?─+"), (200, "━+")])
 def test_the_bar_needs_no_colours(done: int, bar: str) -> None:
     row = row_of(make_status(running=(make_call(done=done),), calls=1), "map work")
@@ -368,6 +376,12 @@ def test_failures_are_below() -> None:
     lines = lines_of(make_status(failures=failures), 100)
     assert lines[-3] == "✗   2.0s ago  work[1] on 1  ValueError: no such thing"
     assert [line[line.index("[") :][:3] for line in lines[-3:]] == ["[1]", "[2]", "[3]"]
+
+
+def test_errors_stand_below_each_other() -> None:
+    failures = tuple(make_failure(item=10**number, worker=None if number == 2 else number) for number in range(4))
+    lines = lines_of(make_status(failures=failures), 100)[-4:]
+    assert len({line.index("ValueError") for line in lines}) == 1
 
 
 def test_failures_leave_room_for_workers() -> None:
