@@ -163,7 +163,8 @@ def _row(worker: WorkerStatus, columns: list[Column], width: int, glyphs: Glyphs
         if place:
             line.append((" ", None))
         if column.title == "task":
-            line += _task(worker, column.width, glyphs)
+            says_state = any(one.title == "state" for one in columns)
+            line += _task(worker, column.width, glyphs, says_state)
         elif column.title == "progress":
             line += _progress_bar(worker, column.width, glyphs)
         else:
@@ -197,10 +198,11 @@ def _replaced(worker: WorkerStatus) -> Cell:
     return (str(worker.replaced), YELLOW) if worker.replaced else ("", None)
 
 
-def _task(worker: WorkerStatus, width: int, glyphs: Glyphs) -> Line:
-    """Function and index, then the argument as far as there is room."""
+def _task(worker: WorkerStatus, width: int, glyphs: Glyphs, says_state: bool) -> Line:
+    """Function and index, then the argument as far as there is room; without a task the state, if nothing says it."""
     if not worker.is_busy:
-        return [(" " * width, None)]
+        state = "starting" if worker.is_starting else worker.state
+        return [(fit("" if says_state else state, width, glyphs), FAINT)]
     name = item_name(worker.function, worker.item, width, glyphs)
     room = width - cell_len(name)
     argument = clean(worker.argument)

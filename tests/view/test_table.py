@@ -305,6 +305,13 @@ def test_columns_are_left_out_by_rank() -> None:
     assert gone == RANKS
 
 
+@pytest.mark.parametrize("width", [20, 40, 80, 100])
+@pytest.mark.parametrize(("state", "word"), [("idle", "idle"), ("starting", "starting"), ("empty", "starting")])
+def test_workers_without_a_task_say_what_they_are_at(state: str, word: str, width: int) -> None:
+    row = lines_of(make_status((make_worker(0, state=state),)), width)[-1]
+    assert row.split().count(word) == 1
+
+
 def test_columns_that_have_nothing_to_tell_are_not_there() -> None:
     head = lines_of(make_status(), 160)[-3].split()
     assert head == ["#", "pid", "state", "task", "for", "done", "failed"]
