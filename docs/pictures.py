@@ -46,11 +46,11 @@ def save(status: PoolStatus, width: int, height: int, name: str, before: list[Te
     (DOCS / f"{name}.svg").write_text(svg)
 
 
-def measured(sight: Sight) -> PoolStatus:
-    """A status with CPU and memory."""
+def measured(sight: Sight, seconds: float = 1.0) -> PoolStatus:
+    """A status with CPU and memory, measured over so many seconds."""
     sampler = Sampler(every=0.0)
     sampler.fill(sight.status())
-    time.sleep(1.0)
+    time.sleep(seconds)
     return sampler.fill(sight.status())
 
 
@@ -67,8 +67,7 @@ def watch() -> None:
             save(measured(sight), 100, 30, "live")
             save(measured(sight), 40, 14, "live-narrow")
             os.kill(process.pid, signal.SIGSTOP)
-            time.sleep(1.0)
-            save(measured(sight), 100, 30, "top-stopped", [Text(f"$ pairpool top {NAME} --once", style="bold")])
+            save(measured(sight, 0.3), 100, 30, "top-stopped", [Text(f"$ pairpool top {NAME} --once", style="bold")])
         process.kill()
 
 
