@@ -7,12 +7,13 @@ import math
 import operator
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypedDict
 
 from pairpool.errors import WorkerDied
 from pairpool.master.jobs import Policy
 
 __all__ = [
+    "Limits",
     "RetryOn",
     "check_buffersize",
     "check_capture",
@@ -26,6 +27,14 @@ __all__ = [
 ]
 
 RetryOn: TypeAlias = "type[BaseException] | tuple[type[BaseException], ...]"
+
+
+class Limits(TypedDict, total=False):
+    """What each call may have of its own, as `Pool` describes it."""
+
+    task_timeout: float | None
+    retries: int | None
+    retry_on: RetryOn | None
 
 
 def make_policy(base: Policy, task_timeout: float | None, retries: int | None, retry_on: RetryOn | None) -> Policy:

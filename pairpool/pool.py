@@ -17,10 +17,11 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, Unpack, overload
 
 from pairpool import inheritance, interrupts, kernel
 from pairpool.arguments import (
+    Limits,
     RetryOn,
     check_buffersize,
     check_capture,
@@ -351,6 +352,28 @@ class Pool:
         master.drive_in_background()
         return future
 
+    @overload
+    def map(
+        self,
+        func: Callable[[T], R],
+        iterable: Iterable[T],
+        chunksize: int | None = None,
+        *,
+        return_exceptions: Literal[False] = False,
+        **limits: Unpack[Limits],
+    ) -> list[R]: ...
+
+    @overload
+    def map(
+        self,
+        func: Callable[[T], R],
+        iterable: Iterable[T],
+        chunksize: int | None = None,
+        *,
+        return_exceptions: bool,
+        **limits: Unpack[Limits],
+    ) -> list[R | BaseException]: ...
+
     def map(
         self,
         func: Callable[[T], R],
@@ -361,7 +384,7 @@ class Pool:
         task_timeout: float | None = None,
         retries: int | None = None,
         retry_on: RetryOn | None = None,
-    ) -> list[R]:
+    ) -> list[R] | list[R | BaseException]:
         """`[func(x) for x in iterable]`, in the workers.
 
         All items are over before it returns or raises. Items go out in batches that take about a millisecond.
@@ -373,6 +396,28 @@ class Pool:
         policy = self._policy_of(task_timeout, retries, retry_on)
         return self._map_now(func, iterable, Mode.MAP, chunksize, return_exceptions, policy)
 
+    @overload
+    def starmap(
+        self,
+        func: Callable[..., R],
+        iterable: Iterable[Iterable[Any]],
+        chunksize: int | None = None,
+        *,
+        return_exceptions: Literal[False] = False,
+        **limits: Unpack[Limits],
+    ) -> list[R]: ...
+
+    @overload
+    def starmap(
+        self,
+        func: Callable[..., R],
+        iterable: Iterable[Iterable[Any]],
+        chunksize: int | None = None,
+        *,
+        return_exceptions: bool,
+        **limits: Unpack[Limits],
+    ) -> list[R | BaseException]: ...
+
     def starmap(
         self,
         func: Callable[..., R],
@@ -383,11 +428,12 @@ class Pool:
         task_timeout: float | None = None,
         retries: int | None = None,
         retry_on: RetryOn | None = None,
-    ) -> list[R]:
+    ) -> list[R] | list[R | BaseException]:
         """`map` for a function of several arguments: each item is unpacked, `func(*item)`."""
         policy = self._policy_of(task_timeout, retries, retry_on)
         return self._map_now(func, iterable, Mode.STAR, chunksize, return_exceptions, policy)
 
+    @overload
     def map_async(
         self,
         func: Callable[[T], R],
@@ -396,18 +442,44 @@ class Pool:
         callback: Callable[[list[R]], object] | None = None,
         error_callback: Callable[[BaseException], object] | None = None,
         *,
+        return_exceptions: Literal[False] = False,
+        **limits: Unpack[Limits],
+    ) -> MapResult[list[R]]: ...
+
+    @overload
+    def map_async(
+        self,
+        func: Callable[[T], R],
+        iterable: Iterable[T],
+        chunksize: int | None = None,
+        callback: Callable[[list[R | BaseException]], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+        *,
+        return_exceptions: bool,
+        **limits: Unpack[Limits],
+    ) -> MapResult[list[R | BaseException]]: ...
+
+    def map_async(
+        self,
+        func: Callable[[T], R],
+        iterable: Iterable[T],
+        chunksize: int | None = None,
+        callback: Callable[[list[Any]], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+        *,
         return_exceptions: bool = False,
         task_timeout: float | None = None,
         retries: int | None = None,
         retry_on: RetryOn | None = None,
-    ) -> MapResult[list[R]]:
+    ) -> MapResult[list[R]] | MapResult[list[R | BaseException]]:
         """`map` that returns at once."""
-        result: MapResult[list[R]] = MapResult(self, self._master, callback, error_callback)
+        result: MapResult[list[Any]] = MapResult(self, self._master, callback, error_callback)
         policy = self._policy_of(task_timeout, retries, retry_on)
         self._start_map(result, func, iterable, Mode.MAP, chunksize, return_exceptions, policy)
         self._master.drive_in_background()
         return result
 
+    @overload
     def starmap_async(
         self,
         func: Callable[..., R],
@@ -416,17 +488,66 @@ class Pool:
         callback: Callable[[list[R]], object] | None = None,
         error_callback: Callable[[BaseException], object] | None = None,
         *,
+        return_exceptions: Literal[False] = False,
+        **limits: Unpack[Limits],
+    ) -> MapResult[list[R]]: ...
+
+    @overload
+    def starmap_async(
+        self,
+        func: Callable[..., R],
+        iterable: Iterable[Iterable[Any]],
+        chunksize: int | None = None,
+        callback: Callable[[list[R | BaseException]], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+        *,
+        return_exceptions: bool,
+        **limits: Unpack[Limits],
+    ) -> MapResult[list[R | BaseException]]: ...
+
+    def starmap_async(
+        self,
+        func: Callable[..., R],
+        iterable: Iterable[Iterable[Any]],
+        chunksize: int | None = None,
+        callback: Callable[[list[Any]], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+        *,
         return_exceptions: bool = False,
         task_timeout: float | None = None,
         retries: int | None = None,
         retry_on: RetryOn | None = None,
-    ) -> MapResult[list[R]]:
+    ) -> MapResult[list[R]] | MapResult[list[R | BaseException]]:
         """`starmap` that returns at once."""
-        result: MapResult[list[R]] = MapResult(self, self._master, callback, error_callback)
+        result: MapResult[list[Any]] = MapResult(self, self._master, callback, error_callback)
         policy = self._policy_of(task_timeout, retries, retry_on)
         self._start_map(result, func, iterable, Mode.STAR, chunksize, return_exceptions, policy)
         self._master.drive_in_background()
         return result
+
+    @overload
+    def imap(
+        self,
+        func: Callable[[T], R],
+        iterable: Iterable[T],
+        chunksize: int | None = None,
+        *,
+        buffersize: int | None = None,
+        return_exceptions: Literal[False] = False,
+        **limits: Unpack[Limits],
+    ) -> IMapIterator[R]: ...
+
+    @overload
+    def imap(
+        self,
+        func: Callable[[T], R],
+        iterable: Iterable[T],
+        chunksize: int | None = None,
+        *,
+        buffersize: int | None = None,
+        return_exceptions: bool,
+        **limits: Unpack[Limits],
+    ) -> IMapIterator[R | BaseException]: ...
 
     def imap(
         self,
@@ -439,7 +560,7 @@ class Pool:
         task_timeout: float | None = None,
         retries: int | None = None,
         retry_on: RetryOn | None = None,
-    ) -> IMapIterator[R]:
+    ) -> IMapIterator[R] | IMapIterator[R | BaseException]:
         """Results in the order of the input, as they come; the input may be endless.
 
         Args:
@@ -450,6 +571,30 @@ class Pool:
         """
         policy = self._policy_of(task_timeout, retries, retry_on)
         return self._start_stream(func, iterable, chunksize, buffersize, return_exceptions, policy, ordered=True)
+
+    @overload
+    def imap_unordered(
+        self,
+        func: Callable[[T], R],
+        iterable: Iterable[T],
+        chunksize: int | None = None,
+        *,
+        buffersize: int | None = None,
+        return_exceptions: Literal[False] = False,
+        **limits: Unpack[Limits],
+    ) -> IMapIterator[R]: ...
+
+    @overload
+    def imap_unordered(
+        self,
+        func: Callable[[T], R],
+        iterable: Iterable[T],
+        chunksize: int | None = None,
+        *,
+        buffersize: int | None = None,
+        return_exceptions: bool,
+        **limits: Unpack[Limits],
+    ) -> IMapIterator[R | BaseException]: ...
 
     def imap_unordered(
         self,
@@ -462,7 +607,7 @@ class Pool:
         task_timeout: float | None = None,
         retries: int | None = None,
         retry_on: RetryOn | None = None,
-    ) -> IMapIterator[R]:
+    ) -> IMapIterator[R] | IMapIterator[R | BaseException]:
         """`imap` with results in the order in which they are ready."""
         policy = self._policy_of(task_timeout, retries, retry_on)
         return self._start_stream(func, iterable, chunksize, buffersize, return_exceptions, policy, ordered=False)

@@ -177,7 +177,7 @@ def test_what_the_input_raises_comes_behind_the_results(run: Run) -> None:
             with pytest.raises(RuntimeError, match="CancelledError"):
                 assert [one async for one in pool.imap(tasks.square, failing(asyncio.CancelledError()))] == []
             with pytest.raises(TypeError, match="not iterable"):
-                pool.imap(tasks.square, 3)  # type: ignore[arg-type]
+                pool.imap(tasks.square, 3)  # type: ignore[call-overload]
             with pytest.raises(tasks.Odd):
                 await pool.map(tasks.square, failing(tasks.Odd("of the input")))
 

@@ -920,15 +920,15 @@ def test_bad_arguments_are_refused_at_once(make_pool: MakePool) -> None:
         with pytest.raises(TypeError, match=r"^'int' object is not iterable$"):
             method(abs, 5)
     with pytest.raises(TypeError, match="chunksize"):
-        pool.map(abs, [1], 1.5)  # type: ignore[arg-type]
+        pool.map(abs, [1], 1.5)  # type: ignore[call-overload]
     with pytest.raises(TypeError, match="buffersize must be an integer or None"):
-        pool.imap(abs, [1], buffersize=1.5)  # type: ignore[arg-type]
+        pool.imap(abs, [1], buffersize=1.5)  # type: ignore[call-overload]
     with pytest.raises(TypeError, match="'int' object is not callable"):
-        pool.map(5, [1])  # type: ignore[arg-type]
+        pool.map(5, [1])  # type: ignore[call-overload]
     with pytest.raises(TypeError, match="'int' object is not callable"):
         pool.apply(5)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="'NoneType' object is not callable"):
-        pool.imap(None, [1])  # type: ignore[arg-type]
+        pool.imap(None, [1])  # type: ignore[call-overload]
     assert pool.map(abs, [-1]) == [1]
 
 

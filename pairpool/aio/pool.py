@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import AsyncIterable, Callable, Iterable
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypedDict, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeAlias, TypedDict, TypeVar, Unpack, overload
 
 from pairpool.aio.core import Core
 from pairpool.aio.stream import AsyncStream
@@ -150,6 +150,26 @@ class AsyncPool:
         """
         return await self._core.call(func, args, kwargs, self._policy)  # type: ignore[no-any-return]
 
+    @overload
+    async def map(
+        self,
+        func: Callable[[T], R],
+        iterable: Iterable[T] | AsyncIterable[T],
+        chunksize: int | None = None,
+        *,
+        return_exceptions: Literal[False] = False,
+    ) -> list[R]: ...
+
+    @overload
+    async def map(
+        self,
+        func: Callable[[T], R],
+        iterable: Iterable[T] | AsyncIterable[T],
+        chunksize: int | None = None,
+        *,
+        return_exceptions: bool,
+    ) -> list[R | BaseException]: ...
+
     async def map(
         self,
         func: Callable[[T], R],
@@ -157,12 +177,32 @@ class AsyncPool:
         chunksize: int | None = None,
         *,
         return_exceptions: bool = False,
-    ) -> list[R]:
+    ) -> list[R] | list[R | BaseException]:
         """`[func(x) for x in iterable]`, in the workers; `return_exceptions` puts exceptions into the list.
 
         The whole input is read first.
         """
         return await self._core.map(func, iterable, Mode.MAP, chunksize, return_exceptions, self._policy)
+
+    @overload
+    async def starmap(
+        self,
+        func: Callable[..., R],
+        iterable: Iterable[Iterable[Any]] | AsyncIterable[Iterable[Any]],
+        chunksize: int | None = None,
+        *,
+        return_exceptions: Literal[False] = False,
+    ) -> list[R]: ...
+
+    @overload
+    async def starmap(
+        self,
+        func: Callable[..., R],
+        iterable: Iterable[Iterable[Any]] | AsyncIterable[Iterable[Any]],
+        chunksize: int | None = None,
+        *,
+        return_exceptions: bool,
+    ) -> list[R | BaseException]: ...
 
     async def starmap(
         self,
@@ -171,9 +211,31 @@ class AsyncPool:
         chunksize: int | None = None,
         *,
         return_exceptions: bool = False,
-    ) -> list[R]:
+    ) -> list[R] | list[R | BaseException]:
         """`map` for a function of several arguments: each item is unpacked, `func(*item)`."""
         return await self._core.map(func, iterable, Mode.STAR, chunksize, return_exceptions, self._policy)
+
+    @overload
+    def imap(
+        self,
+        func: Callable[[T], R],
+        iterable: Iterable[T] | AsyncIterable[T],
+        chunksize: int | None = None,
+        *,
+        buffersize: int | None = None,
+        return_exceptions: Literal[False] = False,
+    ) -> AsyncStream[R]: ...
+
+    @overload
+    def imap(
+        self,
+        func: Callable[[T], R],
+        iterable: Iterable[T] | AsyncIterable[T],
+        chunksize: int | None = None,
+        *,
+        buffersize: int | None = None,
+        return_exceptions: bool,
+    ) -> AsyncStream[R | BaseException]: ...
 
     def imap(
         self,
@@ -183,7 +245,7 @@ class AsyncPool:
         *,
         buffersize: int | None = None,
         return_exceptions: bool = False,
-    ) -> AsyncStream[R]:
+    ) -> AsyncStream[R] | AsyncStream[R | BaseException]:
         """Results in the order of the input, as they come, for `async for`; the input may be endless.
 
         The input is read from now on, by a coroutine of its own, and only as far as there is room. A plain iterable
@@ -197,6 +259,28 @@ class AsyncPool:
         """
         return self._stream(func, iterable, chunksize, buffersize, return_exceptions, ordered=True)
 
+    @overload
+    def imap_unordered(
+        self,
+        func: Callable[[T], R],
+        iterable: Iterable[T] | AsyncIterable[T],
+        chunksize: int | None = None,
+        *,
+        buffersize: int | None = None,
+        return_exceptions: Literal[False] = False,
+    ) -> AsyncStream[R]: ...
+
+    @overload
+    def imap_unordered(
+        self,
+        func: Callable[[T], R],
+        iterable: Iterable[T] | AsyncIterable[T],
+        chunksize: int | None = None,
+        *,
+        buffersize: int | None = None,
+        return_exceptions: bool,
+    ) -> AsyncStream[R | BaseException]: ...
+
     def imap_unordered(
         self,
         func: Callable[[T], R],
@@ -205,7 +289,7 @@ class AsyncPool:
         *,
         buffersize: int | None = None,
         return_exceptions: bool = False,
-    ) -> AsyncStream[R]:
+    ) -> AsyncStream[R] | AsyncStream[R | BaseException]:
         """`imap` with results in the order in which they are ready."""
         return self._stream(func, iterable, chunksize, buffersize, return_exceptions, ordered=False)
 

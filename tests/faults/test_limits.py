@@ -148,7 +148,7 @@ def test_limits_that_are_none(wrong: float) -> None:
 def test_arguments_of_the_wrong_kind(make_pool: MakePool) -> None:
     pool = make_pool(1)
     with pytest.raises(TypeError, match="task_timeout"):
-        pool.map(tasks.square, [1], task_timeout="1")  # type: ignore[arg-type]
+        pool.map(tasks.square, [1], task_timeout="1")  # type: ignore[call-overload]
     with pytest.raises(ValueError, match="retries"):
         pool.map(tasks.square, [1], retries=-1)
     with pytest.raises(TypeError, match="retry_on"):

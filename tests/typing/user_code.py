@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from typing import assert_type
 
 import pairpool
 from pairpool import (
+    AsyncPool,
     AsyncResult,
+    AsyncStream,
     Executor,
     IMapIterator,
     MapResult,
@@ -17,6 +19,7 @@ from pairpool import (
     Pool,
     PoolStatus,
     Shared,
+    TaskTimeout,
     WorkerDied,
     get_executor,
 )
@@ -51,6 +54,43 @@ def pools(words: list[str]) -> None:
         assert_type(status.workers[0].item, int | None)
         assert_type(pool.stacks(), dict[int, str])
         pool.map(lambda word: len(word), words)
+
+
+def with_exceptions_in_the_places_of_results(pool: Pool, words: list[str], keep: bool) -> None:
+    outcomes = pool.map(length, words, return_exceptions=True)
+    assert_type(outcomes, list[int | BaseException])
+    for outcome in outcomes:
+        if isinstance(outcome, WorkerDied):
+            print(outcome.pid, outcome.signal)
+        elif isinstance(outcome, TaskTimeout):
+            print(outcome.limit)
+        elif not isinstance(outcome, BaseException):
+            assert_type(outcome, int)
+    assert_type(pool.map(length, words, return_exceptions=keep, task_timeout=1), list[int | BaseException])
+    assert_type(pool.starmap(join, [("a", "b")], return_exceptions=True, retries=1), list[str | BaseException])
+    assert_type(pool.imap(length, words, return_exceptions=True), IMapIterator[int | BaseException])
+    assert_type(pool.imap_unordered(length, words, 2, return_exceptions=True), IMapIterator[int | BaseException])
+    assert_type(pool.map_async(length, words, return_exceptions=True), MapResult[list[int | BaseException]])
+    assert_type(pool.starmap_async(join, [("a", "b")], return_exceptions=True).get(), list[str | BaseException])
+
+
+async def awaited(words: list[str]) -> None:
+    async def lines() -> AsyncIterator[str]:
+        for word in words:
+            yield word
+
+    async with AsyncPool(2, task_timeout=1.0) as pool:
+        assert_type(await pool.run(join, "a", "b", sep="-"), str)
+        assert_type(await pool.map(length, words), list[int])
+        assert_type(await pool.map(length, lines(), return_exceptions=True), list[int | BaseException])
+        assert_type(await pool.starmap(join, [("a", "b")]), list[str])
+        assert_type(await asyncio.gather(pool.run(length, "a"), pool.run(str, 1)), tuple[int, str])
+        assert_type(await pool.with_options(retries=1).run(length, "a"), int)
+        assert_type(pool.imap(length, lines()), AsyncStream[int])
+        async for number in pool.imap_unordered(length, lines(), buffersize=10):
+            assert_type(number, int)
+        async for outcome in pool.imap(length, words, return_exceptions=True):
+            assert_type(outcome, int | BaseException)
 
 
 def lengths_to(pool: Pool) -> None:
