@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import logging
 import math
@@ -12,21 +13,31 @@ import threading
 import time
 import uuid
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypedDict, TypeVar, Unpack, overload
 
 import cloudpickle
 
-from pairpool.arguments import RetryOn, check_buffersize, check_chunksize, length_of, make_policy
+from pairpool.arguments import (
+    Limits,
+    RetryOn,
+    check_buffersize,
+    check_chunksize,
+    check_seconds,
+    gather,
+    length_of,
+    make_policy,
+)
 from pairpool.cluster import node
 from pairpool.cluster.books import Books, Call
 from pairpool.cluster.pace import Pace
-from pairpool.cluster.result import ClusterResult
+from pairpool.cluster.results import ClusterResult, ClusterStream
 from pairpool.cluster.singles import Single, Singles
 from pairpool.cluster.stream import Batches, Work
 from pairpool.cluster.traffic import GONE
 from pairpool.errors import ClusterMismatch
-from pairpool.master.jobs import PLAIN
+from pairpool.master.jobs import Policy
+from pairpool.memory import parse_size
 
 try:
     from distributed import Client
@@ -39,7 +50,7 @@ if TYPE_CHECKING:
     from pairpool.status import PoolStatus
     from pairpool.view.live import LiveView
 
-__all__ = ["ClusterPool", "ClusterResult"]
+__all__ = ["ClusterMismatch", "ClusterPool", "ClusterResult", "ClusterStream", "NodeOptions"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -54,6 +65,20 @@ NODES_EVERY = 1.0
 _names = itertools.count(1)
 
 
+class NodeOptions(TypedDict, total=False):
+    """The options of the pools on the nodes; `Pool` describes them."""
+
+    initializer: Callable[..., object] | None
+    initargs: Iterable[Any]
+    maxtasksperchild: int | None
+    start_method: Literal["fork", "forkserver"]
+    task_timeout: float | None
+    retries: int
+    retry_on: RetryOn
+    memory_limit: int | str | None
+    start_timeout: float | None
+
+
 class ClusterPool:
     """The methods of `Pool` on all nodes of an existing Dask cluster, for tasks from some milliseconds up.
 
@@ -62,15 +87,19 @@ class ClusterPool:
     there raises `WorkerDied`, which names the node, and neither its neighbours nor the Dask worker come to harm.
 
     A node that goes away has its batches run elsewhere: items run *at least* once. A node that joins is used.
-    What functions and items need must be importable on the nodes; what `__main__` defines goes by value.
+    What functions and items need must be importable on the nodes; what `__main__` defines goes by value, an initializer
+    too, and functions of `__main__` see the global variables that it has set.
 
     Args:
         address: of the scheduler, such as `"tcp://scheduler:8786"`; or a `distributed.Client`, which stays yours.
         timeout: seconds to wait for the scheduler, and for its first node.
         name: what views call the pool.
-        options: of the pools on the nodes, such as `initializer`, `task_timeout`, `retries`, `memory_limit`.
+        options: of the pools on the nodes: `initializer`, `initargs`, `maxtasksperchild`, `start_method` (here
+            `"forkserver"` by default, or `"fork"`), `task_timeout`, `retries`, `retry_on`, `memory_limit`,
+            `start_timeout`.
 
     Raises:
+        TypeError, ValueError: an argument is of the wrong type or out of range.
         ConnectionError: there is no scheduler at that address, or it has no nodes, within `timeout` seconds.
         ClusterMismatch: a node has another version of Python or pairpool, or no pairpool.
 
@@ -80,8 +109,16 @@ class ClusterPool:
     """
 
     def __init__(
-        self, address: str | Client, *, timeout: float = 10.0, name: str | None = None, **options: Any
+        self,
+        address: str | Client,
+        *,
+        timeout: float = 10.0,
+        name: str | None = None,
+        **options: Unpack[NodeOptions],
     ) -> None:
+        if not isinstance(address, (str, Client)):
+            raise TypeError(f"address must be that of a scheduler, as a text, or a distributed.Client, not {address!r}")
+        check_seconds(timeout, "timeout")
         self._setup = node.Setup(uuid.uuid4().hex, node.versions(), cloudpickle.dumps(_checked(options)))
         self._owns_client = not isinstance(address, Client)
         self._client = _connect(address, timeout) if isinstance(address, str) else address
@@ -95,13 +132,7 @@ class ClusterPool:
         self._works: weakref.WeakSet[Work] = weakref.WeakSet()
         self._last_function: tuple[Any, bytes] = None, b""
         self._singles = Singles(
-            self._client,
-            self._setup,
-            self._books,
-            Pace(TARGET),
-            lambda: self.nodes,
-            self._only_on,
-            self._refuse,
+            self._client, self._setup, self._books, Pace(TARGET), lambda: self.nodes, self._only_on, self._refuse
         )
         self._state = "RUN"
         try:
@@ -158,6 +189,28 @@ class ClusterPool:
 
     # --- calls ----------------------------------------------------------------------------------
 
+    @overload
+    def map(
+        self,
+        func: Callable[[T], R],
+        iterable: Iterable[T],
+        chunksize: int | None = None,
+        *,
+        return_exceptions: Literal[False] = False,
+        **limits: Unpack[Limits],
+    ) -> list[R]: ...
+
+    @overload
+    def map(
+        self,
+        func: Callable[[T], R],
+        iterable: Iterable[T],
+        chunksize: int | None = None,
+        *,
+        return_exceptions: bool,
+        **limits: Unpack[Limits],
+    ) -> list[R | BaseException]: ...
+
     def map(
         self,
         func: Callable[[T], R],
@@ -168,11 +221,33 @@ class ClusterPool:
         task_timeout: float | None = None,
         retries: int | None = None,
         retry_on: RetryOn | None = None,
-    ) -> list[R]:
+    ) -> list[R] | list[R | BaseException]:
         """`[func(x) for x in iterable]`, on the nodes; all items are over before it returns or raises."""
-        policy = _policy(task_timeout, retries, retry_on)
-        work = self._begin(func, iterable, node.MAP, "map", chunksize, policy)
+        limits = _limits(task_timeout, retries, retry_on)
+        work = self._begin(func, iterable, node.MAP, "map", chunksize, limits)
         return self._collect(work, return_exceptions)
+
+    @overload
+    def starmap(
+        self,
+        func: Callable[..., R],
+        iterable: Iterable[Iterable[Any]],
+        chunksize: int | None = None,
+        *,
+        return_exceptions: Literal[False] = False,
+        **limits: Unpack[Limits],
+    ) -> list[R]: ...
+
+    @overload
+    def starmap(
+        self,
+        func: Callable[..., R],
+        iterable: Iterable[Iterable[Any]],
+        chunksize: int | None = None,
+        *,
+        return_exceptions: bool,
+        **limits: Unpack[Limits],
+    ) -> list[R | BaseException]: ...
 
     def starmap(
         self,
@@ -184,11 +259,35 @@ class ClusterPool:
         task_timeout: float | None = None,
         retries: int | None = None,
         retry_on: RetryOn | None = None,
-    ) -> list[R]:
+    ) -> list[R] | list[R | BaseException]:
         """`map` for a function of several arguments: each item is unpacked, `func(*item)`."""
-        policy = _policy(task_timeout, retries, retry_on)
-        work = self._begin(func, iterable, node.STAR, "map", chunksize, policy)
+        limits = _limits(task_timeout, retries, retry_on)
+        work = self._begin(func, iterable, node.STAR, "map", chunksize, limits)
         return self._collect(work, return_exceptions)
+
+    @overload
+    def imap(
+        self,
+        func: Callable[[T], R],
+        iterable: Iterable[T],
+        chunksize: int | None = None,
+        *,
+        buffersize: int | None = None,
+        return_exceptions: Literal[False] = False,
+        **limits: Unpack[Limits],
+    ) -> ClusterStream[R]: ...
+
+    @overload
+    def imap(
+        self,
+        func: Callable[[T], R],
+        iterable: Iterable[T],
+        chunksize: int | None = None,
+        *,
+        buffersize: int | None = None,
+        return_exceptions: bool,
+        **limits: Unpack[Limits],
+    ) -> ClusterStream[R | BaseException]: ...
 
     def imap(
         self,
@@ -201,16 +300,41 @@ class ClusterPool:
         task_timeout: float | None = None,
         retries: int | None = None,
         retry_on: RetryOn | None = None,
-    ) -> Iterator[R]:
+    ) -> ClusterStream[R] | ClusterStream[R | BaseException]:
         """Results in the order of the input, as they come; the input may be endless.
 
         Args:
             buffersize: how many items may be taken from the input and not yet yielded; by default some batches for each
                 worker of each node.
         """
-        policy = _policy(task_timeout, retries, retry_on)
-        work = self._begin(func, iterable, node.MAP, "imap", chunksize, policy, check_buffersize(buffersize))
-        return work.values(ordered=True, return_exceptions=return_exceptions)
+        limits = _limits(task_timeout, retries, retry_on)
+        buffersize = check_buffersize(buffersize)
+        work = self._begin(func, iterable, node.MAP, "imap", chunksize, limits, buffersize)
+        return ClusterStream(work, ordered=True, return_exceptions=return_exceptions)
+
+    @overload
+    def imap_unordered(
+        self,
+        func: Callable[[T], R],
+        iterable: Iterable[T],
+        chunksize: int | None = None,
+        *,
+        buffersize: int | None = None,
+        return_exceptions: Literal[False] = False,
+        **limits: Unpack[Limits],
+    ) -> ClusterStream[R]: ...
+
+    @overload
+    def imap_unordered(
+        self,
+        func: Callable[[T], R],
+        iterable: Iterable[T],
+        chunksize: int | None = None,
+        *,
+        buffersize: int | None = None,
+        return_exceptions: bool,
+        **limits: Unpack[Limits],
+    ) -> ClusterStream[R | BaseException]: ...
 
     def imap_unordered(
         self,
@@ -223,11 +347,12 @@ class ClusterPool:
         task_timeout: float | None = None,
         retries: int | None = None,
         retry_on: RetryOn | None = None,
-    ) -> Iterator[R]:
+    ) -> ClusterStream[R] | ClusterStream[R | BaseException]:
         """`imap` with results in the order in which they are ready."""
-        policy = _policy(task_timeout, retries, retry_on)
-        work = self._begin(func, iterable, node.MAP, "imap", chunksize, policy, check_buffersize(buffersize))
-        return work.values(ordered=False, return_exceptions=return_exceptions)
+        limits = _limits(task_timeout, retries, retry_on)
+        buffersize = check_buffersize(buffersize)
+        work = self._begin(func, iterable, node.MAP, "imap", chunksize, limits, buffersize)
+        return ClusterStream(work, ordered=False, return_exceptions=return_exceptions)
 
     def apply(
         self,
@@ -240,8 +365,9 @@ class ClusterPool:
         retry_on: RetryOn | None = None,
     ) -> R:
         """`func(*args, **kwds)` on a node; waits for the result."""
+        limits = _limits(task_timeout, retries, retry_on)
         result: ClusterResult[R] = ClusterResult(self._singles.look)
-        self._submit(result, func, tuple(args), dict(kwds or {}), _policy(task_timeout, retries, retry_on))
+        self._submit(result, func, tuple(args), dict(kwds or {}), limits)
         try:
             return result.get()
         except BaseException:
@@ -261,16 +387,16 @@ class ClusterPool:
         retry_on: RetryOn | None = None,
     ) -> ClusterResult[R]:
         """`apply` that returns at once; many calls travel by the batch. Others wait for callbacks: be short in them."""
+        limits = _limits(task_timeout, retries, retry_on)
         result = ClusterResult(self._singles.look, callback, error_callback)
-        self._submit(result, func, tuple(args), dict(kwds or {}), _policy(task_timeout, retries, retry_on))
+        self._submit(result, func, tuple(args), dict(kwds or {}), limits)
         return result
 
     def submit(self, func: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> ClusterResult[R]:
-        """`func(*args, **kwargs)` on a node, as a `concurrent.futures.Future`."""
-        result: ClusterResult[R] = ClusterResult(self._singles.look)
-        self._submit(result, func, args, kwargs, {})
-        return result
+        """`func(*args, **kwargs)` on a node, as a `concurrent.futures.Future`; `apply_async` in another form."""
+        return self.apply_async(func, args, kwargs)
 
+    @overload
     def map_async(
         self,
         func: Callable[[T], R],
@@ -279,16 +405,42 @@ class ClusterPool:
         callback: Callable[[list[R]], object] | None = None,
         error_callback: Callable[[BaseException], object] | None = None,
         *,
+        return_exceptions: Literal[False] = False,
+        **limits: Unpack[Limits],
+    ) -> ClusterResult[list[R]]: ...
+
+    @overload
+    def map_async(
+        self,
+        func: Callable[[T], R],
+        iterable: Iterable[T],
+        chunksize: int | None = None,
+        callback: Callable[[list[R | BaseException]], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+        *,
+        return_exceptions: bool,
+        **limits: Unpack[Limits],
+    ) -> ClusterResult[list[R | BaseException]]: ...
+
+    def map_async(
+        self,
+        func: Callable[[T], R],
+        iterable: Iterable[T],
+        chunksize: int | None = None,
+        callback: Callable[[list[Any]], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+        *,
         return_exceptions: bool = False,
         task_timeout: float | None = None,
         retries: int | None = None,
         retry_on: RetryOn | None = None,
-    ) -> ClusterResult[list[R]]:
+    ) -> ClusterResult[list[R]] | ClusterResult[list[R | BaseException]]:
         """`map` that returns at once."""
-        policy = _policy(task_timeout, retries, retry_on)
-        work = self._begin(func, iterable, node.MAP, "map", chunksize, policy)
+        limits = _limits(task_timeout, retries, retry_on)
+        work = self._begin(func, iterable, node.MAP, "map", chunksize, limits)
         return self._in_background(lambda: self._collect(work, return_exceptions), work, callback, error_callback)
 
+    @overload
     def starmap_async(
         self,
         func: Callable[..., R],
@@ -297,14 +449,39 @@ class ClusterPool:
         callback: Callable[[list[R]], object] | None = None,
         error_callback: Callable[[BaseException], object] | None = None,
         *,
+        return_exceptions: Literal[False] = False,
+        **limits: Unpack[Limits],
+    ) -> ClusterResult[list[R]]: ...
+
+    @overload
+    def starmap_async(
+        self,
+        func: Callable[..., R],
+        iterable: Iterable[Iterable[Any]],
+        chunksize: int | None = None,
+        callback: Callable[[list[R | BaseException]], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+        *,
+        return_exceptions: bool,
+        **limits: Unpack[Limits],
+    ) -> ClusterResult[list[R | BaseException]]: ...
+
+    def starmap_async(
+        self,
+        func: Callable[..., R],
+        iterable: Iterable[Iterable[Any]],
+        chunksize: int | None = None,
+        callback: Callable[[list[Any]], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+        *,
         return_exceptions: bool = False,
         task_timeout: float | None = None,
         retries: int | None = None,
         retry_on: RetryOn | None = None,
-    ) -> ClusterResult[list[R]]:
+    ) -> ClusterResult[list[R]] | ClusterResult[list[R | BaseException]]:
         """`starmap` that returns at once."""
-        policy = _policy(task_timeout, retries, retry_on)
-        work = self._begin(func, iterable, node.STAR, "map", chunksize, policy)
+        limits = _limits(task_timeout, retries, retry_on)
+        work = self._begin(func, iterable, node.STAR, "map", chunksize, limits)
         return self._in_background(lambda: self._collect(work, return_exceptions), work, callback, error_callback)
 
     def _submit(
@@ -313,12 +490,12 @@ class ClusterPool:
         func: Callable[..., Any],
         args: tuple[Any, ...],
         kwds: dict[str, Any],
-        policy: dict[str, Any],
+        limits: Limits,
     ) -> None:
         """Have a single call run. What cannot be pickled is its outcome."""
         self._check_call(func)
         try:
-            content = node.CallContent(self._pickled(func), cloudpickle.dumps((args, kwds)), policy)
+            content = node.CallContent(self._pickled(func), cloudpickle.dumps((args, kwds)), limits)
         except Exception as error:
             result.settle(False, error)
             return
@@ -345,11 +522,11 @@ class ClusterPool:
         mode: int,
         kind: str,
         chunksize: int | None,
-        policy: dict[str, Any],
+        limits: Limits,
         buffersize: int | None = None,
     ) -> Work:
         self._check_call(func)
-        items = iterable if hasattr(iterable, "__len__") or kind == "imap" else list(iterable)
+        items, error = (iterable, None) if kind == "imap" else gather(iterable)
         total = length_of(items)
         batches = Batches(
             self._setup,
@@ -357,22 +534,26 @@ class ClusterPool:
             mode,
             iter(items),
             total,
-            policy,
+            limits,
             TARGET,
             check_chunksize(chunksize),
+            error,
         )
         call = Call(_name_of(func), kind, total)
         work = Work(
             self._client, batches, call, self._books, lambda: self.nodes, self._only_on, self._refuse, buffersize
         )
-        self._works.add(work)
+        with self._lock:
+            self._works.add(work)
         return work
 
     @staticmethod
     def _collect(work: Work, return_exceptions: bool) -> list[Any]:
         results: list[Any] = []
         first: BaseException | None = None
-        for is_value, outcome in work.outcomes(ordered=True):
+        for found in work.outcomes(ordered=True):
+            assert found is not None, "nobody has set a deadline"
+            is_value, outcome = found
             if not is_value and first is None:
                 first = outcome
             results.append(outcome)
@@ -380,7 +561,7 @@ class ClusterPool:
             try:
                 raise first
             finally:
-                del first, results
+                del first, found, outcome, results
         return results
 
     def _in_background(
@@ -463,28 +644,58 @@ class ClusterPool:
         return f"<{type(self).__module__}.{type(self).__qualname__} {self._where} state={self._state}>"
 
 
+class _PunctualClient(Client):  # type: ignore[misc]  # it is Any to mypy
+    """A client whose limit counts, too, while it waits for an answer to its greeting; Dask's own does not."""
+
+    async def _start(self, timeout: float, **kwargs: Any) -> Any:
+        try:
+            return await asyncio.wait_for(super()._start(timeout=timeout, **kwargs), timeout)
+        except TimeoutError:
+            await self._close(fast=True)
+            raise
+
+
+def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of pools on nodes, as far as that can be told from here."""
+    for name in options:
+        if name not in NodeOptions.__annotations__:
+            raise TypeError(f"{name} is not an option of a pool on a cluster")
+    initializer, start_method = options.get("initializer"), options.get("start_method", "forkserver")
+    if initializer is not None and not callable(initializer):
+        raise TypeError("initializer must be a callable")
+    if start_method not in ("fork", "forkserver"):
+        raise ValueError(f"start_method must be fork or forkserver on a cluster, not {start_method!r}")
+    make_policy(Policy(), options.get("task_timeout"), options.get("retries"), options.get("retry_on"))
+    check_seconds(options.get("start_timeout"), "start_timeout")
+    if options.get("memory_limit") is not None:
+        parse_size(options["memory_limit"])
+    checked = {"start_method": "forkserver", "name": "on-a-node", **options}
+    if initializer is not None:
+        pickled = cloudpickle.dumps((initializer, tuple(options.get("initargs", ()))))
+        checked |= {"initializer": node.initialize, "initargs": (pickled,)}
+    return checked
+
+
 def _name_of(func: Callable[..., Any]) -> str:
     return getattr(func, "__qualname__", None) or type(func).__qualname__
 
 
-def _policy(task_timeout: float | None, retries: int | None, retry_on: RetryOn | None) -> dict[str, Any]:
-    """These options of a call, checked; those of the pool where they are None."""
-    make_policy(PLAIN, task_timeout, retries, retry_on)
-    policy = {"task_timeout": task_timeout, "retries": retries, "retry_on": retry_on}
-    return {name: value for name, value in policy.items() if value is not None}
-
-
-def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of pools on nodes, with what belongs to a node's own terminal and files left out."""
-    for name in ("processes", "live", "trace", "capture", "log_level"):
-        if name in options:
-            raise TypeError(f"{name} is not an option of a pool on a cluster")
-    return {"start_method": "forkserver", "name": "on-a-node", **options}
+def _limits(task_timeout: float | None, retries: int | None, retry_on: RetryOn | None) -> Limits:
+    """What a call has of its own, checked."""
+    make_policy(Policy(), task_timeout, retries, retry_on)
+    limits: Limits = {}
+    if task_timeout is not None:
+        limits["task_timeout"] = task_timeout
+    if retries is not None:
+        limits["retries"] = retries
+    if retry_on is not None:
+        limits["retry_on"] = retry_on
+    return limits
 
 
 def _connect(address: str, timeout: float) -> Client:
     try:
-        return Client(address, timeout=timeout, set_as_default=False, name="pairpool")
-    except (OSError, TimeoutError, ValueError) as error:
-        raise ConnectionError(f"there is no Dask scheduler at {address} within {timeout:g} s ({error})") from None
-
+        return _PunctualClient(address, timeout=timeout, set_as_default=False, name="pairpool")
+    except (OSError, TimeoutError, ValueError, TypeError) as error:  # a TypeError: it is some other server of Dask's
+        reason = str(error) or "nothing there speaks as one"
+        raise ConnectionError(f"there is no Dask scheduler at {address} within {timeout:g} s ({reason})") from None

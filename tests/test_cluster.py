@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -79,7 +80,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 COMMON = """
-import json, os, signal, sys, time
+import itertools, json, multiprocessing, os, signal, sys, time, warnings
 from pairpool.dask import ClusterPool
 
 def square(x):
@@ -93,6 +94,12 @@ def fail_at_three(x):
     if x == 3:
         raise LookupError("three")
     return x
+
+def fail_once(path):
+    if not os.path.exists(path):
+        open(path, "w").close()
+        raise LookupError("once")
+    return "done"
 
 def die_at_seven(x):
     if x == 7:
@@ -108,11 +115,11 @@ def make_closed(x):
 """
 
 
-def run(tmp_path: Path, code: str, *arguments: str) -> Any:
+def run(tmp_path: Path, code: str, *arguments: str, before: str = "") -> Any:
     """What a program of this code says as JSON in its last line."""
     script = tmp_path / "program.py"
     body = textwrap.indent(textwrap.dedent(code), "    ")
-    script.write_text(f"{COMMON}\nif __name__ == '__main__':\n{body}")
+    script.write_text(f"{COMMON}{textwrap.dedent(before)}\nif __name__ == '__main__':\n{body}")
     done = python("-W", "default", script, *arguments, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
@@ -139,12 +146,20 @@ def test_the_methods_of_pool(cluster: str, tmp_path: Path) -> None:
             result = pool.map_async(lambda x: x + offset, range(5))
             found["async"] = result.get(30), result.ready(), result.successful()
             found["apply_async"] = pool.apply_async(pow, (2, 6)).get(30)
+            found["submit"] = pool.submit(int, "11", base=2).result(30)
+            found["limits"] = pool.apply(fail_once, (sys.argv[2],), retries=1, retry_on=LookupError)
+            stream = pool.imap_unordered(time.sleep, [0, 60])
+            found["next"] = [stream.next(30)]
+            try:
+                stream.next(0.01)
+            except multiprocessing.TimeoutError:
+                found["next"].append(stream.cancel(kill=True))
             status = pool.status()
             found["status"] = len(status.workers), status.processes, status.failed
             found["done"] = status.done > 500
         print(json.dumps(found))
     """
-    assert run(tmp_path, code, cluster) == {
+    assert run(tmp_path, code, cluster, str(tmp_path / "failed")) == {
         "nodes": [2, 2],
         "map": True,
         "chunks": True,
@@ -155,6 +170,9 @@ def test_the_methods_of_pool(cluster: str, tmp_path: Path) -> None:
         "apply": [32, 3],
         "async": [[7, 8, 9, 10, 11], True, True],
         "apply_async": 64,
+        "submit": 3,
+        "limits": "done",
+        "next": [None, True],
         "status": [2, 4, 0],
         "done": True,
     }
@@ -185,15 +203,20 @@ def test_what_goes_wrong_is_the_items_own(cluster: str, tmp_path: Path) -> None:
             odd = pool.map(make_closed, range(4), return_exceptions=True)
             found["result"] = [odd[0], odd[1], type(odd[2]).__name__, odd[3]]
             found["alive"] = pool.map(square, range(3))
+            found["shown"] = str(odd[2]).startswith("Error sending result: '<__main__.Closed object")
             late = pool.map(time.sleep, [60] * 3, task_timeout=0.2, return_exceptions=True)
-            found["late"] = [type(error).__name__ for error in late]
+            found["late"] = [[type(error).__name__, error.index] for error in late]
             def broken():
                 yield 1
+                yield 2
                 raise OSError("the input ends here")
-            try:
-                pool.map(square, broken())
-            except OSError as error:
-                found["input"] = str(error)
+            stream = pool.imap(square, broken())
+            found["before"] = [next(stream), next(stream)]
+            for call in (lambda: pool.map(square, broken()), lambda: next(stream)):
+                try:
+                    call()
+                except OSError as error:
+                    found.setdefault("input", []).append(str(error))
         try:
             pool.map(square, [1])
         except ValueError as error:
@@ -215,8 +238,10 @@ def test_what_goes_wrong_is_the_items_own(cluster: str, tmp_path: Path) -> None:
         "argument": [1, ["TypeError", "not this one"], 9],
         "result": [0, 1, "MaybeEncodingError", 3],
         "alive": [0, 1, 4],
-        "late": ["TaskTimeout"] * 3,
-        "input": "the input ends here",
+        "shown": True,
+        "late": [["TaskTimeout", 0], ["TaskTimeout", 1], ["TaskTimeout", 2]],
+        "before": [1, 4],
+        "input": ["the input ends here"] * 2,
         "ended": "Pool not running",
     }
 
@@ -260,11 +285,92 @@ def test_an_ended_call_is_cancelled(cluster: str, tmp_path: Path) -> None:
         try:
             result.get(30)
         except CancelledError:
-            print(json.dumps([ended, pool.map(square, range(3))]))
+            print(json.dumps([ended, result.cancelled(), result.cancel(), pool.map(square, range(3))]))
         finally:
             pool.terminate()
     """
-    assert run(tmp_path, code, cluster) == [True, [0, 1, 4]]
+    assert run(tmp_path, code, cluster) == [True, True, False, [0, 1, 4]]
+
+
+def test_a_call_is_cancelled_while_a_batch_goes_out(cluster: str, tmp_path: Path) -> None:
+    code = """
+        from concurrent.futures import CancelledError
+        with ClusterPool(sys.argv[1], timeout=30) as pool:
+            stream = pool.imap(time.sleep, itertools.repeat(100_000))
+            submit = pool._client.submit
+
+            def cancelled_meanwhile(*args, **kwargs):
+                future = submit(*args, **kwargs)
+                stream.cancel()
+                return future
+
+            pool._client.submit = cancelled_meanwhile
+            try:
+                next(stream)
+            except CancelledError as error:
+                print(json.dumps(str(error)))
+    """
+    assert run(tmp_path, code, cluster) == "the call was cancelled"
+
+
+def test_an_initializer_of_the_main_module_sets_globals_for_its_functions(cluster: str, tmp_path: Path) -> None:
+    code = """
+        found = []
+        with ClusterPool(sys.argv[1], timeout=30, initializer=set_up, initargs=(7,)) as pool:
+            found.append(pool.map(scaled, [1, 2]))
+            found.append(pool.starmap(partial(scaled_sum, 1), [(2,), (3,)]))
+            found.append(pool.apply(lambda: factor))
+        for initializer in (fail_at_three, ClusterPool.nowhere):
+            with ClusterPool(sys.argv[1], timeout=30, initializer=initializer, initargs=(3,)) as pool:
+                try:
+                    pool.map(square, [1])
+                except InitializerFailed as error:
+                    found.append(str(error).splitlines()[-1])
+        print(json.dumps(found))
+    """
+    before = """
+        from functools import partial
+        from pairpool import InitializerFailed
+
+        factor = None
+
+        def set_up(number):
+            global factor, known
+            factor, known = number, {}
+
+        def scaled(x):
+            return factor * known.setdefault(x, x)
+
+        def scaled_sum(x, y):
+            return scaled(x) + scaled(y)
+
+        ClusterPool.nowhere = lambda number: os._exit(number)
+    """
+    found = run(tmp_path, code, cluster, before=before)
+    assert found[:3] == [[7, 14], [21, 28], 7]
+    assert found[3] == "LookupError: three"
+    assert "exit status 3" in found[4]
+
+
+def test_large_arguments_bring_no_advice_of_dasks(cluster: str, tmp_path: Path) -> None:
+    code = """
+        with ClusterPool(sys.argv[1], timeout=30) as pool, warnings.catch_warnings():
+            warnings.simplefilter("error")
+            print(json.dumps(pool.map(len, [bytes(12_000_000)] * 2)))
+    """
+    assert run(tmp_path, code, cluster) == [12_000_000] * 2
+
+
+def test_several_nodes_in_one_process(tmp_path: Path) -> None:
+    pytest.importorskip("distributed")
+    code = """
+        from distributed import LocalCluster
+        options = dict(n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None)
+        with LocalCluster(**options) as local, ClusterPool(local.scheduler_address, timeout=30) as pool:
+            found = pool.map(slow_square, range(50)) == [x * x for x in range(50)]
+            print(json.dumps([found, [worker.done > 0 for worker in pool.status().workers]]))
+    """
+    assert run(tmp_path, code) == [True, [True, True]]
 
 
 def test_the_scheduler_goes_away(tmp_path: Path) -> None:
@@ -319,13 +425,57 @@ def test_no_scheduler_no_nodes_other_versions(cluster: str, tmp_path: Path) -> N
     path = os.pathsep.join([str(other), environment()["PYTHONPATH"]])
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()
-    with scheduler(tmp_path / "one") as empty, scheduler(tmp_path / "two") as mixed, node(mixed, PYTHONPATH=path):
-        found = run(tmp_path, code, "tcp://127.0.0.1:9", empty, mixed)
-    assert [kind for kind, _text, _in_time in found] == ["ConnectionError", "ConnectionError", "ClusterMismatch"]
+    with (
+        scheduler(tmp_path / "one") as empty,
+        scheduler(tmp_path / "two") as mixed,
+        node(mixed, PYTHONPATH=path),
+        socket.create_server(("127.0.0.1", 0)) as mute,
+    ):
+        silent = f"tcp://127.0.0.1:{mute.getsockname()[1]}"
+        found = run(tmp_path, code, "tcp://127.0.0.1:9", empty, mixed, silent)
+    kinds = [kind for kind, _text, _in_time in found]
+    assert kinds == ["ConnectionError", "ConnectionError", "ClusterMismatch", "ConnectionError"]
     assert all(in_time for _kind, _text, in_time in found)
     assert found[0][1].startswith("there is no Dask scheduler at tcp://127.0.0.1:9 within 1 s")
     assert found[1][1] == f"the Dask scheduler at {empty} has no node within 1 s"
     assert "pairpool 0.0.7, and this program Python" in found[2][1]
+    assert found[3][1] == f"there is no Dask scheduler at {silent} within 1 s (nothing there speaks as one)"
+
+
+def test_wrong_arguments_are_refused_here_and_not_on_the_nodes(cluster: str, tmp_path: Path) -> None:
+    code = """
+        def tell(call):
+            try:
+                call()
+            except Exception as error:
+                return f"{type(error).__name__}: {error}"
+
+        found = [tell(lambda: ClusterPool(None)), tell(lambda: ClusterPool(sys.argv[1], timeout=-1))]
+        for options in (
+            {"bogus": 1}, {"chunksize": 1}, {"live": True}, {"task_timeout": 0}, {"retries": -1}, {"initializer": 3},
+            {"start_method": "direct"}, {"memory_limit": "lots"}, {"start_timeout": 0},
+        ):
+            found.append(tell(lambda: ClusterPool(sys.argv[1], **options)))
+        with ClusterPool(sys.argv[1], timeout=30) as pool:
+            found.append(tell(lambda: pool.map(square, [1], task_timeout=-1, return_exceptions=True)))
+            found.append(tell(lambda: pool.apply(square, (1,), retry_on=3)))
+        print(json.dumps(found))
+    """
+    assert run(tmp_path, code, cluster) == [
+        "TypeError: address must be that of a scheduler, as a text, or a distributed.Client, not None",
+        "ValueError: timeout must be positive, not -1",
+        "TypeError: bogus is not an option of a pool on a cluster",
+        "TypeError: chunksize is not an option of a pool on a cluster",
+        "TypeError: live is not an option of a pool on a cluster",
+        "ValueError: task_timeout must be positive, not 0",
+        "ValueError: retries must be 0 or more, not -1",
+        "TypeError: initializer must be a callable",
+        "ValueError: start_method must be fork or forkserver on a cluster, not 'direct'",
+        "ValueError: a size is a number of bytes or a text such as '2GB', not 'lots'",
+        "ValueError: start_timeout must be positive, not 0",
+        "ValueError: task_timeout must be positive, not -1",
+        "TypeError: retry_on must be a type of exceptions or a tuple of such types, not 3",
+    ]
 
 
 def test_without_distributed_the_extra_is_named() -> None:

@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip("distributed")
 
 from pairpool.cluster.books import Books, Call
-from pairpool.cluster.result import ClusterResult
+from pairpool.cluster.results import ClusterResult
 from tests.support import environment
 from tests.test_cluster import COMMON, PATIENCE, node, run, scheduler
 

@@ -24,6 +24,20 @@ SETTINGS = """
 def hurry():
     from pairpool.cluster import node
     node.IDLE = 1.0
+
+def open_late(begun, ended):
+    # a pool of this node makes the one file when it begins to open, and is there only when there is the other
+    from pairpool.cluster import node
+
+    class Late(node.Pool):
+        def __init__(self, *args, **kwargs):
+            open(begun, "w").close()
+            while not os.path.exists(ended):
+                time.sleep(0.01)
+            super().__init__(*args, **kwargs)
+            open(ended + " and opened", "w").close()
+
+    node.Pool = Late
 """
 
 
@@ -81,3 +95,25 @@ def test_a_cancelled_call_ends_what_runs_for_it_on_nodes(tmp_path: Path) -> None
         until(lambda: len(children(there)) > 2, "no workers on the node")
         out, _ = running.communicate("\n", timeout=PATIENCE)
         assert json.loads(out) == [x * x for x in range(8)]
+
+
+def test_a_pool_that_opens_while_its_client_ends_is_not_left_behind(tmp_path: Path) -> None:
+    code = """
+        begun, ended = sys.argv[2:]
+        with ClusterPool(sys.argv[1], timeout=30) as pool:
+            pool._client.run(open_late, begun, ended)
+            pool.apply_async(square, (2,))
+            while not os.path.exists(begun):
+                time.sleep(0.01)
+        open(ended, "w").close()
+    """
+    begun, ended = tmp_path / "begun", tmp_path / "ended"
+    with ExitStack() as stack:
+        address = stack.enter_context(scheduler(tmp_path))
+        there = stack.enter_context(node(address))
+        command = [*program(tmp_path, code), address, str(begun), str(ended)]
+        subprocess.run(command, env=environment(), check=True, timeout=PATIENCE)
+        until((tmp_path / "ended and opened").exists, "the node has not opened its pool")
+        before = time.monotonic()
+        until(lambda: not children(there), "the pool of a client that is gone is still there")
+        assert time.monotonic() - before < 30, "it was not ended, but found idle"

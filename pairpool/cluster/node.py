@@ -13,19 +13,35 @@ import pickle
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cloudpickle
 
-from pairpool.errors import WorkerDied
+from pairpool.arguments import Limits
+from pairpool.errors import TaskTimeout, WorkerDied, encoding_error
 from pairpool.pool import Pool
 
 if TYPE_CHECKING:
     from pairpool.results import AsyncResult
 
-__all__ = ["CALL", "MAP", "STAR", "CallContent", "Order", "Report", "Setup", "close_pool", "run_batch", "versions"]
+__all__ = [
+    "CALL",
+    "MAP",
+    "STAR",
+    "CallContent",
+    "Order",
+    "Report",
+    "Setup",
+    "close_pool",
+    "initialize",
+    "run_batch",
+    "versions",
+]
 
 MAP, STAR, CALL = 0, 1, 2
 """How items are applied: `f(item)`, `f(*item)`; each a call of its own (`CallContent`)."""
@@ -59,8 +75,7 @@ class CallContent(NamedTuple):
     """Pickled; the same bytes are the same function."""
     arguments: bytes
     """`(args, kwds)`, pickled."""
-    policy: dict[str, Any]
-    """Options of `Pool.apply_async`."""
+    limits: Limits
 
 
 class Order(NamedTuple):
@@ -75,7 +90,7 @@ class Order(NamedTuple):
     """Index of its first item."""
     items: bytes
     length: int
-    policy: dict[str, Any]
+    limits: Limits
 
 
 class Report(NamedTuple):
@@ -104,7 +119,7 @@ def run_batch(order: Order) -> Report:
     if order.setup.versions != versions():
         reason = f"the node {node} has {versions()}, and this program {order.setup.versions}"
         return Report(node, 0, _threads(), 0.0, b"", reason)
-    entry = _enter(order.setup)
+    entry = _enter(order.setup, node)
     began = time.monotonic()
     try:
         found = _run(entry, order)
@@ -134,7 +149,7 @@ def _run(entry: _Entry, order: Order) -> list[Any]:
     except BaseException as error:
         return [error] * order.length
     chunksize = max(1, order.length // (CHUNKS * entry.threads))
-    result = entry.pool.map_async(function, items, chunksize, return_exceptions=True, **order.policy)
+    result = entry.pool.map_async(function, items, chunksize, return_exceptions=True, **order.limits)
     with entry.keeping(result.cancel):
         return result.get()
 
@@ -158,7 +173,7 @@ def _begin(entry: _Entry, call: CallContent) -> AsyncResult[Any] | BaseException
         args, kwds = pickle.loads(call.arguments)
     except BaseException as error:
         return error
-    return entry.pool.apply_async(function, args, kwds, **call.policy)
+    return entry.pool.apply_async(function, args, kwds, **call.limits)
 
 
 def _outcome(result: AsyncResult[Any]) -> Any:
@@ -175,14 +190,48 @@ class _Guarded:
         self.function, self.mode = function, mode
         self.__qualname__ = getattr(function, "__qualname__", type(function).__qualname__)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:  # in a worker
+        self.__dict__.update(state)
+        variables = _variables_of(self.function)
+        if variables.get("__name__") == "__main__":
+            variables.update(_initialized)
+
     def __call__(self, *args: Any, **kwds: Any) -> tuple[Any, float]:
         began = time.perf_counter()
         value = self.function(*args[0]) if self.mode == STAR else self.function(*args, **kwds)
         return value, time.perf_counter() - began
 
 
+_initialized: dict[str, Any] = {}
+"""In a worker: the global variables of the program's main module that the initializer has set.
+
+Functions of `__main__` go by value, each pickle with global variables of its own: what the initializer sets in its own
+is set in those of the functions that come later.
+"""
+
+
+def initialize(pickled: bytes) -> None:
+    """The initializer of the pools on nodes: runs the client's, which is pickled by value."""
+    initializer, arguments = pickle.loads(pickled)
+    variables = _variables_of(initializer)
+    before = dict(variables)
+    initializer(*arguments)
+    if variables.get("__name__") == "__main__":
+        missing = object()
+        _initialized.update({name: one for name, one in variables.items() if before.get(name, missing) is not one})
+
+
+def _variables_of(function: Any) -> dict[str, Any]:
+    """The global variables that a function, a method or a partial of one refers to."""
+    while isinstance(function, partial):
+        function = function.func
+    function = getattr(function, "__func__", function)
+    variables: dict[str, Any] | None = getattr(function, "__globals__", None)
+    return {} if variables is None else variables
+
+
 def _named(error: Any, node: str, index: int) -> BaseException:
-    """An exception that says on which node it was; that of a dead worker with the index in the whole call."""
+    """An exception that says on which node it was; what has an index, with that in the whole call."""
     if isinstance(error, WorkerDied):
         function, _index, worker, pid, exitcode, reason, *rest = error.args
         named = WorkerDied(function, index, worker, pid, exitcode, f"{reason} on node {node}", *rest)
@@ -190,8 +239,20 @@ def _named(error: Any, node: str, index: int) -> BaseException:
         return named
     if not isinstance(error, BaseException):
         raise AssertionError(f"neither a result nor an exception: {error!r}")
-    error.add_note(f"on node {node}")
-    return error
+    other = _as_of_the_call(error, index)
+    other.add_note(f"on node {node}")
+    return other
+
+
+def _as_of_the_call(error: Any, index: int) -> BaseException:
+    """An exception as it would be if the node had been given the item itself, and the whole call."""
+    if isinstance(error, TaskTimeout):
+        function, _index, *rest = error.args
+        return TaskTimeout(function, index, *rest)
+    if type(error).__name__ == "MaybeEncodingError" and error.value.startswith("("):
+        value, _, _seconds = error.value[1:].rpartition(", ")  # out of the tuple in which results travel here
+        return encoding_error(error.exc, value, error.original)
+    return error  # type: ignore[no-any-return]
 
 
 def _pickled(outcomes: list[tuple[bool, Any]]) -> bytes:
@@ -258,25 +319,34 @@ class _Entry:
                 cancel(kill=True)
 
 
-_entries: dict[str, _Entry] = {}
+_entries: dict[tuple[str, str], _Entry] = {}
+"""By the client's key and the node's address: a `LocalCluster(processes=False)` has several nodes in one process."""
+
+_closed: deque[str] = deque(maxlen=64)
+"""Keys of the clients that ended last: a batch of theirs may still be on its way into a thread."""
+
 _lock = threading.Lock()
 _opening = threading.Lock()
 _janitor: threading.Thread | None = None
 
 
-def _enter(setup: Setup) -> _Entry:
+def _enter(setup: Setup, node: str) -> _Entry:
     with _opening:
         with _lock:
-            entry = _entries.get(setup.key)
+            entry = _entries.get((setup.key, node))
             if entry is not None:
                 entry.uses += 1
                 return entry
-        entry = _Entry(setup)
-        entry.uses = 1
+        entry = None if setup.key in _closed else _Entry(setup)
         with _lock:
-            _entries[setup.key] = entry
-            _have_janitor()
-        return entry
+            if entry is not None and setup.key not in _closed:
+                entry.uses = 1
+                _entries[setup.key, node] = entry
+                _have_janitor()
+                return entry
+        if entry is not None:
+            entry.pool.terminate()
+        raise CancelledError("the client has ended its pools")
 
 
 def _leave(entry: _Entry) -> None:
@@ -285,10 +355,11 @@ def _leave(entry: _Entry) -> None:
         entry.idle_since = time.monotonic()
 
 
-def close_pool(key: str) -> None:
-    """End the pool of a client, which needs it no more."""
+def close_pool(key: str, dask_worker: Any = None) -> None:
+    """End the pool of a client, which needs it no more; Dask says on which of its workers."""
     with _lock:
-        entry = _entries.pop(key, None)
+        _closed.append(key)
+        entry = _entries.pop((key, str(dask_worker.address)), None)
     if entry is not None:
         entry.pool.terminate()
 

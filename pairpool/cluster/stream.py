@@ -9,6 +9,7 @@ waits for.
 from __future__ import annotations
 
 import itertools
+import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from typing import Any
 
 import cloudpickle
 
+from pairpool.arguments import Limits
 from pairpool.cluster import node
 from pairpool.cluster.books import Books, Call
 from pairpool.cluster.pace import Pace
@@ -38,17 +40,18 @@ class Batches:
         mode: int,
         items: Iterator[Any],
         total: int | None,
-        policy: dict[str, Any],
+        limits: Limits,
         target: float,
         chunksize: int | None,
+        error: BaseException | None = None,
     ) -> None:
         self._parts = setup, uuid.uuid4().hex, function, mode
         self._items = items
         self._total = total
-        self._policy = policy
+        self._limits = limits
         self.pace = Pace(target, chunksize)
         self.taken = 0
-        self.error: BaseException | None = None
+        self.error = error
         self.is_exhausted = False
 
     def next(self, nodes: dict[str, int], at_most: int) -> tuple[node.Order | None, dict[int, BaseException]]:
@@ -58,7 +61,7 @@ class Batches:
         items: list[Any] = []
         if not self.is_exhausted:
             try:
-                items = list(itertools.islice(self._items, size))
+                items.extend(itertools.islice(self._items, size))
             except Exception as error:
                 self.error = error
                 self.is_exhausted = True
@@ -74,7 +77,7 @@ class Batches:
         except Exception:
             items, failed = _only_those_that_pickle(items)
             pickled = cloudpickle.dumps(items)
-        return node.Order(setup, call, function, mode, first, pickled, len(items), self._policy), failed
+        return node.Order(setup, call, function, mode, first, pickled, len(items), self._limits), failed
 
 
 def _only_those_that_pickle(items: list[Any]) -> tuple[list[Any], dict[int, BaseException]]:
@@ -118,27 +121,25 @@ class Work:
         self._books = books
         self._nodes = nodes
         self._arrivals: Any = None
-        self._traffic = Traffic(client, only_on, refuse, self._watch, lambda _order: not self._is_cancelled)
+        self._traffic = Traffic(client, only_on, refuse, self._watch, lambda _order: not self.is_cancelled)
         self._buffersize = buffersize
         self._holes: dict[int, dict[int, BaseException]] = {}  # items that could not be pickled, by their batch's first
         self._read = 0
-        self._is_cancelled = False
         self._is_over = False
+        self.is_cancelled = False
+        self.deadline: float | None = None
+        """Of the clock `time.monotonic`: until then the reader waits for the next outcome."""
 
     def cancel(self) -> bool:
         """End the call. Returns whether there was something to end."""
         if self._is_over:
             return False
-        self._is_cancelled = True
+        self.is_cancelled = True
         self._traffic.cancel()
         return True
 
-    def values(self, *, ordered: bool, return_exceptions: bool) -> Iterator[Any]:
-        """The results one by one; an exception in the place of its item."""
-        return _Values(self.outcomes(ordered=ordered), return_exceptions)
-
-    def outcomes(self, *, ordered: bool) -> Iterator[Outcome]:
-        """For each item whether it has a value, and that or its exception."""
+    def outcomes(self, *, ordered: bool) -> Iterator[Outcome | None]:
+        """For each item whether it has a value, and that or its exception; None at each `deadline`."""
         from distributed import as_completed
 
         arrivals = self._arrivals = as_completed(loop=self._client.loop)
@@ -149,7 +150,11 @@ class Work:
         try:
             self._fill()
             while self._traffic:
-                first, outcomes = self._receive(next(arrivals))
+                future = self._await(arrivals)
+                if future is None:
+                    yield None
+                    continue
+                first, outcomes = self._receive(future)
                 if outcomes is not None and ordered:
                     waiting[first] = outcomes
                     while due in waiting:
@@ -163,7 +168,7 @@ class Work:
                         self._read += 1
                         yield outcome
                     self._fill()
-            if self._is_cancelled:
+            if self.is_cancelled:
                 raise CancelledError("the call was cancelled")
             if self._batches.error is not None:
                 raise self._batches.error
@@ -180,7 +185,7 @@ class Work:
 
     def _fill(self) -> None:
         """Have as many batches under way as keep the nodes busy."""
-        if self._is_cancelled:
+        if self.is_cancelled:
             return
         nodes = self._nodes()
         many, threads = max(1, len(nodes)), sum(nodes.values())
@@ -200,8 +205,18 @@ class Work:
 
     def _watch(self, future: Any) -> None:
         self._arrivals.add(future)
+        if self.is_cancelled:  # by another thread, which did not see this one
+            self._client.cancel([future], force=True)
 
     # --- in -------------------------------------------------------------------------------------
+
+    def _await(self, arrivals: Any) -> Any:
+        """The future of a batch that has ended; None if there is none at the deadline."""
+        if self.deadline is not None:
+            with arrivals.thread_condition:
+                if not arrivals.thread_condition.wait_for(arrivals.has_ready, self.deadline - time.monotonic()):
+                    return None
+        return next(arrivals)
 
     def _receive(self, future: Any) -> tuple[int, list[Outcome] | None]:
         """The first index and the outcomes of a batch that has ended; None if there are none (see `Traffic`)."""
@@ -216,23 +231,3 @@ class Work:
             outcomes.insert(offset, (False, holes[offset]))
         self._books.ran(self._call, "" if report is None else report.node, order.first, outcomes)
         return order.first, outcomes
-
-
-class _Values:
-    """An iterator that goes on after an exception, which a generator cannot."""
-
-    def __init__(self, outcomes: Iterator[Outcome], return_exceptions: bool) -> None:
-        self._outcomes = outcomes
-        self._return_exceptions = return_exceptions
-
-    def __iter__(self) -> _Values:
-        return self
-
-    def __next__(self) -> Any:
-        is_value, outcome = next(self._outcomes)
-        if is_value or self._return_exceptions:
-            return outcome
-        try:
-            raise outcome
-        finally:
-            del outcome

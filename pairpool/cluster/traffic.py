@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import threading
 import uuid
 from collections.abc import Callable
 from concurrent.futures import CancelledError
@@ -22,6 +23,12 @@ ITEMS_AHEAD = 2
 
 DEATHS = 10
 """Nodes that may go away under a batch before its items are held to be what ends them."""
+
+NO_ADVICE = {"distributed.admin.large-graph-warning-threshold": "1 PB"}
+"""Dask warns of large batches, and recommends what users of a pool cannot do."""
+
+_unheard = threading.Lock()
+"""Held while that is set, for it is set for the whole process, and put back as it was."""
 
 Outcome = tuple[bool, Any]
 """Whether an item has a value, and that or its exception."""
@@ -85,14 +92,18 @@ class Traffic:
 
     def submit(self, order: node.Order, deaths: int = 0) -> None:
         """Send a batch."""
-        future = self._client.submit(
-            node.run_batch,
-            order,
-            key=f"pairpool-{uuid.uuid4().hex}",
-            pure=False,
-            workers=self._only_on(),
-            allow_other_workers=False,
-        )
+        import dask
+
+        only_on = self._only_on()
+        with _unheard, dask.config.set(NO_ADVICE):
+            future = self._client.submit(
+                node.run_batch,
+                order,
+                key=f"pairpool-{uuid.uuid4().hex}",
+                pure=False,
+                workers=only_on,
+                allow_other_workers=False,
+            )
         self._sent[future] = Sent(order, deaths)
         self._items += order.length
         self._watch(future)

@@ -23,6 +23,7 @@ from pairpool import (
     WorkerDied,
     get_executor,
 )
+from pairpool.dask import ClusterMismatch, ClusterPool, ClusterStream
 
 
 def length(text: str) -> int:
@@ -91,6 +92,24 @@ async def awaited(words: list[str]) -> None:
             assert_type(number, int)
         async for outcome in pool.imap(length, words, return_exceptions=True):
             assert_type(outcome, int | BaseException)
+
+
+def far_away(words: list[str]) -> None:
+    with ClusterPool("tcp://scheduler:8786", timeout=3, task_timeout=2.0, retry_on=OSError) as pool, pool.live():
+        assert_type(pool.nodes, dict[str, int])
+        assert_type(pool.map(length, words), list[int])
+        assert_type(pool.map(length, words, return_exceptions=True), list[int | BaseException])
+        assert_type(pool.starmap(join, [("a", "b")], retries=1), list[str])
+        assert_type(pool.imap(length, words), ClusterStream[int])
+        assert_type(pool.imap_unordered(length, words).next(1.0), int)
+        assert_type(pool.apply(join, ("a", "b"), {"sep": "-"}, task_timeout=1), str)
+        assert_type(pool.map_async(length, words).get(1.0), list[int])
+        future: Future[str] = pool.submit(join, "a", "b", sep="-")
+        assert_type(future.result(), str)
+    try:
+        ClusterPool("tcp://scheduler:8786")
+    except (ConnectionError, ClusterMismatch) as error:
+        print(error)
 
 
 def lengths_to(pool: Pool) -> None:
