@@ -22,6 +22,7 @@ import pairpool
 from pairpool import Pool, WorkerDied
 from pairpool.status import PoolStatus
 from pairpool.view.report import FunctionReport, PoolReport, SlowItem, WorkerReport
+from pairpool.wire import snapshot
 from tests import tasks
 from tests.support import PATIENCE, Gate, Reports
 
@@ -95,6 +96,22 @@ def test_calls_that_run_are_listed(make_pool: MakePool, gate: Gate) -> None:
     endless.cancel()
     assert sorted(of_list) == [1, 4, 9]
     assert pool.status().running == ()
+
+
+def test_what_is_done_is_not_pending_any_more(make_pool: MakePool, gate: Gate) -> None:
+    """Also for who looks from outside, between two times that the leader counts what is pending."""
+    pool = make_pool(2)
+    held = pool.map_async(partial(tasks.held, gate.path), range(6), chunksize=1)
+    board = pool._master.board
+    for number in range(6):
+        assert pool.status().pending == 6 - number  # counted now, and not again soon
+        gate.let(1)
+        deadline = time.monotonic() + PATIENCE
+        while (seen := snapshot.take(board, time.monotonic_ns())).done == number:
+            assert time.monotonic() < deadline
+            threading.Event().wait(LOOK_AGAIN)
+        assert seen.pending == 5 - number
+    held.get(PATIENCE)
 
 
 def test_what_runs_for_long_is_shown_with_its_argument(start_method: str, make_pool: MakePool, gate: Gate) -> None:

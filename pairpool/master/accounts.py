@@ -168,6 +168,7 @@ class Accounts:
         jobs = list(unfinished)
         self._words[PoolWord.CALLS] = len(jobs)
         self._words[PoolWord.PENDING] = sum(max(0, job.handed_in - job.ended) for job in jobs)
+        self._words[PoolWord.COUNTED] = self._done
         self._board.write_calls([self._record(job) for job in jobs[:CALLS]])
 
     def _record(self, job: Job) -> CallRecord:

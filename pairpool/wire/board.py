@@ -35,7 +35,7 @@ __all__ = [
 
 MEMFD = "pairpool-board"
 MAGIC = b"PAIRPOOL"
-VERSION = 2
+VERSION = 3
 NAME_SIZE = 96
 POOL_AT = 256
 POOL_WORDS = 32
@@ -111,6 +111,7 @@ class PoolWord:
     LISTED = 8  # records of calls that are good
     FAILURES = 9  # failures that were ever recorded
     ENDED = 10  # monotonic ns when the pool ended; 0 before
+    COUNTED = 11  # DONE when PENDING was written, which is done some times a second only
 
     STATES = ("RUN", "CLOSE", "TERMINATE")
     METHODS = ("fork", "forkserver", "direct")

@@ -30,11 +30,18 @@ def take(board: Board, now: int) -> PoolStatus:
         workers=() if ended else tuple(_workers(board, processes, now)),
         done=pool[PoolWord.DONE],
         failed=pool[PoolWord.FAILED],
-        pending=pool[PoolWord.PENDING],
+        pending=_pending(board),
         rates=tuple(board.seconds(second - MINUTE, second)),
         running=tuple(_calls(board, now)),
         failures=tuple(_failures(board, now)),
     )
+
+
+def _pending(board: Board) -> int:
+    """Those that were pending when they were counted last, but for what has ended since."""
+    pool = board.pool
+    pending, counted = pool[PoolWord.PENDING], pool[PoolWord.COUNTED]
+    return max(0, pending - max(0, pool[PoolWord.DONE] - counted))
 
 
 def _workers(board: Board, processes: int, now: int) -> list[WorkerStatus]:

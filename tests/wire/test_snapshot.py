@@ -48,6 +48,12 @@ def put_worker(board: Board, number: int, state: int, item: int = NOTHING) -> me
     return words
 
 
+@pytest.mark.parametrize(("pending", "counted", "done", "left"), [(10, 5, 8, 7), (10, 5, 5, 10), (3, 0, 9, 0)])
+def test_what_ended_since_they_were_counted(board: Board, pending: int, counted: int, done: int, left: int) -> None:
+    board.pool[PoolWord.PENDING], board.pool[PoolWord.COUNTED], board.pool[PoolWord.DONE] = pending, counted, done
+    assert snapshot.take(board, NOW).pending == left
+
+
 def test_a_pool_without_workers_yet(board: Board) -> None:
     status = snapshot.take(board, NOW)
     assert (status.name, status.pid, status.state, status.start_method) == ("a pool", os.getpid(), "RUN", "fork")
