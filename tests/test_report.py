@@ -260,7 +260,7 @@ def test_a_long_item_among_many_short_ones_is_found(make_pool: MakePool) -> None
     pool.map(tasks.busy_for, lengths)
     report = pool.report()
     assert (report.slowest[0].item, report.slowest[0].argument) == (1500, "1.5")
-    assert 1.5 <= report.slowest[0].seconds < PATIENCE
+    assert 1.4 < report.slowest[0].seconds < PATIENCE  # the batch's time less what its other items usually take
     assert report.functions[0].count == 3000
     assert report.functions[0].p50 < 0.001
 
