@@ -462,6 +462,11 @@ def test_board_of_another_version() -> None:
         ran = pairpool("top", "--json")
         assert ran.returncode == 0
         assert f"process {os.getpid()} is left out" in ran.stderr
+        command = [sys.executable, "-W", "error", "-m", "pairpool", "top", "--json"]
+        silent = subprocess.run(
+            ["sh", "-c", 'exec "$@" 2>&-', "sh", *command], env=environment(), stdout=subprocess.PIPE, timeout=PATIENCE
+        )
+        json.loads(silent.stdout)  # and nothing else: it is not told there instead
     finally:
         os.close(fd)
 
