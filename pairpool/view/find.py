@@ -91,7 +91,8 @@ def find(what: str) -> Found:
         return _one(f"process {what}", _find_by_pid(int(what)))
     everything = pools()
     pid, _, name = what.partition(":")
-    matching = [one for one in everything if one.name == what or (one.name == name and str(one.pid) == pid)]
+    named = [one for one in everything if not one.problem]
+    matching = [one for one in named if one.name == what or (one.name == name and str(one.pid) == pid)]
     matching = matching or [one for one in everything if what == f"{one.pid}:{one.fd}"]
     if matching:
         return _one(f"{what!r}", matching)

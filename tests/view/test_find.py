@@ -192,6 +192,14 @@ def test_board_of_another_version(make_pool: MakePool) -> None:
         assert find(own("good")).problem == ""
 
 
+def test_no_name_means_a_board_whose_name_cannot_be_read() -> None:
+    head = struct.pack("<8sQQQQ", MAGIC, VERSION + 1, 8, os.getpid(), 0)
+    with made_up_board(head), made_up_board(head):
+        for what in ("", f"{os.getpid()}:"):
+            with pytest.raises(NoPool, match="no pool is called"):
+                find(what)
+
+
 @pytest.mark.parametrize("content", [b"", b"PAIR", b"x" * 64])
 def test_things_that_are_no_boards(content: bytes) -> None:
     with made_up_board(content), pytest.raises(NoPool, match="has no pool"):
