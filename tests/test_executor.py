@@ -261,6 +261,19 @@ def test_what_waits_can_be_cancelled_and_what_runs_cannot(door: Door) -> None:
         assert not others[0].cancel()
 
 
+def test_what_is_cancelled_is_not_tried_again(door: Door) -> None:
+    with Executor(1, retries=2, retry_on=(Exception,), chunksize=1) as executor:
+        door.gate.let(1000)
+        quick = [executor.submit(come_and_wait, door.paths, 0) for _ in range(1000)]
+        slow = [executor.submit(come_and_wait, door.paths, x) for x in range(1, 4)]
+        wait(quick)
+        door.wait_for(1001)  # and the next one waits in the worker's socket
+        cancelled = [future.cancel() for future in slow]
+        door.gate.let(3)
+        assert slow[0].result() == 1
+    assert cancelled == [False, True, True]
+
+
 def test_a_tasks_own_cancelled_error_is_its_exception(executor: Executor) -> None:
     future = executor.submit(cancel_myself)
     assert isinstance(future.exception(), CancelledError)

@@ -186,8 +186,12 @@ class Agenda:
             self._hand_over(part, part_values, part_failed)
 
     def fail(self, batch: Batch, error: BaseException) -> None:
-        """End all items of a batch with `error`."""
+        """End all items of a batch with `error`; they may be due another try."""
         self.deliver(batch, [None] * batch.count, dict.fromkeys(range(batch.count), error))
+
+    def drop(self, batch: Batch, reason: BaseException) -> None:
+        """End all items of a batch with `reason`, for nobody wants them any more."""
+        self._hand_over(batch, [None] * batch.count, dict.fromkeys(range(batch.count), reason))
 
     def release(self, uses: Mapping[int, int]) -> None:
         """So many single calls have ended, by the number of their function."""

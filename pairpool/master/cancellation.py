@@ -56,7 +56,7 @@ class Cancellation:
     def _trim(self, job: Calls, keep: int, reason: BaseException) -> int:
         """End what waits of a job but for so many batches and calls; returns how many are left of those."""
         while len(job.again) > keep:
-            self._agenda.fail(job.again.pop(), reason)
+            self._agenda.drop(job.again.pop(), reason)
         left = len(job.again)
         targets, uses = job.withdraw_from(keep - left)
         left += job.waiting
@@ -129,7 +129,7 @@ class Cancellation:
         victim = batch.part(offset, offset + 1)
         batch.job.replace(batch, batch.without(offset))
         self._agenda.requeue(batch.job)
-        self._agenda.fail(victim, reason)
+        self._agenda.drop(victim, reason)
 
     def _kill(self, holder: Member, batch: Batch, target: Target, reason: BaseException) -> bool:
         """The worker has read the batch: kill it when it runs this very call, or let the outcome go unheard."""
