@@ -43,6 +43,7 @@ def _finish_all() -> None:
     _is_at_exit = True
     for pool in list(_open_pools):
         if pool._master.identity.is_here():
+            pool._master.end_inputs(_too_late())
             pool.close()
             pool.join()
 
@@ -147,7 +148,8 @@ class Executor(concurrent.futures.Executor):
         Args:
             timeout: seconds, from this call on, after which waiting for a result raises `TimeoutError`.
             chunksize: items to a batch; None for batches by time. A worker that dies takes no more than its item along.
-            buffersize: how many items may be taken from the iterables and not yet yielded.
+            buffersize: how many items may be taken from the iterables and not yet yielded. After a shutdown no more are
+                taken: the results of those that were can be read, and then there is a RuntimeError.
         """
         if chunksize is not None and chunksize < 1:
             raise ValueError("chunksize must be >= 1.")
@@ -166,12 +168,12 @@ class Executor(concurrent.futures.Executor):
         kernel.require_owner(self._identity)
         with self._lock:
             if _is_at_exit:  # said first, for the pool has been ended by now
-                raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+                raise _too_late()
             broken = self._broken
             if broken is not None:
                 raise for_process_pool(broken)
             if self._is_shut:
-                raise RuntimeError("cannot schedule new futures after shutdown")
+                raise _is_shut_down()
             if self._pool is None:
                 try:
                     self._pool = _ExecutorPool(self._max_workers, **self._options)
@@ -200,7 +202,7 @@ class Executor(concurrent.futures.Executor):
 
         Args:
             wait: return only when they have ended, and the workers have exited.
-            cancel_futures: cancel those that no worker has begun, or is free to begin at once.
+            cancel_futures: cancel those that no worker has begun, or is free to begin at once; items of `map`, too.
         """
         with self._lock:
             self._is_shut = True
@@ -209,6 +211,7 @@ class Executor(concurrent.futures.Executor):
             return
         if cancel_futures:
             pool._master.cancel_waiting(blame.cancelled())
+        pool._master.end_inputs(_is_shut_down())
         pool.close()
         if wait:
             pool.join()
@@ -281,6 +284,14 @@ def _no_wait() -> None:
     """There is nothing to wait for."""
 
 
+def _is_shut_down() -> RuntimeError:
+    return RuntimeError("cannot schedule new futures after shutdown")
+
+
+def _too_late() -> RuntimeError:
+    return RuntimeError("cannot schedule new futures after interpreter shutdown")
+
+
 def _results(stream: IMapIterator[R], deadline: float | None) -> Iterator[R]:
     """The results of a stream until the deadline; when nobody wants more of them, the rest is cancelled."""
     try:
@@ -291,7 +302,7 @@ def _results(stream: IMapIterator[R], deadline: float | None) -> Iterator[R]:
     except Exception as error:
         raise for_process_pool(error) from error.__cause__
     finally:
-        stream.cancel()
+        stream.leave()
 
 
 def _until(deadline: float, stream: IMapIterator[R]) -> Iterator[R]:

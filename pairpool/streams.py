@@ -148,6 +148,11 @@ class IMapIterator(chain[R]):
         kernel.require_owner(self._master.identity)
         return self._master.cancel(self._job, blame.cancelled(), kill=kill)
 
+    def leave(self) -> None:
+        """`cancel` for whoever does not come back, in a forked child or at the very end of the program, too."""
+        if not self._job.done and self._master.identity.is_here():
+            self.cancel()
+
     def __del__(self) -> None:
         job = getattr(self, "_job", None)
         if job is not None and not job.done and self._master.identity.is_here():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import gc
+import itertools
 import multiprocessing
 import os
 import pickle
@@ -439,6 +440,33 @@ def test_map_takes_no_more_than_its_buffer(executor: Executor) -> None:
             executor.map(double, [1], buffersize=wrong)  # type: ignore[arg-type]
 
 
+def test_shutdown_takes_no_more_of_an_input(executor: Executor) -> None:
+    with executor:
+        waiting = executor.map(double, itertools.count(), buffersize=4)
+        assert next(waiting) == 0
+    found: list[int] = []
+    with pytest.raises(RuntimeError, match="cannot schedule new futures after shutdown"):
+        found.extend(waiting)
+    assert found == [2, 4, 6, 8][: len(found)]
+    assert list(waiting) == []
+
+
+@pytest.mark.parametrize("chunksize", [None, 1, 20])
+def test_shutdown_cancels_what_is_left_of_a_map(chunksize: int | None, door: Door) -> None:
+    executor = Executor(1)
+    results = executor.map(come_and_wait, [door.paths] * 100, range(100), chunksize=chunksize)
+    unread = executor.map(double, range(100))
+    door.wait_for(1)
+    executor.shutdown(wait=False, cancel_futures=True)
+    door.gate.let(100)
+    begun = chunksize or 1
+    assert [next(results) for _ in range(begun)] == list(range(begun))
+    with pytest.raises(CancelledError):
+        next(results)
+    with pytest.raises(CancelledError):
+        next(unread)
+
+
 def test_map_keeps_no_result_that_was_had(executor: Executor) -> None:
     for thing in executor.map(make_lingering, range(50)):
         reference = weakref.ref(thing)
@@ -574,6 +602,26 @@ def test_nothing_is_submitted_after_the_end_of_the_program() -> None:
     done = python("-c", AT_THE_VERY_END)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["cannot schedule new futures after interpreter shutdown"] * 2
+    assert done.stderr == ""
+
+
+HALF_READ = """
+import itertools, os
+from pairpool import Executor
+
+executor = Executor(1)
+endless = executor.map(abs, itertools.count(), buffersize=4)
+some = executor.map(abs, range(100))
+print(next(endless), next(some), flush=True)
+if os.fork():
+    print(os.waitstatus_to_exitcode(os.wait()[1]))
+"""
+
+
+def test_maps_that_are_half_read_at_the_end_of_the_program() -> None:
+    done = python("-c", HALF_READ)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["0 0", "0"]
     assert done.stderr == ""
 
 

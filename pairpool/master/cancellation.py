@@ -8,6 +8,7 @@ from pairpool.master.agenda import Agenda
 from pairpool.master.crew import Crew, Member
 from pairpool.master.jobs import Batch, Calls, Job, Target
 from pairpool.master.overseer import Overseer
+from pairpool.master.stream_job import StreamJob
 from pairpool.wire.board import Word
 
 __all__ = ["Cancellation"]
@@ -39,8 +40,8 @@ class Cancellation:
         self.look()
         return True
 
-    def waiting(self, jobs: Iterable[Calls], reason: BaseException, workers: int) -> None:
-        """End the calls that no worker has begun, or is free to begin at once.
+    def waiting(self, jobs: Iterable[Calls | StreamJob], reason: BaseException, workers: int) -> None:
+        """End the calls and the items of streams that no worker has begun, or is free to begin at once.
 
         Args:
             workers: how many the pool keeps; those that are still being started are free, too.
@@ -51,7 +52,13 @@ class Cancellation:
                 self._recall(member)
         free = workers - sum(bool(member.held) for member in self._crew)
         for job in jobs:
-            free -= self._trim(job, max(0, free), reason)
+            if isinstance(job, Calls):
+                free -= self._trim(job, max(0, free), reason)
+            else:
+                for batch in job.trim(max(0, free), workers, reason):
+                    self._agenda.drop(batch, reason)
+                free -= len(job.again)
+                self._agenda.settle(job)
 
     def _trim(self, job: Calls, keep: int, reason: BaseException) -> int:
         """End what waits of a job but for so many batches and calls; returns how many are left of those."""

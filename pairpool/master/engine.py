@@ -227,14 +227,28 @@ class Master:
         self._ask(action)
 
     def cancel_waiting(self, reason: BaseException) -> None:
-        """End all single calls that no worker has begun, or is free to begin at once; from any thread."""
+        """End single calls, and items of streams, that no worker has begun, or is free to begin at once.
+
+        From any thread.
+        """
 
         def action() -> bool:
-            calls = [job for job in self.agenda.unfinished if isinstance(job, Calls)]
-            self.cancellation.waiting(calls, reason, self.nursery.processes)
+            jobs = [job for job in self.agenda.unfinished if isinstance(job, (Calls, StreamJob))]
+            self.cancellation.waiting(jobs, reason, self.nursery.processes)
             return True
 
         self._ask(action)
+
+    def end_inputs(self, reason: BaseException) -> None:
+        """Take no more from the inputs of streams that wait for their readers, who get `reason` in the end."""
+
+        def action() -> None:
+            for job in list(self.agenda.unfinished):
+                if isinstance(job, StreamJob) and job.waits_for_reader:
+                    job.end_input(reason)
+                    self.agenda.settle(job)
+
+        self.loop.submit(action)
 
     def runs(self, target: Target) -> bool:
         """Whether a worker is at the call with this target; from any thread."""

@@ -200,6 +200,31 @@ class StreamJob(Job):
         else:
             self.ready.extend(part for part in parts if part)
 
+    @property
+    def waits_for_reader(self) -> bool:
+        """Whether nothing more is taken than the caller has said, until results are read; the input may be endless."""
+        return self._buffersize is not None
+
+    def trim(self, keep: int, workers: int, reason: BaseException) -> list[Batch]:
+        """Take no more of the input; returns the batches that wait to go out, but for the first few."""
+        while len(self.again) < keep and self.unbounded:
+            batch = self.take_fresh(workers, 1)
+            if batch is None:
+                break
+            self.again.append(batch)
+        self.end_input(reason)
+        waiting = sorted(self.again, key=lambda batch: batch.first)
+        self.again = deque(waiting[:keep])
+        return waiting[keep:]
+
+    def end_input(self, reason: BaseException) -> None:
+        """Take no more of the input; the reader gets `reason` after the results of what was taken."""
+        if not self._exhausted:
+            self._exhausted = True
+            self._items = iter(())
+            self._kept.clear()
+            self._input_error = reason
+
     def discard(self) -> None:
         """Run to the end and keep no results: there is no reader."""
         self._discarding = self.unbounded = True
