@@ -34,11 +34,26 @@ _open_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 
 _executors: weakref.WeakSet[Executor] = weakref.WeakSet()
 
+_is_ending = False
+"""Whether the main thread has ended: from then on only threads that the program waits for may submit."""
+
 _is_at_exit = False
 
 
+def _run_pending() -> None:
+    """When the main thread has ended: what was submitted is run, as the standard library does it.
+
+    Before anything that `atexit` holds, for that may take away what tasks need: a temporary directory, a manager.
+    """
+    global _is_ending
+    _is_ending = True
+    for pool in list(_open_pools):
+        if pool._master.identity.is_here():
+            pool._master.wait_for_calls()
+
+
 def _finish_all() -> None:
-    """At interpreter exit: what was submitted is run, as the standard library does it."""
+    """At interpreter exit: the pools end, when what other threads have submitted meanwhile was run."""
     global _is_at_exit
     _is_at_exit = True
     for pool in list(_open_pools):
@@ -49,6 +64,10 @@ def _finish_all() -> None:
 
 
 atexit.register(_finish_all)  # after the pools' own, so it is run before it
+try:
+    threading._register_atexit(_run_pending)  # type: ignore[attr-defined]
+except RuntimeError:
+    _is_ending = True  # it is too late to have anything done
 
 
 class _ExecutorPool(Pool):
@@ -167,8 +186,8 @@ class Executor(concurrent.futures.Executor):
         """The pool, which is opened now if it was not before."""
         kernel.require_owner(self._identity)
         with self._lock:
-            if _is_at_exit:  # said first, for the pool has been ended by now
-                raise _too_late()
+            if _is_at_exit or (_is_ending and threading.current_thread().daemon):
+                raise _too_late()  # said first, for the pool has ended by then
             broken = self._broken
             if broken is not None:
                 raise for_process_pool(broken)

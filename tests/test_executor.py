@@ -605,6 +605,45 @@ def test_nothing_is_submitted_after_the_end_of_the_program() -> None:
     assert done.stderr == ""
 
 
+TEMPORARY = """
+import atexit, itertools, shutil, tempfile, threading
+from pairpool import Executor
+
+def write(name):
+    with open(name, "w") as file:
+        file.write("x")
+
+def look(future):
+    if future.exception() is not None:
+        print(repr(future.exception()))
+
+def go_on():
+    threading.main_thread().join()
+    print(executor.submit(pow, 2, 3).result())
+
+if __name__ == "__main__":
+    place = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, place)
+    atexit.register(lambda: print([future.done() for future in futures]))
+    executor = Executor(1)
+    names = [f"{place}/{x}" for x in range(40)]
+    futures = [executor.submit(write, name) for name in names]
+    for future in futures:
+        future.add_done_callback(look)
+    executor.map(write, names)
+    endless = executor.map(abs, itertools.count(), buffersize=2)
+    next(endless)
+    threading.Thread(target=go_on).start()
+"""
+
+
+def test_what_was_submitted_is_run_before_the_program_takes_away_what_it_needs() -> None:
+    done = python("-c", textwrap.dedent(TEMPORARY))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["8", str([True] * 40)]
+    assert done.stderr == ""
+
+
 HALF_READ = """
 import itertools, os
 from pairpool import Executor

@@ -295,6 +295,15 @@ class Master:
         """Whether nothing is left to do."""
         return not self.agenda.unfinished and not self.loop.inbox and not self.loop.later
 
+    def wait_for_calls(self) -> None:
+        """Wait until nothing is left to do but for readers of streams."""
+        self.loop.wait(lambda: self.loop.ended or not self._has_calls())
+
+    def _has_calls(self) -> bool:
+        unfinished = list(self.agenda.unfinished)
+        waiting = any(not isinstance(job, StreamJob) or job.unbounded for job in unfinished)
+        return waiting or bool(self.loop.inbox or self.loop.later)
+
     @property
     def size(self) -> int:
         """How many workers there are, or have been asked for."""
