@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import concurrent.futures
 import functools
+import operator
 import os
 import threading
 import time
@@ -28,6 +29,8 @@ R = TypeVar("R")
 P = ParamSpec("P")
 
 _START_METHODS = {"fork": "fork", "spawn": "forkserver", "forkserver": "forkserver"}
+
+_OPTIONS = frozenset(Pool.__init__.__kwdefaults__ or ())
 
 _open_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 """Pools of executors, which the end of the interpreter waits for."""
@@ -113,7 +116,7 @@ class Executor(concurrent.futures.Executor):
     ) -> None:
         if max_workers is None:
             max_workers = kernel.cpu_allowance()
-        elif max_workers <= 0:
+        elif operator.index(max_workers) <= 0:
             raise ValueError("max_workers must be greater than 0")
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
@@ -122,6 +125,8 @@ class Executor(concurrent.futures.Executor):
                 raise TypeError("max_tasks_per_child must be an integer")
             if max_tasks_per_child <= 0:
                 raise ValueError("max_tasks_per_child must be >= 1")
+        for name in options.keys() - _OPTIONS:  # said now, and not with the first call
+            raise TypeError(f"{type(self).__name__}() got an unexpected keyword argument {name!r}")
         if mp_context is not None:
             options.setdefault("start_method", _start_method_of(mp_context))
         self._max_workers = max_workers

@@ -487,6 +487,10 @@ def test_arguments_are_checked_as_there() -> None:
         Executor(1, max_tasks_per_child="3")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="max_tasks_per_child must be >= 1"):
         Executor(1, max_tasks_per_child=0)
+    with pytest.raises(TypeError, match="interpreted as an integer"):
+        Executor(1.5)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="unexpected keyword argument 'initialiser'"):
+        Executor(1, initialiser=print)
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
