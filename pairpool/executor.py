@@ -28,7 +28,13 @@ __all__ = ["Executor", "get_executor"]
 R = TypeVar("R")
 P = ParamSpec("P")
 
-_START_METHODS = {"fork": "fork", "spawn": "forkserver", "forkserver": "forkserver"}
+_START_METHODS = {
+    "fork": "fork",
+    "spawn": "forkserver",
+    "forkserver": "forkserver",
+    "loky": "forkserver",
+    "loky_init_main": "forkserver",
+}
 
 _OPTIONS = frozenset(Pool.__init__.__kwdefaults__ or ())
 
@@ -90,8 +96,9 @@ class Executor(concurrent.futures.Executor):
 
     Args:
         max_workers: how many; by default as many as this process may use cores.
-        mp_context: a context of multiprocessing, of which the start method is taken: `fork` is pairpool's `"fork"`, in
-            which a zygote is forked once, and the others are its `"forkserver"`, a fresh interpreter.
+        mp_context: a context of multiprocessing, or the name of one, of which the start method is taken: `fork` is
+            pairpool's `"fork"`, in which a zygote is forked once, and the others, loky's included, are its
+            `"forkserver"`, a fresh interpreter.
         initializer: called in every worker before its first call, with `initargs`. If it fails, calls fail with
             `InitializerFailed`, which is a `BrokenProcessPool`, too.
         max_tasks_per_child: calls after which a worker is replaced; it does not change the start method.
@@ -125,8 +132,9 @@ class Executor(concurrent.futures.Executor):
                 raise TypeError("max_tasks_per_child must be an integer")
             if max_tasks_per_child <= 0:
                 raise ValueError("max_tasks_per_child must be >= 1")
-        for name in options.keys() - _OPTIONS:  # said now, and not with the first call
-            raise TypeError(f"{type(self).__name__}() got an unexpected keyword argument {name!r}")
+        unknown = options.keys() - _OPTIONS
+        if unknown:  # the pool is opened at the first call, which is late to hear of it
+            raise TypeError(f"{type(self).__name__}() got an unexpected keyword argument {min(unknown)!r}")
         if mp_context is not None:
             options.setdefault("start_method", _start_method_of(mp_context))
         self._max_workers = max_workers
@@ -221,13 +229,17 @@ class Executor(concurrent.futures.Executor):
         """The pool beneath, for `status`, `report`, `stacks`, `live` and `share`; opened now if it was not before."""
         return self._open()
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, kill_workers: bool = False) -> None:
         """Take no more calls; those there are run to their ends.
 
         Args:
             wait: return only when they have ended, and the workers have exited.
             cancel_futures: cancel those that no worker has begun, or is free to begin at once; items of `map`, too.
+            kill_workers: end them all at once, as `terminate_workers` does; loky's name for it.
         """
+        if kill_workers:
+            self.terminate_workers()
+            return
         with self._lock:
             self._is_shut = True
             pool, self._pool = self._pool, None
@@ -345,7 +357,7 @@ def _until(deadline: float, stream: IMapIterator[R]) -> Iterator[R]:
 
 
 def _start_method_of(context: Any) -> str:
-    method = context.get_start_method()
+    method = context if isinstance(context, str) else context.get_start_method()
     if method not in _START_METHODS:
         raise ValueError(f"mp_context has a start method that pairpool does not know: {method!r}")
     return _START_METHODS[method]

@@ -235,6 +235,7 @@ def _open(n_jobs: int, environment: dict[str, str], options: dict[str, Any]) -> 
         n_jobs,
         initializer=_prepare_worker,
         initargs=(environment, initializer, initargs),
+        max_tasks_per_child=options.pop("maxtasksperchild", None),
         **{"name": "joblib", **options},
     )
 

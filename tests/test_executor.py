@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import functools
 import gc
 import itertools
 import multiprocessing
@@ -16,7 +17,7 @@ import textwrap
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -358,11 +359,14 @@ def end_of(future: Future[Any]) -> None:
         time.sleep(0.01)
 
 
-def test_terminate_workers_ends_at_once(door: Door) -> None:
+@pytest.mark.parametrize(
+    "terminate", [Executor.terminate_workers, functools.partial(Executor.shutdown, kill_workers=True)]
+)
+def test_terminate_workers_ends_at_once(terminate: Callable[[Executor], None], door: Door) -> None:
     executor = Executor(2)
     futures = [executor.submit(come_and_wait, door.paths, x) for x in range(10)]
     door.wait_for(2)
-    executor.terminate_workers()
+    terminate(executor)
     assert all(future.cancelled() for future in futures)
 
 
@@ -498,6 +502,19 @@ def test_contexts_of_multiprocessing(method: str) -> None:
     with Executor(1, multiprocessing.get_context(method)) as executor:
         assert executor.submit(double, 3).result() == 6
         assert executor.pool.status().start_method == ("fork" if method == "fork" else "forkserver")
+
+
+@pytest.mark.parametrize("make", [Executor, get_executor])
+@pytest.mark.usefixtures("_no_shared_executor")
+def test_arguments_are_checked_before_the_first_call(make: Any) -> None:
+    with pytest.raises(TypeError, match=r"Executor\(\) got an unexpected keyword argument 'nonsense'"):
+        make(2, nonsense=1)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'maxtasksperchild'"):
+        make(2, maxtasksperchild=1)
+    name = "mp_context" if make is Executor else "context"
+    with pytest.raises(ValueError, match="'thread'"):
+        make(2, **{name: "thread"})
+    assert make(2, **{name: "loky"})._options["start_method"] == "forkserver"
 
 
 def test_nothing_is_forked_before_the_first_call() -> None:

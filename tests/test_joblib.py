@@ -258,6 +258,13 @@ def test_options_of_pools_are_taken_by_both() -> None:
     assert found == ["this"] * 4
     with parallel_config("pairpool", n_jobs=2, initializer=remember, initargs=("that",), task_timeout=PATIENCE):
         assert Parallel()(delayed(remembered)() for _ in range(4)) == ["that"] * 4
+    with parallel_config("pairpool", n_jobs=2, start_method="fork", maxtasksperchild=1):
+        assert len(set(Parallel(batch_size=1)(delayed(os.getpid)() for _ in range(4)))) == 4
+    with (
+        parallel_config("pairpool", n_jobs=2, start_method="fork", nonsense=1),
+        pytest.raises(TypeError, match="unexpected keyword argument 'nonsense'"),
+    ):
+        Parallel()(delayed(remembered)() for _ in range(4))
 
 
 def remember_all(texts: list[str], _function: Any) -> None:
