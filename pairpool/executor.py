@@ -294,10 +294,11 @@ class Executor(concurrent.futures.Executor):
 
     def kill_calls(self, futures: Iterable[PoolFuture[Any]]) -> None:
         """Cancel calls of this executor that have not ended, those that run included: their workers are replaced."""
+        left = [future for future in list(futures) if not future.done()]
         with self._lock:
             pool = self._pool
-        if pool is not None and pool._master.identity.is_here():
-            pool._master.cancel_calls(list(futures), blame.cancelled())
+        if left and pool is not None and pool._master.identity.is_here():
+            pool._master.cancel_calls(left, blame.cancelled())
 
     def __del__(self) -> None:
         pool = getattr(self, "_pool", None)

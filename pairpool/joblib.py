@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import inspect
 import mmap
@@ -205,6 +206,16 @@ def _take_executor(
     for one in surplus:
         one.shutdown()
     return key, executor
+
+
+def _end_what_runs() -> None:
+    """At interpreter exit: nobody can have what is left of a generator, and what comes next cannot be submitted."""
+    for key in list(_users):
+        if key in _executors:
+            _executors[key].terminate_workers()
+
+
+atexit.register(_end_what_runs)  # after that of executors, so it is run before it
 
 
 def _leave_executor(key: tuple[Any, ...]) -> None:

@@ -314,6 +314,25 @@ def test_a_program_from_a_fresh_interpreter(tmp_path: Path) -> None:
     assert (done.stdout, done.returncode) == ("[0, 0, 1, 5]\n[0, 1, 4, 9, 16]\n[0, 1, 4]\n", 0), done.stderr
 
 
+LEFT_HALF_READ = """
+from joblib import Parallel, delayed, parallel_config
+import pairpool.joblib
+
+if __name__ == "__main__":
+    pairpool.joblib.register()
+    with parallel_config("pairpool", n_jobs=2, start_method="fork"):
+        results = Parallel(return_as="generator")(delayed(abs)(-x) for x in range(100))
+        print(next(results), next(results))
+"""
+
+
+def test_a_program_may_end_while_results_are_left(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(LEFT_HALF_READ)
+    done = python("-W", "ignore", script)
+    assert (done.stdout, done.stderr, done.returncode) == ("0 1\n", "", 0)
+
+
 def test_without_joblib_the_extra_is_named() -> None:
     code = "import sys; sys.modules['joblib'] = None; import pairpool.joblib"
     done = python("-c", code)
