@@ -221,8 +221,19 @@ atexit.register(_end_what_runs)  # after that of executors, so it is run before 
 def _leave_executor(key: tuple[Any, ...]) -> None:
     with _executors_lock:
         _users[key] -= 1
-        if not _users[key]:
+        if _users[key] < 1:  # less than none in a forked child, for the call was its parent's
             del _users[key]
+
+
+def _start_anew() -> None:
+    """In a forked child: the pools are its parent's, and nobody would ever release a lock that was held."""
+    global _executors_lock
+    _executors_lock = threading.RLock()
+    _executors.clear()
+    _users.clear()
+
+
+os.register_at_fork(after_in_child=_start_anew)
 
 
 def _hashable(value: Any) -> Any:

@@ -15,6 +15,7 @@ import pytest
 
 from pairpool import WorkerDied
 from tests import tasks
+from tests.forked import in_child
 from tests.support import PATIENCE, Gate, Reports, python
 
 joblib = pytest.importorskip("joblib")
@@ -331,6 +332,29 @@ def test_a_program_may_end_while_results_are_left(tmp_path: Path) -> None:
     script.write_text(LEFT_HALF_READ)
     done = python("-W", "ignore", script)
     assert (done.stdout, done.stderr, done.returncode) == ("0 1\n", "", 0)
+
+
+def test_a_forked_child_has_pools_of_its_own() -> None:
+    """Whatever other threads were at while it was forked."""
+    calls = [delayed(double)(x) for x in range(3)]
+    is_held, is_over = threading.Event(), threading.Event()
+
+    def hold_the_lock() -> None:
+        with backend._executors_lock:
+            is_held.set()
+            is_over.wait(PATIENCE)
+
+    with Parallel() as parallel:
+        assert parallel(calls) == [0, 2, 4]
+        thread = threading.Thread(target=hold_the_lock)
+        thread.start()
+        assert is_held.wait(PATIENCE)
+        try:
+            assert in_child(lambda: Parallel()(calls)) == [0, 2, 4]
+        finally:
+            is_over.set()
+            thread.join()
+        assert parallel(calls) == [0, 2, 4]
 
 
 def test_without_joblib_the_extra_is_named() -> None:
