@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
+import time
 import weakref
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
@@ -127,6 +128,28 @@ def test_the_bound_without_a_buffersize_follows_the_batches() -> None:
             yield 0.001
 
     run_debugged(main())
+
+
+def test_a_reader_of_many_results_leaves_the_event_loop_to_others(run: Run) -> None:
+    ticks = 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            await asyncio.sleep(0)
+            ticks += 1
+
+    async def main() -> None:
+        async with AsyncPool(1) as pool:
+            results = pool.imap(tasks.square, range(1000), buffersize=1000)
+            await soon(lambda: pool.status().done == 1000)  # all of them are there
+            ticking = asyncio.create_task(tick())
+            async for _result in results:
+                time.sleep(0.0001)
+            ticking.cancel()
+            assert ticks >= 20
+
+    run(main())
 
 
 def test_exceptions_come_in_the_place_of_results(run: Run) -> None:

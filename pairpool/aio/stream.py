@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Iterable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pairpool.aio.outcome import raised
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 __all__ = ["AsyncStream", "Feed"]
 
 R = TypeVar("R")
+
+IN_A_ROW = 32
+"""Results that are there which a reader takes before it looks at how long others have waited for the event loop."""
 
 
 class Feed:
@@ -125,12 +128,17 @@ class AsyncStream(AsyncIterator[R], Generic[R]):
         self._job = feed.job
         self._task = task
         self._return_exceptions = keep
+        self._in_a_row = 0
+        self._since = 0.0
 
     def __aiter__(self) -> AsyncStream[R]:
         return self
 
     async def __anext__(self) -> R:
         job, feed = self._job, self._feed
+        self._in_a_row += 1
+        if self._in_a_row >= IN_A_ROW:
+            await self._give_way()
         while True:
             for value in job.handed:
                 if feed.is_full:
@@ -171,11 +179,22 @@ class AsyncStream(AsyncIterator[R], Generic[R]):
     async def _wait(self) -> None:
         news = self._feed.news
         news.clear()
+        await self._pause(news.wait())
+
+    async def _give_way(self) -> None:
+        """Let others use the event loop, if this reader has had it for some time: it may have thousands of results."""
+        self._in_a_row = 0
+        if time.monotonic() >= self._since + BUDGET:
+            await self._pause(asyncio.sleep(0))
+
+    async def _pause(self, pause: Awaitable[object]) -> None:
         try:
-            await news.wait()
+            await pause
         except asyncio.CancelledError as error:
             self._cancel(blame.left_by(error), kill=True)
             raise
+        self._in_a_row = 0
+        self._since = time.monotonic()
 
     async def aclose(self, *, kill: bool = False) -> None:
         """End the rest of the call; with `kill`, also what runs. Nothing is taken from the input after that."""
