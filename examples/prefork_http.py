@@ -76,6 +76,12 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
+    def send_response(self, code: int, message: str | None = None) -> None:
+        """Say whether the connection stays open, too: a client of HTTP/1.0, such as ab, expects that it does not."""
+        super().send_response(code, message)
+        if code < 400:  # `send_error` says so itself
+            self.send_header("Connection", "close" if self.close_connection else "keep-alive")
+
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing: a line for each request would be most of the work."""
 

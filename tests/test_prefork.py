@@ -67,8 +67,13 @@ def test_it_answers(tmp_path: Path) -> None:
         found = exchange(server, b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         assert found.startswith(b"HTTP/1.1 200 OK\r\n")
         assert found.endswith(b"\r\n\r\nhello\n")
+        assert b"\r\nConnection: close\r\n" in found
         found = exchange(server, b"GET /file/hello.txt HTTP/1.0\r\n\r\n")
         assert found.endswith(b"from a file\n")
+        # clients of HTTP/1.0 that ask for it, such as ab, want to be told that the connection stays open
+        staying = b"GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n"
+        found = exchange(server, staying + b"GET / HTTP/1.0\r\n\r\n")
+        assert re.findall(rb"\r\nConnection: (.*)\r\n", found) == [b"keep-alive", b"close"]
         assert exchange(server, b"GET /none HTTP/1.1\r\nConnection: close\r\n\r\n").startswith(b"HTTP/1.1 404")
         assert b"Error code: 400" in exchange(server, b"nonsense of no sort\r\n\r\n")
         # requests that arrive together are answered one after the other, by whoever has read them
