@@ -365,7 +365,7 @@ def test_several_nodes_in_one_process(tmp_path: Path) -> None:
     pytest.importorskip("distributed")
     code = """
         from distributed import LocalCluster
-        options = dict(n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None)
+        options = dict(n_workers=2, threads_per_worker=1, processes=False, dashboard_address=":0")
         with LocalCluster(**options) as local, ClusterPool(local.scheduler_address, timeout=30) as pool:
             found = pool.map(slow_square, range(50)) == [x * x for x in range(50)]
             print(json.dumps([found, [worker.done > 0 for worker in pool.status().workers]]))
