@@ -23,7 +23,7 @@ from pairpool.master import blame
 from pairpool.pool import Pool
 from pairpool.streams import IMapIterator
 
-__all__ = ["Executor", "get_executor"]
+__all__ = ["Executor", "get_executor", "when_main_ends"]
 
 R = TypeVar("R")
 P = ParamSpec("P")
@@ -73,10 +73,22 @@ def _finish_all() -> None:
 
 
 atexit.register(_finish_all)  # after the pools' own, so it is run before it
-try:
-    threading._register_atexit(_run_pending)  # type: ignore[attr-defined]
-except RuntimeError:
-    _is_ending = True  # it is too late to have anything done
+
+
+def when_main_ends(function: Callable[[], object]) -> bool:
+    """Have `function` called when the main thread has ended, before anything that `atexit` holds; the last one first.
+
+    Returns False if it is too late for that. The function of `threading` is the one that `concurrent.futures` uses.
+    """
+    register: Any = getattr(threading, "_register_atexit", atexit.register)
+    try:
+        register(function)
+    except RuntimeError:
+        return False
+    return True
+
+
+_is_ending = not when_main_ends(_run_pending)
 
 
 class _ExecutorPool(Pool):

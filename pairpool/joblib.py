@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import atexit
 import functools
 import inspect
 import mmap
@@ -24,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from cloudpickle import cloudpickle
 
 from pairpool import kernel
-from pairpool.executor import Executor
+from pairpool.executor import Executor, when_main_ends
 from pairpool.futures import PoolFuture
 from pairpool.pool import Pool
 
@@ -209,13 +208,13 @@ def _take_executor(
 
 
 def _end_what_runs() -> None:
-    """At interpreter exit: nobody can have what is left of a generator, and what comes next cannot be submitted."""
+    """When the program ends: nobody can have what is left of a generator, and what comes next cannot be submitted."""
     for key in list(_users):
         if key in _executors:
             _executors[key].terminate_workers()
 
 
-atexit.register(_end_what_runs)  # after that of executors, so it is run before it
+when_main_ends(_end_what_runs)  # after that of executors, so it is run before it
 
 
 def _leave_executor(key: tuple[Any, ...]) -> None:
