@@ -284,7 +284,6 @@ class Codec:
 
     def __init__(self, birth: Birth | None = None) -> None:
         self.birth = birth
-        self._failures = Exception if birth is not None else BaseException
 
     def encode(
         self,
@@ -344,7 +343,9 @@ class Codec:
                 mark(offset)
             try:
                 data, valued = self._dump(item, buffers, may_go_by_value)
-            except self._failures as error:
+            except BaseException as error:
+                if self.birth is not None and not is_own(error):
+                    raise  # of a signal's handler, in the master
                 cargo.cut(buffers.start)
                 if self._may_end(error, buffers.start):
                     fitting = offset

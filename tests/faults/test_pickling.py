@@ -147,17 +147,21 @@ class TestInTheMaster:
         stream = pool.imap(tasks.ten_times, items, chunksize, return_exceptions=True)
         assert others_in(list(stream)) == OTHERS
 
-    def test_unpickling_the_result(self, make_pool: MakePool, chunksize: int | None) -> None:
+    @pytest.mark.parametrize("how", ["raise", "system_exit"])
+    def test_unpickling_the_result(self, make_pool: MakePool, chunksize: int | None, how: str) -> None:
         pool = make_pool()
-        spec: Any = ("raise", "unpickle", os.getpid(), True)
+        spec: Any = (how, "unpickle", os.getpid(), True)
         function = functools.partial(tasks.return_fragile_at, VICTIM, spec)
         found: list[Any] = pool.map(function, range(COUNT), chunksize, return_exceptions=True)
         assert others_in(found) == OTHERS
-        check_victim(found[VICTIM], "raise")
+        check_victim(found[VICTIM], how)
+        future = pool.submit(function, VICTIM)
+        check_victim(future.exception(PATIENCE), how)
 
-    def test_unpickling_the_exception(self, make_pool: MakePool, chunksize: int | None) -> None:
+    @pytest.mark.parametrize("how", ["raise", "system_exit"])
+    def test_unpickling_the_exception(self, make_pool: MakePool, chunksize: int | None, how: str) -> None:
         pool = make_pool()
-        spec: Any = ("raise", "unpickle", os.getpid(), True)
+        spec: Any = (how, "unpickle", os.getpid(), True)
         function = functools.partial(tasks.raise_fragile_at, VICTIM, spec)
         found: list[Any] = pool.map(function, range(COUNT), chunksize, return_exceptions=True)
         assert others_in(found) == OTHERS
@@ -165,7 +169,7 @@ class TestInTheMaster:
         assert isinstance(error, Exception)
         assert not isinstance(error, FragileError)
         assert "FragileError" in str(error)
-        assert "on purpose" in str(error)
+        assert ("on purpose" if how == "raise" else "SystemExit(7)") in str(error)
         assert "in raise_fragile_at" in str(error.__cause__)
 
 
