@@ -75,6 +75,25 @@ def test_the_callers_own_code_is_interrupted_at_once(make_pool: MakePool) -> Non
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+class Struck:
+    """Ctrl-C, twice, while it is pickled."""
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        return Struck, ()
+
+
+def test_ctrl_c_while_an_argument_is_pickled_is_not_that_items_exception(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guards, "IMPATIENT", 0.0)
+    pool = make_pool(2)
+    with pytest.raises(KeyboardInterrupt):
+        pool.map(str, [1, Struck(), 3], return_exceptions=True)
+    assert pool.map(tasks.square, range(100)) == [x * x for x in range(100)]
+
+
 def test_a_worker_that_was_dealt_with_as_an_exception_struck(make_pool: MakePool, gate: Gate, reports: Reports) -> None:
     """Nobody knows what it was sent: it is ended, and its task says why."""
     pool = make_pool(1)

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pairpool.interrupts import is_own
 from pairpool.wire import carriers, lanes, rights
 from pairpool.wire.channel import Buffer
 from pairpool.wire.numeric import is_plain
