@@ -128,6 +128,12 @@ def tell_and_hold(reports: str, gate: str, value: Any) -> Any:
     return value
 
 
+def tell_hold_and_tell(reports: str, gate: str) -> None:
+    tell(reports, "begun")
+    wait_for(gate)
+    tell(reports, "ended")
+
+
 def hold_zero(gate: str, value: int) -> int:
     """Item 0 waits for the gate; the others do not."""
     if value == 0:

@@ -146,6 +146,18 @@ class TestEveryMethod:
         assert pool.apply(tasks.recall, ("value",)) == "here"
         assert pool.apply(tasks.process_id) != before
 
+    def test_join_waits_for_initializers(self, make_pool: MakePool, reports: Reports, gate: Gate) -> None:
+        pool = make_pool(1, initializer=tasks.tell_hold_and_tell, initargs=(reports.path, gate.path))
+        assert reports.next() == "begun"
+        pool.close()
+        thread = threading.Thread(target=pool.join)
+        thread.start()
+        thread.join(0.2)
+        assert thread.is_alive()
+        gate.let()
+        thread.join()
+        assert reports.next() == "ended"
+
     def test_initializer_that_raises_fails_the_first_call(self, make_pool: MakePool) -> None:
         pool = make_pool(initializer=tasks.raise_this, initargs=(Odd("broken from the start"),))
         for call in (

@@ -334,6 +334,10 @@ class Crew:
         yield from list(self.members.values())
         yield from list(self.leaving)
 
+    def has_started(self) -> bool:
+        """Whether the initializers of all workers on duty have returned."""
+        return all(member.started for member in list(self.members.values()))
+
     @property
     def size(self) -> int:
         return max(1, len(self.members))

@@ -399,9 +399,9 @@ class Master:
             self.collector.settle()
 
     def finish(self) -> None:
-        """Wait for all calls, then for all workers to exit."""
+        """Wait for all calls, and for initializers that have not returned; then for all workers to exit."""
         self.loop.submit(self.agenda.expect_no_reader)
-        self.loop.wait(lambda: self.loop.ended or self.is_idle())
+        self.loop.wait(lambda: self.loop.ended or (self.is_idle() and self.crew.has_started()))
         self.terminate(grace=None)
 
     def wind_down(self) -> None:

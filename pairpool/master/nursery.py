@@ -352,10 +352,11 @@ class Nursery(Hooks):
             self._clear(member.number)
 
     def retire_all(self) -> None:
-        """Let every worker exit if the pool is closing and nothing is left to do."""
+        """Let every worker exit if the pool is closing and nothing is left to do, once its initializer has returned."""
         if self._is_done:
             for member in list(self._crew.members.values()):
-                self.retire(member)
+                if member.started:
+                    self.retire(member)
 
     def resize(self, processes: int) -> None:
         """Keep this many workers from now on."""
