@@ -18,10 +18,12 @@ from __future__ import annotations
 import argparse
 import http.server
 import os
+import resource
 import select
 import signal
 import socket
 import sys
+import threading
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,9 @@ PATIENCE = 5.0
 """Seconds that a worker waits for the rest of a request that has begun."""
 
 BACKLOG = 4096
+
+RESERVE = 64
+"""Descriptors that are left to the pool, for workers that replace others, say."""
 
 
 # --- in a worker --------------------------------------------------------------------------------------
@@ -109,6 +114,8 @@ class Server:
 
     Attributes:
         lost: connections that were being served by a worker that died.
+        room: connections that are open at most; others wait in the kernel's backlog. Each may take two descriptors
+            for a moment, for one that is handed on is copied.
     """
 
     def __init__(self, listener: socket.socket, pool: Pool, directory: str) -> None:
@@ -118,6 +125,11 @@ class Server:
         self._waiting: dict[int, Fd] = {}
         self._epoll = select.epoll()
         self.lost = 0
+        limit, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self.room = max(1, (limit - len(os.listdir("/proc/self/fd")) - RESERVE) // 2)
+        self._open = 0
+        self._is_full = False
+        self._lock = threading.Lock()  # for these two, for connections end in pairpool's thread
         listener.setblocking(False)
         self._epoll.register(listener, select.EPOLLIN)
         # a signal that comes just before epoll_wait would not end it, and its handler not run: a byte does, here
@@ -139,21 +151,42 @@ class Server:
                     self._hand_on(self._waiting.pop(number))
 
     def _accept(self) -> None:
-        for _ in range(BACKLOG):
+        while self._has_room():
             try:
                 connection, _address = self._listener.accept()
             except BlockingIOError:
+                self._on_end()
                 return
-            except OSError as error:  # the client has left again, or there are too many connections for now
+            except OSError as error:  # the client has left again, or the machine has no more descriptors
                 print(f"not accepted: {error}", file=sys.stderr)
+                self._on_end()
                 return
             self._watch(Fd(connection.detach(), close=True))
 
+    def _has_room(self) -> bool:
+        """Take a place for one more connection; if there is none, the listener is left alone until one ends."""
+        with self._lock:
+            self._is_full = self._open >= self.room
+            if self._is_full:
+                self._epoll.modify(self._listener, 0)
+            else:
+                self._open += 1
+            return not self._is_full
+
+    def _on_end(self) -> None:
+        with self._lock:
+            self._open -= 1
+            if self._is_full:
+                self._is_full = False
+                self._epoll.modify(self._listener, select.EPOLLIN)
+
     def _watch(self, fd: Fd | None) -> None:
         """Wait for a connection's next request. Called by pairpool's thread, too: epoll allows that."""
-        if fd is not None:
-            self._waiting[fd.fileno()] = fd  # first, for the event may come at once
-            self._epoll.register(fd.fileno(), select.EPOLLIN)
+        if fd is None:
+            self._on_end()
+            return
+        self._waiting[fd.fileno()] = fd  # first, for the event may come at once
+        self._epoll.register(fd.fileno(), select.EPOLLIN)
 
     def _hand_on(self, fd: Fd) -> None:
         self._pool.apply_async(self._serve, (fd,), callback=self._watch, error_callback=self._on_error)
@@ -161,6 +194,7 @@ class Server:
     def _on_error(self, error: BaseException) -> None:
         if isinstance(error, CancelledError):
             return  # the server ends
+        self._on_end()
         self.lost += 1
         print(f"a connection was lost: {error}".partition("\n")[0], file=sys.stderr)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
+import resource
 import signal
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,7 @@ class Running:
         return [worker for zygote in kernel.children_of(self.pid) for worker in kernel.children_of(zygote)]
 
 
-@contextmanager
+@contextlib.contextmanager
 def serving(directory: Path) -> Iterator[Running]:
     """Run the server, end it by SIGTERM, and note what it says in the end."""
     with running(SERVER, "--port", 0, "--processes", 2, "--directory", directory) as process:
@@ -116,6 +117,23 @@ def _ask(client: socket.socket, request: bytes) -> int | None:
     except ConnectionError:
         return None
     return int(found.rpartition(b"\r\n\r\n")[2])
+
+
+def test_more_connections_than_there_are_descriptors(tmp_path: Path) -> None:
+    """Those that are too many wait in the kernel until others end; none is lost, and the master does not spin."""
+    request = b"GET /pid HTTP/1.1\r\nHost: x\r\n\r\n"
+    with contextlib.ExitStack() as stack:
+        before = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (110, before[1]))
+        try:
+            server = stack.enter_context(serving(tmp_path))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        clients = [socket.create_connection(server.address, timeout=20) for _ in range(100)]
+        for client in clients:
+            assert _ask(client, request) is not None
+            client.close()
+    assert (server.lost, server.complaints) == (0, "")
 
 
 async def load_and_kill(server: Running, seconds: float) -> tuple[Load, int]:
