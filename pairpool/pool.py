@@ -720,6 +720,7 @@ class Pool:
             function, mode, items, chunksize, ordered=ordered, buffersize=buffersize, policy=policy, total=total
         )
         job.unbounded = is_ahead
+        job.waits_for_reader = mode == Mode.STAR and not is_ahead
         job.lets_go = mode == Mode.STAR
         iterator: IMapIterator[R] = IMapIterator.of(self, self._master, job, return_exceptions=return_exceptions)
         try:

@@ -444,6 +444,14 @@ def test_map_takes_no_more_than_its_buffer(executor: Executor) -> None:
             executor.map(double, [1], buffersize=wrong)  # type: ignore[arg-type]
 
 
+def test_a_map_that_nobody_reads_takes_no_more_than_its_buffer(executor: Executor) -> None:
+    numbers = itertools.count()
+    executor.map(double, numbers, buffersize=4)
+    assert executor.submit(double, 1).result() == 2
+    executor.shutdown()
+    assert next(numbers) == 4
+
+
 def test_shutdown_takes_no_more_of_an_input(executor: Executor) -> None:
     with executor:
         waiting = executor.map(double, itertools.count(), buffersize=4)

@@ -62,6 +62,8 @@ class StreamJob(Job):
         self.is_in_the_way: Callable[[object], bool] = lambda _job: False
         self.unbounded = False
         """Set when nobody is expected to read before the end."""
+        self.waits_for_reader = False
+        """Set when no more is taken than the buffer holds, with a reader or without: the input may be endless."""
         self.ready: deque[list[Any] | Raised] = deque()
         """What can be yielded now: results of one batch, or a failure."""
         self.handed: Iterator[Any] = iter(())
@@ -145,6 +147,8 @@ class StreamJob(Job):
         room = self._room(workers)
         size = self.size(None, workers, at_most)
         if room < 1 or (room < size and self._taken > self.yielded and self._buffersize is None):
+            if self._discarding:
+                self._end_unread()
             return None
         items = self._pull(min(size, max(1, room)))
         if self.cancelled or not items:
@@ -200,11 +204,6 @@ class StreamJob(Job):
         else:
             self.ready.extend(part for part in parts if part)
 
-    @property
-    def waits_for_reader(self) -> bool:
-        """Whether nothing more is taken than the caller has said, until results are read; the input may be endless."""
-        return self._buffersize is not None
-
     def trim(self, keep: int, workers: int, reason: BaseException) -> list[Batch]:
         """Take no more of the input; returns the batches that wait to go out, but for the first few."""
         while len(self.again) < keep and self.unbounded:
@@ -225,9 +224,15 @@ class StreamJob(Job):
             self._kept.clear()
             self._input_error = reason
 
+    def _end_unread(self) -> None:
+        """The buffer is full, and nobody will read it."""
+        self._exhausted = True
+        self._items = iter(())
+
     def discard(self) -> None:
-        """Run to the end and keep no results: there is no reader."""
-        self._discarding = self.unbounded = True
+        """Run to the end, or as much as the buffer holds, and keep no results: there is no reader."""
+        self._discarding = True
+        self.unbounded = not self.waits_for_reader
         self._arrived.clear()
         self.ready.clear()
 
