@@ -64,6 +64,20 @@ def test_what_was_read_ahead_is_given_back(pool: Pool, tmp_path: Path, encoding:
         assert pool.apply(work.read_rest, (file,)) == type(whole)().join(whole.splitlines(keepends=True)[lines:])
 
 
+@pytest.mark.parametrize("mode", ["a+", "a+b"])
+def test_a_file_for_appending_is_read_from_where_the_sender_is(pool: Pool, tmp_path: Path, mode: str) -> None:
+    path = tmp_path / "log"
+    path.write_text("one\ntwo\n")
+    with open(path, mode) as file:
+        file.seek(0)
+        whole: Any = "one\ntwo\n" if mode == "a+" else b"one\ntwo\n"
+        assert file.readline() == whole[:4]
+        assert pool.apply(work.read_rest, (file,)) == whole[4:]
+        file.seek(0)
+        pool.apply(work.append, (file, whole[:4]))
+    assert path.read_text() == "one\ntwo\none\n"
+
+
 def test_a_temporary_file_stays_the_senders_to_delete(pool: Pool) -> None:
     with tempfile.NamedTemporaryFile() as named:
         named.write(b"one")

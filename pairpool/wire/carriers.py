@@ -15,6 +15,7 @@ import errno
 import io
 import os
 import socket
+import stat
 import sys
 from typing import Any
 
@@ -195,7 +196,7 @@ def _settle(buffer: Any) -> None:
 def _receive_file(
     place: int, mode: str, name: Any, buffer: str | None, layers: tuple[dict[str, Any], Any, int] | None
 ) -> Any:
-    file: Any = rights.take(place, lambda fd: io.FileIO(fd, mode))
+    file: Any = rights.take(place, lambda fd: _open_where_it_is(fd, mode))
     if name is not None:
         file.name = name
     if buffer is not None:
@@ -207,6 +208,16 @@ def _receive_file(
             file.mode = text_mode
         if cookie:
             file.seek(cookie)
+    return file
+
+
+def _open_where_it_is(fd: int, mode: str) -> io.FileIO:
+    """A file over a descriptor; one for appending goes to its end when it is made, and with it all who share it."""
+    is_moved = "a" in mode and stat.S_ISREG(os.fstat(fd).st_mode)
+    position = os.lseek(fd, 0, os.SEEK_CUR) if is_moved else 0
+    file = io.FileIO(fd, mode)
+    if is_moved:
+        os.lseek(fd, position, os.SEEK_SET)
     return file
 
 
