@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import itertools
 import logging
 import math
+import os
 import threading
 import time
 import uuid
@@ -63,6 +65,17 @@ NODES_EVERY = 1.0
 """Seconds between two looks at which nodes there are."""
 
 _names = itertools.count(1)
+_open_pools: weakref.WeakSet[ClusterPool] = weakref.WeakSet()
+
+
+def _end_all() -> None:
+    """At interpreter exit, before Dask's event loop stops, for which a call that is half read would wait for ever."""
+    for pool in list(_open_pools):
+        if pool._pid == os.getpid():
+            pool.terminate()
+
+
+atexit.register(_end_all)
 
 
 class NodeOptions(TypedDict, total=False):
@@ -135,11 +148,13 @@ class ClusterPool:
             self._client, self._setup, self._books, Pace(TARGET), lambda: self.nodes, self._only_on, self._refuse
         )
         self._state = "RUN"
+        self._pid = os.getpid()
         try:
             self._check_nodes(timeout)
         except BaseException:
             self._disconnect()
             raise
+        _open_pools.add(self)
 
     # --- nodes ----------------------------------------------------------------------------------
 

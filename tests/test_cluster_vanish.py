@@ -117,3 +117,22 @@ def test_a_pool_that_opens_while_its_client_ends_is_not_left_behind(tmp_path: Pa
         before = time.monotonic()
         until(lambda: not children(there), "the pool of a client that is gone is still there")
         assert time.monotonic() - before < 30, "it was not ended, but found idle"
+
+
+def test_a_program_that_ends_with_calls_under_way_ends(tmp_path: Path) -> None:
+    code = """
+        pool = ClusterPool(sys.argv[1], timeout=30)
+        half_read = pool.imap(square, itertools.count())
+        sleeping = pool.map_async(time.sleep, [100_000.0])
+        print(next(half_read), next(half_read))
+        sys.exit(3)
+    """
+    with ExitStack() as stack:
+        address = stack.enter_context(scheduler(tmp_path))
+        there = stack.enter_context(node(address))
+        command = [*program(tmp_path, code), address]
+        done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=PATIENCE)
+        assert (done.returncode, done.stdout, done.stderr) == (3, "0 1\n", "")
+        before = time.monotonic()
+        until(lambda: not children(there), "the pool of a client that is gone is still there")
+        assert time.monotonic() - before < 30, "it was not ended, but found idle"

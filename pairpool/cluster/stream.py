@@ -177,7 +177,8 @@ class Work:
             raise
         finally:
             self._is_over = True
-            self._traffic.cancel()
+            if not self.is_cancelled:
+                self._traffic.cancel()
             self._traffic.clear()
             self._books.close(self._call)
 
