@@ -298,7 +298,11 @@ class Pool:
         retries: int | None = None,
         retry_on: RetryOn | None = None,
     ) -> R:
-        """`func(*args, **kwds)` in a worker; waits for the result."""
+        """`func(*args, **kwds)` in a worker; waits for the result.
+
+        Raises what the function raises; `WorkerDied`, `TaskTimeout`; `CancelledError` if the pool is terminated
+        meanwhile; `ValueError` if it does not run.
+        """
         self._check_running()
         result: AsyncResult[R] = AsyncResult(self, self._master)
         job = Calls(Mode.CALL, self._policy_of(task_timeout, retries, retry_on))
@@ -392,6 +396,12 @@ class Pool:
         Args:
             chunksize: items to a batch, if you want to fix it; with 1, no item ever runs twice.
             return_exceptions: put exceptions into the list in place of results, instead of raising the first.
+
+        Raises:
+            Exception: what the first item raised that failed, `WorkerDied` and `TaskTimeout` among it; what the input
+                raised, after the items before it have run.
+            CancelledError: the pool was terminated meanwhile.
+            ValueError: the pool does not run, or an argument is out of range.
         """
         policy = self._policy_of(task_timeout, retries, retry_on)
         return self._map_now(func, iterable, Mode.MAP, chunksize, return_exceptions, policy)

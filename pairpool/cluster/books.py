@@ -132,7 +132,7 @@ class Books:
                 os.getpid(),
                 self.state,
                 "forkserver",
-                sum(node.threads for node in self._nodes.values() if node.is_there),
+                len(workers),
                 (self.ended or now) - self.began,
                 len(self._calls),
                 workers if self.ended is None else (),

@@ -188,10 +188,12 @@ class Shared(Generic[T]):
 
     @property
     def nbytes(self) -> int:
+        """Bytes that the object takes in shared memory, once for all workers."""
         return self._segment.nbytes
 
     @property
     def closed(self) -> bool:
+        """Whether the memory has been freed, by `close` or with the pool."""
         return self._segment.is_closed
 
     def close(self) -> None:
