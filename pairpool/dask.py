@@ -9,14 +9,13 @@ import asyncio
 import atexit
 import itertools
 import logging
-import math
 import os
 import threading
 import time
 import uuid
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypedDict, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, Unpack, overload
 
 import cloudpickle
 
@@ -28,18 +27,16 @@ from pairpool.arguments import (
     check_seconds,
     gather,
     length_of,
-    make_policy,
 )
 from pairpool.cluster import node
 from pairpool.cluster.books import Books, Call
+from pairpool.cluster.nodes import Nodes
+from pairpool.cluster.options import NodeOptions, checked, limits_of
 from pairpool.cluster.pace import Pace
 from pairpool.cluster.results import ClusterResult, ClusterStream
 from pairpool.cluster.singles import Single, Singles
 from pairpool.cluster.stream import Batches, Work
-from pairpool.cluster.traffic import GONE
 from pairpool.errors import ClusterMismatch
-from pairpool.master.jobs import Policy
-from pairpool.memory import parse_size
 
 try:
     from distributed import Client
@@ -61,9 +58,6 @@ R = TypeVar("R")
 TARGET = 0.1
 """Seconds that a batch should take: a hundred times what Dask needs for one."""
 
-NODES_EVERY = 1.0
-"""Seconds between two looks at which nodes there are."""
-
 _names = itertools.count(1)
 _open_pools: weakref.WeakSet[ClusterPool] = weakref.WeakSet()
 
@@ -76,20 +70,6 @@ def _end_all() -> None:
 
 
 atexit.register(_end_all)
-
-
-class NodeOptions(TypedDict, total=False):
-    """The options of the pools on the nodes; `Pool` describes them."""
-
-    initializer: Callable[..., object] | None
-    initargs: Iterable[Any]
-    maxtasksperchild: int | None
-    start_method: Literal["fork", "forkserver"]
-    task_timeout: float | None
-    retries: int
-    retry_on: RetryOn
-    memory_limit: int | str | None
-    start_timeout: float | None
 
 
 class ClusterPool:
@@ -132,75 +112,30 @@ class ClusterPool:
         if not isinstance(address, (str, Client)):
             raise TypeError(f"address must be that of a scheduler, as a text, or a distributed.Client, not {address!r}")
         check_seconds(timeout, "timeout")
-        self._setup = node.Setup(uuid.uuid4().hex, node.versions(), cloudpickle.dumps(_checked(options)))
+        self._setup = node.Setup(uuid.uuid4().hex, node.versions(), cloudpickle.dumps(checked(options)))
         self._owns_client = not isinstance(address, Client)
         self._client = _connect(address, timeout) if isinstance(address, str) else address
         self._where = str(address) if isinstance(address, str) else str(self._client.scheduler.address)
         self._books = Books(name or f"cluster-{next(_names)}")
         self._lock = threading.Lock()
-        self._nodes: dict[str, int] = {}
-        self._nodes_at = -math.inf
-        self._refused: set[str] = set()
+        self._nodes = Nodes(self._client, self._setup.versions, self._books)
         self._threads: list[threading.Thread] = []
         self._works: weakref.WeakSet[Work] = weakref.WeakSet()
         self._last_function: tuple[Any, bytes] = None, b""
-        self._singles = Singles(
-            self._client, self._setup, self._books, Pace(TARGET), lambda: self.nodes, self._only_on, self._refuse
-        )
+        self._singles = Singles(self._client, self._setup, self._books, Pace(TARGET), self._nodes)
         self._state = "RUN"
         self._pid = os.getpid()
         try:
-            self._check_nodes(timeout)
+            self._nodes.check(timeout, self._where)
         except BaseException:
             self._disconnect()
             raise
         _open_pools.add(self)
 
-    # --- nodes ----------------------------------------------------------------------------------
-
-    def _check_nodes(self, timeout: float) -> None:
-        try:
-            self._client.wait_for_workers(1, timeout=timeout)
-        except TimeoutError:
-            raise ConnectionError(f"the Dask scheduler at {self._where} has no node within {timeout:g} s") from None
-        found = self._client.run(node.versions, on_error="return")
-        for address, answer in found.items():
-            if isinstance(answer, BaseException):
-                raise ClusterMismatch(f"the node {address} has no pairpool like this one's: {answer!r}") from answer
-            if answer != self._setup.versions:
-                raise ClusterMismatch(f"the node {address} has {answer}, and this program {self._setup.versions}")
-
     @property
     def nodes(self) -> dict[str, int]:
         """The nodes that are used now, by address, with how many workers each has."""
-        with self._lock:
-            if time.monotonic() - self._nodes_at > NODES_EVERY:
-                try:
-                    found = self._client.nthreads()
-                except (OSError, TimeoutError) as error:
-                    raise ConnectionError(GONE) from error
-                self._nodes = {address: threads for address, threads in found.items() if address not in self._refused}
-                self._nodes_at = time.monotonic()
-                self._books.see(self._nodes)
-            return dict(self._nodes)
-
-    def _only_on(self) -> list[str] | None:
-        """The nodes that batches are limited to; None where all nodes fit."""
-        if not self._refused:
-            return None
-        nodes = list(self.nodes)
-        if not nodes:
-            raise ClusterMismatch("no node of the cluster has the versions of this program")
-        return nodes
-
-    def _refuse(self, address: str, reason: str) -> None:
-        """Use a node no more."""
-        with self._lock:
-            if address in self._refused:
-                return
-            self._refused.add(address)
-            self._nodes_at = -math.inf
-        logging.getLogger("pairpool").warning("%s: it is not used", reason)
+        return self._nodes.present()
 
     # --- calls ----------------------------------------------------------------------------------
 
@@ -238,7 +173,7 @@ class ClusterPool:
         retry_on: RetryOn | None = None,
     ) -> list[R] | list[R | BaseException]:
         """`[func(x) for x in iterable]`, on the nodes; all items are over before it returns or raises."""
-        limits = _limits(task_timeout, retries, retry_on)
+        limits = limits_of(task_timeout, retries, retry_on)
         work = self._begin(func, iterable, node.MAP, "map", chunksize, limits)
         return self._collect(work, return_exceptions)
 
@@ -276,7 +211,7 @@ class ClusterPool:
         retry_on: RetryOn | None = None,
     ) -> list[R] | list[R | BaseException]:
         """`map` for a function of several arguments: each item is unpacked, `func(*item)`."""
-        limits = _limits(task_timeout, retries, retry_on)
+        limits = limits_of(task_timeout, retries, retry_on)
         work = self._begin(func, iterable, node.STAR, "map", chunksize, limits)
         return self._collect(work, return_exceptions)
 
@@ -322,7 +257,7 @@ class ClusterPool:
             buffersize: how many items may be taken from the input and not yet yielded; by default some batches for each
                 worker of each node.
         """
-        limits = _limits(task_timeout, retries, retry_on)
+        limits = limits_of(task_timeout, retries, retry_on)
         buffersize = check_buffersize(buffersize)
         work = self._begin(func, iterable, node.MAP, "imap", chunksize, limits, buffersize)
         return ClusterStream(work, ordered=True, return_exceptions=return_exceptions)
@@ -364,7 +299,7 @@ class ClusterPool:
         retry_on: RetryOn | None = None,
     ) -> ClusterStream[R] | ClusterStream[R | BaseException]:
         """`imap` with results in the order in which they are ready."""
-        limits = _limits(task_timeout, retries, retry_on)
+        limits = limits_of(task_timeout, retries, retry_on)
         buffersize = check_buffersize(buffersize)
         work = self._begin(func, iterable, node.MAP, "imap", chunksize, limits, buffersize)
         return ClusterStream(work, ordered=False, return_exceptions=return_exceptions)
@@ -380,7 +315,7 @@ class ClusterPool:
         retry_on: RetryOn | None = None,
     ) -> R:
         """`func(*args, **kwds)` on a node; waits for the result."""
-        limits = _limits(task_timeout, retries, retry_on)
+        limits = limits_of(task_timeout, retries, retry_on)
         result: ClusterResult[R] = ClusterResult(self._singles.look)
         self._submit(result, func, tuple(args), dict(kwds or {}), limits)
         try:
@@ -402,7 +337,7 @@ class ClusterPool:
         retry_on: RetryOn | None = None,
     ) -> ClusterResult[R]:
         """`apply` that returns at once; many calls travel by the batch. Others wait for callbacks: be short in them."""
-        limits = _limits(task_timeout, retries, retry_on)
+        limits = limits_of(task_timeout, retries, retry_on)
         result = ClusterResult(self._singles.look, callback, error_callback)
         self._submit(result, func, tuple(args), dict(kwds or {}), limits)
         return result
@@ -451,7 +386,7 @@ class ClusterPool:
         retry_on: RetryOn | None = None,
     ) -> ClusterResult[list[R]] | ClusterResult[list[R | BaseException]]:
         """`map` that returns at once."""
-        limits = _limits(task_timeout, retries, retry_on)
+        limits = limits_of(task_timeout, retries, retry_on)
         work = self._begin(func, iterable, node.MAP, "map", chunksize, limits)
         return self._in_background(lambda: self._collect(work, return_exceptions), work, callback, error_callback)
 
@@ -495,7 +430,7 @@ class ClusterPool:
         retry_on: RetryOn | None = None,
     ) -> ClusterResult[list[R]] | ClusterResult[list[R | BaseException]]:
         """`starmap` that returns at once."""
-        limits = _limits(task_timeout, retries, retry_on)
+        limits = limits_of(task_timeout, retries, retry_on)
         work = self._begin(func, iterable, node.STAR, "map", chunksize, limits)
         return self._in_background(lambda: self._collect(work, return_exceptions), work, callback, error_callback)
 
@@ -555,9 +490,7 @@ class ClusterPool:
             error,
         )
         call = Call(_name_of(func), kind, total)
-        work = Work(
-            self._client, batches, call, self._books, lambda: self.nodes, self._only_on, self._refuse, buffersize
-        )
+        work = Work(self._client, batches, call, self._books, self._nodes, buffersize)
         with self._lock:
             self._works.add(work)
         return work
@@ -598,7 +531,7 @@ class ClusterPool:
     def status(self) -> PoolStatus:
         """What the cluster is doing, with a worker for each node; what nodes told last, along with their results."""
         if self._state != "TERMINATE":
-            self.nodes  # noqa: B018  # looks which there are
+            self._nodes.present()
         return self._books.status()
 
     def live(self, console: Console | None = None) -> LiveView:
@@ -670,42 +603,8 @@ class _PunctualClient(Client):  # type: ignore[misc]  # it is Any to mypy
             raise
 
 
-def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of pools on nodes, as far as that can be told from here."""
-    for name in options:
-        if name not in NodeOptions.__annotations__:
-            raise TypeError(f"{name} is not an option of a pool on a cluster")
-    initializer, start_method = options.get("initializer"), options.get("start_method", "forkserver")
-    if initializer is not None and not callable(initializer):
-        raise TypeError("initializer must be a callable")
-    if start_method not in ("fork", "forkserver"):
-        raise ValueError(f"start_method must be fork or forkserver on a cluster, not {start_method!r}")
-    make_policy(Policy(), options.get("task_timeout"), options.get("retries"), options.get("retry_on"))
-    check_seconds(options.get("start_timeout"), "start_timeout")
-    if options.get("memory_limit") is not None:
-        parse_size(options["memory_limit"])
-    checked = {"start_method": "forkserver", "name": "on-a-node", **options}
-    if initializer is not None:
-        pickled = cloudpickle.dumps((initializer, tuple(options.get("initargs", ()))))
-        checked |= {"initializer": node.initialize, "initargs": (pickled,)}
-    return checked
-
-
 def _name_of(func: Callable[..., Any]) -> str:
     return getattr(func, "__qualname__", None) or type(func).__qualname__
-
-
-def _limits(task_timeout: float | None, retries: int | None, retry_on: RetryOn | None) -> Limits:
-    """What a call has of its own, checked."""
-    make_policy(Policy(), task_timeout, retries, retry_on)
-    limits: Limits = {}
-    if task_timeout is not None:
-        limits["task_timeout"] = task_timeout
-    if retries is not None:
-        limits["retries"] = retries
-    if retry_on is not None:
-        limits["retry_on"] = retry_on
-    return limits
 
 
 def _connect(address: str, timeout: float) -> Client:

@@ -12,12 +12,12 @@ import queue
 import threading
 import uuid
 from collections import deque
-from collections.abc import Callable
 from concurrent.futures import CancelledError
 from typing import Any, Protocol
 
 from pairpool.cluster import node
 from pairpool.cluster.books import Books, Call
+from pairpool.cluster.nodes import Nodes
 from pairpool.cluster.pace import Pace
 from pairpool.cluster.traffic import Traffic
 
@@ -56,9 +56,7 @@ class Singles:
         client: of the cluster.
         setup: of the pools on its nodes.
         pace: how many calls go into a batch.
-        nodes: gives the nodes that may be used now, with their threads.
-        only_on: as for `Traffic`.
-        refuse: as for `Traffic`.
+        nodes: of the cluster.
     """
 
     def __init__(
@@ -67,16 +65,14 @@ class Singles:
         setup: node.Setup,
         books: Books,
         pace: Pace,
-        nodes: Callable[[], dict[str, int]],
-        only_on: Callable[[], list[str] | None],
-        refuse: Callable[[str, str], None],
+        nodes: Nodes,
     ) -> None:
         self._setup = setup
         self._books = books
         self._pace = pace
         self._nodes = nodes
         self._news: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._traffic = Traffic(client, only_on, refuse, self._watch, self._is_wanted)
+        self._traffic = Traffic(client, nodes, self._watch, self._is_wanted)
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._is_closed = False
@@ -163,7 +159,7 @@ class Singles:
 
     def _fill(self) -> None:
         """Send what keeps the nodes busy."""
-        nodes = self._nodes() if self._waiting else {}
+        nodes = self._nodes.present() if self._waiting else {}
         while self._waiting and self._traffic.has_room(nodes):
             size = min(len(self._waiting), self._pace.next(len(self._waiting), len(nodes), sum(nodes.values())))
             batch = [single for single in (self._waiting.popleft() for _ in range(size)) if single.target.begin()]

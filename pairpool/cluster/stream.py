@@ -12,7 +12,7 @@ import itertools
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from typing import Any
 
@@ -21,6 +21,7 @@ import cloudpickle
 from pairpool.arguments import Limits
 from pairpool.cluster import node
 from pairpool.cluster.books import Books, Call
+from pairpool.cluster.nodes import Nodes
 from pairpool.cluster.pace import Pace
 from pairpool.cluster.traffic import Outcome, Traffic
 
@@ -98,9 +99,7 @@ class Work:
 
     Args:
         client: of the cluster.
-        nodes: gives the nodes that may be used now, with their threads.
-        only_on: as for `Traffic`.
-        refuse: as for `Traffic`.
+        nodes: of the cluster.
         buffersize: items that may be taken and not yet read; None for some batches a node.
     """
 
@@ -110,9 +109,7 @@ class Work:
         batches: Batches,
         call: Call,
         books: Books,
-        nodes: Callable[[], dict[str, int]],
-        only_on: Callable[[], list[str] | None],
-        refuse: Callable[[str, str], None],
+        nodes: Nodes,
         buffersize: int | None,
     ) -> None:
         self._client = client
@@ -121,7 +118,7 @@ class Work:
         self._books = books
         self._nodes = nodes
         self._arrivals: Any = None
-        self._traffic = Traffic(client, only_on, refuse, self._watch, lambda _order: not self.is_cancelled)
+        self._traffic = Traffic(client, nodes, self._watch, lambda _order: not self.is_cancelled)
         self._buffersize = buffersize
         self._holes: dict[int, dict[int, BaseException]] = {}  # items that could not be pickled, by their batch's first
         self._read = 0
@@ -188,7 +185,7 @@ class Work:
         """Have as many batches under way as keep the nodes busy."""
         if self.is_cancelled:
             return
-        nodes = self._nodes()
+        nodes = self._nodes.present()
         many, threads = max(1, len(nodes)), sum(nodes.values())
         while not self._batches.is_exhausted and self._traffic.has_room(nodes):
             unread = self._batches.taken - self._read

@@ -10,10 +10,9 @@ from concurrent.futures import CancelledError
 from typing import Any, NamedTuple
 
 from pairpool.cluster import node
+from pairpool.cluster.nodes import GONE, Nodes
 
-__all__ = ["AHEAD", "GONE", "ITEMS_AHEAD", "Arrival", "Outcome", "Traffic"]
-
-GONE = "the Dask scheduler has gone away, and did not come back in time"
+__all__ = ["AHEAD", "ITEMS_AHEAD", "Arrival", "Outcome", "Traffic"]
 
 AHEAD = 3
 """Batches under way for each node: one runs, one is there when it ends, one is on its way."""
@@ -58,8 +57,7 @@ class Traffic:
 
     Args:
         client: of the cluster.
-        only_on: gives the addresses of the nodes where some may not be used; None where all may.
-        refuse: told the address of a node that says that it does not fit, and why.
+        nodes: of the cluster.
         watch: told each future of Dask's as it is submitted.
         is_wanted: whether a batch that a node took along is to go out once more.
     """
@@ -67,14 +65,12 @@ class Traffic:
     def __init__(
         self,
         client: Any,
-        only_on: Callable[[], list[str] | None],
-        refuse: Callable[[str, str], None],
+        nodes: Nodes,
         watch: Callable[[Any], None],
         is_wanted: Callable[[node.Order], bool],
     ) -> None:
         self._client = client
-        self._only_on = only_on
-        self._refuse = refuse
+        self._nodes = nodes
         self._watch = watch
         self._is_wanted = is_wanted
         self._sent: dict[Any, Sent] = {}  # by Dask's future
@@ -94,7 +90,7 @@ class Traffic:
         """Send a batch."""
         import dask
 
-        only_on = self._only_on()
+        only_on = self._nodes.limits()
         with _unheard, dask.config.set(NO_ADVICE):
             future = self._client.submit(
                 node.run_batch,
@@ -122,7 +118,7 @@ class Traffic:
         finally:
             future.release()
         if report.refusal:
-            self._refuse(report.node, report.refusal)
+            self._nodes.refuse(report.node, report.refusal)
             self.submit(order, deaths)
             return Arrival(order, None, True)
         try:
