@@ -5,15 +5,22 @@ from __future__ import annotations
 import logging
 import math
 import operator
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 from pairpool.errors import WorkerDied
 from pairpool.master.jobs import Policy
 
+if TYPE_CHECKING:
+    from pairpool.lines import OutputLine
+
 __all__ = [
+    "CommonOptions",
+    "ExecutorOptions",
     "Limits",
+    "PoolOptions",
     "RetryOn",
     "check_buffersize",
     "check_capture",
@@ -35,6 +42,36 @@ class Limits(TypedDict, total=False):
     task_timeout: float | None
     retries: int | None
     retry_on: RetryOn | None
+
+
+class CommonOptions(TypedDict, total=False):
+    """Options of `Pool` that it describes, and that all who open one take."""
+
+    start_method: str
+    name: str | None
+    task_timeout: float | None
+    retries: int
+    retry_on: RetryOn
+    memory_limit: int | str | None
+    start_timeout: float | None
+    chunksize: int | None
+    trace: str | os.PathLike[str] | None
+    capture: bool | Callable[[OutputLine], object]
+    log_level: int | str | None
+
+
+class ExecutorOptions(CommonOptions, total=False):
+    """Those that an executor takes beside its own."""
+
+    live: bool
+
+
+class PoolOptions(CommonOptions, total=False):
+    """The options of `Pool`, which describes them."""
+
+    initializer: Callable[..., object] | None
+    initargs: Iterable[Any]
+    maxtasksperchild: int | None
 
 
 def make_policy(base: Policy, task_timeout: float | None, retries: int | None, retry_on: RetryOn | None) -> Policy:

@@ -14,9 +14,10 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, Unpack
 
 from pairpool import kernel
+from pairpool.arguments import ExecutorOptions
 from pairpool.errors import InitializerFailed
 from pairpool.futures import PoolFuture, for_process_pool
 from pairpool.master import blame
@@ -131,7 +132,7 @@ class Executor(concurrent.futures.Executor):
         initargs: tuple[Any, ...] = (),
         *,
         max_tasks_per_child: int | None = None,
-        **options: Any,
+        **options: Unpack[ExecutorOptions],
     ) -> None:
         if max_workers is None:
             max_workers = kernel.cpu_allowance()
@@ -402,7 +403,7 @@ def get_executor(
     context: Any = None,
     initializer: Callable[..., object] | None = None,
     initargs: tuple[Any, ...] = (),
-    **options: Any,
+    **options: Unpack[ExecutorOptions],
 ) -> Executor:
     """The program's one executor, made when it is first asked for: what `loky.get_reusable_executor` is.
 

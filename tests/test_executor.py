@@ -502,7 +502,7 @@ def test_arguments_are_checked_as_there() -> None:
     with pytest.raises(TypeError, match="interpreted as an integer"):
         Executor(1.5)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="unexpected keyword argument 'initialiser'"):
-        Executor(1, initialiser=print)
+        Executor(1, initialiser=print)  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])

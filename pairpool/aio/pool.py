@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import AsyncIterable, Callable, Iterable
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeAlias, TypedDict, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeAlias, TypeVar, Unpack, overload
 
 from pairpool.aio.core import Core
 from pairpool.aio.stream import AsyncStream
-from pairpool.arguments import RetryOn, make_policy
+from pairpool.arguments import PoolOptions, RetryOn, make_policy
 from pairpool.master.jobs import PLAIN, Policy
 from pairpool.worker import Mode
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pairpool.lines import OutputLine
     from pairpool.status import PoolStatus
     from pairpool.view.live import LiveView
     from pairpool.view.report import PoolReport
@@ -32,25 +30,6 @@ _Limits: TypeAlias = "tuple[float | None, int | None, RetryOn | None]"
 """`task_timeout`, `retries` and `retry_on` of some calls; None for the pool's."""
 
 _THE_POOLS: _Limits = (None, None, None)
-
-
-class PoolOptions(TypedDict, total=False):
-    """The options of `Pool`, which describes them."""
-
-    initializer: Callable[..., object] | None
-    initargs: Iterable[Any]
-    maxtasksperchild: int | None
-    start_method: str
-    name: str | None
-    task_timeout: float | None
-    retries: int
-    retry_on: RetryOn
-    memory_limit: int | str | None
-    start_timeout: float | None
-    chunksize: int | None
-    trace: str | os.PathLike[str] | None
-    capture: bool | Callable[[OutputLine], object]
-    log_level: int | str | None
 
 
 class AsyncPool:
