@@ -635,8 +635,17 @@ def test_nothing_is_submitted_after_the_end_of_the_program() -> None:
 
 
 TEMPORARY = """
-import atexit, itertools, shutil, tempfile, threading
+import atexit, itertools, os, shutil, tempfile, threading
+late = []
+atexit.register(lambda: print(late[0].result()))  # called last of all
 from pairpool import Executor
+
+def hold(place):
+    with open(f"{place}/gate") as gate:
+        gate.read()
+
+def let():
+    open(f"{place}/gate", "w").close()
 
 def write(name):
     with open(name, "w") as file:
@@ -648,20 +657,23 @@ def look(future):
 
 def go_on():
     threading.main_thread().join()
-    print(executor.submit(pow, 2, 3).result())
+    late.append(executor.submit(pow, 2, 3))
 
 if __name__ == "__main__":
     place = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, place)
     atexit.register(lambda: print([future.done() for future in futures]))
     executor = Executor(1)
+    endless = executor.map(abs, itertools.count(), buffersize=2)
+    next(endless)
+    os.mkfifo(f"{place}/gate")
+    held = executor.submit(hold, place)
+    threading._register_atexit(let)  # when the main thread has ended, and before pairpool is told so
     names = [f"{place}/{x}" for x in range(40)]
     futures = [executor.submit(write, name) for name in names]
     for future in futures:
         future.add_done_callback(look)
     executor.map(write, names)
-    endless = executor.map(abs, itertools.count(), buffersize=2)
-    next(endless)
     threading.Thread(target=go_on).start()
 """
 
@@ -669,7 +681,7 @@ if __name__ == "__main__":
 def test_what_was_submitted_is_run_before_the_program_takes_away_what_it_needs() -> None:
     done = python("-c", textwrap.dedent(TEMPORARY))
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["8", str([True] * 40)]
+    assert done.stdout.splitlines() == [str([True] * 40), "8"]
     assert done.stderr == ""
 
 
