@@ -38,6 +38,18 @@ def test_all_workers_come_and_are_used(start_method: str, make_pool: MakePool, r
     assert result.get(PATIENCE) == list(range(MANY))
 
 
+def test_the_first_born_gets_the_first_call_and_the_last_to_have_worked_the_next(
+    start_method: str, make_pool: MakePool
+) -> None:
+    pool = make_pool(3, start_method=start_method)
+    first = pool.status().workers[0].pid
+    assert [pool.apply(os.getpid) for _ in range(3)] == [first] * 3
+    os.kill(first, signal.SIGKILL)
+    second = pool.apply(os.getpid)
+    assert second == pool.status().workers[1].pid
+    assert pool.apply(os.getpid) == second
+
+
 def test_whoever_lists_the_workers_waits_for_all(start_method: str, make_pool: MakePool) -> None:
     pool = make_pool(MANY)
     assert len({process.pid for process in pool._pool}) == MANY

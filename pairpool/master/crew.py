@@ -13,7 +13,7 @@ import os
 import select
 import signal
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -325,7 +325,7 @@ class Crew:
         self.touching: Member | None = None
         self.watched: dict[Member, None] = {}
         self.starved: dict[Member, None] = {}
-        self.empty: dict[Member, None] = {}
+        self.empty: OrderedDict[Member, None] = OrderedDict()
         self._single: dict[Member, None] = {}
         self._recent: dict[Member, float] = {}
         self.cores = kernel.cpu_allowance()
@@ -344,6 +344,12 @@ class Crew:
 
     def is_on_duty(self, member: Member) -> bool:
         return self.members.get(member.number) is member
+
+    def place_newborn(self, member: Member) -> None:
+        """The same for a new one: behind those that have worked, and the first born first, who is there soonest."""
+        self.place(member)
+        if member in self.empty:
+            self.empty.move_to_end(member, last=False)
 
     def place(self, member: Member) -> None:
         """Note how much room a worker has, after what it holds or may hold has changed."""

@@ -475,4 +475,5 @@ class Master:
             self.board.close()
 
     def _is_busy(self, member: Member) -> bool:
-        return bool(member.held) or not member.started
+        """Whether a worker has something to end first, or is not there yet: then it has done nothing."""
+        return bool(member.held) or not member.started or not member.slot.words[Word.READY]

@@ -303,7 +303,7 @@ class Nursery(Hooks):
             self.capture(member, streams=self.collector.streams, log=True)
         if self.has_initializer:
             member.post(Header(Kind.START))
-        crew.place(member)
+        crew.place_newborn(member)
 
     def capture(self, member: Member, *, streams: bool, log: bool) -> None:
         """Have a worker's output sent to the collector; if the kernel has nothing left for that, it stays as it is."""
