@@ -358,13 +358,13 @@ def test_several_at_once(make_pool: MakePool, flag: Flag) -> None:
 
 def test_while_batches_fly(make_pool: MakePool, start_method: str) -> None:
     pool = make_pool(2)
-    result = pool.map_async(tasks.square, range(200_000))
-    looked = 0
-    while not result.ready():
+    results = [pool.map_async(tasks.square, range(200_000))]
+    for _ in range(10):
         pool.stacks()
-        looked += 1
-    assert looked > 3
-    assert result.get(PATIENCE) == [x * x for x in range(200_000)]
+        if results[-1].ready():
+            results.append(pool.map_async(tasks.square, range(200_000)))
+    for result in results:
+        assert result.get(PATIENCE) == [x * x for x in range(200_000)]
     assert all(worker.replaced == 0 for worker in pool.status().workers)
 
 

@@ -475,5 +475,8 @@ class Master:
             self.board.close()
 
     def _is_busy(self, member: Member) -> bool:
-        """Whether a worker has something to end first, or is not there yet: then it has done nothing."""
-        return bool(member.held) or not member.started or not member.slot.words[Word.READY]
+        """Whether a worker has something to end first, or is not there yet: then it has done nothing.
+
+        Of one that was told to exit nothing is on the board any more.
+        """
+        return bool(member.held) or not member.started or not (member.dismissed or member.slot.words[Word.READY])
