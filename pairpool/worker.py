@@ -293,6 +293,7 @@ class Worker:
 
     def _learn(self, header: Header, payload: memoryview, fds: list[int]) -> None:
         self.words[Word.FUNCTION] = header.function
+        self.words[Word.STARTED] = time.monotonic_ns()
         self.words[Word.STATE] = State.FUNCTION
 
         def load(content: memoryview) -> None:
@@ -319,13 +320,12 @@ class Worker:
 
     def _serve_batch(self, header: Header, payload: memoryview, fds: list[int]) -> None:
         words = self.words
-        began = time.monotonic_ns()
+        words[Word.STARTED] = began = time.monotonic_ns()  # before the state: whoever looks takes the two together
         words[Word.STATE] = State.LOADING
         words[Word.ITEM] = NOTHING
         words[Word.FUNCTION] = header.function
         words[Word.FIRST] = header.first
         words[Word.COUNT] = header.items
-        words[Word.STARTED] = began
         words[Word.BOUND] = 0
         words[Word.BATCH] = header.batch
         items = self._load(header, payload, fds)

@@ -1190,6 +1190,18 @@ def test_status(start_method: str, make_pool: MakePool, gate: Gate, reports: Rep
     assert pool.status().workers == ()
 
 
+def test_status_while_the_first_function_is_loaded(make_pool: MakePool, gate: Gate, reports: Reports) -> None:
+    """A new worker has begun nothing before: what it is at is not as old as the machine."""
+    pool = make_pool(1)
+    result = pool.map_async(tasks.LoadsAtTheGate(reports.path, gate.path), [1])
+    reports.take(1)
+    status = pool.status()
+    gate.let()
+    assert status.workers[0].state == "loading"
+    assert 0 <= status.workers[0].seconds <= status.uptime
+    assert result.get(PATIENCE) == [1]
+
+
 def test_status_is_frozen(make_pool: MakePool) -> None:
     status = make_pool(1).status()
     for thing in (status, status.workers[0]):
