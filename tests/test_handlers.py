@@ -287,7 +287,9 @@ def test_a_signal_that_another_thread_took(leads: bool, make_pool: MakePool, rep
     loop, main = pool._master.loop, threading.get_ident()
     if not leads:
         pool.apply_async(tasks.square, (1,)).get(PATIENCE)
-        pool.apply_async(tasks.tell_and_hold, (reports.path, gate.path, 1))  # the pool's own thread leads
+        pool.apply_async(tasks.tell_and_hold, (reports.path, gate.path, 1))
+        while not loop._lead:  # by the pool's own thread, which has nothing to leave it for while that task is held
+            time.sleep(0.001)
 
     def take() -> None:
         reports.next()

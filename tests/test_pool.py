@@ -14,6 +14,7 @@ import pickle
 import re
 import resource
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -1215,7 +1216,9 @@ def test_a_stream_goes_on_while_another_thread_leads(make_pool: MakePool, tmp_pa
     """A reader that has made room tells the thread that drives the pool; without an event, that one sleeps."""
     with Gate(tmp_path / "gate") as gate:
         pool = make_pool(2)
-        held = pool.apply_async(tasks.wait_for, (gate.path,))  # so that the driver waits, and leads
+        held = pool.apply_async(tasks.wait_for, (gate.path,))
+        while not pool._master.loop._lead:  # by the driver, which has nothing to leave it for while that task is held
+            time.sleep(0.001)
         for _ in range(20):
             for buffersize in (1, 2, 3):
                 found = list(pool.imap(tasks.square, range(12), 1, buffersize=buffersize))
