@@ -155,9 +155,13 @@ def check_log_level(level: int | str | None) -> int | None:
     return level
 
 
-def gather(iterable: Iterable[Any]) -> tuple[Sequence[Any], BaseException | None]:
-    """The items as something that can be sliced, and what the input raised after them, if it did."""
-    if type(iterable) in (list, tuple, range):
+def gather(iterable: Iterable[Any], *, is_left: bool = False) -> tuple[Sequence[Any], BaseException | None]:
+    """The items as something that can be sliced, and what the input raised after them, if it did.
+
+    Args:
+        is_left: whether the caller goes on before the items are used, and may change a list.
+    """
+    if type(iterable) in (tuple, range) or (type(iterable) is list and not is_left):
         return iterable, None  # type: ignore[return-value]
     items: list[Any] = []
     iterator = iter(iterable)

@@ -33,10 +33,12 @@ from pairpool.cluster.books import Books, Call
 from pairpool.cluster.nodes import Nodes
 from pairpool.cluster.options import NodeOptions, checked, limits_of
 from pairpool.cluster.pace import Pace
+from pairpool.cluster.packing import repeats
 from pairpool.cluster.results import ClusterResult, ClusterStream
 from pairpool.cluster.singles import Single, Singles
 from pairpool.cluster.stream import Batches, Work
 from pairpool.errors import ClusterMismatch
+from pairpool.interrupts import is_own
 
 try:
     from distributed import Client
@@ -121,7 +123,6 @@ class ClusterPool:
         self._nodes = Nodes(self._client, self._setup.versions, self._books)
         self._threads: list[threading.Thread] = []
         self._works: weakref.WeakSet[Work] = weakref.WeakSet()
-        self._last_function: tuple[Any, bytes] = None, b""
         self._singles = Singles(self._client, self._setup, self._books, Pace(TARGET), self._nodes)
         self._state = "RUN"
         self._pid = os.getpid()
@@ -254,8 +255,11 @@ class ClusterPool:
         """Results in the order of the input, as they come; the input may be endless.
 
         Args:
-            buffersize: how many items may be taken from the input and not yet yielded; by default some batches for each
-                worker of each node.
+            buffersize: how many items may be taken from the input and not yet yielded. By default, these are up to 11
+                batches per node: 3 under way, and 8 that wait for an earlier result. A batch has `chunksize` items, or
+                about 0.1 s of work for all workers of a node; until the first results tell how long an item takes, it
+                has one item per worker. If the input is slow, a batch goes out after 0.1 s with the items that are
+                there, at least one.
         """
         limits = limits_of(task_timeout, retries, retry_on)
         buffersize = check_buffersize(buffersize)
@@ -385,7 +389,7 @@ class ClusterPool:
         retries: int | None = None,
         retry_on: RetryOn | None = None,
     ) -> ClusterResult[list[R]] | ClusterResult[list[R | BaseException]]:
-        """`map` that returns at once."""
+        """`map` that returns at once. Each item is pickled when its batch goes out: do not change it before that."""
         limits = limits_of(task_timeout, retries, retry_on)
         work = self._begin(func, iterable, node.MAP, "map", chunksize, limits)
         return self._in_background(lambda: self._collect(work, return_exceptions), work, callback, error_callback)
@@ -429,7 +433,7 @@ class ClusterPool:
         retries: int | None = None,
         retry_on: RetryOn | None = None,
     ) -> ClusterResult[list[R]] | ClusterResult[list[R | BaseException]]:
-        """`starmap` that returns at once."""
+        """`starmap` that returns at once. Each item is pickled when its batch goes out, as with `map_async`."""
         limits = limits_of(task_timeout, retries, retry_on)
         work = self._begin(func, iterable, node.STAR, "map", chunksize, limits)
         return self._in_background(lambda: self._collect(work, return_exceptions), work, callback, error_callback)
@@ -445,19 +449,13 @@ class ClusterPool:
         """Have a single call run. What cannot be pickled is its outcome."""
         self._check_call(func)
         try:
-            content = node.CallContent(self._pickled(func), cloudpickle.dumps((args, kwds)), limits)
-        except Exception as error:
+            content = node.CallContent(*(cloudpickle.dumps(part) for part in (func, (args, kwds), limits)))
+        except BaseException as error:
+            if not is_own(error):
+                raise
             result.settle(False, error)
             return
         self._singles.submit(Single(_name_of(func), content, result))
-
-    def _pickled(self, func: Callable[..., Any]) -> bytes:
-        """A function, pickled; the last one is kept, for many calls in a row are of the same."""
-        last, pickled = self._last_function
-        if last is not func:
-            pickled = cloudpickle.dumps(func)
-            self._last_function = func, pickled
-        return pickled
 
     def _check_call(self, func: Callable[..., Any]) -> None:
         if self._state != "RUN":
@@ -476,7 +474,14 @@ class ClusterPool:
         buffersize: int | None = None,
     ) -> Work:
         self._check_call(func)
-        items, error = (iterable, None) if kind == "imap" else gather(iterable)
+        chunksize = check_chunksize(chunksize)
+        items: Iterable[Any] = iterable
+        error = shared = None
+        if kind == "map":
+            items, error = gather(iterable)
+            if items is iterable and type(items) is list:
+                items = items.copy()  # the caller of map_async goes on, and may change the list
+            shared = repeats() if chunksize != 1 else None
         total = length_of(items)
         batches = Batches(
             self._setup,
@@ -486,8 +491,9 @@ class ClusterPool:
             total,
             limits,
             TARGET,
-            check_chunksize(chunksize),
+            chunksize,
             error,
+            shared,
         )
         call = Call(_name_of(func), kind, total)
         work = Work(self._client, batches, call, self._books, self._nodes, buffersize)

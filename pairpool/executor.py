@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import concurrent.futures
 import functools
+import itertools
 import operator
 import os
 import threading
@@ -187,7 +188,8 @@ class Executor(concurrent.futures.Executor):
     ) -> Iterator[R]:
         """The results of `fn` on the items of the iterables taken together, in their order.
 
-        All items are taken at once unless there is a `buffersize`. When an item has raised, or the iterator is dropped,
+        All items are taken at once unless there is a `buffersize`; each is pickled before the next one is taken from an
+        iterator. When an item has raised, or the iterator is dropped,
         the rest of the call is cancelled.
 
         Args:
@@ -204,7 +206,7 @@ class Executor(concurrent.futures.Executor):
             raise ValueError("buffersize must be None or > 0")
         deadline = None if timeout is None else time.monotonic() + timeout
         items: Any = zip(*iterables, strict=False)
-        if buffersize is None:
+        if buffersize is None and _COMPLETE.issuperset(map(type, iterables)):
             items = list(items)
         return _results(self._open()._stream_ahead(fn, items, chunksize, buffersize), deadline)
 
@@ -328,6 +330,10 @@ class Executor(concurrent.futures.Executor):
     def __repr__(self) -> str:
         state = "shut down" if self._is_shut else "broken" if self._broken is not None else "open"
         return f"<{type(self).__module__}.{type(self).__qualname__} max_workers={self._max_workers} {state}>"
+
+
+_COMPLETE = frozenset({list, tuple, range, str, bytes, dict, set, frozenset, itertools.repeat})
+"""Types of inputs that run none of the caller's code when items are taken."""
 
 
 def _no_wait() -> None:

@@ -37,7 +37,8 @@ from pairpool.futures import PoolFuture
 from pairpool.master import blame
 from pairpool.master.engine import Master
 from pairpool.master.functions import Function
-from pairpool.master.jobs import Calls, MapJob, Policy, Target
+from pairpool.master.intake import Iteration, Source, Span
+from pairpool.master.jobs import MANY, Calls, MapJob, Policy, Target
 from pairpool.master.stream_job import StreamJob
 from pairpool.memory import parse_size, usage_of
 from pairpool.results import AsyncResult, MapResult
@@ -308,7 +309,8 @@ class Pool:
         job = Calls(Mode.CALL, self._policy_of(task_timeout, retries, retry_on))
         function = self._function(func, result)
         if function is not None:
-            job.add(result, function.number, tuple(args), dict(kwds) if kwds else _NO_KWDS)
+            keywords = dict(kwds) if kwds else _NO_KWDS
+            job.add(result, self._master.pack_call(function.number, tuple(args), keywords, is_left=False))
             self._master.submit_job(job)
         self._wait_or_cancel(result, job)
         return result.get()
@@ -485,7 +487,7 @@ class Pool:
         """`map` that returns at once."""
         result: MapResult[list[Any]] = MapResult(self, self._master, callback, error_callback)
         policy = self._policy_of(task_timeout, retries, retry_on)
-        self._start_map(result, func, iterable, Mode.MAP, chunksize, return_exceptions, policy)
+        self._start_map(result, func, iterable, Mode.MAP, chunksize, return_exceptions, policy, is_left=True)
         self._master.drive_in_background()
         return result
 
@@ -531,7 +533,7 @@ class Pool:
         """`starmap` that returns at once."""
         result: MapResult[list[Any]] = MapResult(self, self._master, callback, error_callback)
         policy = self._policy_of(task_timeout, retries, retry_on)
-        self._start_map(result, func, iterable, Mode.STAR, chunksize, return_exceptions, policy)
+        self._start_map(result, func, iterable, Mode.STAR, chunksize, return_exceptions, policy, is_left=True)
         self._master.drive_in_background()
         return result
 
@@ -684,10 +686,12 @@ class Pool:
         chunksize: int | None,
         return_exceptions: bool,
         policy: Policy,
+        *,
+        is_left: bool = False,
     ) -> MapJob | None:
         self._check_running()
         chunksize = self._chunksize if chunksize is None else check_chunksize(chunksize)
-        items, input_error = gather(iterable)
+        items, input_error = gather(iterable, is_left=is_left)
         function = self._function(func, result)
         if function is None:
             return None
@@ -700,6 +704,7 @@ class Pool:
             input_error=input_error,
             finish=result.set_outcome,
             policy=policy,
+            is_left=is_left,
         )
         result.job = job
         self._master.submit_job(job)
@@ -721,13 +726,12 @@ class Pool:
         self._check_running()
         chunksize = self._chunksize if chunksize is None else check_chunksize(chunksize)
         buffersize = check_buffersize(buffersize)
-        items = iterable if type(iterable) is range else iter(iterable)
-        total = length_of(iterable)
+        source, total = self._source_of(iterable, everything=is_ahead), length_of(iterable)
         if not callable(func):
             raise TypeError(f"{type(func).__name__!r} object is not callable")
         function = self._master.functions.get(func)
         job = StreamJob(
-            function, mode, items, chunksize, ordered=ordered, buffersize=buffersize, policy=policy, total=total
+            function, mode, source, chunksize, ordered=ordered, buffersize=buffersize, policy=policy, total=total
         )
         job.unbounded = is_ahead
         job.waits_for_reader = mode == Mode.STAR and not is_ahead
@@ -742,6 +746,20 @@ class Pool:
             self._master.cancel(job, blame.left_by(error), kill=True)
             raise
         return iterator
+
+    def _source_of(self, iterable: Iterable[Any], *, everything: bool) -> Source:
+        """Where a stream takes its items from.
+
+        Args:
+            everything: take all items now, unless they are complete already. Raises what the input raises.
+        """
+        if type(iterable) is range:
+            return Span(iterable)
+        source = Iteration(iter(iterable), self._master.codec)
+        if not everything or type(iterable) is list:
+            return source
+        with interrupts.Held(), interrupts.Passage():
+            return Span(source.pull(MANY, exactly=True))
 
     def _wait_or_cancel(self, result: AsyncResult[Any], job: Calls | MapJob) -> None:
         """Wait for a call that nobody can come back to: if the wait is interrupted, its tasks end."""

@@ -29,7 +29,9 @@ from pairpool.spinning import SPIN_NS, Spinning
 from pairpool.wire import lanes, outlets, reporting, rights, segments
 from pairpool.wire.board import NOTHING, Board, Slot, State, Word
 from pairpool.wire.channel import INLINE_LIMIT, Buffer, Channel, Cut, Header, Kind, Lost
-from pairpool.wire.codec import BULK, EACH, Codec, Encoded, each_item, load_all, load_item
+from pairpool.wire.codec import BULK, EACH, SHARING, Codec, Encoded, each_item, load_all, load_item, load_shared
+from pairpool.wire.items import NONE, Part
+from pairpool.wire.keeper import Keeper
 from pairpool.wire.lanes import KEPT, LaneReader, Lanes, Memory
 from pairpool.wire.stacks import offer_stack, show_threads
 
@@ -70,7 +72,7 @@ class Mode:
 
     MAP = 0  # function(item)
     STAR = 1  # function(*item)
-    CALL = 2  # item is (number of the function, args, kwds)
+    CALL = 2  # item is (number of the function, args, kwds), or (number, (args, kwds))
 
 
 HURRY = signal.SIGURG
@@ -138,6 +140,8 @@ class Worker:
         self.inbox = rights.Inbox()
         lanes.memory = Memory(KEPT)
         self.failures: list[Failure] = []
+        self._keeper = _ValueKeeper(self)
+        self._sharing_took = 0  # ns that it took to load what several items of this batch name
         self._stamps: list[int] = []  # starts of the items of this batch that were not reported
         self._running: tuple[Header, list[Any]] | None = None
         self._reported = 0
@@ -297,7 +301,7 @@ class Worker:
         self.words[Word.STATE] = State.FUNCTION
 
         def load(content: memoryview) -> None:
-            pickled, buffers = next(each_item(content))
+            pickled, buffers, _place = next(each_item(content))
             try:
                 self.functions[header.function] = load_item(pickled, buffers)
             except BaseException as error:
@@ -346,6 +350,8 @@ class Worker:
         words[Word.STATE] = State.RUNNING
         self._reported = 0
         self._stamps.clear()
+        self._keeper.begin(values, header.items)
+        self._keeper.flags = header.flags
         if is_ready:
             self._running = header, values
             if isinstance(items, _Loaded):
@@ -368,17 +374,24 @@ class Worker:
 
         def load(content: memoryview) -> None:
             nonlocal loaded
-            if header.format != EACH:
+            if header.format not in (EACH, SHARING):
                 loaded = self._load_bulk(header, content)
                 return
             loaded = _Loaded([])
             words = self.words
-            for offset, (pickled, buffers) in enumerate(each_item(content)):
+            shared, entries = None, each_item(content)
+            if header.format == SHARING:
+                began = time.monotonic_ns()
+                shared, entries = load_shared(content)
+                self._sharing_took = time.monotonic_ns() - began
+            for offset, (pickled, buffers, place) in enumerate(entries):
                 words[Word.ITEM] = header.first + offset
                 item: Any = _Missing
                 if pickled:
                     try:
-                        item = load_item(pickled, buffers)
+                        if header.rights:
+                            rights.begin(place)
+                        item = load_item(pickled, buffers, shared)
                         if header.rights:
                             rights.settle()
                     except BaseException as error:
@@ -437,8 +450,9 @@ class Worker:
         plain = self._plain(header)
         return lambda item: None if item is _Missing else plain(item)
 
-    def _call(self, item: tuple[int, Sequence[Any], dict[str, Any]]) -> Any:
-        number, args, kwds = item
+    def _call(self, item: tuple[Any, ...]) -> Any:
+        number, *rest = item
+        args, kwds = rest[0] if len(rest) == 1 else rest
         self.words[Word.FUNCTION] = number
         function = self.functions[number]
         if isinstance(function, _Broken):
@@ -456,7 +470,8 @@ class Worker:
             loop = _run_short
         while True:
             try:
-                loop(function, remaining, self.words, header.first + len(values), values, self._stamps)
+                index = header.first + len(values)
+                loop(function, remaining, self.words, index, values, self._stamps, self._keeper.keep)
                 break
             except BaseException as error:
                 taken = len(items) - length_hint(remaining)
@@ -467,7 +482,7 @@ class Worker:
                 else:
                     failure = describe_failure(self.codec, len(values), Fault.RAISED, error)
                 self.failures.append(failure)
-            values.append(None)
+            values.append(self._keeper.nothing)
         self._remaining = None
 
     # --- the report -----------------------------------------------------------------------------
@@ -495,6 +510,7 @@ class Worker:
         done, finished = self._reported, values[self._reported :]
         if not finished:
             return
+        finished = self._keeper.take(finished)
         item = self.words[Word.ITEM]
         failures = [one._replace(offset=one.offset - done) for one in self.failures if one.offset < len(values)]
         header = header._replace(first=header.first + done)
@@ -535,6 +551,10 @@ class Worker:
 
     def _report(self, header: Header, values: list[Any], began: int, ended: int) -> None:
         failures, self.failures = self.failures, []
+        kept, values = values, self._keeper.take(values)
+        self._keeper.begin([])
+        if values is not kept:
+            kept.clear()  # the only references are in `values`, from which `_drop` takes them
         if self._reported:
             del values[: self._reported]
             failures = [one._replace(offset=one.offset - self._reported) for one in failures]
@@ -549,7 +569,10 @@ class Worker:
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
                 _flush(stream)
-        reply = Header(Kind.RESULT, batch=header.batch, first=header.first, items=count, nanoseconds=took)
+        sharing_took, self._sharing_took = self._sharing_took // 1000, 0
+        reply = Header(
+            Kind.RESULT, function=sharing_took, batch=header.batch, first=header.first, items=count, nanoseconds=took
+        )
         stamps = self._take_stamps(header, count, began, ended)
         try:
             self._send(reply, encoded, failures, stamps)
@@ -564,17 +587,23 @@ class Worker:
             return None
 
         def fail(offset: int, error: BaseException) -> None:
-            described = describe_failure(self.codec, offset, Fault.RESULT, error)
-            reason, value = safe(lambda: repr(error)), safe(lambda: repr(values[offset]))
-            remote = safe(lambda: "".join(traceback.format_exception(error)))
-            failures.append(described._replace(kind=reason, text=value, remote=remote))
+            failures.append(self._describe_result(offset, error, values[offset]))
 
         def mark(offset: int) -> None:
             self.words[Word.ITEM] = header.first + offset
 
         return self.codec.encode(
-            values, fail, mark=mark, may_go_by_value=bool(header.flags & Flag.BY_VALUE)
+            values, fail, mark=mark, may_go_by_value=bool(header.flags & Flag.BY_VALUE), are_settled=True
         )
+
+    def fail_result(self, offset: int, error: BaseException, value: Any) -> None:
+        """A value could not be pickled directly after its item had run."""
+        self.failures.append(self._describe_result(offset, error, value))
+
+    def _describe_result(self, offset: int, error: BaseException, value: Any) -> Failure:
+        described = describe_failure(self.codec, offset, Fault.RESULT, error)
+        remote = safe(lambda: "".join(traceback.format_exception(error)))
+        return described._replace(kind=safe(lambda: repr(error)), text=safe(lambda: repr(value)), remote=remote)
 
     def _send(
         self, reply: Header, encoded: Encoded | None, failures: list[Failure], stamps: Stamps | None = None
@@ -623,53 +652,111 @@ class Worker:
             self.words[Word.STATE] = State.SENDING
 
 
-# Loops over the items of a batch. The index of each is stored before it is run, and its value appended after.
+class _ValueKeeper(Keeper):
+    """Keeps the values of a batch. One that cannot be pickled is a failure of its item."""
+
+    flags = 0
+    """Of the batch."""
+
+    def __init__(self, worker: Worker) -> None:
+        super().__init__(worker.codec)
+        self._worker = worker
+
+    def _pickle(self, thing: Any) -> Part:
+        words = self._worker.words
+        if self.flags & Flag.TIMED:
+            words[Word.STARTED] = time.monotonic_ns()
+        words[Word.STATE] = State.SAVING
+        try:
+            return self.codec.take_other(thing, own=True, may_go_by_value=bool(self.flags & Flag.BY_VALUE))
+        except BaseException as error:
+            self._worker.fail_result(len(self.kept), error, thing)
+            return NONE
+        finally:
+            words[Word.STATE] = State.RUNNING
+
+
+# Loops over the items of a batch. The index of each is stored before it is run, and its value appended after. Most
+# tasks return values of one type: where that is a type of atoms, nothing but the comparison is spent on each.
+
+Keep = Callable[[Any], tuple[type | None, Any]]
+"""Returns what is kept of a value, and before it the type of values that need not be kept this way (`Keeper.keep`)."""
 
 
 def _run_timed(
-    function: Any, remaining: Iterator[Any], words: memoryview, index: int, values: list[Any], stamps: list[int]
+    function: Any,
+    remaining: Iterator[Any],
+    words: memoryview,
+    index: int,
+    values: list[Any],
+    stamps: list[int],
+    keep: Keep,
 ) -> None:
     """Items so long that each one's start is on the board, too."""
     item_word, limit, started, clock = Word.ITEM, Word.LIMIT, Word.STARTED, time.monotonic_ns
+    kind = None
     for item in remaining:
         words[started] = start = clock()  # before the index: no item must be seen with the start of the one before it
         stamps.append(start)
         words[item_word] = index
         if index >= words[limit]:
             return
-        values.append(function(item))
+        value = function(item)
+        if type(value) is not kind:
+            kind, value = keep(value)
+        values.append(value)
         index += 1
 
 
 def _run_limited(
-    function: Any, remaining: Iterator[Any], words: memoryview, index: int, values: list[Any], _stamps: list[int]
+    function: Any,
+    remaining: Iterator[Any],
+    words: memoryview,
+    index: int,
+    values: list[Any],
+    _stamps: list[int],
+    keep: Keep,
 ) -> None:
     """Items of which the master may take back those behind the one that runs, at any time."""
     item_word, limit = Word.ITEM, Word.LIMIT
+    kind = None
     for item in remaining:
         words[item_word] = index
         if index >= words[limit]:
             return
-        values.append(function(item))
+        value = function(item)
+        if type(value) is not kind:
+            kind, value = keep(value)
+        values.append(value)
         index += 1
 
 
 def _run_short(
-    function: Any, remaining: Iterator[Any], words: memoryview, index: int, values: list[Any], _stamps: list[int]
+    function: Any,
+    remaining: Iterator[Any],
+    words: memoryview,
+    index: int,
+    values: list[Any],
+    _stamps: list[int],
+    keep: Keep,
 ) -> None:
     """Items so short that looking at the limit would cost as much: if one is long after all, a signal ends the loop.
 
     The handler moves the iterator to its end.
     """
     item_word = Word.ITEM
+    kind = None
     for item in remaining:
         words[item_word] = index
-        values.append(function(item))
+        value = function(item)
+        if type(value) is not kind:
+            kind, value = keep(value)
+        values.append(value)
         index += 1
 
 
 _LOOPS = frozenset(loop.__code__ for loop in (_run_timed, _run_limited, _run_short))
-_NOT_TASKS = (describe_failure.__code__, show_threads.__code__)
+_NOT_TASKS = (describe_failure.__code__, show_threads.__code__, Keeper.keep.__code__)
 
 
 def _is_of_a_task(frame: Any) -> bool:

@@ -246,6 +246,137 @@ def test_what_goes_wrong_is_the_items_own(cluster: str, tmp_path: Path) -> None:
     }
 
 
+def test_an_item_or_result_that_cannot_be_loaded_fails_alone(cluster: str, tmp_path: Path) -> None:
+    code = """
+        def tell(one):
+            return f"{type(one).__name__}: {one}" if isinstance(one, Exception) else one
+
+        found = {}
+        with ClusterPool(sys.argv[1], timeout=30) as pool:
+            mixed = pool.map(kind_of, [1, Broken("here"), [3], Broken("there")], 4, return_exceptions=True)
+            found["items"] = [tell(one) for one in mixed]
+            mixed = pool.map(make_picky, range(4), 4, return_exceptions=True)
+            found["results"] = [tell(one).partition(" missing")[0] if x % 2 else one for x, one in enumerate(mixed)]
+            mixed = pool.imap(kind_of, [Closed(), 1, Broken("there"), Closed(), 7], 5, return_exceptions=True)
+            found["stream"] = [tell(one) for one in mixed]
+            late = pool.map(sleep_if, [Closed(), Broken("here"), 60], 3, task_timeout=0.2, return_exceptions=True)
+            found["index"] = late[2].index
+            errors = pool.map(Broken("there"), [1, 2, 3], 3, return_exceptions=True)
+            found["function"] = [[tell(one), len(one.__notes__)] for one in errors]
+            found["own"] = len({id(one) for one in errors})
+        print(json.dumps(found))
+    """
+    before = """
+        class Broken:
+            def __init__(self, text):
+                self.text = text
+
+            def __call__(self, x):
+                return x
+
+            def __setstate__(self, state):
+                raise LookupError(state["text"])
+
+        class Picky(Exception):
+            def __init__(self, one, two):
+                super().__init__(one)
+
+        def kind_of(x):
+            return type(x).__name__
+
+        def sleep_if(x):
+            time.sleep(x)
+
+        def make_picky(x):
+            return Picky(x, x) if x % 2 else [x]
+    """
+    found = run(tmp_path, code, cluster, before=before)
+    assert found.pop("results")[::2] == [[0], [2]]
+    assert found == {
+        "items": ["int", "LookupError: here", "list", "LookupError: there"],
+        "stream": ["TypeError: not this one", "int", "LookupError: there", "TypeError: not this one", "int"],
+        "index": 2,
+        "function": [["LookupError: there", 1]] * 3,
+        "own": 3,
+    }
+
+
+def test_a_slow_input_does_not_hold_up_its_first_results(cluster: str, tmp_path: Path) -> None:
+    code = """
+        pulled = []
+
+        def slow_input():
+            for x in range(40):
+                time.sleep(0.05)
+                pulled.append(x)
+                yield x
+
+        with ClusterPool(sys.argv[1], timeout=30) as pool:
+            pool.map(square, range(1000))
+            found = []
+            for way in (pool.imap, pool.imap_unordered):
+                pulled.clear()
+                stream = way(square, slow_input())
+                first = next(stream)
+                found.append([first, len(pulled) < 30, sorted([first, *stream]) == [x * x for x in range(40)]])
+            pulled.clear()
+            stream = pool.imap(square, slow_input())
+            try:
+                stream.next(0.01)
+            except multiprocessing.TimeoutError:
+                found.append([len(pulled) < 15, sum(stream)])
+        print(json.dumps(found))
+    """
+    assert run(tmp_path, code, cluster) == [[0, True, True], [0, True, True], [True, sum(x * x for x in range(40))]]
+
+
+def test_an_input_of_map_async_may_be_emptied_at_once(cluster: str, tmp_path: Path) -> None:
+    code = """
+        with ClusterPool(sys.argv[1], timeout=30) as pool:
+            items = list(range(5000))
+            result = pool.map_async(square, items)
+            items.clear()
+            print(json.dumps(result.get(30) == [x * x for x in range(5000)]))
+    """
+    assert run(tmp_path, code, cluster) is True
+
+
+def test_a_large_object_in_many_items_travels_once_per_batch(cluster: str, tmp_path: Path) -> None:
+    code = """
+        import uuid
+        from pairpool.cluster import stream
+
+        sizes = []
+
+        class Traffic(stream.Traffic):
+            def submit(self, order, deaths=0):
+                sizes.append(len(order.items))
+                super().submit(order, deaths)
+
+        stream.Traffic = Traffic
+        text = "x" * 1_000_000
+        table = {"text": text, "seen": []}
+        with ClusterPool(sys.argv[1], timeout=30) as pool:
+            found = [
+                pool.map(length_of, [(table, x) for x in range(100)], 50) == [1_000_000 + x for x in range(100)],
+                pool.starmap(length, [(table, x) for x in range(100)], 50) == [1_000_000 + x for x in range(100)],
+                pool.map(len, [[text]] * 100, 50) == [1] * 100,
+                pool.map(length_of, [(table, x) for x in range(4)], 1) == [1_000_000 + x for x in range(4)],
+            ]
+        print(json.dumps([found, [round(size / 1e6, 1) for size in sizes]]))
+    """
+    before = """
+        def length(table, x):
+            return len(table["text"]) + x
+
+        def length_of(item):
+            return length(*item)
+    """
+    found, sizes = run(tmp_path, code, cluster, before=before)
+    assert found == [True] * 4
+    assert sizes == [2.0, 1.0, 2.0, 1.0, 2.0, 2.0, 1.0, 1.0, 1.0, 1.0]
+
+
 def test_a_node_is_killed_and_another_joins(tmp_path: Path) -> None:
     pytest.importorskip("distributed")
     code = """

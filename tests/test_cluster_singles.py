@@ -114,6 +114,97 @@ def test_what_goes_wrong_is_the_calls_own(lone_node: str, tmp_path: Path) -> Non
     assert (negative, no_number, ended) == ("ValueError", "TypeError", "Pool not running")
 
 
+def test_functions_are_pickled_as_they_are_at_each_call(lone_node: str, tmp_path: Path) -> None:
+    code = """
+        from functools import partial
+
+        found = {}
+        with ClusterPool(sys.argv[1], timeout=30) as pool:
+            counter = Counter()
+            calls = {"object": [], "method": [], "partial": [], "closure": [], "global": [], "arguments": []}
+            options = {"n": 0}
+            factor = 0
+
+            def scaled():
+                return factor
+
+            of_the_module = times_rate
+            reduced = partial(get_n, options)
+            for number in range(5):
+                counter.n = options["n"] = factor = globals()["rate"] = number
+                calls["object"].append(pool.submit(counter))
+                calls["method"].append(pool.submit(counter.add_one))
+                calls["partial"].append(pool.submit(reduced))
+                calls["closure"].append(pool.submit(scaled))
+                calls["global"].append(pool.submit(of_the_module))
+                calls["arguments"].append(pool.apply_async(get_n, (options,)))
+            found = {kind: [one.result(60) for one in results] for kind, results in calls.items()}
+            same = [pool.submit(counter.add_one) for _ in range(5)] + [pool.submit(count, options) for _ in range(5)]
+            found["same"] = [one.result(60) for one in same]
+            found["mapped"] = [pool.map(counter.add, [1, 1], 1), [counter.n]]
+        print(json.dumps(found))
+    """
+    before = """
+        rate = None
+
+        class Counter:
+            n = 0
+
+            def __call__(self):
+                return self.n
+
+            def add(self, x):
+                return self.n + x
+
+            def add_one(self):
+                self.n += 1
+                return self.n
+
+        def get_n(options):
+            return options["n"]
+
+        def count(options):
+            options["n"] += 1
+            return options["n"]
+
+        def times_rate():
+            return rate
+    """
+    numbers = list(range(5))
+    assert run(tmp_path, code, lone_node, before=before) == {
+        "object": numbers,
+        "method": [number + 1 for number in numbers],
+        "partial": numbers,
+        "closure": numbers,
+        "global": numbers,
+        "arguments": numbers,
+        "same": [5] * 10,
+        "mapped": [[5, 5], [4]],
+    }
+
+
+def test_a_calls_own_limits_do_not_harm_other_calls(lone_node: str, tmp_path: Path) -> None:
+    code = """
+        class Rare(Exception):
+            pass
+
+        def fail_rarely(path):
+            if not os.path.exists(path):
+                open(path, "w").close()
+                raise Rare
+            return "done"
+
+        with ClusterPool(sys.argv[1], timeout=30) as pool:
+            calls = [
+                pool.apply_async(square, (2,)),
+                pool.apply_async(fail_rarely, (sys.argv[2],), retries=1, retry_on=Rare),
+                pool.apply_async(square, (3,)),
+            ]
+            print(json.dumps([one.get(60) for one in calls]))
+    """
+    assert run(tmp_path, code, lone_node, str(tmp_path / "failed")) == [4, "done", 9]
+
+
 def test_calls_are_cancelled_before_and_while_they_run(lone_node: str, tmp_path: Path) -> None:
     code = """
         from concurrent.futures import CancelledError, wait

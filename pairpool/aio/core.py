@@ -184,7 +184,7 @@ class Core:
             items: Any = await self._read(iterable)
             inner = self.use()
         else:
-            items, error = gather(iterable)
+            items, error = gather(iterable, is_left=True)
         outcome = Outcome(self.attendant)
         job = MapJob(
             inner.function(func),
@@ -195,6 +195,7 @@ class Core:
             input_error=error,
             finish=outcome.set_outcome,
             policy=policy,
+            is_left=True,
         )
         master = inner.master
         master.submit_job(job)
@@ -250,6 +251,7 @@ class Core:
             buffersize=buffersize,
             policy=policy,
             total=total,
+            codec=inner.master.codec,
             tell=feed.tell,
         )
         inner.master.submit_job(feed.job)

@@ -80,19 +80,26 @@ class Feed:
             self.settle()
 
     async def _run_async(self, items: AsyncIterable[Any]) -> None:
+        began = time.monotonic_ns()
         async for item in items:
-            self.job.feed(item)
+            self.job.feed(item, time.monotonic_ns() - began)
             self.attendant.summon()
-            self._left -= 1
-            if (self._left <= 0 or time.monotonic() >= self._until) and not await self._rest():
+            if not await self._go_on():
                 return
+            began = time.monotonic_ns()
 
     async def _run_plain(self, items: Iterable[Any]) -> None:
+        began = time.monotonic_ns()
         for item in items:
-            self.job.feed(item)
-            self._left -= 1
-            if (self._left <= 0 or time.monotonic() >= self._until) and not await self._rest():
+            self.job.feed(item, time.monotonic_ns() - began)
+            if not await self._go_on():
                 return
+            began = time.monotonic_ns()
+
+    async def _go_on(self) -> bool:
+        """Take one more item off the room there is; false if no more items are wanted."""
+        self._left -= 1
+        return (self._left > 0 and time.monotonic() < self._until) or await self._rest()
 
     async def _rest(self) -> bool:
         """Let others use the event loop, and wait until there is room; False if no more items are wanted."""

@@ -14,16 +14,16 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import cloudpickle
-
 from pairpool.arguments import Limits
+from pairpool.cluster.packing import Packer, error_for_each, unpack
 from pairpool.errors import TaskTimeout, WorkerDied, encoding_error
+from pairpool.failures import safe
 from pairpool.pool import Pool
 
 if TYPE_CHECKING:
@@ -75,7 +75,8 @@ class CallContent(NamedTuple):
     """Pickled; the same bytes are the same function."""
     arguments: bytes
     """`(args, kwds)`, pickled."""
-    limits: Limits
+    limits: bytes
+    """`Limits`, pickled."""
 
 
 class Order(NamedTuple):
@@ -89,8 +90,10 @@ class Order(NamedTuple):
     first: int
     """Index of its first item."""
     items: bytes
+    """Packed (`packing`); of single calls a list of `CallContent`, pickled."""
     length: int
-    limits: Limits
+    limits: bytes
+    """`Limits`, pickled; empty for single calls, which have their own."""
 
 
 class Report(NamedTuple):
@@ -101,8 +104,10 @@ class Report(NamedTuple):
     threads: int
     seconds: float
     """How long its items took, all together; where all failed, how long the node had them."""
-    outcomes: bytes
-    """For each item `(True, value)` or `(False, exception)`, pickled."""
+    outcomes: bytes = b""
+    """For each item its value or its exception, packed (`packing`)."""
+    successes: bytes = b""
+    """For each item 1 if the outcome is a value, 0 if it is an exception."""
     refusal: str = ""
     """Why this node runs nothing for this client."""
 
@@ -118,7 +123,7 @@ def run_batch(order: Order) -> Report:
     node = _address()
     if order.setup.versions != versions():
         reason = f"the node {node} has {versions()}, and this program {order.setup.versions}"
-        return Report(node, 0, _threads(), 0.0, b"", reason)
+        return Report(node, 0, _threads(), 0.0, refusal=reason)
     entry = _enter(order.setup, node)
     began = time.monotonic()
     try:
@@ -129,9 +134,10 @@ def run_batch(order: Order) -> Report:
         (True, one[0]) if type(one) is tuple else (False, _named(one, node, _index(order, offset)))
         for offset, one in enumerate(found)
     ]
+    packed, successes = _packed(outcomes)
     seconds = [one[1] for one in found if type(one) is tuple]
     total = sum(seconds) / len(seconds) * len(found) if seconds else time.monotonic() - began
-    return Report(node, entry.pid, entry.threads, total, _pickled(outcomes))
+    return Report(node, entry.pid, entry.threads, total, packed, successes)
 
 
 def _index(order: Order, offset: int) -> int:
@@ -145,13 +151,16 @@ def _run(entry: _Entry, order: Order) -> list[Any]:
         return _run_calls(entry, pickle.loads(order.items))
     try:
         function = entry.function(order.call, order.function, order.mode)
-        items: Iterable[Any] = pickle.loads(order.items)
+        limits: Limits = pickle.loads(order.limits)
     except BaseException as error:
-        return [error] * order.length
+        return list(error_for_each(error, order.length))
+    loaded = unpack(order.items)
+    items = [item for is_loaded, item in loaded if is_loaded]
     chunksize = max(1, order.length // (CHUNKS * entry.threads))
-    result = entry.pool.map_async(function, items, chunksize, return_exceptions=True, **order.limits)
+    result = entry.pool.map_async(function, items, chunksize, return_exceptions=True, **limits)
     with entry.keeping(result.cancel):
-        return result.get()
+        found = iter(result.get())
+    return [next(found) if is_loaded else error for is_loaded, error in loaded]
 
 
 def _run_calls(entry: _Entry, calls: list[CallContent]) -> list[Any]:
@@ -171,9 +180,10 @@ def _begin(entry: _Entry, call: CallContent) -> AsyncResult[Any] | BaseException
     try:
         function = entry.function(call.function, call.function, CALL)
         args, kwds = pickle.loads(call.arguments)
+        limits: Limits = pickle.loads(call.limits)
     except BaseException as error:
         return error
-    return entry.pool.apply_async(function, args, kwds, **call.limits)
+    return entry.pool.apply_async(function, args, kwds, **limits)
 
 
 def _outcome(result: AsyncResult[Any]) -> Any:
@@ -255,19 +265,18 @@ def _as_of_the_call(error: Any, index: int) -> BaseException:
     return error  # type: ignore[no-any-return]
 
 
-def _pickled(outcomes: list[tuple[bool, Any]]) -> bytes:
-    try:
-        return cloudpickle.dumps(outcomes)  # type: ignore[no-any-return]
-    except Exception:
-        return cloudpickle.dumps([_that_can_travel(one) for one in outcomes])  # type: ignore[no-any-return]
-
-
-def _that_can_travel(outcome: tuple[bool, Any]) -> tuple[bool, Any]:
-    try:
-        pickle.loads(cloudpickle.dumps(outcome))
-    except Exception as error:
-        return False, pickle.PicklingError(f"the outcome cannot be pickled: {error!r}")
-    return outcome
+def _packed(outcomes: list[tuple[bool, Any]]) -> tuple[bytes, bytes]:
+    """Return values and exceptions, packed, and which of them are values. What cannot be pickled fails alone."""
+    packer = Packer()
+    successes = bytearray()
+    for is_value, outcome in outcomes:
+        try:
+            packer.add(outcome)
+        except BaseException as error:
+            is_value = False
+            packer.add(pickle.PicklingError(f"the outcome cannot be pickled: {safe(partial(repr, error))}"))
+        successes.append(is_value)
+    return packer.packed(), bytes(successes)
 
 
 # --- pools of this node -------------------------------------------------------------------------------

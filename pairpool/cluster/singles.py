@@ -19,6 +19,7 @@ from pairpool.cluster import node
 from pairpool.cluster.books import Books, Call
 from pairpool.cluster.nodes import Nodes
 from pairpool.cluster.pace import Pace
+from pairpool.cluster.packing import error_for_each
 from pairpool.cluster.traffic import Traffic
 
 __all__ = ["Single", "Singles", "Target"]
@@ -169,7 +170,7 @@ class Singles:
 
     def _send(self, batch: list[Single]) -> None:
         content = pickle.dumps([single.content for single in batch])
-        order = node.Order(self._setup, uuid.uuid4().hex, b"", node.CALL, 0, content, len(batch), {})
+        order = node.Order(self._setup, uuid.uuid4().hex, b"", node.CALL, 0, content, len(batch), b"")
         self._batches[order.call] = batch
         self._traffic.submit(order)
 
@@ -221,6 +222,6 @@ class Singles:
         except OSError:
             pass  # there is no scheduler that could be told
         self._traffic.clear()
-        for single in lost:
+        for single, its_own in zip(lost, error_for_each(error, len(lost)), strict=True):
             if single.target.begin():
-                single.target.settle(False, error)
+                single.target.settle(False, its_own)

@@ -8,7 +8,7 @@ waits for.
 
 from __future__ import annotations
 
-import itertools
+import math
 import time
 import uuid
 from collections import deque
@@ -23,16 +23,34 @@ from pairpool.cluster import node
 from pairpool.cluster.books import Books, Call
 from pairpool.cluster.nodes import Nodes
 from pairpool.cluster.pace import Pace
+from pairpool.cluster.packing import Packer
 from pairpool.cluster.traffic import Outcome, Traffic
+from pairpool.interrupts import is_own
+from pairpool.wire.repeats import Repeats
 
 __all__ = ["Batches", "Work"]
 
 UNREAD = 8
 """Batches for each node that may wait for one before them, where results are wanted in order."""
 
+FILL_SECONDS = 0.1
+"""Time after which a batch of a stream goes out with the items that the input has given until then."""
+
 
 class Batches:
-    """The items of a call, batch by batch, pickled."""
+    """The items of a call, batch by batch, pickled.
+
+    Each item is pickled before the input is asked for the next one, which may reuse its memory.
+
+    Args:
+        function: pickled.
+        items: the input.
+        total: how many items it has, if that is known.
+        chunksize: items per batch; None for batches of `target` seconds.
+        error: what the input raised after these items.
+        repeats: of an input that is complete: large objects that several items contain are pickled once per batch.
+            None for a stream: its batches end after `FILL_SECONDS`, because the next item may be long in coming.
+    """
 
     def __init__(
         self,
@@ -45,11 +63,14 @@ class Batches:
         target: float,
         chunksize: int | None,
         error: BaseException | None = None,
+        repeats: Repeats | None = None,
     ) -> None:
         self._parts = setup, uuid.uuid4().hex, function, mode
         self._items = items
         self._total = total
-        self._limits = limits
+        self._limits: bytes = cloudpickle.dumps(limits)
+        self._repeats = repeats
+        self._seconds = FILL_SECONDS if repeats is None and chunksize is None else math.inf
         self.pace = Pace(target, chunksize)
         self.taken = 0
         self.error = error
@@ -59,39 +80,39 @@ class Batches:
         """The next batch, and the exceptions of its items that cannot be pickled, by index; None if there is none."""
         remaining = None if self._total is None else self._total - self.taken
         size = min(at_most, self.pace.next(remaining, len(nodes), sum(nodes.values())))
-        items: list[Any] = []
-        if not self.is_exhausted:
+        packer, failed = self._take(size)
+        if not packer:
+            return None, {}
+        first, self.taken = self.taken, self.taken + len(packer)
+        setup, call, function, mode = self._parts
+        order = node.Order(setup, call, function, mode, first, packer.packed(), len(packer), self._limits)
+        return order, failed
+
+    def _take(self, size: int) -> tuple[Packer, dict[int, BaseException]]:
+        """Take up to `size` items from the input; returns them, and the exceptions of those that cannot be pickled."""
+        packer = Packer(self._repeats)
+        failed: dict[int, BaseException] = {}
+        ends = time.monotonic() + self._seconds
+        while len(packer) < size and not self.is_exhausted:
             try:
-                items.extend(itertools.islice(self._items, size))
+                item = next(self._items)
+            except StopIteration:
+                self.is_exhausted = True
+                break
             except Exception as error:
                 self.error = error
                 self.is_exhausted = True
-        if len(items) < size:
-            self.is_exhausted = True
-        if not items:
-            return None, {}
-        first, self.taken = self.taken, self.taken + len(items)
-        setup, call, function, mode = self._parts
-        failed: dict[int, BaseException] = {}
-        try:
-            pickled = cloudpickle.dumps(items)
-        except Exception:
-            items, failed = _only_those_that_pickle(items)
-            pickled = cloudpickle.dumps(items)
-        return node.Order(setup, call, function, mode, first, pickled, len(items), self._limits), failed
-
-
-def _only_those_that_pickle(items: list[Any]) -> tuple[list[Any], dict[int, BaseException]]:
-    """The items that can be pickled, and the exceptions of the others by offset."""
-    good: list[Any] = []
-    failed: dict[int, BaseException] = {}
-    for offset, item in enumerate(items):
-        try:
-            cloudpickle.dumps(item)
-            good.append(item)
-        except Exception as error:
-            failed[offset] = error
-    return good, failed
+                break
+            try:
+                packer.add(item)
+            except BaseException as error:
+                if not is_own(error):
+                    raise
+                failed[len(packer)] = error
+                packer.add_missing()
+            if time.monotonic() >= ends:
+                break
+        return packer, failed
 
 
 class Work:
@@ -120,7 +141,9 @@ class Work:
         self._arrivals: Any = None
         self._traffic = Traffic(client, nodes, self._watch, lambda _order: not self.is_cancelled)
         self._buffersize = buffersize
-        self._holes: dict[int, dict[int, BaseException]] = {}  # items that could not be pickled, by their batch's first
+        self._ready: deque[list[Outcome]] = deque()  # the outcomes of batches, for the reader
+        self._failed: dict[int, dict[int, BaseException]] = {}
+        """Of batches under way, by their first items: the exceptions of items that cannot be pickled, by offset."""
         self._read = 0
         self._is_over = False
         self.is_cancelled = False
@@ -142,7 +165,7 @@ class Work:
         arrivals = self._arrivals = as_completed(loop=self._client.loop)
         waiting: dict[int, list[Outcome]] = {}
         due = 0
-        ready: deque[list[Outcome]] = deque()
+        ready = self._ready
         self._books.open(self._call)
         try:
             self._fill()
@@ -182,9 +205,13 @@ class Work:
     # --- out ------------------------------------------------------------------------------------
 
     def _fill(self) -> None:
-        """Have as many batches under way as keep the nodes busy."""
+        """Have as many batches under way as keep the nodes busy.
+
+        If the input is slow, the reader must not wait for all of them: return when there is something to read.
+        """
         if self.is_cancelled:
             return
+        ends = time.monotonic() + FILL_SECONDS
         nodes = self._nodes.present()
         many, threads = max(1, len(nodes)), sum(nodes.values())
         while not self._batches.is_exhausted and self._traffic.has_room(nodes):
@@ -198,8 +225,15 @@ class Work:
                 return
             self._call.taken = self._batches.taken
             if failed:
-                self._holes[order.first] = failed
+                self._failed[order.first] = failed
             self._traffic.submit(order)
+            if time.monotonic() >= ends and self._has_news():
+                return
+
+    def _has_news(self) -> bool:
+        """Whether the reader has something to do: outcomes, batches that have ended, or its deadline has passed."""
+        is_late = self.deadline is not None and time.monotonic() >= self.deadline
+        return is_late or bool(self._ready) or bool(self._arrivals.has_ready())
 
     def _watch(self, future: Any) -> None:
         self._arrivals.add(future)
@@ -223,9 +257,7 @@ class Work:
             return order.first, None
         if report is not None:
             self._batches.pace.learn(order.length, report.seconds)
-        holes = self._holes.pop(order.first, None)
-        for offset in sorted(holes or ()):
-            assert holes is not None
-            outcomes.insert(offset, (False, holes[offset]))
+        for offset, error in self._failed.pop(order.first, {}).items():
+            outcomes[offset] = False, error
         self._books.ran(self._call, "" if report is None else report.node, order.first, outcomes)
         return order.first, outcomes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import threading
 import uuid
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 
 from pairpool.cluster import node
 from pairpool.cluster.nodes import GONE, Nodes
+from pairpool.cluster.packing import error_for_each, unpack
 
 __all__ = ["AHEAD", "ITEMS_AHEAD", "Arrival", "Outcome", "Traffic"]
 
@@ -121,10 +121,11 @@ class Traffic:
             self._nodes.refuse(report.node, report.refusal)
             self.submit(order, deaths)
             return Arrival(order, None, True)
-        try:
-            outcomes: list[Outcome] = pickle.loads(report.outcomes)
-        except Exception as error:
-            outcomes = [(False, error)] * order.length
+        loaded = unpack(report.outcomes)
+        outcomes: list[Outcome] = [
+            (is_loaded and bool(is_value), outcome)
+            for (is_loaded, outcome), is_value in zip(loaded, report.successes, strict=True)
+        ]
         return Arrival(order, outcomes, False, report)
 
     def _on_lost(self, order: node.Order, deaths: int, error: Exception) -> Arrival:
@@ -137,7 +138,7 @@ class Traffic:
         if isinstance(error, (KilledWorker, CancelledError, OSError)) and deaths < DEATHS:
             self.submit(order, deaths + 1)
             return Arrival(order, None, True)
-        return Arrival(order, [(False, error)] * order.length, False)
+        return Arrival(order, [(False, one) for one in error_for_each(error, order.length)], False)
 
     def require_scheduler(self, error: BaseException | None = None) -> None:
         """Raise `ConnectionError` if there is no scheduler any more, which is then what `error` came of."""

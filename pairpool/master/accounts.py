@@ -21,6 +21,7 @@ from pairpool.master.jobs import Batch, Job
 from pairpool.master.tally import Tally
 from pairpool.wire.board import CALL_KINDS, CALLS, NOTHING, Board, CallRecord, FailureRecord, PoolWord, State, Word
 from pairpool.wire.channel import Header
+from pairpool.wire.items import Pickles, shown
 from pairpool.worker import Mode, Stamps
 
 if TYPE_CHECKING:
@@ -79,7 +80,10 @@ def arguments_of(batch: Batch, offset: int) -> str:
     """What an item was, in short."""
     item, mode = batch.items[offset], batch.job.mode
     if mode == Mode.CALL:
-        return short_call(item[1], item[2])
+        call = item[1:] if len(item) == 3 else shown(item[1])
+        return short_call(*call) if type(call) is tuple else short_repr(call)
+    if isinstance(batch.items, Pickles):
+        item = shown(item)
     return short_call(item) if mode == Mode.STAR and isinstance(item, (tuple, list)) else short_repr(item)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from pairpool.master.accounts import Accounts
 from pairpool.master.functions import Functions
-from pairpool.master.jobs import PLAIN, Batch, Calls, Job, Policy, Target
+from pairpool.master.jobs import PLAIN, Batch, Calls, Job, Policy, SingleCall, Target
 from pairpool.master.stream_job import StreamJob
 from pairpool.worker import Mode
 
@@ -66,9 +66,7 @@ class Agenda:
     def add_call(
         self,
         target: Target,
-        number: int,
-        args: Any,
-        kwds: Any,
+        call: SingleCall,
         policy: Policy = PLAIN,
         chunksize: int | None = None,
     ) -> None:
@@ -78,12 +76,12 @@ class Agenda:
         job = target.job
         if isinstance(job, Calls):  # an exception has cut this short before
             if not job.has(target):
-                job.add(target, number, args, kwds)
+                job.add(target, call)
         else:
             last = self.queue[-1] if self.queue else None
             fits = isinstance(last, Calls) and last.policy == policy and last.sizer.chunksize == chunksize
             job = last if isinstance(last, Calls) and fits else Calls(Mode.CALL, policy, chunksize)
-            job.add(target, number, args, kwds)
+            job.add(target, call)
         if job not in self.unfinished:
             self.add(job)
 

@@ -52,6 +52,15 @@ MANY = 1 << 30
 LOOKAHEAD_BATCHES = 6
 """Batches for each worker that a stream may be ahead of its reader."""
 
+LOOKAHEAD_NS = 100_000_000
+"""Nanoseconds that the items which a stream is ahead of its reader may take: in the workers, or to be made."""
+
+BUSY_BATCHES = 2
+"""Batches that keep a worker busy: the one that it runs, and the next."""
+
+SHARING_FACTOR = 4
+"""A batch should take at least so many times what it takes to load the large objects that its items share."""
+
 
 class Sizer:
     """The size of a call's next batch, learnt from those that came back.
@@ -61,7 +70,7 @@ class Sizer:
         hurried: whether somebody waits for the first results; if not, there is no hurry but for all.
     """
 
-    __slots__ = ("_began", "_bytes", "_hurried", "_item_ns", "_may_grow", "_size", "chunksize")
+    __slots__ = ("_began", "_bytes", "_hurried", "_item_ns", "_may_grow", "_sharing_ns", "_size", "chunksize")
 
     def __init__(self, chunksize: int | None = None, *, hurried: bool = True) -> None:
         self.chunksize = chunksize
@@ -70,6 +79,7 @@ class Sizer:
         self._item_ns = 0.0
         self._bytes = 0.0
         self._began = 0
+        self._sharing_ns = 0
         self._may_grow = chunksize is None
 
     @property
@@ -91,17 +101,24 @@ class Sizer:
         """Whether a batch of the present size is known to be short."""
         return 0 < self._item_ns * (self.chunksize or self._size) <= SHORT_NS
 
-    def learn(self, count: int, nanoseconds: int) -> None:
-        """A batch of `count` items took this long in its worker, unpickling and pickling included."""
+    def learn(self, count: int, nanoseconds: int, sharing_ns: int = 0) -> None:
+        """A batch of `count` items took this long in its worker, unpickling and pickling included.
+
+        Args:
+            sharing_ns: the part of it that was spent on loading large objects that several items contain.
+        """
         if count < 1:
             return
+        self._sharing_ns = sharing_ns
+        nanoseconds = max(0, nanoseconds - sharing_ns)
         self._item_ns = max(1.0, nanoseconds / count)
         target = TARGET_NS if self._hurried or self._item_ns > LONG_FOR_NS else LONG_TARGET_NS
+        target = max(target, SHARING_FACTOR * sharing_ns)
         fitting = max(1, int(target / self._item_ns))
         if fitting < self._size:
             self._size = fitting
         elif count >= self._size:  # what was tapered or split says nothing about larger ones
-            self._size = min(self._size * (16 if nanoseconds * 8 < TARGET_NS else 2), fitting, MAX_ITEMS)
+            self._size = min(self._size * (16 if nanoseconds * 8 < target else 2), fitting, MAX_ITEMS)
         marginal = max(nanoseconds - OVERHEAD_NS, nanoseconds // 10) / count
         self._may_grow = self.chunksize is None and 4 * self._size * marginal <= target and 4 * self._size <= MAX_ITEMS
 
@@ -117,7 +134,7 @@ class Sizer:
         if self._bytes * size > MAX_BYTES:
             size = max(1, int(MAX_BYTES / self._bytes))
         if remaining is not None and remaining < 2 * size * workers:
-            least = int(LEAST_NS / self._item_ns) if self._item_ns else 1
+            least = int(max(LEAST_NS, self._sharing_ns) / self._item_ns) if self._item_ns else 1
             size = min(size, remaining, max(1, least, -(-remaining // (2 * workers))))
         return size
 
@@ -138,6 +155,19 @@ class Sizer:
             return 1 if many and self.grows else few
         return max(few, int(batch / FEED_NS)) if batch <= SHORT_NS else MANY
 
-    def lookahead(self, workers: int) -> int:
-        """How many items of a stream may be under way or wait for its reader."""
-        return LOOKAHEAD_BATCHES * workers * self.next(None, workers)
+    def lookahead(self, workers: int, made_ns: float) -> int:
+        """How many items of a stream may be under way or wait for its reader.
+
+        Args:
+            made_ns: what the input needs to make an item, in nanoseconds; 0 where that is not known.
+        """
+        size = self.next(None, workers)
+        most = LOOKAHEAD_BATCHES * workers * size
+        in_time = int(LOOKAHEAD_NS / max(made_ns, self._item_ns / workers, 1.0))
+        if self.chunksize is not None:
+            busy = BUSY_BATCHES * workers * size
+        elif made_ns > self._item_ns:
+            busy = BUSY_BATCHES * workers
+        else:
+            busy = LOOKAHEAD_BATCHES * workers
+        return min(most, max(busy, in_time))

@@ -75,9 +75,11 @@ def read_outcome(header: Header, content: memoryview, has_a_reader: Callable[[in
             values = [None] * header.items
             failed = dict.fromkeys(range(header.items), error)
     else:
-        for offset, (pickled, buffers) in enumerate(each_item(content)):
+        for offset, (pickled, buffers, place) in enumerate(each_item(content)):
             is_read = has_a_reader is None or has_a_reader(offset)
             try:
+                if header.rights:
+                    rights.begin(place)
                 values.append(load_item(pickled, buffers) if pickled and is_read else None)
                 if has_a_reader is not None:
                     rights.settle()

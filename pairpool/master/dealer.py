@@ -177,7 +177,7 @@ class Dealer:
         if batch.encoded is None:
             batch.failed = {}
             try:
-                batch.encoded = self._codec.encode(batch.items, batch.failed.__setitem__)
+                batch.encoded = job.encode(batch, self._codec)
             except Exception as error:
                 self._agenda.fail(batch, error)
                 return True
@@ -189,6 +189,8 @@ class Dealer:
         is_held_up = batch.encoded.rights is not None and bool(self._crew.starved)
         member = None if is_held_up else choose(job)  # of what waits, no more copies are kept than need be
         if member is None:
+            if isinstance(job, MapJob) and any(type(piece) is memoryview for piece in batch.encoded.pieces):
+                batch.encoded = None  # it shows the caller's arrays, which may change before the batch goes out
             self._agenda.put_back([batch])
             return False
         self._crew.touching = member
@@ -261,7 +263,7 @@ class Dealer:
             else:
                 self._agenda.put_back([batch])  # and it comes by `refuse_closed` again
             return
-        job.sizer.learn_bytes(batch.count, encoded.size)
+        job.sizer.learn_bytes(batch.count, encoded.size - encoded.shared)
         batch.encoded = None
         if self._maxtasks is not None:
             member.given += 1 if job.sizer.chunksize is not None else batch.count
@@ -399,7 +401,7 @@ class Dealer:
         if header.flags & Flag.PARTIAL:
             self._on_partial(batch, count, values, failed, missing)
             return
-        job.sizer.learn(count, header.nanoseconds)
+        job.sizer.learn(count, header.nanoseconds, 1000 * header.function)
         job.sizer.learn_bytes(max(1, count), header.size)
         if count < batch.count:
             self._agenda.put_back([batch.keep(count)])
@@ -482,13 +484,13 @@ class Dealer:
             return
         renewed: dict[int, Function] = {}
         items = list(batch.items)
-        for position, (number, args, kwds) in enumerate(items):
+        for position, (number, *arguments) in enumerate(items):
             old = functions.by_number(number)
             if number not in renewed:
                 renewed[number] = functions.again_by_value(old)
             renewed[number].uses += 1
             old.uses -= 1
-            items[position] = (renewed[number].number, args, kwds)
+            items[position] = (renewed[number].number, *arguments)
         batch.renew(items)
 
     # --- balance --------------------------------------------------------------------------------

@@ -24,7 +24,8 @@ from pairpool.master.crew import Crew, Member
 from pairpool.master.dealer import STARVED_FOR, WATCH_EVERY, Dealer
 from pairpool.master.driver import Driver
 from pairpool.master.functions import Functions
-from pairpool.master.jobs import Calls, Job, Policy, Target
+from pairpool.master.intake import take_here
+from pairpool.master.jobs import Calls, Job, Policy, SingleCall, Target
 from pairpool.master.loop import Loop
 from pairpool.master.nursery import Nursery
 from pairpool.master.overseer import Overseer
@@ -32,6 +33,7 @@ from pairpool.master.shares import Shares
 from pairpool.master.stream_job import StreamJob
 from pairpool.wire.board import Board, Word
 from pairpool.wire.codec import Codec
+from pairpool.wire.items import is_immutable
 from pairpool.zygote import Zygote
 
 if TYPE_CHECKING:
@@ -84,7 +86,7 @@ class Master:
         except BaseException:
             self.nursery.zygote.close()
             raise
-        codec = Codec()
+        codec = self.codec = Codec()
         self.functions = Functions(codec)
         self.crew = Crew()
         self.overseer = Overseer(self.crew, memory_limit, start_timeout)
@@ -183,11 +185,22 @@ class Master:
         """Append a job; from any thread."""
         self.loop.submit(lambda: self.agenda.add(job))
 
+    def pack_call(self, number: int, args: Any, kwds: Any, *, is_left: bool) -> SingleCall:
+        """The item of a single call of function `number`, with the arguments as they are now; from any thread.
+
+        Args:
+            is_left: whether the caller goes on before the call has ended, and may change large arrays, too.
+        """
+        if not kwds and is_immutable(args):
+            return number, args, kwds
+        return number, take_here(self.codec, (args, kwds), own=is_left)
+
     def submit_call(
         self, target: Target, number: int, args: Any, kwds: Any, policy: Policy, chunksize: int | None
     ) -> None:
-        """Append a single call of function `number`; from any thread."""
-        self.loop.submit(functools.partial(self.agenda.add_call, target, number, args, kwds, policy, chunksize))
+        """Append a single call of function `number`, with the arguments as they are now; from any thread."""
+        call = self.pack_call(number, args, kwds, is_left=True)
+        self.loop.submit(functools.partial(self.agenda.add_call, target, call, policy, chunksize))
 
     def abandon(self, job: StreamJob, *, half_used: bool) -> None:
         """Nobody will read a stream any more: what is left of a half-used one is not run."""

@@ -7,8 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pairpool.master.functions import Function
+from pairpool.master.intake import Span, take_here
 from pairpool.master.jobs import Batch, Policy
 from pairpool.master.stream_job import StreamJob
+from pairpool.wire.codec import Codec
+from pairpool.wire.items import Pickles, is_immutable
 
 __all__ = ["FedJob"]
 
@@ -19,6 +22,7 @@ class FedJob(StreamJob):
     `feed` and `complete` are for one thread, whoever leads meanwhile.
 
     Args:
+        codec: pickles the items that somebody may change, as they are handed in.
         tell: called, by whoever leads, when there is something to read, or when the job has been cancelled.
     """
 
@@ -32,13 +36,16 @@ class FedJob(StreamJob):
         buffersize: int | None,
         policy: Policy,
         total: int | None,
+        codec: Codec,
         tell: Callable[[], None],
     ) -> None:
         super().__init__(
-            function, mode, iter(()), chunksize, ordered=ordered, buffersize=buffersize, policy=policy, total=total
+            function, mode, Span(()), chunksize, ordered=ordered, buffersize=buffersize, policy=policy, total=total
         )
         self._tell = tell
-        self._supply: deque[Any] = deque()
+        self._codec = codec
+        self._supply: deque[tuple[bool, Any]] = deque()  # whether an item is pickled, and that or its pickle
+        self._made_ns = 0.0
         self._is_complete = False
 
     # --- items in -------------------------------------------------------------------------------
@@ -46,6 +53,10 @@ class FedJob(StreamJob):
     def wanted(self, workers: int) -> int:
         """How many items may be handed in now."""
         return self._room(workers) - len(self._supply)
+
+    @property
+    def made_ns(self) -> float:
+        return self._made_ns
 
     @property
     def unread(self) -> int:
@@ -57,9 +68,17 @@ class FedJob(StreamJob):
         """Whether items wait to go out."""
         return bool(self._supply)
 
-    def feed(self, item: Any) -> None:
-        """Hand an item in."""
-        self._supply.append(item)
+    def feed(self, item: Any, nanoseconds: int) -> None:
+        """Hand an item in; it is pickled before this returns, if somebody can change it.
+
+        Args:
+            nanoseconds: what the input needed to make it.
+        """
+        if is_immutable(item):
+            self._supply.append((False, item))
+        else:
+            self._supply.append((True, take_here(self._codec, item, own=True)))
+        self._made_ns = (self._made_ns + nanoseconds) / 2
 
     def complete(self, error: BaseException | None) -> None:
         """No more items will come, because of `error` if that is why; it is raised behind the last result."""
@@ -76,10 +95,14 @@ class FedJob(StreamJob):
         supply = self._supply
         if self.sizer.chunksize is not None and len(supply) < size and not self._is_complete:
             return ()
-        items = [supply.popleft() for _ in range(min(size, len(supply)))]
+        taken = [supply.popleft() for _ in range(min(size, len(supply)))]
         if self._is_complete and not supply:
             self._exhausted = True
-        return items
+        if not any(is_pickled for is_pickled, _item in taken):
+            return [item for _is_pickled, item in taken]
+        return Pickles(
+            [item if is_pickled else self._codec.take(item, own=False) for is_pickled, item in taken]
+        )
 
     # --- results out ----------------------------------------------------------------------------
 

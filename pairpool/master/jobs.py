@@ -17,12 +17,17 @@ from typing import Any, NamedTuple, Protocol
 
 from pairpool.master.batching import Sizer
 from pairpool.master.functions import Function
-from pairpool.wire.codec import Encoded
+from pairpool.wire.codec import Codec, Encoded
 from pairpool.wire.fd import Fd
+from pairpool.wire.items import Part, Pickles, is_immutable
+from pairpool.wire.repeats import Repeats
 
-__all__ = ["MANY", "PLAIN", "Batch", "Calls", "Job", "MapJob", "Policy", "Target"]
+__all__ = ["MANY", "PLAIN", "Batch", "Calls", "Job", "MapJob", "Policy", "SingleCall", "Target"]
 
 _numbers = itertools.count(1)
+
+SingleCall = tuple[int, Any, Any] | tuple[int, Part]
+"""The item of a single call: the function's number, and the arguments, pickled unless nobody can change them."""
 
 _number_of = itemgetter(0)
 """The function's number, of the item of a single call."""
@@ -244,6 +249,10 @@ class Job(ABC):
     def take_fresh(self, workers: int, at_most: int) -> Batch | None:
         """A batch of items that were not handed out before."""
 
+    def encode(self, batch: Batch, codec: Codec) -> Encoded:
+        """Pickle a batch, each item as if it were alone; those that cannot be pickled are put into `batch.failed`."""
+        return codec.encode(batch.items, batch.failed.__setitem__, are_settled=True, by_value=batch.by_value)
+
     @property
     @abstractmethod
     def has_more(self) -> bool:
@@ -315,8 +324,12 @@ class Job(ABC):
 class MapJob(Job):
     """All items of a sequence, and one list of results.
 
+    The items are pickled as their batches go out. A large object that several items contain is sent once per batch,
+    except where the caller asks for one item per batch.
+
     Args:
         items: something that can be sliced.
+        is_left: whether the caller goes on meanwhile. Then an item that may be run again is kept as it was sent first.
         input_error: raised by the input after these items; it is the call's outcome once they have ended.
         finish: called once with success and value, when all items have ended.
     """
@@ -334,8 +347,11 @@ class MapJob(Job):
         input_error: BaseException | None,
         finish: Callable[[bool, Any], None],
         policy: Policy = PLAIN,
+        is_left: bool = False,
     ) -> None:
         super().__init__(function, mode, chunksize, policy)
+        self._repeats: Repeats | None = None
+        self._keeps_first = is_left and policy.retries > 0
         self.sizer = Sizer(chunksize, hurried=False)
         self._items = items
         self._next = 0
@@ -367,6 +383,15 @@ class MapJob(Job):
         batch = Batch(self, first, self._items[first : first + size])
         self._next = first + size
         return batch
+
+    def encode(self, batch: Batch, codec: Codec) -> Encoded:
+        if self._keeps_first and not isinstance(batch.items, Pickles) and not all(map(is_immutable, batch.items)):
+            batch.items = codec.taken(batch.items)
+        if self._repeats is None and self.sizer.chunksize != 1:
+            self._repeats = codec.repeats()
+        return codec.encode(
+            batch.items, batch.failed.__setitem__, by_value=batch.by_value, repeats=self._repeats
+        )
 
     def accept(self, batch: Batch, values: list[Any], failed: dict[int, BaseException]) -> None:
         first = batch.first
@@ -412,7 +437,7 @@ class Calls(Job):
 
     def __init__(self, mode: int, policy: Policy = PLAIN, chunksize: int | None = None) -> None:
         super().__init__(None, mode, chunksize, policy)
-        self._waiting: deque[tuple[Target, tuple[int, Any, Any]]] = deque()
+        self._waiting: deque[tuple[Target, SingleCall]] = deque()
         self._next = 0
         self.dropped: BaseException | None = None
         """Why some of them have an outcome before they have ended, if so: these are not run again."""
@@ -455,10 +480,13 @@ class Calls(Job):
             self._waiting = deque(entry for entry in self._waiting if not entry[0].has_outcome)
         return settled
 
-    def add(self, target: Target, number: int, args: Any, kwds: Any) -> None:
+    def add(self, target: Target, call: SingleCall) -> None:
         """Append a call whose outcome goes to `target`."""
         target.job = self
-        self._waiting.append((target, (number, args, kwds)))
+        self._waiting.append((target, call))
+
+    def encode(self, batch: Batch, codec: Codec) -> Encoded:
+        return codec.encode_calls(batch.items, batch.failed.__setitem__, by_value=batch.by_value)
 
     @property
     def total(self) -> int:

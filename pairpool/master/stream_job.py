@@ -1,4 +1,4 @@
-"""The job of a stream: items of an iterator, results for an iterator that somebody reads."""
+"""The job of a stream: items of an input, results for an iterator that somebody reads."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ from typing import Any
 
 from pairpool.interrupts import Passage, is_from_handler
 from pairpool.master.functions import Function
+from pairpool.master.intake import Source, Span
 from pairpool.master.jobs import MANY, PLAIN, Batch, Job, Policy
 
 __all__ = ["Raised", "StreamJob"]
+
+
+_NOTHING = Span(())
 
 
 class Raised:
@@ -25,9 +29,10 @@ class Raised:
 
 
 class StreamJob(Job):
-    """Items of an iterator, results for an iterator; bounded by how far it may be ahead of its reader.
+    """Items of an input, results for an iterator; bounded by how far it may be ahead of its reader.
 
     Args:
+        source: where the items come from.
         buffersize: items that may be taken and not yet yielded; None for a bound that follows the size of batches.
         total: how many items there are, where that is known.
     """
@@ -38,7 +43,7 @@ class StreamJob(Job):
         self,
         function: Function,
         mode: int,
-        items: Iterator[Any] | range,
+        source: Source,
         chunksize: int | None,
         *,
         ordered: bool,
@@ -48,7 +53,7 @@ class StreamJob(Job):
     ) -> None:
         super().__init__(function, mode, chunksize, policy)
         self._total = total
-        self._items = items
+        self._source = source
         self._ordered = ordered
         self._buffersize = buffersize
         self._taken = 0
@@ -58,7 +63,6 @@ class StreamJob(Job):
         self._arrived: dict[int, tuple[int, list[list[Any] | Raised]]] = {}
         self._due = 0
         self._discarding = False
-        self._kept: list[Any] = []  # items that were taken when a signal's handler raised
         self.is_in_the_way: Callable[[object], bool] = lambda _job: False
         self.unbounded = False
         """Set when nobody is expected to read before the end."""
@@ -133,12 +137,17 @@ class StreamJob(Job):
         return self.is_read and self._input_error is None
 
     def has_at_least(self, count: int) -> bool:
-        return not self._exhausted and (not isinstance(self._items, range) or len(self._items) >= count)
+        return not self._exhausted and self._source.has_at_least(count)
+
+    @property
+    def made_ns(self) -> float:
+        """What the input needs to make an item, in nanoseconds; 0 where that is not known."""
+        return self._source.item_ns
 
     def _room(self, workers: int) -> int:
         if self.unbounded:
             return MANY
-        bound = self._buffersize or self.sizer.lookahead(workers)
+        bound = self._buffersize or self.sizer.lookahead(workers, self.made_ns)
         return bound - (self._taken - self.yielded)
 
     def take_fresh(self, workers: int, at_most: int) -> Batch | None:
@@ -159,28 +168,25 @@ class StreamJob(Job):
 
     def _pull(self, size: int) -> Sequence[Any]:
         """Up to `size` items; the caller's iterator may use the pool, and so come back here."""
-        if isinstance(self._items, range):
-            taken, self._items = self._items[:size], self._items[size:]
-            self._exhausted = not self._items
-            return taken
-        items, self._kept = self._kept, []
+        source = self._source
+        exactly = self.sizer.chunksize is not None
         self._pulling = True
         try:
             with Passage():
-                items.extend(itertools.islice(self._items, size - len(items)))
+                items = source.pull(size, exactly=exactly)
         except BaseException as error:
             if is_from_handler(error) or not isinstance(error, Exception):
-                self._kept = items  # for those who go on reading
-                raise
-            self._exhausted = True
+                raise  # those who go on reading get the items that were taken before
             self._input_error = error
+            items = source.rest()
             if self.sizer.chunksize not in (None, 1):
-                items.clear()  # as in multiprocessing: a chunk that could not be filled is not run
+                items = ()  # as in multiprocessing: a chunk that could not be filled is not run
+            self._exhausted = True
+            self._source = _NOTHING
+        else:
+            self._exhausted = self._exhausted or source.is_exhausted
         finally:
             self._pulling = False
-        if len(items) < size:
-            self._exhausted = True
-            self._items = iter(())
         return items
 
     def has_a_reader(self, batch: Batch, offset: int) -> bool:
@@ -220,14 +226,13 @@ class StreamJob(Job):
         """Take no more of the input; the reader gets `reason` after the results of what was taken."""
         if not self._exhausted:
             self._exhausted = True
-            self._items = iter(())
-            self._kept.clear()
+            self._source = _NOTHING
             self._input_error = reason
 
     def _end_unread(self) -> None:
         """The buffer is full, and nobody will read it."""
         self._exhausted = True
-        self._items = iter(())
+        self._source = _NOTHING
 
     def discard(self) -> None:
         """Run to the end, or as much as the buffer holds, and keep no results: there is no reader."""
@@ -249,7 +254,6 @@ class StreamJob(Job):
     def cancel(self, reason: BaseException) -> None:
         super().cancel(reason)
         self._exhausted = True
-        self._items = iter(())
-        self._kept.clear()
+        self._source = _NOTHING
         self._input_error = reason
         self._arrived.clear()

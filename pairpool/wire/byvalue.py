@@ -19,9 +19,9 @@ from pairpool.wire.segments import Segment, Shared
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
 
-    from pairpool.wire.rights import Rights
+    from pairpool.wire.rights import Places, Rights
 
-__all__ = ["ByValuePickler", "Knowledge"]
+__all__ = ["ByValuePickler", "Knowledge", "SharingPickler"]
 
 HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: only such classes can be taken apart and sent
 
@@ -49,7 +49,7 @@ class ByValuePickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle 
         knowledge: Knowledge,
         keep: Callable[[Any], Any] | None,
         segments: list[Segment] | None,
-        cargo: Rights | None = None,
+        cargo: Rights | Places | None = None,
     ) -> None:
         super().__init__(file, protocol=4 if keep is None else 5, buffer_callback=keep)
         self._knowledge = knowledge
@@ -73,3 +73,18 @@ class ByValuePickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle 
             if obj.__flags__ & HEAP_TYPE:
                 return cloudpickle._dynamic_class_reduce(obj)
         return super().reducer_override(obj)
+
+
+class Numbering(Protocol):
+    """Something that knows the large objects which several items of a batch contain."""
+
+    def number(self, thing: object) -> int | None: ...
+
+
+class SharingPickler(ByValuePickler):
+    """Names the large objects that several items of a batch contain."""
+
+    beside: Numbering
+
+    def persistent_id(self, obj: Any) -> int | None:
+        return self.beside.number(obj)

@@ -21,7 +21,7 @@ from typing import Any
 
 from pairpool.wire import rights
 from pairpool.wire.fd import Fd, arrive
-from pairpool.wire.rights import Rights
+from pairpool.wire.rights import Places, Rights
 
 __all__ = ["BUILDERS", "guard", "kinds", "notice", "travel"]
 
@@ -64,7 +64,7 @@ def _refuse_plainly(thing: object) -> Any:
     raise TypeError(f"cannot pickle {type(thing).__name__!r} object")
 
 
-def travel(thing: Any, cargo: Rights) -> Any:
+def travel(thing: Any, cargo: Rights | Places) -> Any:
     """What a pickle says of an object of one of `kinds`; its descriptor is copied into `cargo`.
 
     `NotImplemented` for those that are pickled like any other object, or not at all.
@@ -87,7 +87,7 @@ def travel(thing: Any, cargo: Rights) -> Any:
 # --- sockets ------------------------------------------------------------------------------------------
 
 
-def _send_socket(sock: socket.socket, cargo: Rights) -> Any:
+def _send_socket(sock: socket.socket, cargo: Rights | Places) -> Any:
     kind = type(sock)
     if isinstance(sock, _known("ssl", "SSLSocket")):
         raise TypeError(
@@ -120,7 +120,7 @@ def _receive_socket(
 # --- connections of multiprocessing -------------------------------------------------------------------
 
 
-def _send_connection(connection: Any, cargo: Rights) -> Any:
+def _send_connection(connection: Any, cargo: Rights | Places) -> Any:
     if connection.closed:
         raise OSError(errno.EBADF, f"{connection!r} cannot be sent: it is closed")
     place = cargo.add(connection.fileno(), connection)
@@ -142,7 +142,7 @@ _BUFFERS: dict[type, str] = {
 }
 
 
-def _send_file(file: Any, cargo: Rights) -> Any:
+def _send_file(file: Any, cargo: Rights | Places) -> Any:
     """A file of `open`: what is buffered is written, what was read ahead is given back, and the descriptor goes."""
     if file in (sys.stdin, sys.stdout, sys.stderr):
         return NotImplemented  # by name: a task that prints means its own process's

@@ -11,7 +11,7 @@ from pairpool import kernel
 from pairpool.wire import rights
 
 if TYPE_CHECKING:
-    from pairpool.wire.rights import Rights
+    from pairpool.wire.rights import Places, Rights
 
 __all__ = ["Fd"]
 
@@ -93,11 +93,11 @@ class Fd:
             _disown(self._held)
             self._held.close()
 
-    def travel(self, cargo: Rights) -> tuple[Any, tuple[int]]:
+    def travel(self, cargo: Rights | Places) -> tuple[Any, tuple[int]]:
         """What a pickle says instead of it; its copy is put into `cargo`."""
         place = cargo.add(self.fileno(), self)
         if self._owns:
-            cargo.movers.append((place, self))
+            cargo.move(place, self)
         return arrive, (place,)
 
     def __reduce_ex__(self, _protocol: Any) -> Any:

@@ -10,31 +10,55 @@ import sys
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
-__all__ = ["is_plain"]
+__all__ = ["is_array", "is_plain", "is_small_array", "own_array"]
 
 SMALL = 32 * 1024
 """Bytes from which on an array goes by itself: to pickle it is little work beside the copies."""
 
 _NAMEABLE = (type, FunctionType, BuiltinFunctionType)
+_BUILTIN = frozenset({complex, set, frozenset, bytearray})
 
 
 def is_plain(thing: Any) -> bool:
-    """Whether this is a small array or a scalar of numpy, or what their pickles name."""
-    numpy = sys.modules.get("numpy")
-    if numpy is None:
-        return False
+    """Whether this is plain data that the C pickler asks about, or what the pickles of such data name.
+
+    That is a complex number, a small array or a scalar of numpy; in protocol 3 also the types of sets and bytearrays.
+    """
     kind = type(thing)
-    if kind is numpy.ndarray:
-        return thing.nbytes < SMALL and not thing.dtype.hasobject
-    if isinstance(thing, numpy.dtype):
-        return thing.isbuiltin == 1 and not thing.hasobject
-    if isinstance(thing, numpy.generic):
-        return kind.__module__ == "numpy" and thing.dtype.isbuiltin == 1 and not thing.dtype.hasobject
-    return isinstance(thing, _NAMEABLE) and thing in _named(numpy)
+    if kind is type and thing in _BUILTIN:
+        return True
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        if kind is numpy.ndarray:
+            return thing.nbytes < SMALL and not thing.dtype.hasobject
+        if isinstance(thing, numpy.dtype):
+            return thing.isbuiltin == 1 and not thing.hasobject
+        if isinstance(thing, numpy.generic):
+            return kind.__module__ == "numpy" and thing.dtype.isbuiltin == 1 and not thing.dtype.hasobject
+        if isinstance(thing, _NAMEABLE) and thing in _named(numpy):
+            return True
+    return kind is complex
+
+
+def is_array(thing: Any) -> bool:
+    """Whether this is an array of numpy, no subclass, that holds no Python objects."""
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and type(thing) is numpy.ndarray and not thing.dtype.hasobject
+
+
+def is_small_array(thing: Any) -> bool:
+    """Whether this is an array that goes in one pickle with its neighbours."""
+    return is_array(thing) and thing.nbytes < SMALL and thing.dtype.isbuiltin == 1
+
+
+def own_array(array: Any) -> Any:
+    """A copy of an array, laid out as the array would be after a pickle and back."""
+    return array.copy("F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C")
 
 
 @functools.cache
 def _named(numpy: Any) -> frozenset[Any]:
     """The functions and classes that such pickles name, whatever this version of numpy calls them."""
     samples = (numpy.zeros(1), numpy.zeros((2, 2), order="F"), numpy.float64(0), numpy.dtype("u1"))
-    return frozenset(sample.__reduce_ex__(5)[0] for sample in samples)
+    named = {sample.__reduce_ex__(protocol)[0] for sample in samples for protocol in (3, 5)}
+    return frozenset({*named, numpy.ndarray})

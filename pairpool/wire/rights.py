@@ -38,8 +38,10 @@ __all__ = [
     "Arrival",
     "Inbox",
     "NoRoom",
+    "Places",
     "Rights",
     "attached",
+    "begin",
     "current",
     "packets_ahead",
     "retraction",
@@ -99,14 +101,20 @@ class Rights:
     Attributes:
         fds: the copies.
         movers: those of `Fd`s that are to be closed here once they have arrived, with their places.
+        base: the place of the first descriptor of the item that is being pickled. A pickle counts from there, so that
+            it does not depend on which items go with it.
     """
 
-    __slots__ = ("_copies", "fds", "movers")
+    __slots__ = ("_copies", "base", "fds", "movers")
 
     def __init__(self) -> None:
         self._copies = _Copies()
         self.fds = self._copies.fds
         self.movers: list[tuple[int, Fd]] = []
+        self.base = 0
+
+    def __len__(self) -> int:
+        return len(self.fds)
 
     def add(self, fd: int, what: object) -> int:
         """Copy the descriptor of `what`; returns the place of the copy. Raises `OSError` if it is not open."""
@@ -114,11 +122,14 @@ class Rights:
             kernel.own(self._copies)
         try:
             self.fds.append(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3))
+            return len(self.fds) - 1 - self.base
         except OSError as error:
-            if error.errno == errno.EMFILE:
-                raise table_is_full(f"{what!r} cannot be sent") from None
-            raise OSError(error.errno, f"{what!r} cannot be sent: its descriptor {fd} is not open") from None
-        return len(self.fds) - 1
+            reason = _why_not_sent(error, fd, what)
+        raise reason
+
+    def move(self, place: int, fd: Fd) -> None:
+        """The `Fd` at this place is to be closed here once its copy has arrived."""
+        self.movers.append((self.base + place, fd))
 
     def cut(self, start: int) -> None:
         """Forget those from this place on: what needed them is not sent, or is pickled once more."""
@@ -126,11 +137,75 @@ class Rights:
             self._copies.cut(start)
             self.movers = [mover for mover in self.movers if mover[0] < start]
 
+    def add_to(self, total: Rights) -> None:
+        """Move all of these behind those of `total`."""
+        if not self.fds:
+            return
+        if not total.fds:
+            kernel.own(total._copies)
+        start = len(total.fds)
+        total.fds += self.fds
+        self.fds.clear()
+        kernel.disown(self._copies)
+        total.movers += [(start + place, fd) for place, fd in self.movers]
+
     def __del__(self, _disown: Callable[[Any], None] = kernel.disown) -> None:
         copies = self._copies
         if copies.fds:
             _disown(copies)
             copies.close()
+
+
+class Places:
+    """The objects whose descriptors a pickle names, by their places: copies are made when the pickle is sent.
+
+    So an item that waits takes no descriptors, and one that is sent again gets copies of the same ones.
+    """
+
+    __slots__ = ("base", "movers", "things")
+
+    def __init__(self) -> None:
+        self.things: list[Any] = []
+        self.movers: list[tuple[int, Fd]] = []
+        self.base = 0
+
+    def __len__(self) -> int:
+        return len(self.things)
+
+    def add(self, fd: int, what: object) -> int:
+        """Note an object; returns its place. Raises `OSError` if its descriptor is not open."""
+        try:
+            fcntl.fcntl(fd, fcntl.F_GETFD)
+        except OSError as error:
+            raise _why_not_sent(error, fd, what) from None
+        self.things.append(what)
+        return len(self.things) - 1 - self.base
+
+    def move(self, place: int, fd: Fd) -> None:
+        """The `Fd` at this place is to be closed here once its copy has arrived."""
+        self.movers.append((self.base + place, fd))
+
+    def cut(self, start: int) -> None:
+        """Forget those from this place on."""
+        del self.things[start:]
+        self.movers = [mover for mover in self.movers if mover[0] < start]
+
+    def add_to(self, total: Rights) -> None:
+        """Copy the descriptors, behind those of `total`. Raises `OSError` if one is not open any more."""
+        start = total.base = len(total.fds)
+        for thing in self.things:
+            try:
+                fd = thing.fileno()
+            except ValueError as error:  # it was closed
+                raise OSError(errno.EBADF, f"{thing!r} cannot be sent: {error}") from None
+            total.add(fd, thing)
+        total.movers += [(start + place, fd) for place, fd in self.movers]
+
+
+def _why_not_sent(error: OSError, fd: int, what: object) -> OSError:
+    if error.errno == errno.EMFILE:
+        return table_is_full(f"{what!r} cannot be sent")
+    return OSError(error.errno, f"{what!r} cannot be sent: its descriptor {fd} is not open")
 
 
 def packets_ahead(header: Header, fds: list[int]) -> Iterator[tuple[Header, list[int]]]:
@@ -210,10 +285,16 @@ class Arrival:
     def __init__(self, fds: list[int], *, is_cut: bool = False) -> None:
         self._fds = fds
         self._made: list[Any] = []
+        self._base = 0
         self.is_cut = is_cut
+
+    def begin(self, base: int) -> None:
+        """What is unpickled from now on counts its descriptors from the place `base` on."""
+        self._base = base
 
     def take(self, place: int, make: Callable[[int], T]) -> T:
         """What `make` makes of a descriptor, and owns it from then on."""
+        place += self._base
         if place >= len(self._fds):
             raise segments.lacking()
         fd, self._fds[place] = self._fds[place], -1
@@ -264,6 +345,13 @@ def take(place: int, make: Callable[[int], T]) -> T:
     if arrival is None:
         raise TypeError("this is unpickled by pairpool alone, for its descriptor comes beside the pickle")
     return arrival.take(place, make)
+
+
+def begin(base: int) -> None:
+    """The item that is unpickled next has its descriptors from the place `base` on."""
+    arrival = current()
+    if arrival is not None:
+        arrival.begin(base)
 
 
 def settle() -> None:

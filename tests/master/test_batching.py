@@ -366,7 +366,7 @@ def test_an_explicit_size_is_short_or_not_by_its_own_items() -> None:
     sizer.learn(100, SHORT_NS + 100)
     assert not sizer.is_short()
     assert [sizer.next(remaining, 2) for remaining in (None, 1, 10_000)] == [100] * 3
-    assert sizer.lookahead(2) == LOOKAHEAD_BATCHES * 2 * 100
+    assert sizer.lookahead(2, 0) == LOOKAHEAD_BATCHES * 2 * 100
 
 
 def test_large_items_make_small_batches() -> None:
@@ -417,7 +417,7 @@ def test_a_size_is_always_possible(lessons: list[tuple[str, int, int]], remainin
 @given(lessons=LESSONS, workers=st.integers(1, 500))
 def test_a_stream_may_always_go_on(lessons: list[tuple[str, int, int]], workers: int) -> None:
     sizer = taught(Sizer(), lessons)
-    assert sizer.lookahead(workers) >= max(1, workers * sizer.next(None, workers))
+    assert sizer.lookahead(workers, 0) >= max(1, workers * sizer.next(None, workers))
 
 
 @given(lessons=LESSONS, workers=st.integers(1, 50), remaining=st.integers(1, 10**6))

@@ -29,7 +29,7 @@ class Worker:
         self.targets = [Target() for _ in range(3)]
         self.job = Calls(Mode.CALL, chunksize=3)
         for target in self.targets:
-            self.job.add(target, 1, (), {})
+            self.job.add(target, (1, (), {}))
         batch = self.job.take(1, 3)
         assert batch is not None
         self.held = [batch]

@@ -1,0 +1,152 @@
+"""Where the items of a stream come from: taken in time, and pickled before the input's own code runs again."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+from pairpool import interrupts
+from pairpool.wire.codec import Codec
+from pairpool.wire.items import Failed, Part
+from pairpool.wire.keeper import Keeper
+
+__all__ = ["Iteration", "Source", "Span", "take_here"]
+
+PULL_NS = 2_000_000
+"""For about this long an input is read for one batch; then the batch goes out with the items that it has."""
+
+LONGEST_STEP = 1024
+"""Items that are taken between two looks at the clock, at most."""
+
+
+class Source(Protocol):
+    """The input of a stream.
+
+    Attributes:
+        is_exhausted: whether there are no more items.
+        item_ns: what the input needs to make an item, in nanoseconds; 0 where that is not known.
+    """
+
+    is_exhausted: bool
+    item_ns: float
+
+    def pull(self, size: int, *, exactly: bool) -> Sequence[Any]:
+        """The next items: at most `size`, and fewer if the input is slow, unless `exactly` so many are wanted.
+
+        Raises what the input raises; `rest` then has the items before that.
+        """
+
+    def rest(self) -> Sequence[Any]:
+        """The items that were taken before the input raised; they come with the next `pull` if nobody asks for them."""
+
+    def has_at_least(self, count: int) -> bool:
+        """Whether there are so many items, as far as anybody knows."""
+
+
+class Span:
+    """Items that are there already, and that nobody changes: a range, or what a `Keeper` has kept."""
+
+    item_ns = 0.0
+
+    def __init__(self, items: Sequence[Any]) -> None:
+        self._items = items
+        self._next = 0
+        self.is_exhausted = not items
+
+    def pull(self, size: int, *, exactly: bool) -> Sequence[Any]:
+        first, self._next = self._next, self._next + size
+        self.is_exhausted = self._next >= len(self._items)
+        return self._items[first : self._next]
+
+    def rest(self) -> Sequence[Any]:
+        return ()
+
+    def has_at_least(self, count: int) -> bool:
+        return len(self._items) - self._next >= count
+
+
+class Iteration:
+    """An iterator of the caller's."""
+
+    def __init__(self, items: Iterator[Any], codec: Codec) -> None:
+        self._items = items
+        self._keeper = _ItemKeeper(codec)
+        self._left_over: list[Any] = []
+        self.is_exhausted = False
+        self.item_ns = 0.0
+
+    def pull(self, size: int, *, exactly: bool) -> Sequence[Any]:
+        keeper = self._keeper
+        kept = keeper.kept
+        step = 1
+        began = now = time.monotonic_ns()
+        start = len(kept)
+        while len(kept) < size and not self.is_exhausted:
+            wanted = min(step, size - len(kept))
+            before = len(kept)
+            self._take(wanted)
+            self.is_exhausted = len(kept) - before < wanted
+            now = time.monotonic_ns()
+            if now - began > PULL_NS and not exactly:
+                break
+            step = min(2 * step, LONGEST_STEP)
+        if len(kept) > start:
+            latest = (now - began) / (len(kept) - start)
+            self.item_ns = latest if not self.item_ns else (self.item_ns + latest) / 2
+        return self.rest()
+
+    def rest(self) -> Sequence[Any]:
+        taken = self._keeper.take(self._keeper.kept)
+        self._keeper.begin([])
+        return taken
+
+    def has_at_least(self, count: int) -> bool:
+        return not self.is_exhausted
+
+    def _take(self, count: int) -> None:
+        keep, append, kind = self._keeper.keep, self._keeper.kept.append, None
+        left_over = self._left_over
+        items = itertools.chain([left_over.pop()], self._items) if left_over else self._items
+        for item in itertools.islice(items, count):
+            if type(item) is not kind:
+                try:
+                    kind, kept = keep(item)
+                except BaseException:
+                    left_over.append(item)  # a signal's handler has raised: whoever goes on reading gets the item
+                    raise
+                append(kept)
+            else:
+                append(item)
+
+
+class _ItemKeeper(Keeper):
+    """Keeps the items of an input. One that cannot be pickled becomes a `Failed`."""
+
+    def _pickle(self, thing: Any) -> Part:
+        try:
+            return super()._pickle(thing)
+        except BaseException as error:
+            if not interrupts.is_own(error):
+                raise
+            return Failed(error)
+
+
+def take_here(codec: Codec, item: Any, *, own: bool) -> Part:
+    """Pickle an item in the thread of whoever gives it; whatever its pickling raises is the failure of the item.
+
+    Args:
+        own: copy large buffers, too: the caller goes on and may change them.
+    """
+    data = codec.take_plain(item)
+    if data is not None:
+        return data
+    with interrupts.Held():  # so that what a signal's handler raises can be told from what the item raises
+        try:
+            with interrupts.Passage():
+                return codec.take_other(item, own=own)
+        except BaseException as error:
+            if not interrupts.is_own(error):
+                raise
+            return Failed(error)

@@ -1,0 +1,225 @@
+"""Items that are pickled one by one, as soon as they are taken from the input or returned by a task.
+
+    item ─► immutable?  ─ yes ─► the item itself: nobody can change it, so it may be pickled later with its neighbours
+              └ no ─► plain data? ─ yes ─► bytes: its pickle in protocol 3
+                         └ no ─► `Pickled`: its pickle, with large buffers beside it
+
+Code of the caller or of a task runs between two items. It may change an object that it has given before, so such an
+object is pickled before that code runs again.
+
+Protocol 3 names the place in the memo explicitly (BINPUT), where protocols 4 and 5 count. So the opcodes of several
+pickles can stand one after the other in one list: each item uses the memo anew, and no object of one item is part of
+another. To load such a list takes about as long as to load one that was pickled as a whole.
+"""
+
+from __future__ import annotations
+
+import itertools
+import pickle
+import struct
+from collections.abc import Collection, Iterable
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, SupportsIndex, overload
+
+from pairpool.wire.numeric import is_plain, is_small_array
+
+if TYPE_CHECKING:
+    from pairpool.wire.channel import Buffer
+    from pairpool.wire.rights import Places, Rights
+    from pairpool.wire.segments import Segment
+
+__all__ = [
+    "ATOMS",
+    "NONE",
+    "TOLD",
+    "Failed",
+    "Pickled",
+    "Pickles",
+    "PlainWriter",
+    "Refused",
+    "are_independent",
+    "in_a_call",
+    "is_immutable",
+    "joined",
+    "load_pickled",
+    "shown",
+]
+
+ATOMS = frozenset({int, float, complex, bool, str, bytes, type(None)})
+"""Types whose objects never change, and contain nothing."""
+
+DEPTH = 4
+"""Tuples inside of tuples that are looked at, to tell whether an item is immutable."""
+
+STOP = b"."
+NONE = b"\x80\x03N."
+"""The pickle of None."""
+
+_CALL = struct.Struct("<3si")
+
+
+class Refused(Exception):
+    """An object was met that is not plain data."""
+
+
+class _PlainPickler(pickle.Pickler):
+    """Refuses what is not plain data. The C pickler asks about everything but scalars, strings and containers."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        if is_plain(obj):
+            return NotImplemented
+        raise Refused
+
+
+class PlainWriter:
+    """Pickles plain data, one object after the other, in protocol 3; not for two threads at once."""
+
+    __slots__ = ("_clear", "_dump", "_pieces")
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+        pickler = _PlainPickler(SimpleNamespace(write=self._pieces.append), 3)
+        self._dump = pickler.dump
+        self._clear = pickler.clear_memo
+
+    def dump(self, thing: Any) -> bytes:
+        """The pickle. Raises `Refused`, or what the pickle module raises."""
+        pieces = self._pieces
+        try:
+            self._dump(thing)
+            return pieces[0] if len(pieces) == 1 else b"".join(pieces)  # large strings are written apart
+        finally:
+            pieces.clear()
+            self._clear()
+
+
+class Pickled:
+    """One item as it was when it was taken.
+
+    Attributes:
+        data: its pickle.
+        buffers: what the pickle keeps out of band.
+        by_value: whether something in it went by value.
+        segments: those of the handles of `Pool.share` in it.
+        cargo: descriptors that it names, or the objects that have them.
+        shown: the item itself where errors and views show it; None if it can be loaded again for that.
+        is_sharing: whether it names large objects that other items of its batch name, too.
+    """
+
+    __slots__ = ("buffers", "by_value", "cargo", "data", "is_sharing", "segments", "shown")
+
+    def __init__(self, data: bytes, buffers: list[Buffer], *, by_value: bool = False) -> None:
+        self.data = data
+        self.buffers = buffers
+        self.by_value = by_value
+        self.segments: tuple[Segment, ...] = ()
+        self.cargo: Rights | Places | None = None
+        self.shown: Any = None
+        self.is_sharing = False
+
+    @property
+    def size(self) -> int:
+        """Bytes of the pickle and its buffers."""
+        return len(self.data) + sum(map(len, self.buffers))
+
+    def __reduce__(self) -> Any:
+        """Inside of another pickle: what arrives is the item, loaded by itself."""
+        return load_pickled, (self.data, [pickle.PickleBuffer(bytearray(buffer)) for buffer in self.buffers])
+
+
+def load_pickled(data: bytes, buffers: list[Any]) -> Any:
+    """The item of a `Pickled` that was part of another pickle."""
+    return pickle.loads(data, buffers=buffers)
+
+
+class Failed:
+    """Stands for an item that could not be pickled, because of `error`; None if that was told already."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: BaseException | None) -> None:
+        self.error = error
+
+    def __repr__(self) -> str:
+        return f"<not pickled: {type(self.error).__name__}>"
+
+
+TOLD = Failed(None)
+
+
+def shown(part: Part) -> Any:
+    """An item, or one that looks like it, for those who describe it. No code of its class is run to load it."""
+    if type(part) is bytes:
+        return pickle.loads(part)
+    if type(part) is Pickled:
+        return part.shown if part.shown is not None else pickle.loads(part.data, buffers=part.buffers)
+    return part
+
+
+Part = bytes | Pickled | Failed
+"""An item that was pickled by itself; bytes are the pickle of plain data in protocol 3."""
+
+
+class Pickles(list[Any]):
+    """The items of a batch, each a `Part`; its slices are such lists, too."""
+
+    __slots__ = ()
+
+    @overload
+    def __getitem__(self, place: SupportsIndex) -> Any: ...
+    @overload
+    def __getitem__(self, place: slice) -> Pickles: ...
+    def __getitem__(self, place: SupportsIndex | slice) -> Any:
+        found = super().__getitem__(place)
+        return Pickles(found) if isinstance(place, slice) else found
+
+
+# --- what need not be pickled early -------------------------------------------------------------------
+
+
+def is_immutable(thing: Any, depth: int = DEPTH) -> bool:
+    """Whether nobody can change an object: an atom, or a tuple or frozenset of such objects, by exact type."""
+    kind = type(thing)
+    if kind in ATOMS:
+        return True
+    if kind is not tuple and kind is not frozenset:
+        return False
+    return ATOMS.issuperset(map(type, thing)) or (depth > 0 and all(is_immutable(one, depth - 1) for one in thing))
+
+
+def are_independent(items: Collection[Any]) -> bool:
+    """Whether no object that can change is part of two of these items; False if that cannot be told cheaply.
+
+    That is so for atoms, for tuples of atoms, and for different lists, dicts, sets and small arrays that hold atoms.
+    All loops of this function run in C.
+    """
+    kinds = set(map(type, items))
+    if ATOMS.issuperset(kinds):
+        return True
+    if len(kinds) > 1:
+        return False
+    (kind,) = kinds
+    if kind is tuple or kind is frozenset:
+        return ATOMS.issuperset(map(type, itertools.chain.from_iterable(items)))
+    if kind is list or kind is set:
+        contents: Iterable[Any] = itertools.chain.from_iterable(items)
+    elif kind is dict:
+        contents = itertools.chain.from_iterable(map(dict.values, items))
+    elif kind is bytearray or all(map(is_small_array, items)):
+        contents = ()
+    else:
+        return False
+    return ATOMS.issuperset(map(type, contents)) and len(set(map(id, items))) == len(items)
+
+
+# --- pickles put together -----------------------------------------------------------------------------
+
+
+def in_a_call(number: int, data: bytes) -> bytes:
+    """The pickle of `(number, thing)`, made of the pickle of `thing`."""
+    return _CALL.pack(b"\x80" + data[1:2] + b"J", number) + data[:-1] + b"\x86."
+
+
+def joined(pickles: Iterable[bytes]) -> bytes:
+    """The pickle of a list, made of the pickles of its items in protocol 3."""
+    return b"".join([b"\x80\x03(", *[data[:-1] for data in pickles], b"l."])
