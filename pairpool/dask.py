@@ -255,11 +255,10 @@ class ClusterPool:
         """Results in the order of the input, as they come; the input may be endless.
 
         Args:
-            buffersize: how many items may be taken from the input and not yet yielded. By default, these are up to 11
-                batches per node: 3 under way, and 8 that wait for an earlier result. A batch has `chunksize` items, or
-                about 0.1 s of work for all workers of a node; until the first results tell how long an item takes, it
-                has one item per worker. If the input is slow, a batch goes out after 0.1 s with the items that are
-                there, at least one.
+            buffersize: how many items may be taken from the input and not yet yielded. The default is 11 batches per
+                node: 3 under way, and 8 that wait for an earlier result. A batch has `chunksize` items, or about 0.1 s
+                of work for all workers of a node. Before the first result, a batch has one item per worker. If the
+                input is slow, a batch goes out after 0.1 s with the items that are there, at least one.
         """
         limits = limits_of(task_timeout, retries, retry_on)
         buffersize = check_buffersize(buffersize)
@@ -446,7 +445,7 @@ class ClusterPool:
         kwds: dict[str, Any],
         limits: Limits,
     ) -> None:
-        """Have a single call run. What cannot be pickled is its outcome."""
+        """Send a single call, as it is now. If it cannot be pickled, the exception is its outcome."""
         self._check_call(func)
         try:
             content = node.CallContent(*(cloudpickle.dumps(part) for part in (func, (args, kwds), limits)))

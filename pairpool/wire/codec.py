@@ -26,7 +26,7 @@ import pickle
 import struct
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from types import FunctionType, ModuleType
+from types import FunctionType, ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pairpool.interrupts import is_own
@@ -34,6 +34,7 @@ from pairpool.wire import carriers, lanes, rights
 from pairpool.wire.channel import Buffer
 from pairpool.wire.items import (
     ATOMS,
+    PLAIN_KINDS,
     TOLD,
     Failed,
     Part,
@@ -69,7 +70,6 @@ __all__ = [
 
 BULK, EACH, WHOLE, SHARING = 0, 1, 2, 3
 
-CONTAINERS = frozenset({list, tuple, dict, set, frozenset, bytearray})
 UNMEMOIZED = frozenset({int, float, bool, type(None)})
 """Types whose objects leave nothing in a pickler's memo."""
 
@@ -103,23 +103,29 @@ class Encoded(NamedTuple):
     shared: int = 0  # bytes of what several items name, which are sent once
 
 
-class _Beside(list[Any]):
-    """What stays out of a pickle: the list holds its buffers, and `segments` those that it names.
+class _Beside:
+    """What stays out of a pickle.
 
     Attributes:
+        buffers: out-of-band buffers.
+        segments: those of handles that it names.
         cargo: where descriptors are noted, if any may be sent.
         large: the large objects that are named instead of pickled.
         is_sharing: whether one was named.
     """
 
-    segments: list[Segment]
-    cargo: Rights | Places | None = None
-    large: _Large | None = None
-    is_sharing = False
+    __slots__ = ("buffers", "cargo", "is_sharing", "large", "segments")
+
+    def __init__(self, cargo: Rights | Places | None = None, large: _Large | None = None) -> None:
+        self.buffers: list[Any] = []
+        self.segments: list[Segment] = []
+        self.cargo = cargo
+        self.large = large
+        self.is_sharing = False
 
     def restart(self) -> None:
         """The object is pickled once more."""
-        self.clear()
+        self.buffers.clear()
         self.segments.clear()
         self.is_sharing = False
         if self.cargo is not None:
@@ -131,14 +137,6 @@ class _Beside(list[Any]):
         number = self.large.number(id(thing))
         self.is_sharing = self.is_sharing or number is not None
         return number
-
-
-def _beside(cargo: Rights | Places | None = None, large: _Large | None = None) -> _Beside:
-    beside = _Beside()
-    beside.segments = []
-    beside.cargo = cargo
-    beside.large = large
-    return beside
 
 
 class _Unnamed(Exception):
@@ -262,7 +260,7 @@ class NamingPickler(pickle.Pickler):
         super().__init__(file, 4 if keep is None else 5, buffer_callback=keep)
         self._birth = birth
         self._segments = segments
-        self._cargo = cargo
+        self.cargo = cargo
 
     def reducer_override(self, obj: Any) -> Any:
         if type(obj) is Shared:
@@ -270,8 +268,8 @@ class NamingPickler(pickle.Pickler):
         if isinstance(obj, _NAMEABLE):
             if not self._birth.names(obj):
                 raise _Unnamed
-        elif issubclass(type(obj), carriers.kinds) and self._cargo is not None:  # isinstance takes twice as long
-            return carriers.travel(obj, self._cargo)
+        elif issubclass(type(obj), carriers.kinds) and self.cargo is not None:  # isinstance takes twice as long
+            return carriers.travel(obj, self.cargo)
         return NotImplemented
 
 
@@ -381,6 +379,7 @@ class Codec:
     def __init__(self, birth: Birth | None = None) -> None:
         self.birth = birth
         self._writers: list[PlainWriter] = []
+        self._by_name: list[_Writer] = []
 
     # --- one item, as soon as it is there -------------------------------------------------------
 
@@ -413,38 +412,58 @@ class Codec:
 
     def take_plain(self, item: Any) -> bytes | None:
         """The pickle of plain data in protocol 3; None for anything else."""
+        if type(item) not in PLAIN_KINDS and not is_plain(item):
+            return None
         writers = self._writers
         try:
             writer = writers.pop()
         except IndexError:
             writer = PlainWriter()  # for each thread that is at it, and for finalizers that strike meanwhile
-        try:
-            return writer.dump(item)
-        except Exception:
-            return None  # of another kind, or not to be pickled at all, which comes out the other way
-        finally:
-            writers.append(writer)
+        data = writer.dump(item)
+        writers.append(writer)
+        return data
 
     def take_other(
         self, item: Any, *, own: bool, may_go_by_value: bool = True, large: _Large | None = None
     ) -> Pickled:
         """`take` for what is not plain data."""
-        beside = _beside(self._cargo(), large)
-        try:
-            data, by_value = self._dump(item, beside, may_go_by_value)
-        except BaseException:
-            beside.restart()  # the copies of descriptors are closed now, whoever keeps the exception
-            raise
-        taken = _pickled(data, beside, own, by_value)
+        taken = self._take_by_name(item, own) if large is None else None
+        if taken is None:
+            beside = _Beside(self._cargo(), large)
+            try:
+                data, by_value = self._dump(item, beside, may_go_by_value)
+            except BaseException:
+                beside.restart()  # the copies of descriptors are closed now, whoever keeps the exception
+                raise
+            taken = _pickled(data, beside, own, by_value)
         if taken.cargo is not None or (self.birth is not None and not is_array(item)):
             taken.shown = item  # an array can be loaded again for that; other classes may do anything then
+        return taken
+
+    def _take_by_name(self, item: Any, own: bool) -> Pickled | None:
+        """An item that goes by name as a whole, by a pickler that was used before; None where that does not do."""
+        writers, birth = self._by_name, self.birth
+        writer = writers.pop() if writers else None
+        if writer is None or writer.birth is not birth:
+            writer = _Writer(birth)
+        carriers.notice()
+        if birth is None:
+            carriers.guard()
+        try:
+            data = writer.dump(item)
+        except Exception as error:
+            if birth is not None and not is_own(error):
+                raise
+            return None
+        taken = writer.take(data, own)
+        writers.append(writer)
         return taken
 
     def again_by_value(self, part: Part) -> Part:
         """An item that went by name: by value now, and as it was when it was taken."""
         if type(part) is not Pickled:
             return part
-        beside = _beside(self._cargo())
+        beside = _Beside(self._cargo())
         try:
             taken = _pickled(self._dump_by_value(_load_here(part), beside), beside, True, True)
         except Exception as error:
@@ -529,7 +548,7 @@ class Codec:
         if type(items) is range:
             return _bulk_payload(pickle.dumps(items, 5))
         first = type(items[0])
-        if first not in ATOMS and first not in CONTAINERS and not is_plain(items[0]):
+        if first not in PLAIN_KINDS and not is_plain(items[0]):
             return None
         if len(items) <= FEW and ATOMS.issuperset(map(type, items)):
             return _bulk_payload(pickle.dumps(items, 5))
@@ -666,12 +685,12 @@ class Codec:
         """
         carriers.notice()
         rights = Rights()
-        beside = _beside(rights)
+        beside = _Beside(rights)
         if by_value:
             data, went_by_value = self._dump_by_value(function, beside), True
         else:
             data, went_by_value = self._dump(function, beside, may_go_by_value=True)
-        raws = [buffer.raw() for buffer in beside]
+        raws = [buffer.raw() for buffer in beside.buffers]
         table = [len(data), len(raws) | len(rights) << _COUNT_BITS, *map(len, raws)]
         return _with_cargo(_each_payload(table, [data, *raws], went_by_value, beside.segments), rights)
 
@@ -693,12 +712,12 @@ class Codec:
     def captures(self, function: Any) -> Iterator[tuple[str, int]]:
         """What a function that goes by value drags along: a name for each captured value, and its size in bytes."""
         for name, value in _captured(function):
-            buffers = _beside()
+            beside = _Beside()
             try:
-                size = len(self._dump_by_value(value, buffers))
+                size = len(self._dump_by_value(value, beside))
             except Exception:
                 continue  # only a hint for a warning: what has no size of its own is not named in it
-            yield name, size + sum(buffer.raw().nbytes for buffer in buffers)
+            yield name, size + sum(buffer.raw().nbytes for buffer in beside.buffers)
 
 
 def _captured(function: Any) -> Iterator[tuple[str, Any]]:
@@ -774,7 +793,7 @@ def _dump_to_memory(
     beside: _Beside, item: Any, make: Callable[[io.BytesIO, Callable[[Any], bool] | None], pickle.Pickler]
 ) -> bytes:
     """The pickle that a pickler makes, with large buffers beside it; in protocol 4 if one is read-only."""
-    for keep in (_keeper(beside), None):
+    for keep in (_keeper(beside.buffers), None):
         file = io.BytesIO()
         pickler = make(file, keep)
         if beside.large is not None:
@@ -789,19 +808,65 @@ def _dump_to_memory(
 
 def _dumps(item: Any, beside: _Beside) -> bytes:
     try:
-        return pickle.dumps(item, 5, buffer_callback=_keeper(beside))
+        return pickle.dumps(item, 5, buffer_callback=_keeper(beside.buffers))
     except _ReadOnlyBuffer:
         beside.restart()
         return pickle.dumps(item, 4)
 
 
 def _pickled(data: bytes, beside: _Beside, own: bool, by_value: bool) -> Pickled:
-    raws = [buffer.raw() for buffer in beside]
-    taken = Pickled(data, [lanes.memory.copy(raw) for raw in raws] if own else raws, by_value=by_value)
-    taken.segments = tuple(beside.segments)
-    taken.cargo = beside.cargo if beside.cargo is not None and len(beside.cargo) else None
+    """The item whose pickle this is; what is beside it goes over to the item."""
+    buffers: list[Buffer] = []
+    if beside.buffers:
+        raws = [buffer.raw() for buffer in beside.buffers]
+        buffers = [lanes.memory.copy(raw) for raw in raws] if own else raws
+    taken = Pickled(data, buffers, by_value=by_value)
+    if beside.segments:
+        taken.segments = tuple(beside.segments)
+    if beside.cargo:
+        taken.cargo = beside.cargo
     taken.is_sharing = beside.is_sharing
     return taken
+
+
+class _Writer:
+    """Pickles one item after the other, by name, with the same pickler: to make one takes longer than most items do."""
+
+    __slots__ = ("_beside", "_clear", "_dump", "_pickler", "_pieces", "birth")
+
+    def __init__(self, birth: Birth | None) -> None:
+        self.birth = birth
+        self._pieces: list[bytes] = []
+        self._beside = beside = _Beside()
+        file: Any = SimpleNamespace(write=self._pieces.append)
+        keep = _keeper(beside.buffers)
+        if birth is None:  # what has descriptors is refused
+            self._pickler = pickle.Pickler(file, 5, buffer_callback=keep)
+        else:
+            beside.cargo = Places()
+            self._pickler = NamingPickler(file, birth, keep, beside.segments, beside.cargo)
+        self._dump = self._pickler.dump
+        self._clear = self._pickler.clear_memo
+
+    def dump(self, item: Any) -> bytes:
+        """The pickle. If it raises, this cannot be used again."""
+        pieces = self._pieces
+        self._dump(item)
+        self._clear()
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        pieces.clear()
+        return data
+
+    def take(self, data: bytes, own: bool) -> Pickled:
+        """The item that was pickled last."""
+        beside = self._beside
+        taken = _pickled(data, beside, own, by_value=False)
+        beside.buffers.clear()
+        beside.segments.clear()
+        if taken.cargo is not None:
+            beside.cargo = Places()
+            self._pickler.cargo = beside.cargo  # type: ignore[attr-defined]
+        return taken
 
 
 def _load_here(part: Pickled) -> Any:
@@ -852,7 +917,7 @@ class _Payload:
             self._put(part, [], 0)
             return None
         start = len(self.rights)
-        error = part.error if type(part) is Failed else self._add_beside(part, start)  # type: ignore[arg-type]
+        error = part.error if type(part) is Failed else self._add_Beside(part, start)  # type: ignore[arg-type]
         if self.is_full:
             return None
         if error is not None or type(part) is not Pickled:
@@ -867,7 +932,7 @@ class _Payload:
         self.pieces += (data, *buffers)
         self.size += len(data) + sum(map(len, buffers))
 
-    def _add_beside(self, part: Pickled, start: int) -> BaseException | None:
+    def _add_Beside(self, part: Pickled, start: int) -> BaseException | None:
         """Segments and descriptors of an item."""
         if any(segment.is_closed for segment in part.segments):
             return closed_error()

@@ -38,6 +38,7 @@ __all__ = [
     "PlainWriter",
     "Refused",
     "are_independent",
+    "flat_copy",
     "in_a_call",
     "is_immutable",
     "joined",
@@ -48,8 +49,17 @@ __all__ = [
 ATOMS = frozenset({int, float, complex, bool, str, bytes, type(None)})
 """Types whose objects never change, and contain nothing."""
 
+PLAIN_KINDS = ATOMS | {list, tuple, dict, set, frozenset, bytearray}
+"""Types whose objects are plain data if what they contain is."""
+
 DEPTH = 4
 """Tuples inside of tuples that are looked at, to tell whether an item is immutable."""
+
+SHORT = 32
+"""Elements up to which a flat container is copied, and pickled later with its neighbours.
+
+To look at each element takes about as long as to pickle it, so a longer one is pickled at once.
+"""
 
 STOP = b"."
 NONE = b"\x80\x03N."
@@ -82,15 +92,20 @@ class PlainWriter:
         self._dump = pickler.dump
         self._clear = pickler.clear_memo
 
-    def dump(self, thing: Any) -> bytes:
-        """The pickle. Raises `Refused`, or what the pickle module raises."""
+    def dump(self, thing: Any) -> bytes | None:
+        """The pickle; None for what is not plain data, or cannot be pickled at all."""
         pieces = self._pieces
         try:
             self._dump(thing)
-            return pieces[0] if len(pieces) == 1 else b"".join(pieces)  # large strings are written apart
-        finally:
-            pieces.clear()
             self._clear()
+            data = pieces.pop()
+            return b"".join([*pieces, data]) if pieces else data  # large strings are written apart
+        except Exception:
+            self._clear()
+            return None
+        finally:
+            if pieces:
+                pieces.clear()
 
 
 class Pickled:
@@ -177,14 +192,32 @@ class Pickles(list[Any]):
 # --- what need not be pickled early -------------------------------------------------------------------
 
 
+_FLAT = frozenset({list, dict, set, bytearray})
+
+
 def is_immutable(thing: Any, depth: int = DEPTH) -> bool:
     """Whether nobody can change an object: an atom, or a tuple or frozenset of such objects, by exact type."""
     kind = type(thing)
-    if kind in ATOMS:
-        return True
     if kind is not tuple and kind is not frozenset:
-        return False
-    return ATOMS.issuperset(map(type, thing)) or (depth > 0 and all(is_immutable(one, depth - 1) for one in thing))
+        return kind in ATOMS
+    for one in thing:  # noqa: SIM110  # a generator takes longer than most tuples do
+        if type(one) not in ATOMS and not (depth > 0 and is_immutable(one, depth - 1)):
+            return False
+    return True
+
+
+def flat_copy(thing: Any, kind: type) -> Any:
+    """A copy of a short list, dict, set or bytearray of atoms, by exact type; None for anything else."""
+    if kind not in _FLAT or len(thing) > SHORT:
+        return None
+    for one in thing:
+        if type(one) not in ATOMS:
+            return None
+    if kind is dict:
+        for one in thing.values():
+            if type(one) not in ATOMS:
+                return None
+    return thing.copy()
 
 
 def are_independent(items: Collection[Any]) -> bool:

@@ -1,8 +1,8 @@
 """Keeps things as they are now: items of an input in the master, results of tasks in a worker.
 
-    thing ─► atom or immutable ─► kept as it is
-             small array ───────► a copy is kept
-             anything else ─────► pickled now, and so is everything that comes after it
+    thing ─► atom or immutable ───────────────► kept as it is
+             short container of atoms, or array ► a copy is kept
+             anything else ───────────────────► pickled now, and so is everything that comes after it
 
 Between two of them runs code that may change the first: an iterator that fills its buffer again, or a task that returns
 a list of its module and appends to it.
@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 from pairpool.wire.codec import Codec
-from pairpool.wire.items import ATOMS, NONE, Part, Pickles, is_immutable
+from pairpool.wire.items import ATOMS, NONE, Part, Pickles, PlainWriter, flat_copy, is_immutable
 from pairpool.wire.numeric import is_small_array, own_array
 
 __all__ = ["Keeper"]
@@ -37,6 +37,8 @@ class Keeper:
         self.kept: list[Any] = []
         self._is_pickling = False
         self._last = -1
+        self._writer = PlainWriter()
+        self._refused: type | None = None  # the type of the last thing that was not plain data
 
     def begin(self, kept: list[Any], count: int = 0) -> None:
         """Keep other things from now on, in the list `kept`.
@@ -47,6 +49,7 @@ class Keeper:
         self.kept = kept
         self._is_pickling = False
         self._last = count - 1
+        self._refused = None
 
     @property
     def nothing(self) -> Any:
@@ -59,14 +62,24 @@ class Keeper:
             kind = type(thing)
             if kind in ATOMS:
                 return kind, thing
-            if len(self.kept) == self._last or is_immutable(thing):
+            if (kind is tuple and is_immutable(thing)) or len(self.kept) == self._last:
                 return None, thing
+            copy = flat_copy(thing, kind)
+            if copy is not None:
+                return None, copy
             if is_small_array(thing):
                 return None, own_array(thing)
+            if is_immutable(thing):
+                return None, thing
             self.kept[:] = self.codec.as_parts(self.kept)
             self._is_pickling = True
-        data = self.codec.take_plain(thing)
-        return None, self._pickle(thing) if data is None else data
+        kind = type(thing)
+        if kind is not self._refused:
+            data = self._writer.dump(thing)
+            if data is not None:
+                return None, data
+            self._refused = kind
+        return None, self._pickle(thing)
 
     def take(self, things: list[Any]) -> list[Any]:
         """Some of the things that were kept: `Pickles`, or things that need not be pickled yet."""
