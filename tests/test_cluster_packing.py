@@ -25,7 +25,7 @@ def packed(items: list[Any], shared: Repeats | None = None) -> bytes:
 
 
 def there(items: list[Any], shared: Repeats | None = None) -> list[Any]:
-    """What arrives; all of them do."""
+    """Return the items after the way there; all of them can be loaded."""
     found = unpack(packed(items, shared))
     assert all(is_loaded for is_loaded, _item in found), found
     return [item for _is_loaded, item in found]

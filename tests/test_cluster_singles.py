@@ -121,24 +121,26 @@ def test_functions_are_pickled_as_they_are_at_each_call(lone_node: str, tmp_path
         found = {}
         with ClusterPool(sys.argv[1], timeout=30) as pool:
             counter = Counter()
-            calls = {"object": [], "method": [], "partial": [], "closure": [], "global": [], "arguments": []}
             options = {"n": 0}
             factor = 0
 
             def scaled():
                 return factor
 
-            of_the_module = times_rate
-            reduced = partial(get_n, options)
-            for number in range(5):
-                counter.n = options["n"] = factor = globals()["rate"] = number
-                calls["object"].append(pool.submit(counter))
-                calls["method"].append(pool.submit(counter.add_one))
-                calls["partial"].append(pool.submit(reduced))
-                calls["closure"].append(pool.submit(scaled))
-                calls["global"].append(pool.submit(of_the_module))
-                calls["arguments"].append(pool.apply_async(get_n, (options,)))
-            found = {kind: [one.result(60) for one in results] for kind, results in calls.items()}
+            functions = {
+                "object": counter,
+                "method": counter.add_one,
+                "partial": partial(get_n, options),
+                "closure": scaled,
+                "global": times_rate,
+                "arguments": get_n,
+            }
+            for kind, function in functions.items():
+                results = []
+                for number in range(5):
+                    counter.n = options["n"] = factor = globals()["rate"] = number
+                    results.append(pool.apply_async(function, (options,) if kind == "arguments" else ()))
+                found[kind] = [one.get(60) for one in results]
             same = [pool.submit(counter.add_one) for _ in range(5)] + [pool.submit(count, options) for _ in range(5)]
             found["same"] = [one.result(60) for one in same]
             found["mapped"] = [pool.map(counter.add, [1, 1], 1), [counter.n]]

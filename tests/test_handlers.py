@@ -336,11 +336,38 @@ def test_a_turn_that_does_not_end_is_struck_by_the_second_one(number: int, make_
     began = time.monotonic()
     try:
         with pytest.raises(Struck):
-            pool.apply(tasks.identity, (Slow(begun),))
+            pool.map(tasks.identity, [Slow(begun)])  # whose items are pickled in a turn
     finally:
         thread.join()
         signal.signal(number, old)
     assert time.monotonic() - began >= IMPATIENT
+    assert pool.apply(tasks.square, (3,)) == 9
+
+
+@pytest.mark.parametrize("method", ["apply", "submit"])
+def test_a_handler_strikes_at_once_while_the_argument_of_a_call_is_pickled(method: str, make_pool: MakePool) -> None:
+    pool = make_pool(1)
+    begun = threading.Event()
+
+    def handle(_number: int, _frame: object) -> None:
+        raise Struck
+
+    def strike_once() -> None:
+        begun.wait()
+        strike(signal.SIGUSR1)
+
+    old = signal.signal(signal.SIGUSR1, handle)
+    thread = threading.Thread(target=strike_once)
+    thread.start()
+    try:
+        with pytest.raises(Struck):
+            if method == "apply":
+                pool.apply(tasks.identity, (Slow(begun),))
+            else:
+                pool.submit(tasks.identity, Slow(begun))
+    finally:
+        thread.join()
+        signal.signal(signal.SIGUSR1, old)
     assert pool.apply(tasks.square, (3,)) == 9
 
 

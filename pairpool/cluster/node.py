@@ -266,7 +266,7 @@ def _as_of_the_call(error: Any, index: int) -> BaseException:
 
 
 def _packed(outcomes: list[tuple[bool, Any]]) -> tuple[bytes, bytes]:
-    """Return values and exceptions, packed, and which of them are values. What cannot be pickled fails alone."""
+    """Return `Report.outcomes` and `Report.successes`. An outcome that cannot be pickled becomes an exception."""
     packer = Packer()
     successes = bytearray()
     for is_value, outcome in outcomes:
@@ -299,7 +299,7 @@ class _Entry:
         self._running: dict[str, Callable[..., object]] = {}  # by the key of Dask's task: what ends its batch
 
     def function(self, name: str | bytes, pickled: bytes, mode: int) -> _Guarded:
-        """The function of this name; the same object for all of its batches, so that it goes to each worker once."""
+        """Return the function of this name, which is unpickled once for all of its batches."""
         with _lock:
             known = self._functions.get(name)
         if known is None:

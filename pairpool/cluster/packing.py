@@ -4,9 +4,10 @@
 
     | kind of item              | how it travels                                                                     |
     | ------------------------- | ---------------------------------------------------------------------------------- |
-    | immutable                 | as it is: nobody can change it, so it makes no difference who has the same object  |
-    | anything else             | as a pickle of its own, made while `add` runs; `unpack` loads it by itself         |
-    | has a repeated large part | as a pickle that names the large object; that one has one pickle for all the items |
+    | immutable                 | as it is: no task can change it, so several tasks may have the same object         |
+    | anything else             | as a pickle of its own: `add` makes it, and `unpack` loads it by itself            |
+    | contains a large object   | the same, but the pickle names a large object that stands in other items, too;     |
+    | that is repeated          | the large object has one pickle for all of them, and is loaded once                |
 
 An item that cannot be pickled or loaded fails alone.
 """
@@ -31,31 +32,29 @@ from pairpool.wire.repeats import LARGE, Repeats
 __all__ = ["Packer", "error_for_each", "repeats", "unpack"]
 
 PLAIN, PICKLED, SHARING, MISSING = range(4)
-"""How an item travels: as it is; as a pickle of its own; the same, with names of large objects; not at all."""
+"""How an item travels: as it is; as a pickle of its own; as a pickle that names large objects; not at all."""
 
 _CONTAINERS = frozenset({tuple, list, dict})
 
 _NO_CONTENT = frozenset({complex, str, bytes, tuple, frozenset, FunctionType, BuiltinFunctionType, ModuleType})
-"""Types in a pickler's memo whose objects nobody changes; what a tuple contains is in the memo, too."""
+"""Types of objects in a pickler's memo that nobody changes. The elements of a tuple are in the memo themselves."""
 
 
 def _dumps(item: Any, writer: PlainWriter) -> bytes:
-    """Return a pickle of an item: by value what the other side cannot import.
+    """Return a pickle of an item. Functions and classes that the other side cannot import go by value.
 
-    Plain data, which has nothing to go by value, takes half the time or less without cloudpickle.
+    Plain data contains none of these, and takes half the time or less without cloudpickle.
     """
     if is_array(item) and item.dtype.isbuiltin == 1:
         return pickle.dumps(item, 5)
-    if type(item) in _CONTAINERS:
-        try:
-            return writer.dump(item)
-        except Exception:
-            pass  # it is not plain data, or cloudpickle says why it cannot be pickled
-    return cloudpickle.dumps(item, 5)  # type: ignore[no-any-return]
+    pickled = writer.dump(item) if type(item) in _CONTAINERS else None
+    if pickled is None:
+        pickled = cloudpickle.dumps(item, 5)
+    return pickled
 
 
 def repeats() -> Repeats:
-    """Return what a call has to remember of its items, to pickle large objects that several contain once per batch."""
+    """Return the memory of a call for large objects that several of its items contain."""
     return Repeats(lambda thing: len(cloudpickle.dumps(thing, 5)))
 
 
@@ -63,7 +62,7 @@ class Packer:
     """Packs items one by one.
 
     Args:
-        repeats: of the call, if large objects that several items contain are to be pickled once; else None.
+        repeats: of the call, if large objects that several items contain are pickled once. None to share nothing.
     """
 
     def __init__(self, repeats: Repeats | None = None) -> None:
@@ -76,7 +75,7 @@ class Packer:
         return len(self._values)
 
     def add(self, item: Any) -> None:
-        """Take an item as it is now. Raises what says that it cannot be pickled; nothing is added then."""
+        """Pickle an item as it is now. Raises the exception of its pickling; the item is not added then."""
         if is_immutable(item):
             kind, value = PLAIN, item
         elif self._large is None:
@@ -118,7 +117,7 @@ def _load(kind: int, value: Any, large: _LoadedLarge) -> Any:
     if kind == PICKLED:
         return pickle.loads(value)
     if kind == SHARING:
-        return _SharingUnpickler(io.BytesIO(value), large).load()
+        return _ItemUnpickler(io.BytesIO(value), large).load()
     raise LookupError("the item could not be pickled, and was not sent")
 
 
@@ -139,10 +138,11 @@ def error_for_each(error: BaseException, count: int) -> list[BaseException]:
 
 
 class _LargePickles:
-    """The large objects that items of a batch contain, and large items that the batch has twice; each pickled once.
+    """Pickles each large object that several items of a batch contain once; and so each large item that repeats.
 
-    A large object travels apart from its items. This must not separate what an item has twice: in `(table, table.log)`
-    the second element is a part of the first, and stays one. Such an item is pickled by itself, with its large objects.
+    A large object travels apart from the items that contain it. In an item such as `(table, table.log)`, the second
+    element is a part of the first. It has to stay one, so the large object must not travel apart from this item: the
+    item is pickled by itself, as a whole.
     """
 
     def __init__(self, repeats: Repeats, writer: PlainWriter) -> None:
@@ -172,13 +172,13 @@ class _LargePickles:
         return PICKLED, _dumps(item, self._writer)
 
     def _dumps_sharing(self, item: Any) -> bytes | None:
-        """Return a pickle that names the large objects; None if there are none in it, or the item needs its own."""
+        """Return a pickle that names the large objects. None if there are none, or if they must not travel apart."""
         file = io.BytesIO()
-        pickler = _SharingPickler(file, self)
+        pickler = _ItemPickler(file, self)
         try:
             pickler.dump(item)
         except Exception:
-            return None  # the item's own pickle tells whether it is the item's fault
+            return None  # if it is the item that cannot be pickled, its own pickle raises this again
         if not pickler.used or not self._can_travel_apart(pickler):
             return None
         return file.getvalue()
@@ -196,7 +196,7 @@ class _LargePickles:
             self._picklers.append(pickler)
         return place
 
-    def _can_travel_apart(self, pickler: _SharingPickler) -> bool:
+    def _can_travel_apart(self, pickler: _ItemPickler) -> bool:
         """Whether an item and its large objects have no other mutable object in common."""
         outside = _mutable_in(pickler)
         if outside and not all(outside.isdisjoint(self._inside_of(place)) for place in pickler.used):
@@ -215,7 +215,7 @@ class _LargePickles:
         return self._inside[place]
 
 
-class _SharingPickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
+class _ItemPickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
     """A cloudpickle pickler that names the large objects by their places."""
 
     def __init__(self, file: io.BytesIO, large: _LargePickles) -> None:
@@ -231,7 +231,7 @@ class _SharingPickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle
 
 
 def _mutable_in(pickler: Any) -> frozenset[int]:
-    """Return the identities of the mutable objects that a pickler has pickled: those that it knows by its memo."""
+    """Return the identities of the mutable objects in a pickle: those in the memo of its pickler."""
     numpy = sys.modules.get("numpy")
     kinds = (type,) if numpy is None else (type, numpy.dtype, numpy.generic)
     return frozenset(
@@ -254,7 +254,7 @@ class _LoadedLarge:
         return self._loaded[place]
 
 
-class _SharingUnpickler(pickle.Unpickler):
+class _ItemUnpickler(pickle.Unpickler):
     def __init__(self, file: io.BytesIO, large: _LoadedLarge) -> None:
         super().__init__(file)
         self._large = large

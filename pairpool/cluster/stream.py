@@ -34,22 +34,22 @@ UNREAD = 8
 """Batches for each node that may wait for one before them, where results are wanted in order."""
 
 FILL_SECONDS = 0.1
-"""Time after which a batch of a stream goes out with the items that the input has given until then."""
+"""Time after which a batch of a stream goes out with the items that are there, at least one."""
 
 
 class Batches:
     """The items of a call, batch by batch, pickled.
 
-    Each item is pickled before the input is asked for the next one, which may reuse its memory.
+    Each item is pickled before the input is asked for the next item, because the input may reuse its memory.
 
     Args:
         function: pickled.
         items: the input.
-        total: how many items it has, if that is known.
+        total: the number of items, if it is known.
         chunksize: items per batch; None for batches of `target` seconds.
-        error: what the input raised after these items.
-        repeats: of an input that is complete: large objects that several items contain are pickled once per batch.
-            None for a stream: its batches end after `FILL_SECONDS`, because the next item may be long in coming.
+        error: the exception that the input raised after these items, if it did.
+        repeats: for an input that is complete: large objects that several items contain are pickled once per batch.
+            None for a stream, whose batches end after `FILL_SECONDS` unless there is a `chunksize`.
     """
 
     def __init__(
@@ -77,7 +77,10 @@ class Batches:
         self.is_exhausted = False
 
     def next(self, nodes: dict[str, int], at_most: int) -> tuple[node.Order | None, dict[int, BaseException]]:
-        """The next batch, and the exceptions of its items that cannot be pickled, by index; None if there is none."""
+        """Return the next batch, and by offset the exceptions of its items that cannot be pickled.
+
+        The batch is None if there are no more items.
+        """
         remaining = None if self._total is None else self._total - self.taken
         size = min(at_most, self.pace.next(remaining, len(nodes), sum(nodes.values())))
         packer, failed = self._take(size)
@@ -89,7 +92,7 @@ class Batches:
         return order, failed
 
     def _take(self, size: int) -> tuple[Packer, dict[int, BaseException]]:
-        """Take up to `size` items from the input; returns them, and the exceptions of those that cannot be pickled."""
+        """Take up to `size` items. Return them, and by offset the exceptions of items that cannot be pickled."""
         packer = Packer(self._repeats)
         failed: dict[int, BaseException] = {}
         ends = time.monotonic() + self._seconds
@@ -205,9 +208,9 @@ class Work:
     # --- out ------------------------------------------------------------------------------------
 
     def _fill(self) -> None:
-        """Have as many batches under way as keep the nodes busy.
+        """Send batches until as many are under way as keep the nodes busy.
 
-        If the input is slow, the reader must not wait for all of them: return when there is something to read.
+        The reader must not wait for a slow input while there is something to read: then return after `FILL_SECONDS`.
         """
         if self.is_cancelled:
             return
