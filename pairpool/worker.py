@@ -29,10 +29,11 @@ from pairpool.spinning import SPIN_NS, Spinning
 from pairpool.wire import lanes, outlets, reporting, rights, segments
 from pairpool.wire.board import NOTHING, Board, Slot, State, Word
 from pairpool.wire.channel import INLINE_LIMIT, Buffer, Channel, Cut, Header, Kind, Lost
-from pairpool.wire.codec import BULK, EACH, SHARING, Codec, Encoded, each_item, load_all, load_item, load_shared
+from pairpool.wire.codec import Codec
 from pairpool.wire.items import NONE, Part
 from pairpool.wire.keeper import Keeper
 from pairpool.wire.lanes import KEPT, LaneReader, Lanes, Memory
+from pairpool.wire.payload import BULK, EACH, SHARING, Encoded, each_item, load_all, load_item, load_shared
 from pairpool.wire.stacks import offer_stack, show_threads
 
 __all__ = ["HURRY", "STACK_ROOM", "Flag", "Mode", "Stamps", "Worker", "WorkerBody"]

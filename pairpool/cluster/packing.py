@@ -17,8 +17,6 @@ from __future__ import annotations
 import io
 import itertools
 import pickle
-import sys
-from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 import cloudpickle
@@ -27,7 +25,7 @@ from pairpool.failures import safe
 from pairpool.interrupts import is_own
 from pairpool.wire.items import PlainWriter, is_immutable
 from pairpool.wire.numeric import is_array
-from pairpool.wire.repeats import LARGE, Repeats
+from pairpool.wire.repeats import LARGE, Repeats, mutable_in
 
 __all__ = ["Packer", "error_for_each", "repeats", "unpack"]
 
@@ -35,9 +33,6 @@ PLAIN, PICKLED, SHARING, MISSING = range(4)
 """How an item travels: as it is; as a pickle of its own; as a pickle that names large objects; not at all."""
 
 _CONTAINERS = frozenset({tuple, list, dict})
-
-_NO_CONTENT = frozenset({complex, str, bytes, tuple, frozenset, FunctionType, BuiltinFunctionType, ModuleType})
-"""Types of objects in a pickler's memo that nobody changes. The elements of a tuple are in the memo themselves."""
 
 
 def _dumps(item: Any, writer: PlainWriter) -> bytes:
@@ -198,7 +193,7 @@ class _LargePickles:
 
     def _can_travel_apart(self, pickler: _ItemPickler) -> bool:
         """Whether an item and its large objects have no other mutable object in common."""
-        outside = _mutable_in(pickler)
+        outside = mutable_in(pickler)
         if outside and not all(outside.isdisjoint(self._inside_of(place)) for place in pickler.used):
             return False
         return all(self._is_apart(one, other) for one, other in itertools.combinations(sorted(pickler.used), 2))
@@ -211,7 +206,7 @@ class _LargePickles:
 
     def _inside_of(self, place: int) -> frozenset[int]:
         if place not in self._inside:
-            self._inside[place] = _mutable_in(self._picklers[place])
+            self._inside[place] = mutable_in(self._picklers[place])
         return self._inside[place]
 
 
@@ -228,17 +223,6 @@ class _ItemPickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle ha
         if place is not None:
             self.used.add(place)
         return place
-
-
-def _mutable_in(pickler: Any) -> frozenset[int]:
-    """Return the identities of the mutable objects in a pickle: those in the memo of its pickler."""
-    numpy = sys.modules.get("numpy")
-    kinds = (type,) if numpy is None else (type, numpy.dtype, numpy.generic)
-    return frozenset(
-        identity
-        for identity, (_index, thing) in pickler.memo.copy().items()
-        if type(thing) not in _NO_CONTENT and not isinstance(thing, kinds)
-    )
 
 
 class _LoadedLarge:

@@ -16,7 +16,7 @@ from pairpool.memory import OomCounter, format_size
 from pairpool.wire import rights
 from pairpool.wire.board import State, Word
 from pairpool.wire.channel import Header
-from pairpool.wire.codec import EACH, each_item, load_all, load_item
+from pairpool.wire.payload import EACH, each_item, load_all, load_item
 from pairpool.worker import STACK_ROOM, Flag, Stamps
 
 if TYPE_CHECKING:

@@ -26,7 +26,8 @@ from pairpool.master.shares import Shares
 from pairpool.master.stream_job import StreamJob
 from pairpool.wire.board import NOTHING, Board, State, Word
 from pairpool.wire.channel import Cut, Header, Kind
-from pairpool.wire.codec import Codec, Encoded
+from pairpool.wire.codec import Codec
+from pairpool.wire.payload import Encoded
 from pairpool.wire.rights import Rights
 from pairpool.wire.segments import Segment, SegmentClosed
 from pairpool.worker import Flag

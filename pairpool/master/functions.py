@@ -10,7 +10,8 @@ from collections import OrderedDict
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
-from pairpool.wire.codec import Codec, Encoded
+from pairpool.wire.codec import Codec
+from pairpool.wire.payload import Encoded
 
 __all__ = ["Function", "Functions"]
 

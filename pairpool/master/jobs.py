@@ -17,9 +17,10 @@ from typing import Any, NamedTuple, Protocol
 
 from pairpool.master.batching import Sizer
 from pairpool.master.functions import Function
-from pairpool.wire.codec import Codec, Encoded
+from pairpool.wire.codec import Codec
 from pairpool.wire.fd import Fd
 from pairpool.wire.items import Part, Pickles, is_immutable
+from pairpool.wire.payload import Encoded
 from pairpool.wire.repeats import Repeats
 
 __all__ = ["MANY", "PLAIN", "Batch", "Calls", "Job", "MapJob", "Policy", "SingleCall", "Target"]

@@ -20,9 +20,10 @@ from pairpool.master.jobs import Batch
 from pairpool.master.loop import Loop
 from pairpool.master.overseer import Overseer
 from pairpool.memory import OomCounter
+from pairpool.wire.birth import Birth
 from pairpool.wire.board import Board, State, Word
 from pairpool.wire.channel import Header, Kind, Lost
-from pairpool.wire.codec import Birth, Codec
+from pairpool.wire.codec import Codec
 from pairpool.zygote import Spawned, SpawnFailed, Zygote
 
 if TYPE_CHECKING:

@@ -19,6 +19,7 @@ from pairpool.wire.segments import Segment, Shared
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
 
+    from pairpool.wire.picklers import Numbering
     from pairpool.wire.rights import Places, Rights
 
 __all__ = ["ByValuePickler", "Knowledge", "SharingPickler"]
@@ -73,12 +74,6 @@ class ByValuePickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle 
             if obj.__flags__ & HEAP_TYPE:
                 return cloudpickle._dynamic_class_reduce(obj)
         return super().reducer_override(obj)
-
-
-class Numbering(Protocol):
-    """Something that knows the large objects which several items of a batch contain."""
-
-    def number(self, thing: object) -> int | None: ...
 
 
 class SharingPickler(ByValuePickler):

@@ -16,7 +16,8 @@ from typing import Any
 
 from pairpool import kernel
 from pairpool.wire.channel import Buffer
-from pairpool.wire.codec import Codec, NamingPickler, needs_value
+from pairpool.wire.codec import Codec
+from pairpool.wire.picklers import NamingPickler, needs_value
 from pairpool.wire.segments import Memory, Segment
 
 __all__ = ["Draft", "write_segment"]

@@ -8,10 +8,12 @@ of an object, and the same once more inside of these. To look deeper would cost 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
-__all__ = ["LARGE", "Repeats"]
+__all__ = ["LARGE", "Repeats", "mutable_in"]
 
 LARGE = 64 * 1024
 """Bytes of a pickle, buffers included, from which on an object that several items contain is pickled once per batch.
@@ -29,6 +31,9 @@ WHOLE_KEPT = 4
 """Items whose pickles are kept because they repeat."""
 
 _SMALL = frozenset({int, float, complex, bool, type(None)})
+
+_NO_CONTENT = frozenset({complex, str, bytes, tuple, frozenset, FunctionType, BuiltinFunctionType, ModuleType})
+"""Types of objects in a pickler's memo that nobody changes. The elements of a tuple are in the memo themselves."""
 
 
 def _parts(thing: Any) -> list[Any]:
@@ -114,3 +119,14 @@ class Repeats:
             return self._size_of(thing) >= LARGE
         except Exception:
             return False  # the item that contains it says why it cannot be pickled
+
+
+def mutable_in(pickler: Any) -> frozenset[int]:
+    """Return the identities of the mutable objects in a pickle: those in the memo of its pickler."""
+    numpy = sys.modules.get("numpy")
+    kinds = (type,) if numpy is None else (type, numpy.dtype, numpy.generic)
+    return frozenset(
+        identity
+        for identity, (_index, thing) in pickler.memo.copy().items()
+        if type(thing) not in _NO_CONTENT and not isinstance(thing, kinds)
+    )

@@ -29,10 +29,13 @@ from hypothesis import strategies as st
 
 from pairpool.errors import LargeCaptureWarning
 from pairpool.master.functions import Functions
+from pairpool.wire.birth import Birth
 from pairpool.wire.channel import Channel, Header, Kind
-from pairpool.wire.codec import BULK, EACH, OUT_OF_BAND_FROM, Birth, Codec, Encoded, each_item, load_item
-from pairpool.wire.codec import load_all as load_bulk
+from pairpool.wire.codec import Codec
 from pairpool.wire.lanes import LaneReader, Lanes
+from pairpool.wire.payload import BULK, EACH, Encoded, each_item, load_item
+from pairpool.wire.payload import load_all as load_bulk
+from pairpool.wire.picklers import OUT_OF_BAND_FROM
 from tests.forked import forked
 
 TEXT = Header(Kind.TEXT)

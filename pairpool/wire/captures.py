@@ -1,0 +1,36 @@
+"""What a function that goes by value drags along."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from types import FunctionType
+from typing import Any
+
+__all__ = ["captured"]
+
+
+def captured(function: Any) -> Iterator[tuple[str, Any]]:
+    """The values that a callable carries: globals, closure, defaults, arguments of a partial, a method's object."""
+    while isinstance(function, functools.partial):
+        yield from ((f"argument {position} of the partial", value) for position, value in enumerate(function.args))
+        yield from ((f"argument {name!r} of the partial", value) for name, value in function.keywords.items())
+        function = function.func
+    if getattr(function, "__self__", None) is not None:
+        yield "the object that the method is bound to", function.__self__
+    function = getattr(function, "__func__", function)
+    if isinstance(function, FunctionType):
+        code, space = function.__code__, function.__globals__
+        yield from ((f"global {name!r}", space[name]) for name in _names_used(code) if name in space)
+        for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=False):
+            yield f"captured variable {name!r}", cell.cell_contents
+        yield from (("a default value", value) for value in function.__defaults__ or ())
+        yield from ((f"the default of {name!r}", value) for name, value in (function.__kwdefaults__ or {}).items())
+
+
+def _names_used(code: Any) -> list[str]:
+    names = dict.fromkeys(code.co_names)
+    for constant in code.co_consts:
+        if type(constant) is type(code):
+            names.update(dict.fromkeys(_names_used(constant)))
+    return list(names)

@@ -1,0 +1,275 @@
+"""Picklers: by name what the other side knows, with handles, descriptors and large buffers beside the pickle.
+
+A buffer that is read-only in its array would arrive read-only by protocol 5, where multiprocessing's users get a
+writable array: such items go in protocol 4, which copies them into the pickle.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pairpool.wire import carriers, lanes
+from pairpool.wire.birth import NAMEABLE, Birth
+from pairpool.wire.channel import Buffer
+from pairpool.wire.items import Pickled
+from pairpool.wire.rights import Places, Rights
+from pairpool.wire.segments import Segment, Shared, look_up
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
+
+__all__ = [
+    "OUT_OF_BAND_FROM",
+    "UNPICKLABLE",
+    "Beside",
+    "CarryingPickler",
+    "NamingPickler",
+    "Numbering",
+    "ReadOnlyBuffer",
+    "SharingPickler",
+    "Writer",
+    "dump_plainly",
+    "dump_to_memory",
+    "load_here",
+    "needs_value",
+    "pickled",
+]
+
+OUT_OF_BAND_FROM = 32 * 1024
+"""Bytes from which on a buffer stays out of the pickle of its item."""
+
+UNPICKLABLE = (pickle.PicklingError, AttributeError, TypeError)
+"""What the pickle module raises itself for an object that it cannot name or reduce."""
+
+
+class Unnamed(Exception):
+    """A function or class that the workers do not know by name was met."""
+
+
+needs_value = (Unnamed, *UNPICKLABLE)
+"""What `NamingPickler` raises for something that may yet go by value."""
+
+
+class ReadOnlyBuffer(Exception):
+    """A buffer that would arrive read-only was met."""
+
+
+class Numbering(Protocol):
+    """Something that knows the large objects which several items of a batch contain."""
+
+    def number(self, thing: object) -> int | None:
+        """The number by which an object is named; None for one that is pickled."""
+
+
+class Beside:
+    """What stays out of a pickle.
+
+    Attributes:
+        buffers: out-of-band buffers.
+        segments: those of handles that it names.
+        cargo: where descriptors are noted, if any may be sent.
+        large: the large objects that are named instead of pickled.
+        used: the numbers of those that were named.
+        pickler: the one that made the pickle last; its memo tells what is in it.
+    """
+
+    __slots__ = ("buffers", "cargo", "large", "pickler", "segments", "used")
+
+    def __init__(self, cargo: Rights | Places | None = None, large: Numbering | None = None) -> None:
+        self.buffers: list[Any] = []
+        self.segments: list[Segment] = []
+        self.cargo = cargo
+        self.large = large
+        self.used: set[int] = set()
+        self.pickler: Any = None
+
+    def restart(self) -> None:
+        """The object is pickled once more."""
+        self.buffers.clear()
+        self.segments.clear()
+        self.used.clear()
+        if self.cargo is not None:
+            self.cargo.cut(0)
+
+    def number(self, thing: object) -> int | None:
+        """The number by which a large object is named; None for an object that is pickled."""
+        assert self.large is not None
+        number = self.large.number(thing)
+        if number is not None:
+            self.used.add(number)
+        return number
+
+
+class NamingPickler(pickle.Pickler):
+    """The plain pickler, but stops with `Unnamed` at what has to go by value; without `keep`, in protocol 4.
+
+    Handles of `Pool.share` go as a reference to their segments, which are noted in `segments`; sockets and the like
+    go as a place in `cargo`, if there is one.
+    """
+
+    def __init__(
+        self,
+        file: SupportsWrite[bytes],
+        birth: Birth,
+        keep: Callable[[Any], Any] | None,
+        segments: list[Segment],
+        cargo: Rights | Places | None = None,
+    ) -> None:
+        super().__init__(file, 4 if keep is None else 5, buffer_callback=keep)
+        self._birth = birth
+        self._segments = segments
+        self.cargo = cargo
+
+    def reducer_override(self, obj: Any) -> Any:
+        if type(obj) is Shared:
+            return obj.travel(self._segments)
+        if isinstance(obj, NAMEABLE):
+            if not self._birth.names(obj):
+                raise Unnamed
+        elif issubclass(type(obj), carriers.kinds) and self.cargo is not None:  # isinstance takes twice as long
+            return carriers.travel(obj, self.cargo)
+        return NotImplemented
+
+
+class CarryingPickler(pickle.Pickler):
+    """The plain pickler, but sockets and the like go as a place in `cargo`."""
+
+    def __init__(
+        self, file: SupportsWrite[bytes], keep: Callable[[Any], Any] | None, cargo: Rights | Places
+    ) -> None:
+        super().__init__(file, 4 if keep is None else 5, buffer_callback=keep)
+        self._cargo = cargo
+
+    def reducer_override(self, obj: Any) -> Any:
+        return carriers.travel(obj, self._cargo) if isinstance(obj, carriers.kinds) else NotImplemented
+
+
+class SharingPickler(NamingPickler):
+    """Names the large objects that several items contain."""
+
+    beside: Beside
+
+    def persistent_id(self, obj: Any) -> int | None:
+        return self.beside.number(obj)
+
+
+def _keep_large(buffers: list[Any]) -> Callable[[Any], bool]:
+    """A buffer_callback that keeps large buffers out of the pickle, and refuses read-only ones."""
+
+    def keep(buffer: Any) -> bool:
+        with buffer.raw() as raw:
+            if raw.readonly:
+                raise ReadOnlyBuffer
+            if raw.nbytes < OUT_OF_BAND_FROM:
+                return True
+        buffers.append(buffer)
+        return False
+
+    return keep
+
+
+def dump_to_memory(
+    beside: Beside, item: Any, make: Callable[[io.BytesIO, Callable[[Any], bool] | None], pickle.Pickler]
+) -> bytes:
+    """The pickle that a pickler makes, with large buffers beside it; in protocol 4 if one is read-only."""
+    for keep in (_keep_large(beside.buffers), None):
+        file = io.BytesIO()
+        pickler = make(file, keep)
+        if beside.large is not None:
+            pickler.beside = beside  # type: ignore[attr-defined]
+        beside.pickler = pickler
+        try:
+            pickler.dump(item)
+            break
+        except ReadOnlyBuffer:
+            beside.restart()
+    return file.getvalue()
+
+
+def dump_plainly(item: Any, beside: Beside) -> bytes:
+    try:
+        return pickle.dumps(item, 5, buffer_callback=_keep_large(beside.buffers))
+    except ReadOnlyBuffer:
+        beside.restart()
+        return pickle.dumps(item, 4)
+
+
+def pickled(data: bytes, beside: Beside, own: bool, by_value: bool) -> Pickled:
+    """The item whose pickle this is; what is beside it goes over to the item."""
+    buffers: list[Buffer] = []
+    if beside.buffers:
+        raws = [buffer.raw() for buffer in beside.buffers]
+        buffers = [lanes.memory.copy(raw) for raw in raws] if own else raws
+    taken = Pickled(data, buffers, by_value=by_value)
+    if beside.segments:
+        taken.segments = tuple(beside.segments)
+    if beside.cargo:
+        taken.cargo = beside.cargo
+    taken.is_sharing = bool(beside.used)
+    return taken
+
+
+class Writer:
+    """Pickles one item after the other, by name, with the same pickler: to make one takes longer than most items do."""
+
+    __slots__ = ("_beside", "_clear", "_dump", "_pickler", "_pieces", "birth")
+
+    def __init__(self, birth: Birth | None) -> None:
+        self.birth = birth
+        self._pieces: list[bytes] = []
+        self._beside = beside = Beside()
+        file: Any = SimpleNamespace(write=self._pieces.append)
+        keep = _keep_large(beside.buffers)
+        if birth is None:  # what has descriptors is refused
+            self._pickler = pickle.Pickler(file, 5, buffer_callback=keep)
+        else:
+            beside.cargo = Places()
+            self._pickler = NamingPickler(file, birth, keep, beside.segments, beside.cargo)
+        self._dump = self._pickler.dump
+        self._clear = self._pickler.clear_memo
+
+    def dump(self, item: Any) -> bytes:
+        """The pickle. If it raises, this cannot be used again."""
+        pieces = self._pieces
+        self._dump(item)
+        self._clear()
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        pieces.clear()
+        return data
+
+    def take(self, data: bytes, own: bool) -> Pickled:
+        """The item that was pickled last."""
+        beside = self._beside
+        taken = pickled(data, beside, own, by_value=False)
+        beside.buffers.clear()
+        beside.segments.clear()
+        if taken.cargo is not None:
+            beside.cargo = Places()
+            self._pickler.cargo = beside.cargo  # type: ignore[attr-defined]
+        return taken
+
+
+def load_here(part: Pickled) -> Any:
+    """An item that was pickled in this process, as it was; handles and what has descriptors are the very same ones."""
+    buffers = [lanes.memory.copy(memoryview(one)) for one in part.buffers]
+    unpickler = _UnpicklerHere(io.BytesIO(part.data), buffers=buffers)
+    unpickler.part = part
+    return unpickler.load()
+
+
+class _UnpicklerHere(pickle.Unpickler):
+    part: Pickled
+
+    def find_class(self, module: str, name: str) -> Any:
+        found = super().find_class(module, name)
+        cargo = self.part.cargo
+        if isinstance(cargo, Places) and any(found is builder for builder in carriers.BUILDERS):
+            things = cargo.things
+            return lambda place, *_: things[place]
+        if found is look_up:
+            return lambda ident: Shared(next(one for one in self.part.segments if one.ident == ident), "object")
+        return found
