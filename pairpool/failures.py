@@ -17,6 +17,7 @@ __all__ = [
     "Failure",
     "Fault",
     "describe_failure",
+    "error_for_each",
     "missing_module",
     "rebuild_exception",
     "safe",
@@ -53,6 +54,23 @@ def safe(text: Callable[[], str]) -> str:
         return text()
     except BaseException as error:
         return f"<unprintable: {type(error).__name__}>"
+
+
+def error_for_each(error: BaseException, count: int) -> list[BaseException]:
+    """Return an exception for each of several items that fail for the same reason: equal, but not the same object."""
+    from cloudpickle import cloudpickle
+
+    errors = [error]
+    try:
+        pickled = cloudpickle.dumps(error) if count > 1 else b""
+        while len(errors) < count:
+            errors.append(pickle.loads(pickled))
+    except Exception:  # it cannot be copied
+        text = f"{type(error).__name__}: {safe(lambda: str(error))}"
+        errors += [RuntimeError(text) for _ in range(count - len(errors))]
+    for one in errors[1:]:
+        one.__traceback__, one.__cause__ = error.__traceback__, error.__cause__
+    return errors[:count]
 
 
 REPR_LENGTH = 120

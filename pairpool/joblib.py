@@ -26,6 +26,8 @@ from pairpool import kernel
 from pairpool.executor import Executor, when_main_ends
 from pairpool.futures import PoolFuture
 from pairpool.pool import Pool
+from pairpool.wire.codec import Codec
+from pairpool.wire.items import as_one, is_immutable
 
 if TYPE_CHECKING:
     from pairpool.wire.segments import Shared
@@ -146,7 +148,8 @@ class PairpoolBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         assert self._executor is not None
         assert self._arrays is not None
         if hasattr(func, "items"):
-            func.items = self._arrays.prepare(func.items)
+            calls = self._arrays.prepare(func.items)
+            func.items = _apart(calls, self._executor.pool) if len(calls) > 1 else calls
         future = self._executor.submit(_run, func)
         self._futures.add(future)
         future.add_done_callback(self._futures.discard)
@@ -287,6 +290,29 @@ def _threads_of(library: str, environment: dict[str, str]) -> int | None:
 def _run(batch: Callable[[], Any]) -> Any:
     """The task: a batch of joblib's, with its function as an argument, so that it goes as one."""
     return batch()
+
+
+# --- the calls of a batch, each as if it were alone -------------------------------------------------------
+
+_codec = Codec()
+"""Of a worker."""
+
+
+def _apart(calls: list[tuple[Any, Any, Any]], pool: Pool) -> list[tuple[Any, Any, Any]]:
+    """The calls of a batch; the arguments of each are loaded, and its result is pickled, independently of the others."""
+    return [(_call_alone, (call, pool.taken((args, kwargs))), {}) for call, args, kwargs in calls]
+
+
+def _call_alone(call: Callable[..., Any], arguments: tuple[Any, Any]) -> Any:
+    """In a worker: a call of a batch; its result, or the pickle of it if the next call may change it."""
+    args, kwargs = arguments
+    value = call(*args, **kwargs)
+    if is_immutable(value):
+        return value
+    try:
+        return as_one(_codec.take(value), value)
+    except Exception:
+        return value  # the batch says why it cannot be pickled
 
 
 # --- large arrays, and arrays in files ------------------------------------------------------------------

@@ -44,6 +44,7 @@ from pairpool.memory import parse_size, usage_of
 from pairpool.results import AsyncResult, MapResult
 from pairpool.streams import IMapIterator
 from pairpool.wire.board import Board, PoolWord
+from pairpool.wire.items import as_one
 from pairpool.wire.stacks import read_stacks
 from pairpool.worker import Mode, WorkerBody
 from pairpool.zygote import DirectZygote, ForkedZygote, FreshZygote, Zygote
@@ -760,6 +761,17 @@ class Pool:
             return source
         with interrupts.Held(), interrupts.Passage():
             return Span(source.pull(MANY, exactly=True))
+
+    def taken(self, thing: Any) -> Any:
+        """What stands for an object that is part of an argument: the task gets the object as it is now, by itself.
+
+        Two such objects have nothing in common in the task, even if they are parts of one argument. What cannot be
+        pickled is returned as it is.
+        """
+        try:
+            return as_one(self._master.codec.take(thing), thing)
+        except Exception:
+            return thing  # the call says why it cannot be pickled
 
     def _wait_or_cancel(self, result: AsyncResult[Any], job: Calls | MapJob) -> None:
         """Wait for a call that nobody can come back to: if the wait is interrupted, its tasks end."""

@@ -34,6 +34,7 @@ from pairpool.wire.items import NONE, Part
 from pairpool.wire.keeper import Keeper
 from pairpool.wire.lanes import KEPT, LaneReader, Lanes, Memory
 from pairpool.wire.payload import BULK, EACH, SHARING, Encoded, each_item, load_all, load_item, load_shared
+from pairpool.wire.repeats import LARGE
 from pairpool.wire.stacks import offer_stack, show_threads
 
 __all__ = ["HURRY", "STACK_ROOM", "Flag", "Mode", "Stamps", "Worker", "WorkerBody"]
@@ -65,6 +66,7 @@ class Flag:
     SPIN = 32  # a core is free: look for the next packet before sleeping
     TIMED = 8  # each item's start goes on the board, for it has a time limit
     MOVES = 128  # of a batch: say so before its item is run, for its descriptors are to be closed in the master
+    STATE = 2  # of a function: it contains objects that a task may change
     STAMPED = 64  # of a batch: send each item's start along; of a report: the payload begins with them
 
 
@@ -113,6 +115,27 @@ class _Broken(NamedTuple):
     error: Failure
 
 
+class _Stateful:
+    """A callable that contains objects which a task may change: each item gets a copy, or each batch if it is large.
+
+    Args:
+        first: the copy that was loaded when the callable came.
+    """
+
+    def __init__(self, pickled: memoryview, buffers: list[memoryview], first: Any) -> None:
+        self._pickled = bytes(pickled)
+        self._buffers = [memoryview(bytes(buffer)) for buffer in buffers]
+        self._first = [first]
+        self.is_large = len(self._pickled) + sum(map(len, self._buffers)) >= LARGE
+
+    def load(self) -> Any:
+        """A copy that nobody has had."""
+        return self._first.pop() if self._first else load_item(memoryview(self._pickled), self._buffers)
+
+    def __call__(self, *args: Any, **kwds: Any) -> Any:
+        return self.load()(*args, **kwds)
+
+
 class _Missing:
     """Stands in a batch for an item that is not to be run."""
 
@@ -142,7 +165,7 @@ class Worker:
         lanes.memory = Memory(KEPT)
         self.failures: list[Failure] = []
         self._keeper = _ValueKeeper(self)
-        self._sharing_took = 0  # ns that it took to load what several items of this batch name
+        self._sharing_took = 0  # ns that it took to load what several items of this batch have in common
         self._stamps: list[int] = []  # starts of the items of this batch that were not reported
         self._running: tuple[Header, list[Any]] | None = None
         self._reported = 0
@@ -304,7 +327,10 @@ class Worker:
         def load(content: memoryview) -> None:
             pickled, buffers, _place = next(each_item(content))
             try:
-                self.functions[header.function] = load_item(pickled, buffers)
+                function = load_item(pickled, buffers)
+                if header.flags & Flag.STATE:
+                    function = _Stateful(pickled, buffers, function)
+                self.functions[header.function] = function
             except BaseException as error:
                 rights.undo()
                 missing = missing_module(pickled, error)
@@ -384,7 +410,7 @@ class Worker:
             if header.format == SHARING:
                 began = time.monotonic_ns()
                 shared, entries = load_shared(content)
-                self._sharing_took = time.monotonic_ns() - began
+                self._sharing_took += time.monotonic_ns() - began
             for offset, (pickled, buffers, place) in enumerate(entries):
                 words[Word.ITEM] = header.first + offset
                 item: Any = _Missing
@@ -443,6 +469,10 @@ class Worker:
         function = self.functions[header.function]
         if isinstance(function, _Broken):
             return lambda _item: _raise_broken(function)
+        if type(function) is _Stateful and function.is_large:
+            began = time.monotonic_ns()
+            function = function.load()
+            self._sharing_took += time.monotonic_ns() - began
         if header.mode == Mode.STAR:
             return lambda item: function(*tuple(item))
         return function  # type: ignore[no-any-return]

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pairpool.cluster import node
-from pairpool.cluster.packing import Packer, error_for_each, repeats, unpack
+from pairpool.cluster.packing import Packer, repeats, unpack
 from pairpool.cluster.stream import FILL_SECONDS, Batches
+from pairpool.failures import error_for_each
 from pairpool.wire.repeats import LARGE, Repeats
 
 
@@ -259,7 +260,7 @@ def test_several_items_that_fail_for_one_reason_have_an_exception_each() -> None
     assert first.args[1] is not second.args[1]
     assert (repr(first), repr(second)) == ("LookupError('why', [1])",) * 2
     assert first.__cause__ is cause
-    first, second = error_for_each(Tied(), 2)
+    _, first, second = error_for_each(Tied(), 3)
     assert first is not second
     assert repr(first) == "RuntimeError('Tied: <unprintable: RuntimeError>')"
     assert error_for_each(ValueError(), 0) == []

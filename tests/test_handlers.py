@@ -344,7 +344,7 @@ def test_a_turn_that_does_not_end_is_struck_by_the_second_one(number: int, make_
     assert pool.apply(tasks.square, (3,)) == 9
 
 
-@pytest.mark.parametrize("method", ["apply", "submit"])
+@pytest.mark.parametrize("method", ["apply", "apply_async"])
 def test_a_handler_strikes_at_once_while_the_argument_of_a_call_is_pickled(method: str, make_pool: MakePool) -> None:
     pool = make_pool(1)
     begun = threading.Event()
@@ -359,12 +359,10 @@ def test_a_handler_strikes_at_once_while_the_argument_of_a_call_is_pickled(metho
     old = signal.signal(signal.SIGUSR1, handle)
     thread = threading.Thread(target=strike_once)
     thread.start()
+    call = pool.apply if method == "apply" else pool.apply_async
     try:
         with pytest.raises(Struck):
-            if method == "apply":
-                pool.apply(tasks.identity, (Slow(begun),))
-            else:
-                pool.submit(tasks.identity, Slow(begun))
+            call(tasks.identity, (Slow(begun),))
     finally:
         thread.join()
         signal.signal(signal.SIGUSR1, old)

@@ -21,9 +21,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pairpool.arguments import Limits
-from pairpool.cluster.packing import Packer, error_for_each, unpack
+from pairpool.cluster.packing import Packer, unpack
 from pairpool.errors import TaskTimeout, WorkerDied, encoding_error
-from pairpool.failures import safe
+from pairpool.failures import error_for_each, safe
+from pairpool.master.functions import OneCopy
 from pairpool.pool import Pool
 
 if TYPE_CHECKING:
@@ -193,7 +194,7 @@ def _outcome(result: AsyncResult[Any]) -> Any:
         return error
 
 
-class _Guarded:
+class _Guarded(OneCopy):
     """A function whose results can be told from exceptions: they are in tuples, with how long they took."""
 
     def __init__(self, function: Callable[..., Any], mode: int) -> None:

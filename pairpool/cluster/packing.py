@@ -21,13 +21,12 @@ from typing import Any
 
 import cloudpickle
 
-from pairpool.failures import safe
 from pairpool.interrupts import is_own
 from pairpool.wire.items import PlainWriter, is_immutable
 from pairpool.wire.numeric import is_array
 from pairpool.wire.repeats import LARGE, Repeats, mutable_in
 
-__all__ = ["Packer", "error_for_each", "repeats", "unpack"]
+__all__ = ["Packer", "repeats", "unpack"]
 
 PLAIN, PICKLED, SHARING, MISSING = range(4)
 """How an item travels: as it is; as a pickle of its own; as a pickle that names large objects; not at all."""
@@ -114,19 +113,6 @@ def _load(kind: int, value: Any, large: _LoadedLarge) -> Any:
     if kind == SHARING:
         return _ItemUnpickler(io.BytesIO(value), large).load()
     raise LookupError("the item could not be pickled, and was not sent")
-
-
-def error_for_each(error: BaseException, count: int) -> list[BaseException]:
-    """Return an exception for each of several items that fail for the same reason: equal, but not the same object."""
-    try:
-        pickled = cloudpickle.dumps(error)
-        errors: list[BaseException] = [pickle.loads(pickled).with_traceback(error.__traceback__) for _ in range(count)]
-    except Exception:  # it cannot be copied
-        text = f"{type(error).__name__}: {safe(lambda: str(error))}"
-        errors = [RuntimeError(text).with_traceback(error.__traceback__) for _ in range(count)]
-    for one in errors:
-        one.__cause__ = error.__cause__
-    return errors
 
 
 # --- large objects that several items contain -------------------------------------------------------------

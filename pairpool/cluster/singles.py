@@ -19,8 +19,8 @@ from pairpool.cluster import node
 from pairpool.cluster.books import Books, Call
 from pairpool.cluster.nodes import Nodes
 from pairpool.cluster.pace import Pace
-from pairpool.cluster.packing import error_for_each
 from pairpool.cluster.traffic import Traffic
+from pairpool.failures import error_for_each
 
 __all__ = ["Single", "Singles", "Target"]
 

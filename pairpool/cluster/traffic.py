@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from pairpool.cluster import node
 from pairpool.cluster.nodes import GONE, Nodes
-from pairpool.cluster.packing import error_for_each, unpack
+from pairpool.cluster.packing import unpack
+from pairpool.failures import error_for_each
 
 __all__ = ["AHEAD", "ITEMS_AHEAD", "Arrival", "Outcome", "Traffic"]
 

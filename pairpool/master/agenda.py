@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from pairpool.failures import error_for_each
 from pairpool.master.accounts import Accounts
 from pairpool.master.functions import Functions
 from pairpool.master.jobs import PLAIN, Batch, Calls, Job, Policy, SingleCall, Target
@@ -184,8 +185,8 @@ class Agenda:
             self._hand_over(part, part_values, part_failed)
 
     def fail(self, batch: Batch, error: BaseException) -> None:
-        """End all items of a batch with `error`; they may be due another try."""
-        self.deliver(batch, [None] * batch.count, dict.fromkeys(range(batch.count), error))
+        """End all items of a batch with `error`, each with an exception of its own; they may be due another try."""
+        self.deliver(batch, [None] * batch.count, dict(enumerate(error_for_each(error, batch.count))))
 
     def drop(self, batch: Batch, reason: BaseException) -> None:
         """End all items of a batch with `reason`, for nobody wants them any more."""

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pairpool import kernel, worker
-from pairpool.failures import Failure, Fault
+from pairpool.failures import Failure, Fault, error_for_each
 from pairpool.interrupts import is_own
 from pairpool.master.jobs import Batch
 from pairpool.memory import OomCounter, format_size
@@ -73,7 +73,7 @@ def read_outcome(header: Header, content: memoryview, has_a_reader: Callable[[in
             if not is_own(error):
                 raise
             values = [None] * header.items
-            failed = dict.fromkeys(range(header.items), error)
+            failed = dict(enumerate(error_for_each(error, header.items)))
     else:
         for offset, (pickled, buffers, place) in enumerate(each_item(content)):
             is_read = has_a_reader is None or has_a_reader(offset)
@@ -98,7 +98,7 @@ def read_outcome(header: Header, content: memoryview, has_a_reader: Callable[[in
 def cut_outcome(header: Header) -> Outcome:
     """What becomes of results that have come without their descriptors."""
     error = rights.table_is_full("the result of the task could not be received")
-    return [None] * header.items, dict.fromkeys(range(header.items), error), [], None
+    return [None] * header.items, dict(enumerate(error_for_each(error, header.items))), [], None
 
 
 def without_first(outcome: Outcome, count: int) -> Outcome:

@@ -292,7 +292,7 @@ class Dealer:
     def _teach(self, member: Member, function: Function) -> None:
         self._board.name_function(function.number, function.name)
         self._shares.bring(member, function.encoded.segments, function.number)
-        header = Header(Kind.FUNCTION, function=function.number)
+        header = Header(Kind.FUNCTION, flags=Flag.STATE if function.has_state else 0, function=function.number)
         encoded = function.encoded
         member.post(header, encoded.pieces, encoded.size, encoded.rights)
         member.knows.add(function.number)

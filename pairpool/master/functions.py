@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import sys
 import threading
 import warnings
 from collections import OrderedDict
-from types import BuiltinFunctionType, FunctionType, ModuleType
+from types import BuiltinFunctionType, BuiltinMethodType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 from pairpool.wire.codec import Codec
+from pairpool.wire.items import is_immutable
 from pairpool.wire.payload import Encoded
 
 __all__ = ["Function", "Functions"]
@@ -29,16 +31,36 @@ def name_of(function: Any) -> str:
     return name if inner is function else f"partial({name})"
 
 
+class OneCopy:
+    """A callable of which one copy in each worker is enough for all items of a call, though it has attributes."""
+
+
+def has_state(function: Any) -> bool:
+    """Whether a callable contains objects that a task may change: then each item gets a copy of its own.
+
+    multiprocessing pickles the callable with each item, too. Functions go by name, or by value with what they capture:
+    their variables belong to the worker, as those of a module do.
+    """
+    if isinstance(function, functools.partial) and type(function) is functools.partial:
+        own = is_immutable(function.args) and is_immutable(tuple(function.keywords.items()))
+        return not own or has_state(function.func)
+    if isinstance(function, (MethodType, BuiltinMethodType)):
+        owner = function.__self__
+        return not (owner is None or isinstance(owner, (type, ModuleType)) or is_immutable(owner))
+    return not isinstance(function, (FunctionType, type, OneCopy))
+
+
 class Function:
     """A function as it travels."""
 
-    __slots__ = ("by_value", "encoded", "keep", "name", "number", "original", "space", "uses")
+    __slots__ = ("by_value", "encoded", "has_state", "keep", "name", "number", "original", "space", "uses")
 
     def __init__(self, number: int, name: str, encoded: Encoded, original: Any) -> None:
         self.number = number
         self.name = name
         self.encoded = encoded
         self.by_value = encoded.by_value
+        self.has_state = encoded.rights is None and has_state(original)
         self.original = original  # to pickle it again where a worker did not find it by name
         self.uses = 0
         self.keep = False

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from cloudpickle import cloudpickle
 
 from pairpool.wire import carriers
+from pairpool.wire.items import Pickled
 from pairpool.wire.segments import Segment, Shared
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ class ByValuePickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle 
     def reducer_override(self, obj: Any) -> Any:
         if type(obj) is Shared and self._segments is not None:
             return obj.travel(self._segments)
+        if type(obj) is Pickled and self._segments is not None:
+            self._segments += obj.segments
         if isinstance(obj, carriers.kinds) and self._cargo is not None:
             way = carriers.travel(obj, self._cargo)
             if way is not NotImplemented:

@@ -217,9 +217,10 @@ class Codec:
         """
         if isinstance(items, Pickles):
             return self._assemble(Pickles(map(self.again_by_value, items)) if by_value else items, fail)
-        encoded = self._bulk(items, are_settled)
-        if encoded is not None:
-            return encoded
+        if repeats is None or len(items) > 1 or type(items[0]) in ATOMS:
+            encoded = self._bulk(items, are_settled)
+            if encoded is not None and (repeats is None or encoded.size < LARGE * len(items)):
+                return encoded
         return self._each(items, fail, mark, may_go_by_value, repeats)
 
     def encode_calls(

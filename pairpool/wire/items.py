@@ -38,6 +38,7 @@ __all__ = [
     "PlainWriter",
     "Refused",
     "are_independent",
+    "as_one",
     "flat_copy",
     "in_a_call",
     "is_immutable",
@@ -137,14 +138,23 @@ class Pickled:
         """Bytes of the pickle and its buffers."""
         return len(self.data) + sum(map(len, self.buffers))
 
-    def __reduce__(self) -> Any:
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
         """Inside of another pickle: what arrives is the item, loaded by itself."""
-        return load_pickled, (self.data, [pickle.PickleBuffer(bytearray(buffer)) for buffer in self.buffers])
+        if int(protocol) < 5:
+            return load_pickled, (self.data, [bytearray(buffer) for buffer in self.buffers])
+        return load_pickled, (self.data, [pickle.PickleBuffer(buffer) for buffer in self.buffers])
 
 
 def load_pickled(data: bytes, buffers: list[Any]) -> Any:
     """The item of a `Pickled` that was part of another pickle."""
     return pickle.loads(data, buffers=buffers)
+
+
+def as_one(part: Part, thing: Any) -> Any:
+    """What stands for an object inside of another pickle; the object itself if it has descriptors."""
+    if type(part) is bytes:
+        return Pickled(part, [])
+    return part if type(part) is Pickled and part.cargo is None else thing
 
 
 class Failed:

@@ -127,6 +127,8 @@ class NamingPickler(pickle.Pickler):
     def reducer_override(self, obj: Any) -> Any:
         if type(obj) is Shared:
             return obj.travel(self._segments)
+        if type(obj) is Pickled:
+            self._segments += obj.segments
         if isinstance(obj, NAMEABLE):
             if not self._birth.names(obj):
                 raise Unnamed
