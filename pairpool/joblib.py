@@ -299,13 +299,23 @@ _codec = Codec()
 
 
 def _apart(calls: list[tuple[Any, Any, Any]], pool: Pool) -> list[tuple[Any, Any, Any]]:
-    """The calls of a batch; the arguments of each are loaded, and its result is pickled, independently of the others."""
-    return [(_call_alone, (call, pool.taken((args, kwargs))), {}) for call, args, kwargs in calls]
+    """The calls of a batch, none of which sees what another one does to its arguments or its result."""
+    return [
+        (_call_plainly, (call, *args), kwargs)
+        if is_immutable(args) and not kwargs
+        else (_call_alone, (call, pool.taken((args, kwargs))), {})
+        for call, args, kwargs in calls
+    ]
 
 
 def _call_alone(call: Callable[..., Any], arguments: tuple[Any, Any]) -> Any:
-    """In a worker: a call of a batch; its result, or the pickle of it if the next call may change it."""
+    """In a worker: a call of a batch, with arguments that were pickled by themselves."""
     args, kwargs = arguments
+    return _call_plainly(call, *args, **kwargs)
+
+
+def _call_plainly(call: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    """In a worker: a call of a batch; its result, or the pickle of it if the next call may change it."""
     value = call(*args, **kwargs)
     if is_immutable(value):
         return value

@@ -482,8 +482,10 @@ class Worker:
         return lambda item: None if item is _Missing else plain(item)
 
     def _call(self, item: tuple[Any, ...]) -> Any:
-        number, *rest = item
-        args, kwds = rest[0] if len(rest) == 1 else rest
+        if len(item) == 3:
+            number, args, kwds = item
+        else:
+            number, (args, kwds) = item
         self.words[Word.FUNCTION] = number
         function = self.functions[number]
         if isinstance(function, _Broken):

@@ -73,7 +73,6 @@ class Iteration:
     def __init__(self, items: Iterator[Any], codec: Codec) -> None:
         self._items = items
         self._keeper = _ItemKeeper(codec)
-        self._left_over: list[Any] = []
         self.is_exhausted = False
         self.item_ns = 0.0
 
@@ -106,19 +105,11 @@ class Iteration:
         return not self.is_exhausted
 
     def _take(self, count: int) -> None:
-        keep, append, kind = self._keeper.keep, self._keeper.kept.append, None
-        left_over = self._left_over
-        items = itertools.chain([left_over.pop()], self._items) if left_over else self._items
-        for item in itertools.islice(items, count):
-            if type(item) is not kind:
-                try:
-                    kind, kept = keep(item)
-                except BaseException:
-                    left_over.append(item)  # a signal's handler has raised: whoever goes on reading gets the item
-                    raise
-                append(kept)
-            else:
-                append(item)
+        keeper = self._keeper
+        items = self._items
+        if keeper.left_over:  # a signal's handler raised while it was pickled
+            items = itertools.chain([keeper.left_over.pop()], items)
+        keeper.extend(itertools.islice(items, count))
 
 
 class _ItemKeeper(Keeper):

@@ -39,7 +39,6 @@ __all__ = [
     "Refused",
     "are_independent",
     "as_one",
-    "flat_copy",
     "in_a_call",
     "is_immutable",
     "joined",
@@ -55,12 +54,6 @@ PLAIN_KINDS = ATOMS | {list, tuple, dict, set, frozenset, bytearray}
 
 DEPTH = 4
 """Tuples inside of tuples that are looked at, to tell whether an item is immutable."""
-
-SHORT = 32
-"""Elements up to which a flat container is copied, and pickled later with its neighbours.
-
-To look at each element takes about as long as to pickle it, so a longer one is pickled at once.
-"""
 
 STOP = b"."
 NONE = b"\x80\x03N."
@@ -82,6 +75,10 @@ class _PlainPickler(pickle.Pickler):
         raise Refused
 
 
+_NOT_PLAIN = (Refused, pickle.PicklingError, RecursionError, MemoryError, TypeError, ValueError, OverflowError)
+"""What the plain pickler raises for an object that is not plain data, or that cannot be pickled at all."""
+
+
 class PlainWriter:
     """Pickles plain data, one object after the other, in protocol 3; not for two threads at once."""
 
@@ -98,15 +95,18 @@ class PlainWriter:
         pieces = self._pieces
         try:
             self._dump(thing)
+        except BaseException as error:  # of a signal's handler, perhaps
+            pieces.clear()
             self._clear()
-            data = pieces.pop()
-            return b"".join([*pieces, data]) if pieces else data  # large strings are written apart
-        except Exception:
-            self._clear()
-            return None
-        finally:
-            if pieces:
-                pieces.clear()
+            if isinstance(error, _NOT_PLAIN):
+                return None
+            raise
+        self._clear()
+        data = pieces.pop()
+        if pieces:  # large strings are written apart
+            data = b"".join([*pieces, data])
+            pieces.clear()
+        return data
 
 
 class Pickled:
@@ -202,9 +202,6 @@ class Pickles(list[Any]):
 # --- what need not be pickled early -------------------------------------------------------------------
 
 
-_FLAT = frozenset({list, dict, set, bytearray})
-
-
 def is_immutable(thing: Any, depth: int = DEPTH) -> bool:
     """Whether nobody can change an object: an atom, or a tuple or frozenset of such objects, by exact type."""
     kind = type(thing)
@@ -214,20 +211,6 @@ def is_immutable(thing: Any, depth: int = DEPTH) -> bool:
         if type(one) not in ATOMS and not (depth > 0 and is_immutable(one, depth - 1)):
             return False
     return True
-
-
-def flat_copy(thing: Any, kind: type) -> Any:
-    """A copy of a short list, dict, set or bytearray of atoms, by exact type; None for anything else."""
-    if kind not in _FLAT or len(thing) > SHORT:
-        return None
-    for one in thing:
-        if type(one) not in ATOMS:
-            return None
-    if kind is dict:
-        for one in thing.values():
-            if type(one) not in ATOMS:
-                return None
-    return thing.copy()
 
 
 def are_independent(items: Collection[Any]) -> bool:

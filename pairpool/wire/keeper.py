@@ -1,8 +1,9 @@
 """Keeps things as they are now: items of an input in the master, results of tasks in a worker.
 
-    thing ─► atom or immutable ───────────────► kept as it is
-             short container of atoms, or array ► a copy is kept
-             anything else ───────────────────► pickled now, and so is everything that comes after it
+    thing ─► atom, or tuple of such ──────► kept as it is
+             short list or set of atoms ──► a copy is kept
+             small array ─────────────────► a copy is kept
+             anything else ───────────────► pickled now, and so is everything that comes after it
 
 Between two of them runs code that may change the first: an iterator that fills its buffer again, or a task that returns
 a list of its module and appends to it.
@@ -10,31 +11,34 @@ a list of its module and appends to it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from pairpool.wire.codec import Codec
-from pairpool.wire.items import ATOMS, NONE, Part, Pickles, PlainWriter, flat_copy, is_immutable
+from pairpool.wire.items import ATOMS, NONE, Part, Pickles, PlainWriter, is_immutable
 from pairpool.wire.numeric import is_small_array, own_array
 
 __all__ = ["Keeper"]
+
+FLAT = frozenset({tuple, list, set, bytearray})
+"""Types of containers that are kept or copied if they hold atoms only: a pickle of each would take longer."""
+
+SHORT = 32
+"""Elements up to which that is done: to look at each takes about as long as to pickle it."""
 
 
 class Keeper:
     """A list of things that cannot change. Subclasses say how those are pickled that are not plain data.
 
-    The loops that call `keep` skip it for things of the type that it returned before, and append to `kept` themselves:
-
-        if type(thing) is not kind:
-            kind, thing = keep(thing)
-        kept.append(thing)
-
     Attributes:
         kept: the things; to be read through `take`.
+        left_over: a thing that `extend` took and could not keep, because something else raised meanwhile.
     """
 
     def __init__(self, codec: Codec) -> None:
         self.codec = codec
         self.kept: list[Any] = []
+        self.left_over: list[Any] = []
         self._is_pickling = False
         self._last = -1
         self._writer = PlainWriter()
@@ -57,29 +61,52 @@ class Keeper:
         return NONE if self._is_pickling else None
 
     def keep(self, thing: Any) -> tuple[type | None, Any]:
-        """What is kept of a thing; before it, the type of things that need not come by here from now on, if any."""
+        """What is kept of a thing; before it, the type of things that need not come by here from now on, if any.
+
+        The loops that call this append to `kept` themselves:
+
+            if type(thing) is not kind:
+                kind, thing = keep(thing)
+            kept.append(thing)
+        """
+        kind = type(thing)
         if not self._is_pickling:
-            kind = type(thing)
             if kind in ATOMS:
                 return kind, thing
-            if (kind is tuple and is_immutable(thing)) or len(self.kept) == self._last:
+            if kind in FLAT and len(thing) <= SHORT:
+                for one in thing:
+                    if type(one) not in ATOMS:
+                        break
+                else:
+                    return None, thing if kind is tuple else thing.copy()
+            if len(self.kept) == self._last or is_immutable(thing):
                 return None, thing
-            copy = flat_copy(thing, kind)
-            if copy is not None:
-                return None, copy
             if is_small_array(thing):
                 return None, own_array(thing)
-            if is_immutable(thing):
-                return None, thing
             self.kept[:] = self.codec.as_parts(self.kept)
             self._is_pickling = True
-        kind = type(thing)
         if kind is not self._refused:
             data = self._writer.dump(thing)
             if data is not None:
                 return None, data
             self._refused = kind
         return None, self._pickle(thing)
+
+    def extend(self, things: Iterator[Any]) -> None:
+        """Keep all of these, each before the next one is taken; raises what `things` raises."""
+        kept, kind = self.kept, None
+        number, thing = len(kept), None
+        try:
+            for number, thing in enumerate(things, len(kept) + 1):  # noqa: B007  # the number tells what was taken
+                if type(thing) is kind:
+                    kept.append(thing)
+                else:
+                    kind, as_it_is = self.keep(thing)
+                    kept.append(as_it_is)
+        except BaseException:
+            if len(kept) < number:
+                self.left_over.append(thing)
+            raise
 
     def take(self, things: list[Any]) -> list[Any]:
         """Some of the things that were kept: `Pickles`, or things that need not be pickled yet."""
