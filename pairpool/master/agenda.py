@@ -28,6 +28,7 @@ class Agenda:
         queue: jobs that may have something to send.
         unfinished: these, and those that wait for results.
         broken: why nothing can be run any more, if so.
+        at_rest: called when all jobs have ended.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Agenda:
         self.queue: deque[Job] = deque()
         self.unfinished: dict[Job, None] = {}
         self.broken: BaseException | None = None
+        self.at_rest: Callable[[], object] = _nothing
 
     # --- in -------------------------------------------------------------------------------------
 
@@ -208,6 +210,8 @@ class Agenda:
                 self.queue.remove(job)
             if job.function is not None:
                 self._forget(self.functions.release(job.function))
+            if not self.unfinished:
+                self.at_rest()
 
     def cancel(self, job: Job, reason: BaseException) -> None:
         """End a job with all its items."""
@@ -235,3 +239,7 @@ class Agenda:
         for job in self.unfinished:
             if isinstance(job, StreamJob):
                 job.unbounded = True
+
+
+def _nothing() -> None:
+    """Nobody wants to know."""

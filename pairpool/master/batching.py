@@ -55,6 +55,9 @@ LOOKAHEAD_BATCHES = 6
 LOOKAHEAD_NS = 100_000_000
 """Nanoseconds that the items which a stream is ahead of its reader may take: in the workers, or to be made."""
 
+LOOKAHEAD_BYTES = 64 << 20
+"""Pickled bytes of the items that a stream is ahead of its reader: each is a copy of what the input gave."""
+
 BUSY_BATCHES = 2
 """Batches that keep a worker busy: the one that it runs, and the next."""
 
@@ -170,4 +173,5 @@ class Sizer:
             busy = BUSY_BATCHES * workers
         else:
             busy = LOOKAHEAD_BATCHES * workers
-        return min(most, max(busy, in_time))
+        in_memory = max(BUSY_BATCHES * workers * size, int(LOOKAHEAD_BYTES / max(self._bytes, 1.0)))
+        return min(most, max(busy, in_time), in_memory)

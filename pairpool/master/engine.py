@@ -34,6 +34,7 @@ from pairpool.master.stream_job import StreamJob
 from pairpool.wire.board import Board, Word
 from pairpool.wire.codec import Codec
 from pairpool.wire.items import is_immutable
+from pairpool.wire.lanes import KEPT, Memory
 from pairpool.zygote import Zygote
 
 if TYPE_CHECKING:
@@ -86,12 +87,14 @@ class Master:
         except BaseException:
             self.nursery.zygote.close()
             raise
-        codec = self.codec = Codec()
+        memory = Memory(KEPT)
+        codec = self.codec = Codec(memory=memory)
         self.functions = Functions(codec)
         self.crew = Crew()
         self.overseer = Overseer(self.crew, memory_limit, start_timeout)
         self.accounts = Accounts(board, self.functions, trace)
         self.agenda = Agenda(self.functions, self._forget, self.loop.is_in_the_way, self.accounts)
+        self.agenda.at_rest = memory.give_back
         self.shares = Shares(self.agenda, self.crew, self.loop, codec)
         self._dealer = Dealer(
             self.agenda,

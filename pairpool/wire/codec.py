@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from pairpool.interrupts import is_own
-from pairpool.wire import carriers
+from pairpool.wire import carriers, lanes
 from pairpool.wire.birth import Birth, Home
 from pairpool.wire.captures import captured
 from pairpool.wire.items import (
@@ -80,10 +80,12 @@ class Codec:
 
     Args:
         birth: what the other side knows; None in a worker, whose master knows all it may name.
+        memory: where large buffers are copied to that somebody may change; None for that of this process.
     """
 
-    def __init__(self, birth: Birth | None = None) -> None:
+    def __init__(self, birth: Birth | None = None, memory: lanes.Memory | None = None) -> None:
         self.birth = birth
+        self.memory = memory
         self._writers: list[PlainWriter] = []
         self._by_name: list[Writer] = []
 
@@ -139,7 +141,7 @@ class Codec:
             except BaseException:
                 beside.restart()  # the copies of descriptors are closed now, whoever keeps the exception
                 raise
-            taken = pickled(data, beside, own, by_value)
+            taken = pickled(data, beside, self._own(own), by_value=by_value)
         if taken.cargo is not None or (self.birth is not None and not is_array(item)):
             taken.shown = item  # an array can be loaded again for that; other classes may do anything then
         return taken
@@ -162,9 +164,12 @@ class Codec:
             if birth is not None and not is_own(error):
                 raise
             return None
-        taken = writer.take(data, own)
+        taken = writer.take(data, self._own(own))
         writers.append(writer)
         return taken
+
+    def _own(self, is_wanted: bool) -> lanes.Memory | None:
+        return (self.memory or lanes.memory) if is_wanted else None
 
     def again_by_value(self, part: Part) -> Part:
         """An item that went by name: by value now, and as it was when it was taken."""
@@ -172,7 +177,7 @@ class Codec:
             return part
         beside = Beside(self._cargo())
         try:
-            taken = pickled(self._dump_by_value(load_here(part), beside), beside, True, True)
+            taken = pickled(self._dump_by_value(load_here(part), beside), beside, self._own(True), by_value=True)
         except Exception as error:
             return Failed(error)
         taken.shown = part.shown
@@ -331,14 +336,14 @@ class Codec:
             if not is_own(error):
                 raise
             return None  # if it is the item that cannot be pickled, its own pickle raises this again
-        taken = pickled(data, beside, own=False, by_value=by_value)
+        taken = pickled(data, beside, None, by_value=by_value)
         taken.shown = item
         return taken
 
     def _pickle_alone(self, thing: Any) -> tuple[Pickled, Beside]:
         beside = Beside(self._cargo())
         data, by_value = self._dump(thing, beside, may_go_by_value=True)
-        return pickled(data, beside, own=False, by_value=by_value), beside
+        return pickled(data, beside, None, by_value=by_value), beside
 
     def _assemble(
         self, parts: Pickles, fail: Callable[[int, BaseException], None], shared: Pickles | None = None
@@ -395,7 +400,7 @@ class Codec:
             data, went_by_value = self._dump_by_value(function, beside), True
         else:
             data, went_by_value = self._dump(function, beside, may_go_by_value=True)
-        return single(pickled(data, beside, own=False, by_value=went_by_value))
+        return single(pickled(data, beside, None, by_value=went_by_value))
 
     def _dump_by_name(self, item: Any, beside: Beside) -> bytes:
         """A pickle that names every function and class; raises `_Unnamed` if the other side does not know one."""

@@ -22,6 +22,7 @@ import mmap
 import os
 import struct
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 
@@ -272,13 +273,15 @@ class Memory:
     def __init__(self, at_most: int) -> None:
         self._at_most = at_most
         self._kept: list[mmap.mmap] = []
+        self._lock = threading.Lock()
 
     def copy(self, source: memoryview) -> bytearray | memoryview:
         """The bytes in writable memory that belongs to the caller; large ones in huge pages (madvise(2))."""
         size = len(source)
         if size < HUGE_FROM:
             return bytearray(source)
-        target = memoryview(self._find(size) or self._make(size))[:size]
+        with self._lock:  # no two threads may find the same
+            target = memoryview(self._find(size) or self._make(size))[:size]
         target[:] = source
         return target
 

@@ -200,12 +200,16 @@ def dump_plainly(item: Any, beside: Beside) -> bytes:
         return pickle.dumps(item, 4)
 
 
-def pickled(data: bytes, beside: Beside, own: bool, by_value: bool) -> Pickled:
-    """The item whose pickle this is; what is beside it goes over to the item."""
+def pickled(data: bytes, beside: Beside, own: lanes.Memory | None, *, by_value: bool) -> Pickled:
+    """The item whose pickle this is; what is beside it goes over to the item.
+
+    Args:
+        own: where large buffers are copied to; None if nobody changes them until the item has ended.
+    """
     buffers: list[Buffer] = []
     if beside.buffers:
         raws = [buffer.raw() for buffer in beside.buffers]
-        buffers = [lanes.memory.copy(raw) for raw in raws] if own else raws
+        buffers = raws if own is None else [own.copy(raw) for raw in raws]
     taken = Pickled(data, buffers, by_value=by_value)
     if beside.segments:
         taken.segments = tuple(beside.segments)
@@ -243,7 +247,7 @@ class Writer:
         pieces.clear()
         return data
 
-    def take(self, data: bytes, own: bool) -> Pickled:
+    def take(self, data: bytes, own: lanes.Memory | None) -> Pickled:
         """The item that was pickled last."""
         beside = self._beside
         taken = pickled(data, beside, own, by_value=False)
