@@ -394,7 +394,9 @@ class Pool:
     ) -> list[R] | list[R | BaseException]:
         """`[func(x) for x in iterable]`, in the workers.
 
-        All items are over before it returns or raises. Items go out in batches that take about a millisecond.
+        All items are over before it returns or raises. Items go out in batches that take about a millisecond. No item
+        sees what a task does to another one; but a large object (64 KiB) that several items contain is one object for
+        all items of a batch, except with `chunksize=1`.
 
         Args:
             chunksize: items to a batch, if you want to fix it; with 1, no item ever runs twice.
@@ -485,7 +487,10 @@ class Pool:
         retries: int | None = None,
         retry_on: RetryOn | None = None,
     ) -> MapResult[list[R]] | MapResult[list[R | BaseException]]:
-        """`map` that returns at once."""
+        """`map` that returns at once.
+
+        The items are pickled as their batches go out: do not change them before the result is there.
+        """
         result: MapResult[list[Any]] = MapResult(self, self._master, callback, error_callback)
         policy = self._policy_of(task_timeout, retries, retry_on)
         self._start_map(result, func, iterable, Mode.MAP, chunksize, return_exceptions, policy, is_left=True)
@@ -578,8 +583,9 @@ class Pool:
 
         Args:
             chunksize: as for `map`.
-            buffersize: how many items may be taken from the input and not yet yielded; by default a few batches for
-                each worker.
+            buffersize: how many items may be taken from the input and not yet yielded. By default these are a few batches
+                for each worker: what the workers, or the input, need 0.1 s for, and at most 64 MiB; but two items for
+                each worker at least.
             return_exceptions: yield exceptions instead of raising them.
         """
         policy = self._policy_of(task_timeout, retries, retry_on)
