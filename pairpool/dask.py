@@ -38,7 +38,7 @@ from pairpool.cluster.results import ClusterResult, ClusterStream
 from pairpool.cluster.singles import Single, Singles
 from pairpool.cluster.stream import Batches, Work
 from pairpool.errors import ClusterMismatch
-from pairpool.interrupts import is_own
+from pairpool.interrupts import Held, Passage, is_own
 
 try:
     from distributed import Client
@@ -447,13 +447,15 @@ class ClusterPool:
     ) -> None:
         """Send a single call, as it is now. If it cannot be pickled, the exception is its outcome."""
         self._check_call(func)
-        try:
-            content = node.CallContent(*(cloudpickle.dumps(part) for part in (func, (args, kwds), limits)))
-        except BaseException as error:
-            if not is_own(error):
-                raise
-            result.settle(False, error)
-            return
+        with Held():  # so that what a signal's handler raises can be told from what an argument raises
+            try:
+                with Passage():
+                    content = node.CallContent(*(cloudpickle.dumps(part) for part in (func, (args, kwds), limits)))
+            except BaseException as error:
+                if not is_own(error):
+                    raise
+                result.settle(False, error)
+                return
         self._singles.submit(Single(_name_of(func), content, result))
 
     def _check_call(self, func: Callable[..., Any]) -> None:

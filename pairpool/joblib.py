@@ -16,21 +16,20 @@ import sys
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cloudpickle import cloudpickle
 
 from pairpool import kernel
 from pairpool.executor import Executor, when_main_ends
 from pairpool.futures import PoolFuture
+from pairpool.master.functions import has_state
 from pairpool.pool import Pool
 from pairpool.wire.codec import Codec
 from pairpool.wire.items import as_one, is_immutable
-
-if TYPE_CHECKING:
-    from pairpool.wire.segments import Shared
+from pairpool.wire.segments import Shared, restore
 
 try:
     from joblib import register_parallel_backend
@@ -81,7 +80,8 @@ class PairpoolBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
 
     - A worker that dies fails the call with `WorkerDied`, which names the task and the reason; the pool goes on.
     - Arrays of at least `max_nbytes` that more than one task has as an argument are written once a call of `Parallel`
-      into memory that all workers map, and are writable there, copy-on-write. `mmap_mode` and `temp_folder` are of no
+      into memory that all workers map, and are writable there, copy-on-write: what a task writes is undone when it has
+      ended. Do not change such an array while the call runs. `mmap_mode` and `temp_folder` are of no
       effect. Arrays of `numpy.memmap` are mapped from their file, so that what tasks write is in it, as with loky; both
       also in a list, tuple or dict that is an argument.
     - A call that fails leaves those of other threads alone.
@@ -149,7 +149,7 @@ class PairpoolBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         assert self._arrays is not None
         if hasattr(func, "items"):
             calls = self._arrays.prepare(func.items)
-            func.items = _apart(calls, self._executor.pool) if len(calls) > 1 else calls
+            func.items = _apart(calls, self._executor.pool)
         future = self._executor.submit(_run, func)
         self._futures.add(future)
         future.add_done_callback(self._futures.discard)
@@ -300,18 +300,40 @@ _codec = Codec()
 
 def _apart(calls: list[tuple[Any, Any, Any]], pool: Pool) -> list[tuple[Any, Any, Any]]:
     """The calls of a batch, none of which sees what another one does to its arguments or its result."""
-    return [
-        (_call_plainly, (call, *args), kwargs)
-        if is_immutable(args) and not kwargs
-        else (_call_alone, (call, pool.taken((args, kwargs))), {})
-        for call, args, kwargs in calls
-    ]
+    found: list[tuple[Any, Any, Any]] = []
+    for call, args, kwargs in calls:
+        if is_immutable(args) and not kwargs and not has_state(call):
+            found.append((_call_plainly, (call, *args), kwargs) if len(calls) > 1 else (call, args, kwargs))
+            continue
+        shared = tuple(_idents_in((*args, *kwargs.values())))
+        if shared or len(calls) > 1:
+            alone = pool.taken((call if has_state(call) else None, args, kwargs))
+            found.append((_call_alone, (None if has_state(call) else call, alone, shared), {}))
+        else:
+            found.append((call, args, kwargs))
+    return found
 
 
-def _call_alone(call: Callable[..., Any], arguments: tuple[Any, Any]) -> Any:
-    """In a worker: a call of a batch, with arguments that were pickled by themselves."""
-    args, kwargs = arguments
-    return _call_plainly(call, *args, **kwargs)
+def _idents_in(values: Iterable[Any], depth: int = 1) -> Iterator[int]:
+    """The numbers of the shared arrays among arguments, or in lists, tuples and dicts that are arguments."""
+    for value in values:
+        if type(value) is Shared:
+            yield value.ident
+        elif depth and type(value) in (list, tuple, dict):
+            yield from _idents_in(value.values() if type(value) is dict else value, depth - 1)
+
+
+def _call_alone(call: Any, alone: tuple[Any, Any, Any], shared: tuple[int, ...]) -> Any:
+    """In a worker: a call of a batch, with arguments, and a callable with state, that were pickled by themselves.
+
+    What it writes to shared arrays is undone behind it.
+    """
+    own, args, kwargs = alone
+    try:
+        return _call_plainly(call if own is None else own, *args, **kwargs)
+    finally:
+        for ident in shared:
+            restore(ident)
 
 
 def _call_plainly(call: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:

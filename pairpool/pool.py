@@ -583,9 +583,9 @@ class Pool:
 
         Args:
             chunksize: as for `map`.
-            buffersize: how many items may be taken from the input and not yet yielded. By default these are a few batches
-                for each worker: what the workers, or the input, need 0.1 s for, and at most 64 MiB; but two items for
-                each worker at least.
+            buffersize: how many items may be taken from the input and not yet yielded. By default these are a few
+                batches for each worker: what the workers, or the input, need 0.1 s for, and at most 64 MiB; but two
+                items for each worker at least.
             return_exceptions: yield exceptions instead of raising them.
         """
         policy = self._policy_of(task_timeout, retries, retry_on)

@@ -55,6 +55,16 @@ def test_no_thread_is_started(run: Run) -> None:
     run(main())
 
 
+def test_the_first_calls_of_every_start_method(start_method: str) -> None:
+    """Without an initializer, nothing but the call itself makes the event loop turn the pool."""
+
+    async def main() -> None:
+        async with AsyncPool(2, start_method=start_method) as pool:
+            assert await asyncio.gather(*(pool.run(tasks.square, x) for x in range(100))) == [x * x for x in range(100)]
+
+    run_debugged(main())
+
+
 def test_every_way_of_starting_workers(start_method: str) -> None:
     async def main() -> None:
         async with AsyncPool(2, start_method=start_method, initializer=tasks.remember_value, initargs=(5,)) as pool:

@@ -232,9 +232,9 @@ class AsyncPool:
 
         Args:
             chunksize: items to a batch, if you want to fix it; with 1, no item ever runs twice.
-            buffersize: how many items may be taken from the input and not yet yielded. By default these are a few batches
-                for each worker: what the workers, or the input, need 0.1 s for, and at most 64 MiB; but two items for
-                each worker at least.
+            buffersize: how many items may be taken from the input and not yet yielded. By default these are a few
+                batches for each worker: what the workers, or the input, need 0.1 s for, and at most 64 MiB; but two
+                items for each worker at least.
             return_exceptions: yield exceptions instead of raising them.
         """
         return self._stream(func, iterable, chunksize, buffersize, return_exceptions, ordered=True)

@@ -25,7 +25,7 @@ from pairpool.cluster.nodes import Nodes
 from pairpool.cluster.pace import Pace
 from pairpool.cluster.packing import Packer
 from pairpool.cluster.traffic import Outcome, Traffic
-from pairpool.interrupts import is_own
+from pairpool.interrupts import Held, Passage, is_own
 from pairpool.wire.repeats import Repeats
 
 __all__ = ["Batches", "Work"]
@@ -95,6 +95,11 @@ class Batches:
         """Take up to `size` items. Return them, and by offset the exceptions of items that cannot be pickled."""
         packer = Packer(self._repeats)
         failed: dict[int, BaseException] = {}
+        with Held(), Passage():  # so that what a signal's handler raises can be told from what an item raises
+            self._fill(packer, failed, size)
+        return packer, failed
+
+    def _fill(self, packer: Packer, failed: dict[int, BaseException], size: int) -> None:
         ends = time.monotonic() + self._seconds
         while len(packer) < size and not self.is_exhausted:
             try:
@@ -115,7 +120,6 @@ class Batches:
                 packer.add_missing()
             if time.monotonic() >= ends:
                 break
-        return packer, failed
 
 
 class Work:

@@ -64,6 +64,7 @@ class Attendant:
         kernel.own(self._fd)
         loop.attendant = self.summon
         self._watch()
+        self.summon()  # what is submitted wakes the event loop only after a first turn
 
     # --- from any thread ------------------------------------------------------------------------
 

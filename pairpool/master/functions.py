@@ -11,9 +11,11 @@ from collections import OrderedDict
 from types import BuiltinFunctionType, BuiltinMethodType, FunctionType, MethodType, ModuleType
 from typing import Any
 
+from pairpool.wire.captures import own_values
 from pairpool.wire.codec import Codec
 from pairpool.wire.items import is_immutable
 from pairpool.wire.payload import Encoded
+from pairpool.wire.segments import Shared
 
 __all__ = ["Function", "Functions"]
 
@@ -38,16 +40,25 @@ class OneCopy:
 def has_state(function: Any) -> bool:
     """Whether a callable contains objects that a task may change: then each item gets a copy of its own.
 
-    multiprocessing pickles the callable with each item, too. Functions go by name, or by value with what they capture:
-    their variables belong to the worker, as those of a module do.
+    multiprocessing pickles the callable with each item, too. Of a function these are the variables that it captures and
+    its default values; its global variables belong to the worker.
     """
+    if isinstance(function, FunctionType):
+        return not all(is_constant(value) for value in own_values(function))
     if isinstance(function, functools.partial) and type(function) is functools.partial:
         own = is_immutable(function.args) and is_immutable(tuple(function.keywords.items()))
         return not own or has_state(function.func)
     if isinstance(function, (MethodType, BuiltinMethodType)):
         owner = function.__self__
         return not (owner is None or isinstance(owner, (type, ModuleType)) or is_immutable(owner))
-    return not isinstance(function, (FunctionType, type, OneCopy))
+    return not isinstance(function, (type, OneCopy))
+
+
+def is_constant(value: Any) -> bool:
+    """Whether a task cannot change a value that a function has; a handle stands for an object that workers share."""
+    if isinstance(value, FunctionType):
+        return not has_state(value)
+    return is_immutable(value) or isinstance(value, (type, ModuleType, BuiltinFunctionType, Shared))
 
 
 class Function:
@@ -60,7 +71,8 @@ class Function:
         self.name = name
         self.encoded = encoded
         self.by_value = encoded.by_value
-        self.has_state = encoded.rights is None and has_state(original)
+        is_named = not encoded.by_value and isinstance(original, FunctionType)  # its defaults belong to the module
+        self.has_state = encoded.rights is None and not is_named and has_state(original)
         self.original = original  # to pickle it again where a worker did not find it by name
         self.uses = 0
         self.keep = False

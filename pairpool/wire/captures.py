@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from types import FunctionType
 from typing import Any
 
-__all__ = ["captured"]
+__all__ = ["captured", "own_values"]
 
 
 def captured(function: Any) -> Iterator[tuple[str, Any]]:
@@ -22,10 +22,22 @@ def captured(function: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(function, FunctionType):
         code, space = function.__code__, function.__globals__
         yield from ((f"global {name!r}", space[name]) for name in _names_used(code) if name in space)
-        for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=False):
+        yield from _own(function)
+
+
+def own_values(function: FunctionType) -> Iterator[Any]:
+    """The values that belong to a function alone: what its closure captures, and its defaults."""
+    return (value for _name, value in _own(function))
+
+
+def _own(function: FunctionType) -> Iterator[tuple[str, Any]]:
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=False):
+        try:
             yield f"captured variable {name!r}", cell.cell_contents
-        yield from (("a default value", value) for value in function.__defaults__ or ())
-        yield from ((f"the default of {name!r}", value) for name, value in (function.__kwdefaults__ or {}).items())
+        except ValueError:
+            pass  # it has no value yet
+    yield from (("a default value", value) for value in function.__defaults__ or ())
+    yield from ((f"the default of {name!r}", value) for name, value in (function.__kwdefaults__ or {}).items())
 
 
 def _names_used(code: Any) -> list[str]:

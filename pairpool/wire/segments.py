@@ -42,6 +42,7 @@ __all__ = [
     "drop",
     "lacking",
     "lose",
+    "restore",
     "take_lacking",
 ]
 
@@ -196,6 +197,11 @@ class Shared(Generic[T]):
         """Whether the memory has been freed, by `close` or with the pool."""
         return self._segment.is_closed
 
+    @property
+    def ident(self) -> int:
+        """The number of the object, unique among all pools that may meet."""
+        return self._segment.ident
+
     def close(self) -> None:
         """Free the memory now; tasks that run keep what they have, calls that are still to be sent raise ValueError."""
         self._segment.close()
@@ -304,6 +310,13 @@ def arrive(header: Header, fds: list[int]) -> None:
         _arrived[header.batch] = _Arrived(fd, header.first)
     finally:
         os.close(fd)
+
+
+def restore(ident: int) -> None:
+    """Undo what was written to the buffers of a segment: its mapping is private, and reads the file again."""
+    segment = _arrived.get(ident)
+    if segment is not None and segment.mapping is not None:
+        segment.mapping.madvise(mmap.MADV_DONTNEED)
 
 
 def drop(ident: int) -> None:

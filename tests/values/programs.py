@@ -8,6 +8,7 @@ imports pairpool: the workers of each start method and of a cluster import this 
 
 from __future__ import annotations
 
+import itertools
 import os
 import pickle
 import signal
@@ -255,7 +256,7 @@ def _describe_contents(value: Any, seen: dict[int, int]) -> Iterator[Any]:
         if value.dtype.hasobject or value.size <= _SMALL_ARRAY:
             yield from (_describe(one, seen) for one in value.ravel().tolist())
         else:
-            yield from (value.flat[0].item(), zlib.crc32(np.ascontiguousarray(value)))
+            yield from (value.flat[0].item(), zlib.crc32(value.tobytes()))
     elif isinstance(value, bytearray):
         yield bytes(value) if len(value) <= _SMALL_BYTES else (len(value), value[0], zlib.crc32(value))
     elif isinstance(value, dict):
@@ -463,15 +464,18 @@ class FirstRun:
     def __call__(self, thing: Any) -> Any:
         before = touch(thing)
         tasks.tell(self.journal, os.getpid())
-        with open(self.journal) as file:
-            runs = len(file.readlines())
-        if runs == 1:
+        if self.runs() == 1:
             if self.how == "exit":
                 os._exit(3)
             if self.how == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             raise Trouble("the first run")
         return before
+
+    def runs(self) -> int:
+        """Return how many runs have begun."""
+        with open(self.journal) as file:
+            return len(file.readlines())
 
 
 def touch_or_die(thing: Any) -> Any:
@@ -647,7 +651,7 @@ def shared_ones(outcomes: list[Any]) -> list[Any]:
                 start = part.__array_interface__["data"][0]
                 memory.append((start, start + part.nbytes, index))  # what was unpickled has no gaps
     memory.sort()
-    for (_start, end, owner), (start, _end, index) in zip(memory, memory[1:], strict=False):
+    for (_start, end, owner), (start, _end, index) in itertools.pairwise(memory):
         if start < end and owner != index:
             found.append((owner, index, "memory"))
     return found

@@ -64,8 +64,8 @@ class Faces:
         return pool
 
     def run(self, main: Coroutine[Any, Any, Any]) -> Any:
-        """Run a coroutine in the event loop of `async_pool`."""
-        return self._runner.run(main)
+        """Run a coroutine in the event loop of `async_pool`; `TimeoutError` if it hangs."""
+        return self._runner.run(asyncio.wait_for(main, PATIENCE))
 
     @cached_property
     def parallel(self) -> Callable[..., Any]:
