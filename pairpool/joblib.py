@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import inspect
 import mmap
+import operator
 import os
 import sys
 import threading
@@ -375,11 +376,13 @@ class _Arrays:
             kind = type(value)
             if kind in kinds:
                 return self._prepare(value)
-            if kind is dict and not kinds.isdisjoint(map(type, value.values())):
-                return {name: self._prepare(one) if type(one) in kinds else one for name, one in value.items()}
-            if kind in (list, tuple) and not kinds.isdisjoint(map(type, value)):
-                return kind(self._prepare(one) if type(one) in kinds else one for one in value)
-            return value
+            if kind not in (dict, list, tuple):
+                return value
+            values = list(value.values() if kind is dict else value)
+            ready = [self._prepare(one) if type(one) in kinds else one for one in values]
+            if all(map(operator.is_, values, ready)):
+                return value  # the very same: it may contain itself
+            return dict(zip(value, ready, strict=True)) if kind is dict else kind(ready)
 
         return [
             (call, tuple(map(found, args)), {name: found(value) for name, value in kwargs.items()})

@@ -33,9 +33,10 @@ from pairpool.wire.items import (
     Refused,
     are_independent,
     in_a_call,
+    size_of,
 )
 from pairpool.wire.large import Large
-from pairpool.wire.numeric import is_array, is_plain
+from pairpool.wire.numeric import is_array, is_numeric, is_plain
 from pairpool.wire.payload import WHOLE, Encoded, assembled, bulk, single
 from pairpool.wire.picklers import (
     UNPICKLABLE,
@@ -120,7 +121,7 @@ class Codec:
 
     def take_plain(self, item: Any) -> bytes | None:
         """The pickle of plain data in protocol 3; None for anything else."""
-        if type(item) not in PLAIN_KINDS and not is_plain(item):
+        if type(item) not in PLAIN_KINDS and not is_numeric(type(item)):
             return None
         writers = self._writers
         try:
@@ -189,12 +190,9 @@ class Codec:
 
     def _size_of(self, thing: Any) -> int:
         part = self.take(thing, own=False)
-        if type(part) is bytes:
-            return len(part)
-        assert type(part) is Pickled
-        if part.cargo is not None:
+        if type(part) is Pickled and part.cargo is not None:
             raise TypeError("what has descriptors is not sent once for several items")
-        return part.size
+        return size_of(part)
 
     # --- the items of a batch -------------------------------------------------------------------
 
@@ -314,9 +312,8 @@ class Codec:
         known: Part | None = repeats.find(item)
         if known is not None:
             return known
-        part = self._take_sharing(item, large) or self.take(item, own=False)
-        size = len(part) if type(part) is bytes else part.size if type(part) is Pickled else 0
-        if size >= LARGE:
+        part: Part = (repeats.large and self._take_sharing(item, large)) or self.take(item, own=False)
+        if size_of(part) >= LARGE:
             if repeats.look(item):
                 part = self._take_sharing(item, large) or part
             if not (type(part) is Pickled and part.is_sharing):
@@ -325,8 +322,6 @@ class Codec:
 
     def _take_sharing(self, item: Any, large: Large) -> Pickled | None:
         """An item that names large objects; None if it has none, or if they must not travel apart from it."""
-        if not large.repeats.large:
-            return None
         beside = Beside(self._cargo(), large)
         try:
             data, by_value = self._dump(item, beside, may_go_by_value=True)

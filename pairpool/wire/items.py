@@ -44,6 +44,7 @@ __all__ = [
     "joined",
     "load_pickled",
     "shown",
+    "size_of",
 ]
 
 ATOMS = frozenset({int, float, complex, bool, str, bytes, type(None)})
@@ -133,11 +134,6 @@ class Pickled:
         self.shown: Any = None
         self.is_sharing = False
 
-    @property
-    def size(self) -> int:
-        """Bytes of the pickle and its buffers."""
-        return len(self.data) + sum(map(len, self.buffers))
-
     def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
         """Inside of another pickle: what arrives is the item, loaded by itself."""
         if int(protocol) < 5:
@@ -170,6 +166,15 @@ class Failed:
 
 
 TOLD = Failed(None)
+
+
+def size_of(part: Part) -> int:
+    """Bytes of an item's pickle and its buffers."""
+    if type(part) is bytes:
+        return len(part)
+    if type(part) is not Pickled:
+        return 0
+    return len(part.data) + sum(map(len, part.buffers)) if part.buffers else len(part.data)
 
 
 def shown(part: Part) -> Any:

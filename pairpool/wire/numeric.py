@@ -10,10 +10,14 @@ import sys
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
-__all__ = ["is_array", "is_plain", "is_small_array", "own_array"]
+__all__ = ["is_array", "is_numeric", "is_plain", "is_small_array", "own_array"]
 
 SMALL = 32 * 1024
 """Bytes from which on an array goes by itself: to pickle it is little work beside the copies."""
+
+KINDS_KEPT = 256
+_numeric: dict[type, bool] = {}
+"""Types that were asked about, and the answers."""
 
 _NAMEABLE = (type, FunctionType, BuiltinFunctionType)
 _BUILTIN = frozenset({complex, set, frozenset, bytearray})
@@ -38,6 +42,19 @@ def is_plain(thing: Any) -> bool:
         if isinstance(thing, _NAMEABLE) and thing in _named(numpy):
             return True
     return kind is complex
+
+
+def is_numeric(kind: type) -> bool:
+    """Whether objects of a type may be plain data: complex numbers, and numpy's arrays and scalars."""
+    known = _numeric.get(kind)
+    if known is None:
+        numpy = sys.modules.get("numpy")
+        known = kind is complex or (numpy is not None and (kind is numpy.ndarray or issubclass(kind, numpy.generic)))
+        if len(_numeric) > KINDS_KEPT:
+            _numeric.clear()
+        if known or numpy is not None:  # no class of numpy is asked about before numpy is loaded
+            _numeric[kind] = known
+    return known
 
 
 def is_array(thing: Any) -> bool:

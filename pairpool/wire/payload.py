@@ -13,7 +13,7 @@ import io
 import itertools
 import pickle
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from pairpool.wire import lanes, rights
@@ -134,23 +134,36 @@ class _Payload:
         """Add an item; returns why it cannot be sent, if so. If `is_full` is set then, it goes with the next batch."""
         self._count += 1
         if type(part) is bytes:
-            self._put(part, [], 0)
+            self._put(part)
             return None
-        start = len(self.rights)
-        error = part.error if type(part) is Failed else self._add_beside(part, start)  # type: ignore[arg-type]
-        if self.is_full:
-            return None
-        if error is not None or type(part) is not Pickled:
+        if type(part) is not Pickled:
             self.table += (0, 0)
-            return error
+            return part.error  # type: ignore[union-attr]
+        descriptors = 0
+        if part.segments or part.cargo is not None:
+            start = len(self.rights)
+            error = self._add_beside(part, start)
+            if self.is_full:
+                return None
+            if error is not None:
+                self.table += (0, 0)
+                return error
+            descriptors = len(self.rights) - start
         self.by_value |= part.by_value
-        self._put(part.data, part.buffers, len(self.rights) - start)
+        self._put(part.data, part.buffers, descriptors)
         return None
 
-    def _put(self, data: bytes, buffers: list[Buffer], descriptors: int) -> None:
-        self.table += (len(data), len(buffers) | descriptors << _COUNT_BITS, *map(len, buffers))
-        self.pieces += (data, *buffers)
-        self.size += len(data) + sum(map(len, buffers))
+    def _put(self, data: bytes, buffers: Sequence[Buffer] = (), descriptors: int = 0) -> None:
+        table, pieces = self.table, self.pieces
+        table.append(len(data))
+        table.append(len(buffers) | descriptors << _COUNT_BITS)
+        pieces.append(data)
+        self.size += len(data)
+        if buffers:
+            sizes = list(map(len, buffers))
+            table += sizes
+            pieces += buffers
+            self.size += sum(sizes)
 
     def _add_beside(self, part: Pickled, start: int) -> BaseException | None:
         """Segments and descriptors of an item."""

@@ -365,6 +365,19 @@ class TestSharing:
             assert pool.apply_async(programs.is_same, (thing,), {"second": thing}).get(PATIENCE)
             assert pool.submit(programs.is_same, thing, thing).result(PATIENCE)
 
+    def test_two_arguments_of_a_joblib_call_may_be_one_object(self, faces: Faces) -> None:
+        """The backend looks for large arrays in the arguments, and leaves the other objects as they are."""
+        parallel = faces.parallel()
+        from joblib import delayed
+
+        array = np.zeros(9)
+        itself: list[Any] = [array]
+        itself.append(itself)
+        for thing in ([1], [array], {"array": array}, itself, array):
+            assert parallel(delayed(programs.is_same)(thing, second=thing) for _ in range(3)) == [True] * 3
+        assert parallel([delayed(programs.contains_itself)(itself)]) == [True]
+        assert parallel([delayed(programs.is_shared_inside)([array, array])]) == [True]
+
     @pytest.mark.parametrize("method", ["map", "starmap", "map_async", "starmap_async", "AsyncPool.map"])
     def test_a_large_object_inside_many_items_is_pickled_a_few_times(self, faces: Faces, method: str) -> None:
         big = Counted()
