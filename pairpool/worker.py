@@ -699,7 +699,7 @@ class _ValueKeeper(Keeper):
         words = self._worker.words
         if self.flags & Flag.TIMED:
             words[Word.STARTED] = time.monotonic_ns()
-        words[Word.STATE] = State.SAVING
+        words[Word.STATE] = State.KEEPING
         try:
             return self.codec.take_other(thing, own=True, may_go_by_value=bool(self.flags & Flag.BY_VALUE))
         except BaseException as error:

@@ -44,6 +44,7 @@ _DOING = {
     State.LOADING: "unpickling the argument of",
     State.RUNNING: "running",
     State.SAVING: "pickling the result of",
+    State.KEEPING: "pickling the result of",
     State.SENDING: "sending the result of",
 }
 
@@ -130,6 +131,10 @@ def error_of(failure: Failure) -> BaseException:
     return error
 
 
+_AT_ITEM = (State.LOADING, State.RUNNING, State.KEEPING, State.SAVING)
+"""States in which a worker may be at one item."""
+
+
 class Doom(NamedTuple):
     """Why the master itself ends a worker, and over which item."""
 
@@ -214,7 +219,7 @@ class Death:
             was_before = self.batch in [one.number for one in unfinished[unfinished.index(batch) + 1 :]]
             return 0 if was_before and batch.count == 1 else None
         offset = self.item - batch.first
-        if self.state in (State.LOADING, State.RUNNING, State.SAVING) and 0 <= offset < batch.count:
+        if self.state in _AT_ITEM and 0 <= offset < batch.count:
             return offset
         return 0 if self.is_in_doubt(batch) and batch.count == 1 else None
 

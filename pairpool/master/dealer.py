@@ -529,7 +529,8 @@ class Dealer:
             batch = member.held[0]
             words = member.slot.words
             item = words[Word.ITEM]
-            if words[Word.BATCH] != batch.number or words[Word.STATE] != State.RUNNING or item == NOTHING:
+            is_running = words[Word.STATE] in (State.RUNNING, State.KEEPING)
+            if words[Word.BATCH] != batch.number or not is_running or item == NOTHING:
                 continue
             end, bound = batch.first + batch.count, words[Word.BOUND]
             if now - batch.since <= WATCH_EVERY:

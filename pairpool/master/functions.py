@@ -14,7 +14,7 @@ from typing import Any
 from pairpool.wire.captures import own_values
 from pairpool.wire.codec import Codec
 from pairpool.wire.items import is_immutable
-from pairpool.wire.payload import Encoded
+from pairpool.wire.payload import Encoded, load_single
 from pairpool.wire.segments import Shared
 
 __all__ = ["Function", "Functions"]
@@ -154,7 +154,10 @@ class Functions:
 
     def again_by_value(self, function: Function) -> Function:
         """The same function under a new number, for workers that did not find it by name."""
-        new = self._add(function.original, self._codec.encode_function(function.original, by_value=True))
+        thing = function.original
+        if function.has_state and not function.encoded.segments:
+            thing = load_single(function.encoded)  # as it was when the call was made
+        new = self._add(function.original, self._codec.encode_function(thing, by_value=True))
         if function.keep:
             function.keep = False
             self._by_name.pop(function.original, None)

@@ -44,7 +44,7 @@ REPORTING_AT_EASE = 0.250
 REPORTED = 0.005
 """Seconds after which one that runs Python has, and is back at its item, whose stack will be written down."""
 
-_AT_WORK = (State.LOADING, State.RUNNING, State.SAVING)
+_AT_WORK = (State.LOADING, State.RUNNING, State.KEEPING, State.SAVING)
 
 
 class _Sight(NamedTuple):

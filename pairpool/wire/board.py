@@ -154,8 +154,9 @@ class State:
     SAVING = 5  # pickling results
     FUNCTION = 6  # unpickling a function, whose number is in FUNCTION
     SENDING = 7
+    KEEPING = 8  # pickling the result of the item in ITEM, before the next item is run
 
-    NAMES = ("empty", "starting", "idle", "loading", "running", "saving", "loading", "sending")
+    NAMES = ("empty", "starting", "idle", "loading", "running", "saving", "loading", "sending", "saving")
 
 
 class Slot:

@@ -34,6 +34,7 @@ __all__ = [
     "load_all",
     "load_item",
     "load_shared",
+    "load_single",
     "single",
 ]
 
@@ -226,6 +227,12 @@ def each_item(payload: memoryview) -> Iterator[tuple[memoryview, list[memoryview
         index += 2 + buffers
         yield pickled, views, place
         place += counts >> _COUNT_BITS
+
+
+def load_single(encoded: Encoded) -> Any:
+    """The item of a payload that is one item."""
+    pickled, buffers, _place = next(each_item(memoryview(b"".join(encoded.pieces))))
+    return load_item(pickled, buffers)
 
 
 def load_all(form: int, content: memoryview) -> Any:

@@ -9,7 +9,7 @@ __all__ = ["take"]
 
 MINUTE = 60
 
-_AT_WORK = (State.LOADING, State.RUNNING, State.SAVING, State.FUNCTION, State.SENDING)
+_AT_WORK = (State.LOADING, State.RUNNING, State.KEEPING, State.SAVING, State.FUNCTION, State.SENDING)
 
 
 def take(board: Board, now: int) -> PoolStatus:

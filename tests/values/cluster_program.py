@@ -20,7 +20,7 @@ import numpy as np
 
 from pairpool.dask import ClusterPool
 from tests.values import programs
-from tests.values.programs import KINDS, Counted, Leaving, Trouble
+from tests.values.kinds import KINDS, Counted, Leaving, Trouble, change, describe
 
 TIMEOUT = 60.0
 COUNT = 30
@@ -157,9 +157,9 @@ def retries(pool: ClusterPool) -> dict[str, Any]:
             for kind in ("list", "array of 80 KB", "object"):
                 function = programs.FirstRun(str(Path(directory) / f"{how} {kind}"), how)
                 thing = KINDS[kind].make(1)
-                before = programs.describe(thing)
+                before = describe(thing)
                 result = pool.apply_async(function, (thing,), retries=1, retry_on=Trouble)
-                programs.change(thing)
+                change(thing)
                 outcome = _outcome(functools.partial(result.get, TIMEOUT)), function.runs()
                 found[f"{how}, {kind}"] = [] if outcome == (before, 2) else [repr(outcome)]
     return found

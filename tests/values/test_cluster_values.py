@@ -35,7 +35,7 @@ pytestmark = pytest.mark.hang_limit(150)
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the program prints: for each check the cases that are wrong."""
+    """Run the program, and return the cases that are wrong, by check."""
     with ExitStack() as stack:
         address = stack.enter_context(scheduler(tmp_path_factory.mktemp("dask")))
         for _ in range(2):

@@ -25,6 +25,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from tests.values import programs
+from tests.values.kinds import KINDS
 from tests.values.programs import Program, Step
 from tests.values.ways import WAYS, Faces, Way, outcomes_of
 
@@ -53,7 +54,7 @@ BY_HAND = settings(CI, derandomize=False, phases=[Phase.generate, Phase.shrink])
 @st.composite
 def some_programs(draw: st.DrawFn) -> Program:
     """A program of few kinds: their objects are used again and again, and plain data is often alone."""
-    kinds = draw(st.lists(st.sampled_from(list(programs.KINDS)), min_size=1, max_size=3, unique=True))
+    kinds = draw(st.lists(st.sampled_from(list(KINDS)), min_size=1, max_size=3, unique=True))
     action = draw(st.none() | st.sampled_from(list(programs.ACTIONS)))
     steps = st.builds(
         Step,

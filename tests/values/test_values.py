@@ -28,7 +28,7 @@ from pairpool import AsyncPool, Executor, Pool, WorkerDied
 from tests import tasks
 from tests.support import PATIENCE, Gate
 from tests.values import programs
-from tests.values.programs import KINDS, Counted, Leaving, Trouble
+from tests.values.kinds import CHANGEABLE, KINDS, Counted, Gauge, Leaving, Trouble, change, describe, gauges
 from tests.values.ways import LISTS, STREAMS, WAYS, Faces, Way
 
 MakePool: TypeAlias = Callable[..., Pool]
@@ -175,14 +175,14 @@ class TestArguments:
 
     @every_way
     def test_objects_whose_pickle_depends_on_a_variable(self, faces: Faces, way: str) -> None:
-        gauge = programs.Gauge("input")
+        gauge = Gauge("input")
 
-        def gauges() -> Iterator[Any]:
+        def items() -> Iterator[Any]:
             for number in range(COUNT):
-                programs.gauges["input"] = number
+                gauges["input"] = number
                 yield gauge
 
-        check(faces, way, programs.look, gauges)
+        check(faces, way, programs.look, items)
 
     @every_way
     def test_objects_of_a_class_that_travels_by_value(self, faces: Faces, way: str) -> None:
@@ -237,7 +237,7 @@ class TestArguments:
 
 
 class TestSingleCalls:
-    """What a caller does to arguments after the call has returned is not seen by the task."""
+    """A task does not see changes that the caller makes to an argument after the call has returned."""
 
     def test_arguments_and_keywords_are_pickled_before_the_call_returns(self, make_pool: MakePool) -> None:
         pool = make_pool()
@@ -266,7 +266,7 @@ class TestSingleCalls:
             thing["number"] = number
             futures.append(submit(programs.look, thing=thing))
         thing.clear()
-        expected = [programs.describe({"number": number}) for number in range(COUNT)]
+        expected = [describe({"number": number}) for number in range(COUNT)]
         assert [future.result(PATIENCE) for future in futures] == expected
 
     def test_a_call_of_another_thread_takes_the_value_at_once(self, make_pool: MakePool, gate: Gate) -> None:
@@ -287,18 +287,18 @@ class TestSingleCalls:
         thread.start()
         assert held.get(PATIENCE) == 1
         thread.join()
-        expected = [programs.describe([number]) for number in range(COUNT)]
+        expected = [describe([number]) for number in range(COUNT)]
         assert [result.get(PATIENCE) for result in results] == expected
 
     def test_calls_that_wait_for_a_worker_keep_their_values(self, make_pool: MakePool, gate: Gate) -> None:
         """All workers are held until the caller has changed every argument."""
         pool = make_pool(1)
         held = pool.apply_async(functools.partial(tasks.held, gate.path), (1,))
-        things = [KINDS[kind].make(1) for kind in programs.CHANGEABLE]
+        things = [KINDS[kind].make(1) for kind in CHANGEABLE]
         results = [pool.apply_async(programs.look, (thing,)) for thing in things]
-        expected = [programs.describe(thing) for thing in things]
+        expected = [describe(thing) for thing in things]
         for thing in things:
-            programs.change(thing)
+            change(thing)
         gate.let()
         assert held.get(PATIENCE) == 1
         assert [result.get(PATIENCE) for result in results] == expected
@@ -340,7 +340,7 @@ class TestSharing:
         def items(kind: str) -> list[Any]:
             return [[thing, thing] for thing in map(KINDS[kind].make, range(10))]
 
-        kinds = [kind for kind in programs.CHANGEABLE if kind != "tuple of list"]  # a tuple has no identity of its own
+        kinds = [kind for kind in CHANGEABLE if kind != "tuple of list"]  # a tuple has no identity of its own
         found = check_kinds(faces, way, programs.is_shared_inside, items, kinds)
         assert found == dict.fromkeys(kinds, [True] * 10)
         for outcomes in check_kinds(faces, way, programs.echo, items, kinds).values():
@@ -444,11 +444,11 @@ class TestResults:
     @every_way
     def test_a_caller_that_changes_one_result_changes_no_other(self, faces: Faces, way: str) -> None:
         """Each task returns its argument, and all arguments are the same object."""
-        things = {kind: KINDS[kind].make(1) for kind in programs.CHANGEABLE}
+        things = {kind: KINDS[kind].make(1) for kind in CHANGEABLE}
         found = check_kinds(faces, way, programs.return_twice, lambda kind: [things[kind]] * 20, things)
         for kind, outcomes in found.items():
             assert programs.changed_by(outcomes, 7) == [], kind
-            assert programs.describe(things[kind]) == programs.describe(KINDS[kind].make(1))
+            assert describe(things[kind]) == describe(KINDS[kind].make(1))
 
     def test_every_start_method(self, start_method: str) -> None:
         with Faces(start_method) as faces:
@@ -548,11 +548,11 @@ class TestRetries:
     def check_calls(self, first_run: FirstRuns, submit: Callable[[programs.FirstRun, Any], Callable[[], Any]]) -> None:
         """Submit a call for each kind, change its argument at once, and compare what the second run got."""
         found, expected = {}, {}
-        for kind in programs.CHANGEABLE:
+        for kind in CHANGEABLE:
             thing, function = KINDS[kind].make(1), first_run(kind)
-            expected[kind] = programs.describe(thing), 2
+            expected[kind] = describe(thing), 2
             result = submit(function, thing)
-            programs.change(thing)
+            change(thing)
             found[kind] = result(), function.runs()
         assert found == expected
 
@@ -597,7 +597,7 @@ class TestRetries:
         """The items behind the one that fails are run after it, with their own values."""
         pool = make_pool()
         wrong = {}
-        for kind in programs.CHANGEABLE:
+        for kind in CHANGEABLE:
             items = refilled(kind, 12)
             found = list(pool.imap(first_run(kind), items, chunksize, retries=1, retry_on=Trouble))
             wrong[kind] = programs.wrong_ones(found, programs.run_one_by_one(programs.look, refilled(kind, 12)))
@@ -606,7 +606,7 @@ class TestRetries:
     def test_of_a_map(self, make_pool: MakePool, first_run: FirstRuns) -> None:
         pool = make_pool()
         wrong = {}
-        for kind in programs.CHANGEABLE:
+        for kind in CHANGEABLE:
             things = [KINDS[kind].make(number) for number in range(12)]
             found = pool.map(first_run(kind), things, 4, retries=1, retry_on=Trouble)
             wrong[kind] = programs.wrong_ones(found, programs.run_one_by_one(programs.look, things))
@@ -655,7 +655,7 @@ class TestItemsThatCannotBePickled:
                 yield BAD[bad]() if number == 7 else thing
 
         call = getattr(make_pool(), method)
-        expected = [programs.describe([number]) for number in range(COUNT) if number != 7]
+        expected = [describe([number]) for number in range(COUNT) if number != 7]
         plain = [[number] if number != 7 else BAD[bad]() for number in range(COUNT)]
         for chunksize in (None, 1, 5):
             items = plain if method == "map" else stream()
