@@ -232,6 +232,32 @@ def test_items_behind_a_long_one_are_run_by_others_and_once(
     assert runs[:TINY] == b"\1" * TINY
 
 
+class PickledAtGate:
+    """A result whose pickle waits until the next item has been run; it arrives as a number."""
+
+    def __init__(self, gate: str) -> None:
+        self.gate = gate
+
+    def __reduce__(self) -> Any:
+        tasks.wait_for(self.gate)
+        return int, (LONG,)
+
+
+def give_late(gate: str, x: int) -> Any:
+    count_run(x)
+    if x == LONG + 1:
+        open_gate(gate)
+    return PickledAtGate(gate) if x == LONG else x
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_items_behind_one_whose_result_takes_long_to_pickle_are_run_by_others(
+    make_pool: MakePool, counted: None, gate: Gate, way: str
+) -> None:
+    assert WAYS[way](make_pool(), functools.partial(give_late, gate.path)) == list(range(TINY))
+    assert runs[:TINY] == b"\1" * TINY
+
+
 @pytest.mark.parametrize("function", [nap_until_next, stay_in_native_code])
 @pytest.mark.parametrize("way", ["list", "range", "imap"])
 def test_items_behind_one_that_sleeps_or_cannot_be_interrupted(
