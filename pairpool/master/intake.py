@@ -1,4 +1,4 @@
-"""Where the items of a stream come from: taken in time, and pickled before the input's own code runs again."""
+"""The inputs of streams. Each item is pickled before the code of the input runs again."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ class _ItemKeeper(Keeper):
 
 
 def take_here(codec: Codec, item: Any, *, own: bool) -> Part:
-    """Pickle an item in the thread of whoever gives it; whatever its pickling raises is the failure of the item.
+    """Pickle an item in the caller's thread. If its pickling raises, return a `Failed`.
 
     Args:
         own: copy large buffers, too: the caller goes on and may change them.

@@ -1,10 +1,9 @@
 """Pickles: by name what the other side knows, by value what it cannot know, one item's failure never another's.
 
-Where no item can fail to load, all go in one pickle: scalars, containers of scalars and small arrays, recognised by a
-pickle that names no class or function but numpy's. The items are pickled together only if no object that can change is
-part of two of them; otherwise the list is put together from their own pickles (`items.py`). All other items have a
-pickle each (`payload.py`). Whatever the class of an item does while it is loaded, it does to that item alone, and the
-board says which one it was.
+Plain data cannot fail to load: scalars, containers of scalars and small arrays. Its pickle names no class or function
+but those of numpy. Plain items go in one pickle. They are pickled together only if no object that can change is part of
+two of them; otherwise the list is put together from their own pickles (`items.py`). Every other item has a pickle of its
+own (`payload.py`): an error of its class while it is loaded fails that item alone, and the board shows which item it is.
 
 A large object that several items of a map contain is sent once per batch (`repeats.py`, `large.py`).
 """
@@ -80,8 +79,8 @@ class Codec:
     """How one side pickles.
 
     Args:
-        birth: what the other side knows; None in a worker, whose master knows all it may name.
-        memory: where large buffers are copied to that somebody may change; None for that of this process.
+        birth: the names that the other side knows; None in a worker, because its master knows every name.
+        memory: memory for copies of large buffers that the caller may change; None for the memory of this process.
     """
 
     def __init__(self, birth: Birth | None = None, memory: lanes.Memory | None = None) -> None:
@@ -93,12 +92,12 @@ class Codec:
     # --- one item, as soon as it is there -------------------------------------------------------
 
     def take(self, item: Any, *, own: bool = True, may_go_by_value: bool = True) -> Part:
-        """Pickle an item now, because somebody may change it.
+        """Pickle an item now, because the caller or a task may change it.
 
         Args:
-            own: copy large buffers, too; without it, nobody changes them until the item has ended.
+            own: copy large buffers, too. Without it, nobody may change them until the item has ended.
 
-        Raises whatever says that it cannot be pickled.
+        Raises the exception of its pickling.
         """
         data = self.take_plain(item)
         return self.take_other(item, own=own, may_go_by_value=may_go_by_value) if data is None else data
@@ -140,7 +139,7 @@ class Codec:
             try:
                 data, by_value = self._dump(item, beside, may_go_by_value)
             except BaseException:
-                beside.restart()  # the copies of descriptors are closed now, whoever keeps the exception
+                beside.restart()  # close the copies of descriptors now: the exception may be kept for long
                 raise
             taken = pickled(data, beside, self._own(own), by_value=by_value)
         if taken.cargo is not None or (self.birth is not None and not is_array(item)):
@@ -185,7 +184,7 @@ class Codec:
         return taken
 
     def repeats(self) -> Repeats:
-        """What has to be known of the items of one call, to send a large object once that several contain."""
+        """Return the memory of one call for large objects that several of its items contain."""
         return Repeats(self._size_of)
 
     def _size_of(self, thing: Any) -> int:
@@ -214,9 +213,9 @@ class Codec:
             fail: called with the offset of each item that cannot be pickled and the error; the item is left out.
             mark: called with the offset of each item before it is pickled on its own.
             may_go_by_value: whether cloudpickle may be used where plain pickle fails.
-            are_settled: whether each item is immutable, or nobody else has it.
-            by_value: whether a worker did not find by name what is in them.
-            repeats: what is known of large objects that several items contain; None if they must not share them.
+            are_settled: whether each item is immutable, or no other code has a reference to it.
+            by_value: whether a worker did not find by name a class or function in the items.
+            repeats: the call's memory for large objects that several items contain; None if they must not share them.
         """
         if isinstance(items, Pickles):
             return self._assemble(Pickles(map(self.again_by_value, items)) if by_value else items, fail)

@@ -7,9 +7,9 @@
 Code of the caller or of a task runs between two items. It may change an object that it has given before, so such an
 object is pickled before that code runs again.
 
-Protocol 3 names the place in the memo explicitly (BINPUT), where protocols 4 and 5 count. So the opcodes of several
-pickles can stand one after the other in one list: each item uses the memo anew, and no object of one item is part of
-another. To load such a list takes about as long as to load one that was pickled as a whole.
+Protocol 3 names the place in the memo explicitly (BINPUT); protocols 4 and 5 count. So the opcodes of several pickles
+can stand one after the other in one list. Each item uses the memo anew: no object is part of two items. Such a list
+loads about as fast as one that was pickled as a whole.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class _PlainPickler(pickle.Pickler):
 
 
 _NOT_PLAIN = (Refused, pickle.PicklingError, RecursionError, MemoryError, TypeError, ValueError, OverflowError)
-"""What the plain pickler raises for an object that is not plain data, or that cannot be pickled at all."""
+"""Exceptions of the plain pickler for an object that is not plain data, or that cannot be pickled at all."""
 
 
 class PlainWriter:
@@ -92,7 +92,7 @@ class PlainWriter:
         self._clear = pickler.clear_memo
 
     def dump(self, thing: Any) -> bytes | None:
-        """The pickle; None for what is not plain data, or cannot be pickled at all."""
+        """Return the pickle; None for an object that is not plain data, or that cannot be pickled at all."""
         pieces = self._pieces
         try:
             self._dump(thing)
@@ -111,16 +111,16 @@ class PlainWriter:
 
 
 class Pickled:
-    """One item as it was when it was taken.
+    """The pickle of one item, as the item was when it was taken.
 
     Attributes:
-        data: its pickle.
-        buffers: what the pickle keeps out of band.
-        by_value: whether something in it went by value.
-        segments: those of the handles of `Pool.share` in it.
-        cargo: descriptors that it names, or the objects that have them.
-        shown: the item itself where errors and views show it; None if it can be loaded again for that.
-        is_sharing: whether it names large objects that other items of its batch name, too.
+        data: the pickle.
+        buffers: its out-of-band buffers.
+        by_value: whether a function or class in the item travels by value.
+        segments: the segments of the handles of `Pool.share` in the item.
+        cargo: the descriptors that the pickle names, or the objects that have them.
+        shown: the item itself, for errors and views; None if it can be loaded again for them.
+        is_sharing: whether the pickle names large objects that other items of its batch name, too.
     """
 
     __slots__ = ("buffers", "by_value", "cargo", "data", "is_sharing", "segments", "shown")
@@ -142,19 +142,19 @@ class Pickled:
 
 
 def load_pickled(data: bytes, buffers: list[Any]) -> Any:
-    """The item of a `Pickled` that was part of another pickle."""
+    """Load the item of a `Pickled` that was part of another pickle."""
     return pickle.loads(data, buffers=buffers)
 
 
 def as_one(part: Part, thing: Any) -> Any:
-    """What stands for an object inside of another pickle; the object itself if it has descriptors."""
+    """Return a stand-in for an object inside of another pickle; the object itself if it has descriptors."""
     if type(part) is bytes:
         return Pickled(part, [])
     return part if type(part) is Pickled and part.cargo is None else thing
 
 
 class Failed:
-    """Stands for an item that could not be pickled, because of `error`; None if that was told already."""
+    """Stands for an item that could not be pickled because of `error`; None if the error was reported already."""
 
     __slots__ = ("error",)
 
@@ -169,7 +169,7 @@ TOLD = Failed(None)
 
 
 def size_of(part: Part) -> int:
-    """Bytes of an item's pickle and its buffers."""
+    """Return the bytes of an item's pickle and its buffers."""
     if type(part) is bytes:
         return len(part)
     if type(part) is not Pickled:
@@ -178,7 +178,7 @@ def size_of(part: Part) -> int:
 
 
 def shown(part: Part) -> Any:
-    """An item, or one that looks like it, for those who describe it. No code of its class is run to load it."""
+    """Return an item, or a copy of it, for a description. No code of the item's class is run to load the copy."""
     if type(part) is bytes:
         return pickle.loads(part)
     if type(part) is Pickled:
@@ -208,7 +208,7 @@ class Pickles(list[Any]):
 
 
 def is_immutable(thing: Any, depth: int = DEPTH) -> bool:
-    """Whether nobody can change an object: an atom, or a tuple or frozenset of such objects, by exact type."""
+    """Return whether nobody can change an object: an atom, or a tuple or frozenset of such objects, by exact type."""
     kind = type(thing)
     if kind is not tuple and kind is not frozenset:
         return kind in ATOMS
@@ -219,10 +219,10 @@ def is_immutable(thing: Any, depth: int = DEPTH) -> bool:
 
 
 def are_independent(items: Collection[Any]) -> bool:
-    """Whether no object that can change is part of two of these items; False if that cannot be told cheaply.
+    """Return whether no object that can change is part of two of these items; False if that cannot be told cheaply.
 
-    That is so for atoms, for tuples of atoms, and for different lists, dicts, sets and small arrays that hold atoms.
-    All loops of this function run in C.
+    Atoms are independent, and so are tuples of atoms, and different lists, dicts, sets and small arrays that hold
+    atoms. All loops of this function run in C.
     """
     kinds = set(map(type, items))
     if ATOMS.issuperset(kinds):
@@ -247,10 +247,10 @@ def are_independent(items: Collection[Any]) -> bool:
 
 
 def in_a_call(number: int, data: bytes) -> bytes:
-    """The pickle of `(number, thing)`, made of the pickle of `thing`."""
+    """Return the pickle of `(number, thing)`, made of the pickle of `thing`."""
     return _CALL.pack(b"\x80" + data[1:2] + b"J", number) + data[:-1] + b"\x86."
 
 
 def joined(pickles: Iterable[bytes]) -> bytes:
-    """The pickle of a list, made of the pickles of its items in protocol 3."""
+    """Return the pickle of a list, made of the pickles of its items in protocol 3."""
     return b"".join([b"\x80\x03(", *[data[:-1] for data in pickles], b"l."])

@@ -5,8 +5,8 @@
              small array ─────────────────► a copy is kept
              anything else ───────────────► pickled now, and so is everything that comes after it
 
-Between two of them runs code that may change the first: an iterator that fills its buffer again, or a task that returns
-a list of its module and appends to it.
+Other code runs before the next thing comes, and may change this one: an iterator fills its buffer again, or a task
+appends to a list of its module that an earlier task has returned.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Keeper:
 
     Attributes:
         kept: the things; to be read through `take`.
-        left_over: a thing that `extend` took and could not keep, because something else raised meanwhile.
+        left_over: a thing that `extend` took and could not keep, because a signal's handler raised meanwhile.
     """
 
     def __init__(self, codec: Codec) -> None:
@@ -57,13 +57,13 @@ class Keeper:
 
     @property
     def nothing(self) -> Any:
-        """What is kept where there is nothing to keep."""
+        """Return the entry for a thing that is missing."""
         return NONE if self._is_pickling else None
 
     def keep(self, thing: Any) -> tuple[type | None, Any]:
-        """What is kept of a thing; before it, the type of things that need not come by here from now on, if any.
+        """Return `(kind, entry)`: the entry to append to `kept`, and a type whose objects need not be passed to this.
 
-        The loops that call this append to `kept` themselves:
+        The type is None if every thing has to be passed to this. The caller appends the entry:
 
             if type(thing) is not kind:
                 kind, thing = keep(thing)
@@ -93,7 +93,7 @@ class Keeper:
         return None, self._pickle(thing)
 
     def extend(self, things: Iterator[Any]) -> None:
-        """Keep all of these, each before the next one is taken; raises what `things` raises."""
+        """Keep all things of an iterator, each before the next one is taken. Raise the exceptions of the iterator."""
         kept, kind = self.kept, None
         number, thing = len(kept), None
         try:
@@ -109,9 +109,9 @@ class Keeper:
             raise
 
     def take(self, things: list[Any]) -> list[Any]:
-        """Some of the things that were kept: `Pickles`, or things that need not be pickled yet."""
+        """Return some of the kept things: as `Pickles`, or as things that need not be pickled yet."""
         return Pickles(things) if self._is_pickling else things
 
     def _pickle(self, thing: Any) -> Part:
-        """The part of a thing that is not plain data."""
+        """Return the pickle of a thing that is not plain data."""
         return self.codec.take_other(thing, own=True)

@@ -1,7 +1,7 @@
 """The large objects that the items of one batch name instead of containing them.
 
 A large object travels apart from the items that contain it. In an item such as `(table, table.log)`, the second element
-is a part of the first and has to stay one: such an item is pickled by itself, as a whole.
+is a part of the first, and has to stay a part of it. So such an item is pickled as a whole.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Large:
         self._inside: dict[int, frozenset[int]] = {}
 
     def number(self, thing: object) -> int | None:
-        """The number of a large object, which is pickled when it is named first; None for other objects."""
+        """Return the number of a large object, which is pickled when it is named first; None for other objects."""
         identity = id(thing)
         if identity not in self.repeats.large:
             return None
@@ -50,7 +50,7 @@ class Large:
         return number
 
     def may_travel_apart(self, item: Beside) -> bool:
-        """Whether an item and the large objects that it names have no other object in common that can change."""
+        """Return whether an item and the large objects that it names have no other mutable object in common."""
         outside = mutable_in(item.pickler)
         if outside and not all(outside.isdisjoint(self._inside_of(number)) for number in item.used):
             return False

@@ -1,4 +1,4 @@
-"""The payload of a batch: pickles, and what is beside them, put one after the other, and taken apart again.
+"""The payload of a batch: pickles and their buffers, put together on one side and taken apart on the other.
 
 - BULK: one pickle of a list of all items;
 - WHOLE: the same with the buffers of arrays behind it, laid out like a single item of
@@ -52,23 +52,23 @@ class Encoded(NamedTuple):
     format: int
     pieces: list[Buffer]
     size: int
-    by_value: bool  # something had to go by value that multiprocessing would have refused
-    segments: tuple[Segment, ...] = ()  # what a worker has to have mapped to unpickle it
+    by_value: bool  # an object in it travels by value, which multiprocessing would have refused
+    segments: tuple[Segment, ...] = ()  # a worker has to have these mapped to unpickle it
     rights: Rights | None = None  # copies of the descriptors that it names
-    fitting: int = -1  # how many of the items it holds, if descriptors do not let it hold them all
-    shared: int = 0  # bytes of what several items name, which are sent once
+    fitting: int = -1  # number of items that it holds, if descriptors do not let it hold them all; else -1
+    shared: int = 0  # bytes of the large objects that several items name
 
 
 # --- putting together -------------------------------------------------------------------------------------
 
 
 def bulk(data: bytes) -> Encoded:
-    """The payload that is one pickle of all items."""
+    """Return the payload that is one pickle of all items."""
     return Encoded(BULK, [data], len(data), False)
 
 
 def single(part: Pickled) -> Encoded:
-    """The payload that is one item."""
+    """Return the payload that is one item."""
     payload = _Payload(is_going_out=False)
     error = payload.add(part)
     if error is not None:
@@ -83,7 +83,7 @@ def assembled(
     *,
     is_going_out: bool,
 ) -> Encoded:
-    """The payload of items that were pickled one by one.
+    """Return the payload of items that were pickled one by one.
 
     Args:
         fail: called with the offset of each item that cannot be sent and the error.
@@ -132,7 +132,7 @@ class _Payload:
         self.is_full = False
 
     def add(self, part: Part) -> BaseException | None:
-        """Add an item; returns why it cannot be sent, if so. If `is_full` is set then, it goes with the next batch."""
+        """Add an item. Return the error if it cannot be sent. If `is_full` is set, the item goes with the next batch."""
         self._count += 1
         if type(part) is bytes:
             self._put(part)
@@ -195,7 +195,7 @@ class _Payload:
         return bool(self.rights.movers) or start >= rights.BATCH_LIMIT
 
     def encoded(self, fitting: int = -1) -> Encoded:
-        """The payload of the items that were added."""
+        """Return the payload of the items that were added."""
         head = struct.pack(f"<{len(self.table) + 1}Q", len(self.table), *self.table)
         by_value = self.by_value or any(segment.by_value for segment in self.segments)
         cargo = self.rights if self.rights.fds else None
@@ -230,7 +230,7 @@ def each_item(payload: memoryview) -> Iterator[tuple[memoryview, list[memoryview
 
 
 def load_single(encoded: Encoded) -> Any:
-    """The item of a payload that is one item."""
+    """Load the item of a payload that is one item."""
     pickled, buffers, _place = next(each_item(memoryview(b"".join(encoded.pieces))))
     return load_item(pickled, buffers)
 
@@ -251,9 +251,9 @@ def load_item(pickled: memoryview, buffers: list[memoryview], shared: list[Any] 
 
 
 def load_shared(content: memoryview) -> tuple[list[Any], Iterator[tuple[memoryview, list[memoryview], int]]]:
-    """What several items of a SHARING payload name, loaded; and its items, as `each_item` gives them.
+    """Return the large objects of a SHARING payload, loaded, and its items, as `each_item` returns them.
 
-    An object that cannot be loaded is replaced by a `Failed`, which is raised where an item names it.
+    A `Failed` stands for an object that cannot be loaded. Its error is raised for each item that names the object.
     """
     count = _WORD.unpack_from(content)[0]
     entries = each_item(content[8:])

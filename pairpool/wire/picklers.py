@@ -43,7 +43,7 @@ OUT_OF_BAND_FROM = 32 * 1024
 """Bytes from which on a buffer stays out of the pickle of its item."""
 
 UNPICKLABLE = (pickle.PicklingError, AttributeError, TypeError)
-"""What the pickle module raises itself for an object that it cannot name or reduce."""
+"""Exceptions of the pickle module for an object that it cannot name or reduce."""
 
 
 class Unnamed(Exception):
@@ -51,7 +51,7 @@ class Unnamed(Exception):
 
 
 needs_value = (Unnamed, *UNPICKLABLE)
-"""What `NamingPickler` raises for something that may yet go by value."""
+"""Exceptions of `NamingPickler` for an object that may yet travel by value."""
 
 
 class ReadOnlyBuffer(Exception):
@@ -66,7 +66,7 @@ class Numbering(Protocol):
 
 
 class Beside:
-    """What stays out of a pickle.
+    """The things beside a pickle.
 
     Attributes:
         buffers: out-of-band buffers.
@@ -201,7 +201,7 @@ def dump_plainly(item: Any, beside: Beside) -> bytes:
 
 
 def pickled(data: bytes, beside: Beside, own: lanes.Memory | None, *, by_value: bool) -> Pickled:
-    """The item whose pickle this is; what is beside it goes over to the item.
+    """Return the item of a pickle. The things beside the pickle now belong to the item.
 
     Args:
         own: where large buffers are copied to; None if nobody changes them until the item has ended.
@@ -239,7 +239,7 @@ class Writer:
         self._clear = self._pickler.clear_memo
 
     def dump(self, item: Any) -> bytes:
-        """The pickle. If it raises, this cannot be used again."""
+        """Return the pickle. If this raises, the writer cannot be used again."""
         pieces = self._pieces
         self._dump(item)
         self._clear()
@@ -248,7 +248,7 @@ class Writer:
         return data
 
     def take(self, data: bytes, own: lanes.Memory | None) -> Pickled:
-        """The item that was pickled last."""
+        """Return the item that was pickled last."""
         beside = self._beside
         taken = pickled(data, beside, own, by_value=False)
         beside.buffers.clear()
@@ -260,7 +260,7 @@ class Writer:
 
 
 def load_here(part: Pickled) -> Any:
-    """An item that was pickled in this process, as it was; handles and what has descriptors are the very same ones."""
+    """Load an item that was pickled in this process. Its handles, sockets and files are the original objects."""
     buffers = [lanes.memory.copy(memoryview(one)) for one in part.buffers]
     unpickler = _UnpicklerHere(io.BytesIO(part.data), buffers=buffers)
     unpickler.part = part

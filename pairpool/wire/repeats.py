@@ -2,8 +2,8 @@
 
     [(table, 0), (table, 1), (table, 2)]  ─►  table is pickled once; each item names it
 
-Only what stands directly in an item is looked at: the elements of a tuple or list, the values of a dict, the attributes
-of an object, and the same once more inside of these. To look deeper would cost more than most pickles.
+Two levels of an item are looked at. A level consists of the elements of a tuple or list, the values of a dict, or the
+attributes of an object. A deeper look would cost more than most pickles.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _NO_CONTENT = frozenset({complex, str, bytes, tuple, frozenset, FunctionType, Bu
 
 
 def _parts(thing: Any) -> list[Any]:
-    """What stands directly in a container or object."""
+    """Return the objects that stand directly in a container or object."""
     kind = type(thing)
     if kind is tuple or kind is list:
         return list(thing[:WIDTH])
@@ -82,7 +82,7 @@ class Repeats:
         self._whole: dict[int, tuple[Any, Any]] = {}
 
     def find(self, item: Any) -> Any:
-        """What was kept for this very item; None if nothing was."""
+        """Return the pickle that was kept for this very item; None if there is none."""
         known = self._whole.get(id(item))
         return None if known is None else known[1]
 
@@ -96,7 +96,7 @@ class Repeats:
                 del table[next(iter(table))]
 
     def look(self, item: Any) -> bool:
-        """Look at an item whose pickle is large; returns whether one more large object was found in it and before."""
+        """Look at an item whose pickle is large. Return whether it contains one more large object of an earlier item."""
         found = False
         own = {id(part): part for part in _candidates(item) if _may_be_large(part)}
         for identity, part in own.items():
