@@ -2,8 +2,8 @@
 
 Plain data cannot fail to load: scalars, containers of scalars and small arrays. Its pickle names no class or function
 but those of numpy. Plain items go in one pickle. They are pickled together only if no object that can change is part of
-two of them; otherwise the list is put together from their own pickles (`items.py`). Every other item has a pickle of its
-own (`payload.py`): an error of its class while it is loaded fails that item alone, and the board shows which item it is.
+two of them; otherwise the list is put together from their own pickles (`items.py`). Every other item has its own pickle
+(`payload.py`): an error of its class while it is loaded fails that item alone, and the board shows which item it is.
 
 A large object that several items of a map contain is sent once per batch (`repeats.py`, `large.py`).
 """

@@ -132,7 +132,7 @@ class _Payload:
         self.is_full = False
 
     def add(self, part: Part) -> BaseException | None:
-        """Add an item. Return the error if it cannot be sent. If `is_full` is set, the item goes with the next batch."""
+        """Add an item. Return the error if it cannot be sent. If `is_full` is set, it goes with the next batch."""
         self._count += 1
         if type(part) is bytes:
             self._put(part)

@@ -96,7 +96,7 @@ class Repeats:
                 del table[next(iter(table))]
 
     def look(self, item: Any) -> bool:
-        """Look at an item whose pickle is large. Return whether it contains one more large object of an earlier item."""
+        """Look at an item whose pickle is large. Return whether it has one more large object of an earlier item."""
         found = False
         own = {id(part): part for part in _candidates(item) if _may_be_large(part)}
         for identity, part in own.items():
