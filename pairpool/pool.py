@@ -37,7 +37,7 @@ from pairpool.futures import PoolFuture
 from pairpool.master import blame
 from pairpool.master.engine import Master
 from pairpool.master.functions import Function
-from pairpool.master.intake import Iteration, Source, Span
+from pairpool.master.intake import Iteration, Source, Span, take_here
 from pairpool.master.jobs import MANY, Calls, MapJob, Policy, Target
 from pairpool.master.stream_job import StreamJob
 from pairpool.memory import parse_size, usage_of
@@ -774,10 +774,7 @@ class Pool:
         Two such objects have nothing in common in the task, even if they are parts of one argument. What cannot be
         pickled is returned as it is.
         """
-        try:
-            return as_one(self._master.codec.take(thing), thing)
-        except Exception:
-            return thing  # the call says why it cannot be pickled
+        return as_one(take_here(self._master.codec, thing, own=True), thing)
 
     def _wait_or_cancel(self, result: AsyncResult[Any], job: Calls | MapJob) -> None:
         """Wait for a call that nobody can come back to: if the wait is interrupted, its tasks end."""

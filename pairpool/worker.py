@@ -126,6 +126,7 @@ class _Stateful:
         self._pickled = bytes(pickled)
         self._buffers = [memoryview(bytes(buffer)) for buffer in buffers]
         self._first = [first]
+        self._current: Any = None
         self.is_large = len(self._pickled) + sum(map(len, self._buffers)) >= LARGE
 
     def load(self) -> Any:
@@ -133,7 +134,8 @@ class _Stateful:
         return self._first.pop() if self._first else load_item(memoryview(self._pickled), self._buffers)
 
     def __call__(self, *args: Any, **kwds: Any) -> Any:
-        return self.load()(*args, **kwds)
+        self._current = self.load()  # it is kept until the result is pickled, which may contain a part of it
+        return self._current(*args, **kwds)
 
 
 class _Missing:
@@ -386,13 +388,13 @@ class Worker:
             else:
                 self._run(self._plain(header), items, header, values)
         self._running = None
-        del items
         ended = time.monotonic_ns()
         if timed:
             words[Word.STARTED] = ended
         words[Word.STATE] = State.SAVING
         words[Word.ITEM] = NOTHING
         self._report(header, values, began, ended)
+        del items  # not before the results are pickled: a finalizer may change what they contain
         words[Word.STATE] = State.IDLE
 
     def _load(self, header: Header, payload: memoryview, fds: list[int]) -> Any:
@@ -407,9 +409,12 @@ class Worker:
             loaded = _Loaded([])
             words = self.words
             shared, entries = None, each_item(content)
+            lacking: dict[int, str | None] = {}  # modules in which something was missing, by the error's identity
             if header.format == SHARING:
                 began = time.monotonic_ns()
-                shared, entries = load_shared(content)
+                shared, entries = load_shared(
+                    content, lambda pickled, error: lacking.update({id(error): missing_module(pickled, error)})
+                )
                 self._sharing_took += time.monotonic_ns() - began
             for offset, (pickled, buffers, place) in enumerate(entries):
                 words[Word.ITEM] = header.first + offset
@@ -423,7 +428,7 @@ class Worker:
                             rights.settle()
                     except BaseException as error:
                         rights.undo()
-                        missing = missing_module(pickled, error)
+                        missing = lacking[id(error)] if id(error) in lacking else missing_module(pickled, error)
                         self.failures.append(
                             describe_failure(self.codec, offset, Fault.ARGUMENT, error, missing)
                         )
@@ -471,7 +476,11 @@ class Worker:
             return lambda _item: _raise_broken(function)
         if type(function) is _Stateful and function.is_large:
             began = time.monotonic_ns()
-            function = function.load()
+            try:
+                function = function.load()
+            except BaseException as error:
+                failure = describe_failure(self.codec, 0, Fault.FUNCTION, error)
+                return lambda _item: _raise_broken(_Broken(failure))
             self._sharing_took += time.monotonic_ns() - began
         if header.mode == Mode.STAR:
             return lambda item: function(*tuple(item))
@@ -555,6 +564,8 @@ class Worker:
         try:
             self._send(reply, encoded, failures, self._take_stamps(header, len(finished), 0, 0))
         except (OSError, MemoryError):
+            if encoded is not None and encoded.rights is not None:
+                encoded.rights.give_back()
             return  # the report at the end of the batch says so
         self._reported = len(values)
         self.failures = [one for one in self.failures if one.offset >= len(values)]
@@ -604,7 +615,7 @@ class Worker:
                 _flush(stream)
         sharing_took, self._sharing_took = self._sharing_took // 1000, 0
         reply = Header(
-            Kind.RESULT, function=sharing_took, batch=header.batch, first=header.first, items=count, nanoseconds=took
+            Kind.RESULT, batch=header.batch, first=header.first, items=count, nanoseconds=took, sharing=sharing_took
         )
         stamps = self._take_stamps(header, count, began, ended)
         try:

@@ -24,7 +24,7 @@ from pairpool.arguments import Limits
 from pairpool.cluster.packing import Packer, unpack
 from pairpool.errors import TaskTimeout, WorkerDied, encoding_error
 from pairpool.failures import error_for_each, safe
-from pairpool.master.functions import OneCopy
+from pairpool.master.functions import Wrapper
 from pairpool.pool import Pool
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ def _outcome(result: AsyncResult[Any]) -> Any:
         return error
 
 
-class _Guarded(OneCopy):
+class _Guarded(Wrapper):
     """A function whose results can be told from exceptions: they are in tuples, with how long they took."""
 
     def __init__(self, function: Callable[..., Any], mode: int) -> None:

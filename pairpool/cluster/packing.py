@@ -158,7 +158,9 @@ class _LargePickles:
         pickler = _ItemPickler(file, self)
         try:
             pickler.dump(item)
-        except Exception:
+        except Exception as error:
+            if not is_own(error):
+                raise
             return None  # if it is the item that cannot be pickled, its own pickle raises this again
         if not pickler.used or not self._can_travel_apart(pickler):
             return None

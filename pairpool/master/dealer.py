@@ -402,7 +402,7 @@ class Dealer:
         if header.flags & Flag.PARTIAL:
             self._on_partial(batch, count, values, failed, missing)
             return
-        job.sizer.learn(count, header.nanoseconds, 1000 * header.function)
+        job.sizer.learn(count, header.nanoseconds, 1000 * header.sharing)
         job.sizer.learn_bytes(max(1, count), header.size)
         if count < batch.count:
             self._agenda.put_back([batch.keep(count)])

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import copyreg
 import functools
 import itertools
+import operator
 import sys
 import threading
 import warnings
 from collections import OrderedDict
-from types import BuiltinFunctionType, BuiltinMethodType, FunctionType, MethodType, ModuleType
+from collections.abc import Callable
+from types import (
+    BuiltinFunctionType,
+    BuiltinMethodType,
+    ClassMethodDescriptorType,
+    FunctionType,
+    MethodDescriptorType,
+    MethodType,
+    MethodWrapperType,
+    ModuleType,
+    WrapperDescriptorType,
+)
 from typing import Any
 
 from pairpool.wire.captures import own_values
@@ -33,8 +46,22 @@ def name_of(function: Any) -> str:
     return name if inner is function else f"partial({name})"
 
 
-class OneCopy:
-    """A callable of which one copy in each worker is enough for all items of a call, though it has attributes."""
+class Wrapper:
+    """A callable whose only state is that of the callable in `function`."""
+
+    function: Callable[..., Any]
+
+
+_STATELESS = (
+    type,
+    BuiltinFunctionType,
+    ClassMethodDescriptorType,
+    MethodDescriptorType,
+    WrapperDescriptorType,
+    operator.attrgetter,
+    operator.itemgetter,
+    operator.methodcaller,
+)
 
 
 def has_state(function: Any) -> bool:
@@ -43,15 +70,29 @@ def has_state(function: Any) -> bool:
     multiprocessing pickles the callable with each item, too. Of a function these are the variables that it captures and
     its default values; its global variables belong to the worker.
     """
+    while isinstance(function, Wrapper):
+        function = function.function
     if isinstance(function, FunctionType):
         return not all(is_constant(value) for value in own_values(function))
-    if isinstance(function, functools.partial) and type(function) is functools.partial:
+    if type(function) is functools.partial:
         own = is_immutable(function.args) and is_immutable(tuple(function.keywords.items()))
         return not own or has_state(function.func)
-    if isinstance(function, (MethodType, BuiltinMethodType)):
+    if isinstance(function, (MethodType, BuiltinMethodType, MethodWrapperType)):
         owner = function.__self__
         return not (owner is None or isinstance(owner, (type, ModuleType)) or is_immutable(owner))
-    return not isinstance(function, (type, OneCopy))
+    return not (isinstance(function, _STATELESS) or _goes_by_name(function))
+
+
+def _goes_by_name(thing: Any) -> bool:
+    """Whether the pickle of an object is its name alone, as that of a ufunc of numpy or of a cached function."""
+    kind: Any = type(thing)
+    reduce: Any = copyreg.dispatch_table.get(kind) or kind.__reduce__
+    if reduce is object.__reduce__:
+        return False  # an object of a class of the user's, which is pickled with what it contains
+    try:
+        return isinstance(reduce(thing), str)
+    except Exception:
+        return False  # the call says why it cannot be pickled
 
 
 def is_constant(value: Any) -> bool:

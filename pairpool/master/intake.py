@@ -17,7 +17,7 @@ __all__ = ["Iteration", "Source", "Span", "take_here"]
 PULL_NS = 2_000_000
 """For about this long an input is read for one batch; then the batch goes out with the items that it has."""
 
-LONGEST_STEP = 1024
+LONGEST_STEP = 64
 """Items that are taken between two looks at the clock, at most."""
 
 
@@ -107,8 +107,9 @@ class Iteration:
     def _take(self, count: int) -> None:
         keeper = self._keeper
         items = self._items
-        if keeper.left_over:  # a signal's handler raised while it was pickled
-            items = itertools.chain([keeper.left_over.pop()], items)
+        left = keeper.left_over
+        if left:  # a signal's handler raised while it was pickled
+            items = itertools.chain((left.pop() for _ in range(len(left))), items)
         keeper.extend(itertools.islice(items, count))
 
 

@@ -390,9 +390,8 @@ class MapJob(Job):
             batch.items = codec.taken(batch.items)
         if self._repeats is None and self.sizer.chunksize != 1:
             self._repeats = codec.repeats()
-        return codec.encode(
-            batch.items, batch.failed.__setitem__, by_value=batch.by_value, repeats=self._repeats
-        )
+        repeats = None if batch.by_value else self._repeats  # which has pickles that go by name
+        return codec.encode(batch.items, batch.failed.__setitem__, by_value=batch.by_value, repeats=repeats)
 
     def accept(self, batch: Batch, values: list[Any], failed: dict[int, BaseException]) -> None:
         first = batch.first

@@ -51,7 +51,7 @@ PACKET_LIMIT = 212_992
 MAX_DESCRIPTORS = 253
 """Descriptors that a packet may carry: SCM_MAX_FD of the kernel."""
 
-HEADER = struct.Struct("<BBBBIQQIIIQIQ")
+HEADER = struct.Struct("<BBBBIQQIIIQIIQ")
 
 
 class Kind:
@@ -93,6 +93,7 @@ class Header(NamedTuple):
     rights: int = 0  # descriptors that its pickles need, in this packet and in those of kind RIGHTS before it
     nanoseconds: int = 0
     outlets: int = 0  # packets of kind CAPTURE that this one must not overtake
+    sharing: int = 0  # of `nanoseconds`, the microseconds that were spent on what several items have in common
     size: int = 0  # bytes of the payload, in the packet or in the lane
 
 

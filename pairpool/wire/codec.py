@@ -23,13 +23,14 @@ from pairpool.wire.captures import captured
 from pairpool.wire.items import (
     ATOMS,
     PLAIN_KINDS,
+    REUSED_UP_TO,
     TOLD,
     Failed,
     Part,
     Pickled,
     Pickles,
+    PlainPickler,
     PlainWriter,
-    Refused,
     are_independent,
     in_a_call,
     size_of,
@@ -64,15 +65,6 @@ ASIDE_FROM = 512
 
 FEW = 64
 """Items up to which a look at the type of each is cheaper than a pickler that stops at what is not plain."""
-
-
-class _PlainPickler(pickle.Pickler):
-    """Stops at the first object that is not plain data; the pickle module asks about those and numpy's."""
-
-    def reducer_override(self, obj: Any) -> Any:
-        if is_plain(obj):
-            return NotImplemented
-        raise Refused
 
 
 class Codec:
@@ -165,7 +157,8 @@ class Codec:
                 raise
             return None
         taken = writer.take(data, self._own(own))
-        writers.append(writer)
+        if len(data) <= REUSED_UP_TO:
+            writers.append(writer)
         return taken
 
     def _own(self, is_wanted: bool) -> lanes.Memory | None:
@@ -219,10 +212,13 @@ class Codec:
         """
         if isinstance(items, Pickles):
             return self._assemble(Pickles(map(self.again_by_value, items)) if by_value else items, fail)
-        if repeats is None or len(items) > 1 or type(items[0]) in ATOMS:
+        are_atoms = type(items[0]) in ATOMS
+        if repeats is None or are_atoms or not (repeats.expects_large or len(items) == 1):
             encoded = self._bulk(items, are_settled)
-            if encoded is not None and (repeats is None or encoded.size < LARGE * len(items)):
+            if encoded is not None and (repeats is None or are_atoms or encoded.size < LARGE * len(items)):
                 return encoded
+            if encoded is not None and repeats is not None:
+                repeats.expects_large = True  # so that no item is pickled in vain any more
         return self._each(items, fail, mark, may_go_by_value, repeats)
 
     def encode_calls(
@@ -267,7 +263,7 @@ class Codec:
             return None
         file = io.BytesIO()
         raws: list[memoryview] = []
-        pickler = _PlainPickler(file, 5, buffer_callback=functools.partial(_set_aside, raws))
+        pickler = PlainPickler(file, 5, buffer_callback=functools.partial(_set_aside, raws))
         try:
             pickler.dump(items)
         except Exception:
@@ -321,6 +317,8 @@ class Codec:
 
     def _take_sharing(self, item: Any, large: Large) -> Pickled | None:
         """An item that names large objects; None if it has none, or if they must not travel apart from it."""
+        if id(item) in large.repeats.large:
+            return None
         beside = Beside(self._cargo(), large)
         try:
             data, by_value = self._dump(item, beside, may_go_by_value=True)

@@ -35,8 +35,9 @@ __all__ = [
     "Failed",
     "Pickled",
     "Pickles",
+    "REUSED_UP_TO",
+    "PlainPickler",
     "PlainWriter",
-    "Refused",
     "are_independent",
     "as_one",
     "in_a_call",
@@ -53,6 +54,9 @@ ATOMS = frozenset({int, float, complex, bool, str, bytes, type(None)})
 PLAIN_KINDS = ATOMS | {list, tuple, dict, set, frozenset, bytearray}
 """Types whose objects are plain data if what they contain is."""
 
+REUSED_UP_TO = 16 * 1024
+"""Bytes of a pickle up to which its pickler is used again."""
+
 DEPTH = 4
 """Tuples inside of tuples that are looked at, to tell whether an item is immutable."""
 
@@ -67,7 +71,7 @@ class Refused(Exception):
     """An object was met that is not plain data."""
 
 
-class _PlainPickler(pickle.Pickler):
+class PlainPickler(pickle.Pickler):
     """Refuses what is not plain data. The C pickler asks about everything but scalars, strings and containers."""
 
     def reducer_override(self, obj: Any) -> Any:
@@ -87,7 +91,11 @@ class PlainWriter:
 
     def __init__(self) -> None:
         self._pieces: list[bytes] = []
-        pickler = _PlainPickler(SimpleNamespace(write=self._pieces.append), 3)
+        self._renew()
+
+    def _renew(self) -> None:
+        """Take a new pickler: `clear_memo` goes through the largest memo that the pickler has had."""
+        pickler = PlainPickler(SimpleNamespace(write=self._pieces.append), 3)
         self._dump = pickler.dump
         self._clear = pickler.clear_memo
 
@@ -96,17 +104,18 @@ class PlainWriter:
         pieces = self._pieces
         try:
             self._dump(thing)
+            data = pieces[0] if len(pieces) == 1 else b"".join(pieces)  # large strings are written apart
+            pieces.clear()
+            if len(data) > REUSED_UP_TO:
+                self._renew()
+            else:
+                self._clear()
         except BaseException as error:  # of a signal's handler, perhaps
             pieces.clear()
-            self._clear()
+            self._renew()
             if isinstance(error, _NOT_PLAIN):
                 return None
             raise
-        self._clear()
-        data = pieces.pop()
-        if pieces:  # large strings are written apart
-            data = b"".join([*pieces, data])
-            pieces.clear()
         return data
 
 

@@ -280,8 +280,12 @@ class Memory:
         size = len(source)
         if size < HUGE_FROM:
             return bytearray(source)
-        with self._lock:  # no two threads may find the same
+        if not self._lock.acquire(blocking=False):  # by another thread, or by this one, below a finalizer
+            return bytearray(source)
+        try:
             target = memoryview(self._find(size) or self._make(size))[:size]
+        finally:
+            self._lock.release()
         target[:] = source
         return target
 

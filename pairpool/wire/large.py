@@ -35,6 +35,7 @@ class Large:
         self._numbers: dict[int, int] = {}
         self._besides: list[Beside] = []
         self._inside: dict[int, frozenset[int]] = {}
+        self._apart: dict[tuple[int, ...], bool] = {}
 
     def number(self, thing: object) -> int | None:
         """Return the number of a large object, which is pickled when it is named first; None for other objects."""
@@ -54,8 +55,14 @@ class Large:
         outside = mutable_in(item.pickler)
         if outside and not all(outside.isdisjoint(self._inside_of(number)) for number in item.used):
             return False
-        pairs = itertools.combinations(sorted(item.used), 2)
-        return all(self._inside_of(one).isdisjoint(self._inside_of(other)) for one, other in pairs)
+        return all(self._are_apart(*pair) for pair in itertools.combinations(sorted(item.used), 2))
+
+    def _are_apart(self, *pair: int) -> bool:
+        """Whether two large objects have no mutable object in common."""
+        if pair not in self._apart:
+            one, other = pair
+            self._apart[pair] = self._inside_of(one).isdisjoint(self._inside_of(other))
+        return self._apart[pair]
 
     def _inside_of(self, number: int) -> frozenset[int]:
         if number not in self._inside:

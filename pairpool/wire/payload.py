@@ -97,6 +97,7 @@ def assembled(
     for part in shared or ():
         payload.add(part)
     size = payload.size
+    payload.begin_items()
     fitting = -1
     for offset, part in enumerate(parts):
         error = payload.add(part)
@@ -130,6 +131,10 @@ class _Payload:
         self.segments: list[Segment] = []
         self.rights = Rights()
         self.is_full = False
+
+    def begin_items(self) -> None:
+        """Count items from now on: what was added before is in front of them."""
+        self._count = 0
 
     def add(self, part: Part) -> BaseException | None:
         """Add an item. Return the error if it cannot be sent. If `is_full` is set, it goes with the next batch."""
@@ -250,10 +255,15 @@ def load_item(pickled: memoryview, buffers: list[memoryview], shared: list[Any] 
     return unpickler.load()
 
 
-def load_shared(content: memoryview) -> tuple[list[Any], Iterator[tuple[memoryview, list[memoryview], int]]]:
+def load_shared(
+    content: memoryview, tell: Callable[[memoryview, BaseException], object]
+) -> tuple[list[Any], Iterator[tuple[memoryview, list[memoryview], int]]]:
     """Return the large objects of a SHARING payload, loaded, and its items, as `each_item` returns them.
 
     A `Failed` stands for an object that cannot be loaded. Its error is raised for each item that names the object.
+
+    Args:
+        tell: called with the pickle of such an object and the error.
     """
     count = _WORD.unpack_from(content)[0]
     entries = each_item(content[8:])
@@ -262,6 +272,7 @@ def load_shared(content: memoryview) -> tuple[list[Any], Iterator[tuple[memoryvi
         try:
             shared.append(load_item(pickled, buffers))
         except BaseException as error:
+            tell(pickled, error)
             shared.append(Failed(error))
     return shared, entries
 

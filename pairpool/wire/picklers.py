@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from pairpool.wire import carriers, lanes
 from pairpool.wire.birth import NAMEABLE, Birth
 from pairpool.wire.channel import Buffer
-from pairpool.wire.items import Pickled
+from pairpool.wire.items import Pickled, load_pickled
 from pairpool.wire.rights import Places, Rights
 from pairpool.wire.segments import Segment, Shared, look_up
 
@@ -276,6 +276,13 @@ class _UnpicklerHere(pickle.Unpickler):
         if isinstance(cargo, Places) and any(found is builder for builder in carriers.BUILDERS):
             things = cargo.things
             return lambda place, *_: things[place]
+        if found is load_pickled:
+            return self._load_nested
         if found is look_up:
             return lambda ident: Shared(next(one for one in self.part.segments if one.ident == ident), "object")
         return found
+
+    def _load_nested(self, data: bytes, buffers: list[Any]) -> Any:
+        unpickler = _UnpicklerHere(io.BytesIO(data), buffers=buffers)
+        unpickler.part = self.part
+        return unpickler.load()

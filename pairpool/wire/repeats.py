@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
+from pairpool.interrupts import is_own
+
 __all__ = ["LARGE", "Repeats", "mutable_in"]
 
 LARGE = 64 * 1024
@@ -71,10 +73,12 @@ class Repeats:
 
     Attributes:
         large: the objects that were found, by identity. They are kept, so that no identity is used again.
+        expects_large: whether items of this call had large pickles.
     """
 
     def __init__(self, size_of: Callable[[Any], int]) -> None:
         self.large: dict[int, Any] = {}
+        self.expects_large = False
         self._size_of = size_of
         self._seen: dict[int, Any] = {}
         self._small: dict[int, Any] = {}
@@ -117,7 +121,9 @@ class Repeats:
     def _is_large(self, thing: Any) -> bool:
         try:
             return self._size_of(thing) >= LARGE
-        except Exception:
+        except Exception as error:
+            if not is_own(error):
+                raise
             return False  # the item that contains it says why it cannot be pickled
 
 

@@ -101,17 +101,15 @@ class Rights:
     Attributes:
         fds: the copies.
         movers: those of `Fd`s that are to be closed here once they have arrived, with their places.
-        base: the place of the first descriptor of the item that is being pickled. A pickle counts from there, so that
-            it does not depend on which items go with it.
     """
 
-    __slots__ = ("_copies", "base", "fds", "movers")
+    __slots__ = ("_copies", "_lenders", "fds", "movers")
 
     def __init__(self) -> None:
         self._copies = _Copies()
         self.fds = self._copies.fds
         self.movers: list[tuple[int, Fd]] = []
-        self.base = 0
+        self._lenders: list[tuple[Rights, int]] = []
 
     def __len__(self) -> int:
         return len(self.fds)
@@ -122,14 +120,14 @@ class Rights:
             kernel.own(self._copies)
         try:
             self.fds.append(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3))
-            return len(self.fds) - 1 - self.base
+            return len(self.fds) - 1
         except OSError as error:
             reason = _why_not_sent(error, fd, what)
         raise reason
 
     def move(self, place: int, fd: Fd) -> None:
         """The `Fd` at this place is to be closed here once its copy has arrived."""
-        self.movers.append((self.base + place, fd))
+        self.movers.append((place, fd))
 
     def cut(self, start: int) -> None:
         """Forget those from this place on: what needed them is not sent, or is pickled once more."""
@@ -145,9 +143,22 @@ class Rights:
             kernel.own(total._copies)
         start = len(total.fds)
         total.fds += self.fds
+        total._lenders.append((self, len(self.fds)))
         self.fds.clear()
         kernel.disown(self._copies)
         total.movers += [(start + place, fd) for place, fd in self.movers]
+
+    def give_back(self) -> None:
+        """Move all of these back to where they came from: they could not be sent, and are sent later."""
+        fds = list(self.fds)
+        self.fds.clear()
+        if fds:
+            kernel.disown(self._copies)
+        for lender, count in self._lenders:
+            kernel.own(lender._copies)
+            lender.fds += fds[:count]
+            del fds[:count]
+        self._lenders.clear()
 
     def __del__(self, _disown: Callable[[Any], None] = kernel.disown) -> None:
         copies = self._copies
@@ -162,12 +173,11 @@ class Places:
     So an item that waits takes no descriptors, and one that is sent again gets copies of the same ones.
     """
 
-    __slots__ = ("base", "movers", "things")
+    __slots__ = ("movers", "things")
 
     def __init__(self) -> None:
         self.things: list[Any] = []
         self.movers: list[tuple[int, Fd]] = []
-        self.base = 0
 
     def __len__(self) -> int:
         return len(self.things)
@@ -179,11 +189,11 @@ class Places:
         except OSError as error:
             raise _why_not_sent(error, fd, what) from None
         self.things.append(what)
-        return len(self.things) - 1 - self.base
+        return len(self.things) - 1
 
     def move(self, place: int, fd: Fd) -> None:
         """The `Fd` at this place is to be closed here once its copy has arrived."""
-        self.movers.append((self.base + place, fd))
+        self.movers.append((place, fd))
 
     def cut(self, start: int) -> None:
         """Forget those from this place on."""
@@ -192,7 +202,7 @@ class Places:
 
     def add_to(self, total: Rights) -> None:
         """Copy the descriptors, behind those of `total`. Raises `OSError` if one is not open any more."""
-        start = total.base = len(total.fds)
+        start = len(total.fds)
         for thing in self.things:
             try:
                 fd = thing.fileno()

@@ -23,7 +23,7 @@ from tests.values import programs
 from tests.values.kinds import KINDS, Counted, Leaving, Trouble, change, describe
 
 TIMEOUT = 60.0
-COUNT = 30
+COUNT = 40
 SOME_KINDS = ["list", "set", "array", "array of 80 KB", "object", "nested", "gauge"]
 """Fewer than for a pool, because each call takes some 20 ms of Dask's time."""
 
@@ -54,7 +54,7 @@ def _submit(pool: ClusterPool, function: Function, items: Iterable[Any]) -> list
 STREAMS: dict[str, Way] = {
     "imap": lambda pool, function, items: list(pool.imap(function, items, return_exceptions=True)),
     "imap_unordered": lambda pool, function, items: list(pool.imap_unordered(function, items, return_exceptions=True)),
-    "imap in batches of 7": lambda pool, function, items: list(pool.imap(function, items, 7, return_exceptions=True)),
+    "imap in batches of 20": lambda pool, function, items: list(pool.imap(function, items, 20, return_exceptions=True)),
     "apply_async": _apply_async,
     "submit": _submit,
 }
@@ -62,7 +62,7 @@ STREAMS: dict[str, Way] = {
 
 LISTS: dict[str, Way] = {
     "map": lambda pool, function, items: pool.map(function, items, return_exceptions=True),
-    "map in batches of 7": lambda pool, function, items: pool.map(function, items, 7, return_exceptions=True),
+    "map in batches of 20": lambda pool, function, items: pool.map(function, items, 20, return_exceptions=True),
     "map_async": lambda pool, function, items: pool.map_async(function, items, return_exceptions=True).get(TIMEOUT),
 }
 """Ways that make a list of the input first."""
