@@ -21,7 +21,7 @@ from collections.abc import Collection, Iterable
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
-from pairpool.wire.numeric import is_plain, is_small_array
+from pairpool.wire.numeric import is_plain, is_scalar, is_small_array
 
 if TYPE_CHECKING:
     from pairpool.wire.channel import Buffer
@@ -220,7 +220,7 @@ def is_immutable(thing: Any, depth: int = DEPTH) -> bool:
     """Return whether nobody can change an object: an atom, or a tuple or frozenset of such objects, by exact type."""
     kind = type(thing)
     if kind is not tuple and kind is not frozenset:
-        return kind in ATOMS
+        return kind in ATOMS or is_scalar(kind)
     for one in thing:  # noqa: SIM110  # a generator takes longer than most tuples do
         if type(one) not in ATOMS and not (depth > 0 and is_immutable(one, depth - 1)):
             return False
@@ -234,7 +234,7 @@ def are_independent(items: Collection[Any]) -> bool:
     atoms. All loops of this function run in C.
     """
     kinds = set(map(type, items))
-    if ATOMS.issuperset(kinds):
+    if ATOMS.issuperset(kinds) or all(kind in ATOMS or is_scalar(kind) for kind in kinds):
         return True
     if len(kinds) > 1:
         return False

@@ -16,7 +16,7 @@ from typing import Any
 
 from pairpool.wire.codec import Codec
 from pairpool.wire.items import ATOMS, NONE, Part, Pickles, PlainWriter, is_immutable
-from pairpool.wire.numeric import is_small_array, own_array
+from pairpool.wire.numeric import is_scalar, is_small_array, own_array
 
 __all__ = ["Keeper"]
 
@@ -79,6 +79,8 @@ class Keeper:
                         break
                 else:
                     return None, thing if kind is tuple else thing.copy()
+            if is_scalar(kind):
+                return kind, thing
             if len(self.kept) == self._last or is_immutable(thing):
                 return None, thing
             if is_small_array(thing):

@@ -10,14 +10,15 @@ import sys
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
-__all__ = ["is_array", "is_numeric", "is_plain", "is_small_array", "own_array"]
+__all__ = ["is_array", "is_numeric", "is_plain", "is_scalar", "is_small_array", "own_array"]
 
 SMALL = 32 * 1024
 """Bytes from which on an array goes by itself: to pickle it is little work beside the copies."""
 
 KINDS_KEPT = 256
-_numeric: dict[type, bool] = {}
-"""Types that were asked about, and the answers."""
+_NEITHER, _OTHER, _SCALAR = range(3)
+_kinds: dict[type, int] = {}
+"""Types that were asked about, and what they are of numpy's: nothing, an array or an odd scalar, a number or bool."""
 
 _NAMEABLE = (type, FunctionType, BuiltinFunctionType)
 _BUILTIN = frozenset({complex, set, frozenset, bytearray})
@@ -45,15 +46,28 @@ def is_plain(thing: Any) -> bool:
 
 
 def is_numeric(kind: type) -> bool:
-    """Whether objects of a type may be plain data: complex numbers, and numpy's arrays and scalars."""
-    known = _numeric.get(kind)
+    """Return whether objects of a type may be plain data: complex numbers, and numpy's arrays and scalars."""
+    return kind is complex or _about(kind) > _NEITHER
+
+
+def is_scalar(kind: type) -> bool:
+    """Return whether a type is that of numpy's scalars which never change."""
+    return _about(kind) == _SCALAR
+
+
+def _about(kind: type) -> int:
+    known = _kinds.get(kind)
     if known is None:
         numpy = sys.modules.get("numpy")
-        known = kind is complex or (numpy is not None and (kind is numpy.ndarray or issubclass(kind, numpy.generic)))
-        if len(_numeric) > KINDS_KEPT:
-            _numeric.clear()
-        if known or numpy is not None:  # no class of numpy is asked about before numpy is loaded
-            _numeric[kind] = known
+        if numpy is None:
+            return _NEITHER
+        known = _NEITHER
+        if kind is numpy.ndarray or issubclass(kind, numpy.generic):
+            is_fixed = kind.__module__ == "numpy" and issubclass(kind, (numpy.number, numpy.bool_))
+            known = _SCALAR if is_fixed else _OTHER
+        if len(_kinds) > KINDS_KEPT:
+            _kinds.clear()
+        _kinds[kind] = known
     return known
 
 
