@@ -188,8 +188,8 @@ class Executor(concurrent.futures.Executor):
     ) -> Iterator[R]:
         """The results of `fn` on the items of the iterables taken together, in their order.
 
-        All items are taken at once unless there is a `buffersize`. An item of an iterator is pickled before the next one
-        is taken. When an item has raised, or the iterator is dropped, the rest of the call is cancelled.
+        All items are taken at once unless there is a `buffersize`. Each item of an iterator is pickled before the next
+        one is taken. When an item has raised, or the iterator is dropped, the rest of the call is cancelled.
 
         Args:
             timeout: seconds, from this call on, after which waiting for a result raises `TimeoutError`.
