@@ -585,7 +585,7 @@ class Pool:
             chunksize: as for `map`.
             buffersize: how many items may be taken from the input and not yet yielded. By default these are a few
                 batches for each worker: what the workers, or the input, need 0.1 s for, and at most 64 MiB; but two
-                items for each worker at least.
+                items for each worker at least. An input that waits for a result of this call needs `buffersize=1`.
             return_exceptions: yield exceptions instead of raising them.
         """
         policy = self._policy_of(task_timeout, retries, retry_on)

@@ -128,6 +128,10 @@ class Batch:
         bounds = [(is_settled, list(offsets)) for is_settled, offsets in runs]
         return [(is_settled, self.part(offsets[0], offsets[-1] + 1)) for is_settled, offsets in bounds]
 
+    def settle(self, items: Sequence[Any]) -> None:
+        """Keep the pickles of the items, to send them once more if the batch comes back."""
+        self.items = items
+
     def renew(self, items: Sequence[Any]) -> None:
         """Take other items in place of these: the same calls, of functions with other numbers."""
         self.items = items
@@ -352,7 +356,7 @@ class MapJob(Job):
     ) -> None:
         super().__init__(function, mode, chunksize, policy)
         self._repeats: Repeats | None = None
-        self._keeps_first = is_left and policy.retries > 0
+        self._is_left = is_left
         self.sizer = Sizer(chunksize, hurried=False)
         self._items = items
         self._next = 0
@@ -386,12 +390,19 @@ class MapJob(Job):
         return batch
 
     def encode(self, batch: Batch, codec: Codec) -> Encoded:
-        if self._keeps_first and not isinstance(batch.items, Pickles) and not all(map(is_immutable, batch.items)):
-            batch.items = codec.taken(batch.items)
+        is_new = not isinstance(batch.items, Pickles)
+        if is_new and self._is_left and self.policy.retries and not all(map(is_immutable, batch.items)):
+            batch.settle(codec.taken(batch.items))
         if self._repeats is None and self.sizer.chunksize != 1:
             self._repeats = codec.repeats()
         repeats = None if batch.by_value else self._repeats  # which has pickles that go by name
-        return codec.encode(batch.items, batch.failed.__setitem__, by_value=batch.by_value, repeats=repeats)
+        return codec.encode(
+            batch.items,
+            batch.failed.__setitem__,
+            by_value=batch.by_value,
+            repeats=repeats,
+            keep=None if self._is_left else batch.settle,
+        )
 
     def accept(self, batch: Batch, values: list[Any], failed: dict[int, BaseException]) -> None:
         first = batch.first

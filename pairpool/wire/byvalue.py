@@ -15,6 +15,7 @@ from cloudpickle import cloudpickle
 
 from pairpool.wire import carriers
 from pairpool.wire.items import Pickled
+from pairpool.wire.numeric import reduce_scattered
 from pairpool.wire.segments import Segment, Shared
 
 if TYPE_CHECKING:
@@ -53,7 +54,8 @@ class ByValuePickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle 
         segments: list[Segment] | None,
         cargo: Rights | Places | None = None,
     ) -> None:
-        super().__init__(file, protocol=4 if keep is None else 5, buffer_callback=keep)
+        self._protocol = 4 if keep is None else 5
+        super().__init__(file, protocol=self._protocol, buffer_callback=keep)
         self._knowledge = knowledge
         self._segments = segments
         self._cargo = cargo
@@ -76,7 +78,7 @@ class ByValuePickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle 
                 return NotImplemented
             if obj.__flags__ & HEAP_TYPE:
                 return cloudpickle._dynamic_class_reduce(obj)
-        return super().reducer_override(obj)
+        return reduce_scattered(obj, self._protocol) or super().reducer_override(obj)
 
 
 class SharingPickler(ByValuePickler):

@@ -37,7 +37,7 @@ from pairpool.wire.items import (
 )
 from pairpool.wire.large import Large
 from pairpool.wire.numeric import is_array, is_numeric, is_plain
-from pairpool.wire.payload import WHOLE, Encoded, assembled, bulk, single
+from pairpool.wire.payload import SHARING, WHOLE, Encoded, assembled, bulk, single
 from pairpool.wire.picklers import (
     UNPICKLABLE,
     Beside,
@@ -198,6 +198,7 @@ class Codec:
         are_settled: bool = False,
         by_value: bool = False,
         repeats: Repeats | None = None,
+        keep: Callable[[Pickles], object] | None = None,
     ) -> Encoded:
         """Pickle the items of a batch, each as if it were alone.
 
@@ -208,6 +209,7 @@ class Codec:
             may_go_by_value: whether cloudpickle may be used where plain pickle fails.
             are_settled: whether each item is immutable, or no other code has a reference to it.
             by_value: whether a worker did not find by name a class or function in the items.
+            keep: called with the pickles if each item has one of its own, so that they can be sent once more.
             repeats: the call's memory for large objects that several items contain; None if they must not share them.
         """
         if isinstance(items, Pickles):
@@ -219,7 +221,7 @@ class Codec:
                 return encoded
             if encoded is not None and repeats is not None:
                 repeats.expects_large = True  # so that no item is pickled in vain any more
-        return self._each(items, fail, mark, may_go_by_value, repeats)
+        return self._each(items, fail, mark, may_go_by_value, repeats, keep)
 
     def encode_calls(
         self, calls: Sequence[tuple[Any, ...]], fail: Callable[[int, BaseException], None], *, by_value: bool = False
@@ -282,9 +284,11 @@ class Codec:
         mark: Callable[[int], None] | None,
         may_go_by_value: bool,
         repeats: Repeats | None,
+        keep: Callable[[Pickles], object] | None,
     ) -> Encoded:
         """A pickle for each item."""
         parts = Pickles()
+        failed: dict[int, BaseException] = {}
         large = None if repeats is None else Large(repeats, self._pickle_alone)
         for offset, item in enumerate(items):
             if mark is not None:
@@ -298,8 +302,12 @@ class Codec:
                 if self.birth is not None and not is_own(error):
                     raise  # of a signal's handler, in the master
                 fail(offset, error)
+                failed[offset] = error
                 parts.append(TOLD)
-        return self._assemble(parts, fail, None if large is None else large.parts)
+        encoded = self._assemble(parts, fail, None if large is None else large.parts)
+        if keep is not None and encoded.format != SHARING:
+            keep(Pickles(Failed(failed[at]) if part is TOLD else part for at, part in enumerate(parts)))
+        return encoded
 
     def _take_repeated(self, item: Any, large: Large) -> Part:
         """An item that may contain large objects which others contain, too."""

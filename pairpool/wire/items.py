@@ -17,11 +17,11 @@ from __future__ import annotations
 import itertools
 import pickle
 import struct
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
-from pairpool.wire.numeric import is_plain, is_scalar, is_small_array
+from pairpool.wire.numeric import is_plain, is_scalar, is_small_array, reduce_scattered
 
 if TYPE_CHECKING:
     from pairpool.wire.channel import Buffer
@@ -74,9 +74,13 @@ class Refused(Exception):
 class PlainPickler(pickle.Pickler):
     """Refuses what is not plain data. The C pickler asks about everything but scalars, strings and containers."""
 
+    def __init__(self, file: Any, protocol: int, buffer_callback: Callable[[Any], Any] | None = None) -> None:
+        super().__init__(file, protocol, buffer_callback=buffer_callback)
+        self._protocol = protocol
+
     def reducer_override(self, obj: Any) -> Any:
         if is_plain(obj):
-            return NotImplemented
+            return reduce_scattered(obj, self._protocol) or NotImplemented
         raise Refused
 
 

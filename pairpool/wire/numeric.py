@@ -10,7 +10,7 @@ import sys
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
-__all__ = ["is_array", "is_numeric", "is_plain", "is_scalar", "is_small_array", "own_array"]
+__all__ = ["is_array", "is_numeric", "is_plain", "is_scalar", "is_small_array", "own_array", "reduce_scattered"]
 
 SMALL = 32 * 1024
 """Bytes from which on an array goes by itself: to pickle it is little work beside the copies."""
@@ -80,6 +80,16 @@ def is_array(thing: Any) -> bool:
 def is_small_array(thing: Any) -> bool:
     """Whether this is an array that goes in one pickle with its neighbours."""
     return is_array(thing) and thing.nbytes < SMALL and thing.dtype.isbuiltin == 1
+
+
+def reduce_scattered(thing: Any, protocol: int) -> Any:
+    """Return how to pickle an array whose elements do not lie one after the other; None for anything else.
+
+    It arrives in C order, as from multiprocessing. Left alone, numpy keeps the order of the axes in protocol 5 only.
+    """
+    if is_array(thing) and not thing.flags.forc:
+        return thing.copy("C").__reduce_ex__(protocol)
+    return None
 
 
 def own_array(array: Any) -> Any:

@@ -16,6 +16,7 @@ from pairpool.wire import carriers, lanes
 from pairpool.wire.birth import NAMEABLE, Birth
 from pairpool.wire.channel import Buffer
 from pairpool.wire.items import Pickled, load_pickled
+from pairpool.wire.numeric import reduce_scattered
 from pairpool.wire.rights import Places, Rights
 from pairpool.wire.segments import Segment, Shared, look_up
 
@@ -119,7 +120,8 @@ class NamingPickler(pickle.Pickler):
         segments: list[Segment],
         cargo: Rights | Places | None = None,
     ) -> None:
-        super().__init__(file, 4 if keep is None else 5, buffer_callback=keep)
+        self._protocol = 4 if keep is None else 5
+        super().__init__(file, self._protocol, buffer_callback=keep)
         self._birth = birth
         self._segments = segments
         self.cargo = cargo
@@ -134,20 +136,33 @@ class NamingPickler(pickle.Pickler):
                 raise Unnamed
         elif issubclass(type(obj), carriers.kinds) and self.cargo is not None:  # isinstance takes twice as long
             return carriers.travel(obj, self.cargo)
-        return NotImplemented
+        return reduce_scattered(obj, self._protocol) or NotImplemented
 
 
-class CarryingPickler(pickle.Pickler):
+class _HomePickler(pickle.Pickler):
+    """The plain pickler of a worker; without `keep`, in protocol 4."""
+
+    def __init__(self, file: SupportsWrite[bytes], keep: Callable[[Any], Any] | None) -> None:
+        self._protocol = 4 if keep is None else 5
+        super().__init__(file, self._protocol, buffer_callback=keep)
+
+    def reducer_override(self, obj: Any) -> Any:
+        return reduce_scattered(obj, self._protocol) or NotImplemented
+
+
+class CarryingPickler(_HomePickler):
     """The plain pickler, but sockets and the like go as a place in `cargo`."""
 
     def __init__(
         self, file: SupportsWrite[bytes], keep: Callable[[Any], Any] | None, cargo: Rights | Places
     ) -> None:
-        super().__init__(file, 4 if keep is None else 5, buffer_callback=keep)
+        super().__init__(file, keep)
         self._cargo = cargo
 
     def reducer_override(self, obj: Any) -> Any:
-        return carriers.travel(obj, self._cargo) if isinstance(obj, carriers.kinds) else NotImplemented
+        if isinstance(obj, carriers.kinds):
+            return carriers.travel(obj, self._cargo)
+        return super().reducer_override(obj)
 
 
 class SharingPickler(NamingPickler):
@@ -193,11 +208,7 @@ def dump_to_memory(
 
 
 def dump_plainly(item: Any, beside: Beside) -> bytes:
-    try:
-        return pickle.dumps(item, 5, buffer_callback=_keep_large(beside.buffers))
-    except ReadOnlyBuffer:
-        beside.restart()
-        return pickle.dumps(item, 4)
+    return dump_to_memory(beside, item, _HomePickler)
 
 
 def pickled(data: bytes, beside: Beside, own: lanes.Memory | None, *, by_value: bool) -> Pickled:
@@ -231,7 +242,7 @@ class Writer:
         file: Any = SimpleNamespace(write=self._pieces.append)
         keep = _keep_large(beside.buffers)
         if birth is None:  # what has descriptors is refused
-            self._pickler = pickle.Pickler(file, 5, buffer_callback=keep)
+            self._pickler: pickle.Pickler = _HomePickler(file, keep)
         else:
             beside.cargo = Places()
             self._pickler = NamingPickler(file, birth, keep, beside.segments, beside.cargo)

@@ -161,8 +161,8 @@ class Rights:
         self._lenders.clear()
 
     def __del__(self, _disown: Callable[[Any], None] = kernel.disown) -> None:
-        copies = self._copies
-        if copies.fds:
+        copies = getattr(self, "_copies", None)  # none if the recursion limit was met as this was made
+        if copies is not None and copies.fds:
             _disown(copies)
             copies.close()
 
@@ -208,6 +208,8 @@ class Places:
                 fd = thing.fileno()
             except ValueError as error:  # it was closed
                 raise OSError(errno.EBADF, f"{thing!r} cannot be sent: {error}") from None
+            if fd < 0:
+                raise OSError(errno.EBADF, f"{thing!r} cannot be sent: it is closed")
             total.add(fd, thing)
         total.movers += [(start + place, fd) for place, fd in self.movers]
 

@@ -50,6 +50,68 @@ def test_a_callable_lives_until_the_result_is_pickled(make_pool: MakePool, chunk
     assert make_pool(1).map(Emptied(), range(6), chunksize) == [[[1], [2]]] * 6
 
 
+# --- arrays -----------------------------------------------------------------------------------------------
+
+
+class Box:
+    def __init__(self, content: Any) -> None:
+        self.content = content
+
+
+def layout_of(thing: Any) -> tuple[bool, bool]:
+    array = thing.content if type(thing) is Box else thing[0] if type(thing) is tuple else thing
+    return bool(array.flags.c_contiguous), bool(array.flags.f_contiguous)
+
+
+@pytest.mark.parametrize("wrap", [lambda array: array, lambda array: (array,), Box], ids=["alone", "tuple", "object"])
+@pytest.mark.parametrize("size", [5, 50], ids=["small", "large"])
+def test_the_order_of_an_array_does_not_depend_on_its_batch(make_pool: MakePool, wrap: Any, size: int) -> None:
+    pool = make_pool(1)
+    scattered = [wrap(np.zeros((4, size, size)).transpose(1, 0, 2)) for _ in range(8)]
+    fortran = [wrap(np.asfortranarray(np.zeros((size, size)))) for _ in range(8)]
+    for items, expected in ((scattered, (True, False)), (fortran, (False, True))):
+        for chunksize in (None, 1, 8):
+            assert pool.map(layout_of, items, chunksize) == [expected] * 8
+            assert list(pool.imap(layout_of, iter(items), chunksize)) == [expected] * 8
+        assert [pool.apply(layout_of, (item,)) for item in items] == [expected] * 8
+        found = [pool.map(tasks.identity, items, chunksize) for chunksize in (None, 1, 8)]
+        assert {layout_of(one) for results in found for one in results} == {expected}
+
+
+# --- items that are sent again ----------------------------------------------------------------------------
+
+
+class Ticket:
+    """Counts how often it is pickled; it arrives as the number of that time."""
+
+    pickled = 0
+
+    def __reduce__(self) -> Any:
+        Ticket.pickled += 1
+        return int, (Ticket.pickled,)
+
+
+def fail_once(path: str, number: int) -> int:
+    """Raise for every third number, the first time."""
+    if number % 3 == 0:
+        try:
+            os.close(os.open(f"{path}/{number}", os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        except FileExistsError:
+            return number
+        raise OSError(number)
+    return number
+
+
+@pytest.mark.parametrize("chunksize", [None, 1, 4])
+def test_items_of_a_map_are_pickled_once_though_they_run_again(
+    make_pool: MakePool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunksize: int | None
+) -> None:
+    monkeypatch.setattr(Ticket, "pickled", 0)
+    task = functools.partial(fail_once, str(tmp_path))
+    found = make_pool(2).map(task, [Ticket() for _ in range(12)], chunksize, retries=2, retry_on=OSError)
+    assert found == list(range(1, 13))
+
+
 # --- large objects ----------------------------------------------------------------------------------------
 
 TABLE = {number: f"text {number}" for number in range(20_000)}
