@@ -302,11 +302,13 @@ class Codec:
                 if self.birth is not None and not is_own(error):
                     raise  # of a signal's handler, in the master
                 fail(offset, error)
-                failed[offset] = error
+                if keep is not None:
+                    failed[offset] = error
                 parts.append(TOLD)
         encoded = self._assemble(parts, fail, None if large is None else large.parts)
         if keep is not None and encoded.format != SHARING:
             keep(Pickles(Failed(failed[at]) if part is TOLD else part for at, part in enumerate(parts)))
+        failed.clear()  # the traceback of each leads to this frame
         return encoded
 
     def _take_repeated(self, item: Any, large: Large) -> Part:
