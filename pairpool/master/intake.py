@@ -17,7 +17,7 @@ __all__ = ["Iteration", "Source", "Span", "take_here"]
 PULL_NS = 2_000_000
 """For about this long an input is read for one batch; then the batch goes out with the items that it has."""
 
-LONGEST_STEP = 64
+LONGEST_STEP = 128
 """Items that are taken between two looks at the clock, at most."""
 
 
