@@ -143,9 +143,7 @@ def main() -> int:
     parser.add_argument("--iterations", type=at_least_one, default=5000, metavar="N")
     parser.add_argument("--workers", type=at_least_one, metavar="N", help="processes of the pool (as many as cores)")
     arguments = parser.parse_args()
-    view = View(
-        arguments.width, arguments.height, complex(*arguments.centre), arguments.span, arguments.iterations
-    )
+    view = View(arguments.width, arguments.height, complex(*arguments.centre), arguments.span, arguments.iterations)
     picture = np.zeros((view.height, view.width, 3), np.uint8)
     parts = tiles(view)
     with Pool(arguments.workers, name="mandelbrot", live=True) as pool:

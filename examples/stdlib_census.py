@@ -417,17 +417,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     runs = take(options, files, Console(stderr=True))
     census = next(iter(runs.values()))[0]
     if any(other != census for other, _seconds in runs.values()):
-        print(
-            "the parallel census and the serial one differ: the pool lost or changed results", file=sys.stderr
-        )
+        print("the parallel census and the serial one differ: the pool lost or changed results", file=sys.stderr)
         return 1
     if options.json:
         seconds = {name: round(taken, 3) for name, (_census, taken) in runs.items()}
-        print(
-            json.dumps(
-                {"processes": options.processes, "seconds": seconds, "census": asdict(census)}, indent=2
-            )
-        )
+        print(json.dumps({"processes": options.processes, "seconds": seconds, "census": asdict(census)}, indent=2))
         return 0
     console = Console()
     name = f"all of {root}" if options.path else f"the standard library of Python {platform.python_version()}"

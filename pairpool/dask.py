@@ -1,6 +1,6 @@
 """`ClusterPool`: the methods of `Pool` on a Dask cluster that is there. The extra is `pairpool[dask]`.
 
-    items ─► batches of a tenth of a second ─► Dask's scheduler ─► a Dask worker on each node ─► its pool
+items ─► batches of a tenth of a second ─► Dask's scheduler ─► a Dask worker on each node ─► its pool
 """
 
 from __future__ import annotations

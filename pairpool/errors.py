@@ -72,9 +72,7 @@ class WorkerDied(BrokenExecutor):
         self.advice = advice
         self.stack = stack
         self.doing = doing
-        super().__init__(
-            function, index, worker, pid, exitcode, reason, stack, doing, arguments, signal, cause, advice
-        )
+        super().__init__(function, index, worker, pid, exitcode, reason, stack, doing, arguments, signal, cause, advice)
 
     def __str__(self) -> str:
         item = f"item {self.index} of {self.function}"

@@ -158,9 +158,7 @@ class _TakenApart:
         return rebuild_exception, self.parts
 
 
-def rebuild_exception(
-    cls: type[BaseException], args: tuple[Any, ...], attributes: dict[str, Any]
-) -> BaseException:
+def rebuild_exception(cls: type[BaseException], args: tuple[Any, ...], attributes: dict[str, Any]) -> BaseException:
     """An exception as it was, without calling its own constructor."""
     error = cls.__new__(cls, *args)
     error.args = args

@@ -1,9 +1,9 @@
 """`pairpool.joblib.register()`: a backend for joblib, and so for scikit-learn. The extra is `pairpool[joblib]`.
 
-    with joblib.parallel_config("pairpool"):
-        GridSearchCV(model, grid, n_jobs=8).fit(X, y)
+with joblib.parallel_config("pairpool"):
+    GridSearchCV(model, grid, n_jobs=8).fit(X, y)
 
-    Parallel ─► batches of joblib ─► Executor, kept for the next call ─► Pool
+Parallel ─► batches of joblib ─► Executor, kept for the next call ─► Pool
 """
 
 from __future__ import annotations

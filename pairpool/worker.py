@@ -307,9 +307,7 @@ class Worker:
         self.channel.send(Header(Kind.READY))
         return True
 
-    def _content(
-        self, header: Header, payload: memoryview, fds: list[int], use: Callable[[memoryview], None]
-    ) -> bool:
+    def _content(self, header: Header, payload: memoryview, fds: list[int], use: Callable[[memoryview], None]) -> bool:
         """Call `use` with the payload of a packet, wherever it is; False if its descriptors were lost before it."""
         if header.rights:
             with self.inbox.gather(header, fds) as arrival:
@@ -429,9 +427,7 @@ class Worker:
                     except BaseException as error:
                         rights.undo()
                         missing = lacking[id(error)] if id(error) in lacking else missing_module(pickled, error)
-                        self.failures.append(
-                            describe_failure(self.codec, offset, Fault.ARGUMENT, error, missing)
-                        )
+                        self.failures.append(describe_failure(self.codec, offset, Fault.ARGUMENT, error, missing))
                 loaded.items.append(item)
 
         if not self._content(header, payload, fds, load):
@@ -558,9 +554,7 @@ class Worker:
         header = header._replace(first=header.first + done)
         encoded = self._save(header, finished, failures)
         self.words[Word.ITEM] = item
-        reply = Header(
-            Kind.RESULT, flags=Flag.PARTIAL, batch=header.batch, first=header.first, items=len(finished)
-        )
+        reply = Header(Kind.RESULT, flags=Flag.PARTIAL, batch=header.batch, first=header.first, items=len(finished))
         try:
             self._send(reply, encoded, failures, self._take_stamps(header, len(finished), 0, 0))
         except (OSError, MemoryError):

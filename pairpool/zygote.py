@@ -206,9 +206,7 @@ def _fork_off_zygote(body: Callable[[], int]) -> int:
     return pid
 
 
-def fork_worker(
-    body: Body, slot: int, serial: int, *, own_group: bool = False, by_zygote: bool = False
-) -> Spawned:
+def fork_worker(body: Body, slot: int, serial: int, *, own_group: bool = False, by_zygote: bool = False) -> Spawned:
     """Make a pair, fork a child that runs `body` on the far end, and return the master's side of it.
 
     With `own_group` the child leads a process group of its own, by which its children can be found when it has ended.

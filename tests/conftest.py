@@ -30,9 +30,7 @@ _failed = pytest.StashKey[bool]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line(
-        "markers", f"hang_limit(seconds): end the test after so long, not {HANG_LIMIT:g} s"
-    )
+    config.addinivalue_line("markers", f"hang_limit(seconds): end the test after so long, not {HANG_LIMIT:g} s")
     config.stash[_tag] = Tag()
     config.stash[_stderr] = os.dup(2)  # during a test, descriptor 2 is pytest's capture file
 

@@ -130,9 +130,7 @@ def leftovers(before: Snapshot, tag: Tag | None = None, grace: float = GRACE) ->
     found += _new_descriptors(before.descriptors)
     found += [f"mapping {line}" for line in (Counter(_mappings()) - before.mappings).elements()]
     now = _signals()
-    found += [
-        f"{what} was {old} and is {now[what]}" for what, old in before.signals.items() if now[what] != old
-    ]
+    found += [f"{what} was {old} and is {now[what]}" for what, old in before.signals.items() if now[what] != old]
     return found
 
 
@@ -169,8 +167,7 @@ def _family(known: frozenset[tuple[int, int]], tag: Tag | None) -> list[Process]
     return [
         process
         for process in everybody.values()
-        if process.identity not in known
-        and (descends(process) or (tag is not None and tag.marks(process.pid)))
+        if process.identity not in known and (descends(process) or (tag is not None and tag.marks(process.pid)))
     ]
 
 
@@ -250,9 +247,7 @@ def _mappings() -> list[str]:
         span, access, _offset, _device, _inode, *path = line.split(maxsplit=5)
         if access.endswith("s"):
             start, _, end = span.partition("-")
-            found.append(
-                f"{int(end, 16) - int(start, 16)} bytes of {path[0] if path else 'anonymous memory'}"
-            )
+            found.append(f"{int(end, 16) - int(start, 16)} bytes of {path[0] if path else 'anonymous memory'}")
     return found
 
 

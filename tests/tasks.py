@@ -578,9 +578,7 @@ def write_to_full() -> None:
 
 
 def signals_of_a_program() -> str:
-    return subprocess.run(
-        ["grep", "Sig[IB]", "/proc/self/status"], capture_output=True, text=True, check=True
-    ).stdout
+    return subprocess.run(["grep", "Sig[IB]", "/proc/self/status"], capture_output=True, text=True, check=True).stdout
 
 
 class LoadsAtTheGate:

@@ -33,13 +33,16 @@ PATIENCE = 60.0
 @contextmanager
 def process(*arguments: str, **variables: str) -> Iterator[subprocess.Popen[bytes]]:
     """A process of Dask's, ended with the block, and with it what it has written."""
-    with tempfile.TemporaryDirectory() as scratch, subprocess.Popen(
-        [sys.executable, "-m", "dask", *arguments],
-        env={**environment(), **variables, "DASK_TEMPORARY_DIRECTORY": scratch},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    ) as started:
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        subprocess.Popen(
+            [sys.executable, "-m", "dask", *arguments],
+            env={**environment(), **variables, "DASK_TEMPORARY_DIRECTORY": scratch},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        ) as started,
+    ):
         try:
             yield started
         finally:

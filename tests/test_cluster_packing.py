@@ -73,11 +73,13 @@ class Table:
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | st.complex_numbers(),
-    lambda inner: st.lists(inner)
-    | st.tuples(inner, inner)
-    | st.dictionaries(st.text(), inner)
-    | st.frozensets(st.integers())
-    | st.sets(st.text()),
+    lambda inner: (
+        st.lists(inner)
+        | st.tuples(inner, inner)
+        | st.dictionaries(st.text(), inner)
+        | st.frozensets(st.integers())
+        | st.sets(st.text())
+    ),
     max_leaves=10,
 )
 

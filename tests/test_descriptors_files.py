@@ -96,5 +96,3 @@ def test_a_file_that_is_iterated_says_so(pool: Pool, tmp_path: Path) -> None:
 
 def test_what_is_no_file_of_the_kernel_is_pickled_as_ever(pool: Pool) -> None:
     assert pool.apply(work.read_rest, (io.BytesIO(b"in memory"),)) == b"in memory"
-
-

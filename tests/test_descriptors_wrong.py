@@ -86,9 +86,12 @@ def test_what_is_no_descriptor_is_no_fd() -> None:
 
 def test_an_ssl_socket_is_refused_with_a_reason(pool: Pool) -> None:
     near, far = socket.socketpair()
-    with near, far, ssl.create_default_context().wrap_socket(
-        far, do_handshake_on_connect=False, server_hostname="x"
-    ) as wrapped, pytest.raises(TypeError, match="send the plain socket before the handshake"):
+    with (
+        near,
+        far,
+        ssl.create_default_context().wrap_socket(far, do_handshake_on_connect=False, server_hostname="x") as wrapped,
+        pytest.raises(TypeError, match="send the plain socket before the handshake"),
+    ):
         pool.apply(work.use, (wrapped,))
 
 

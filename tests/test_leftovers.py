@@ -236,9 +236,7 @@ def test_every_test_is_checked(pytester: pytest.Pytester) -> None:
         """,
     )
     result.assert_outcomes(passed=4, failed=1, errors=2)
-    result.stdout.fnmatch_lines_random(
-        ["*descriptor *: /memfd:forgotten*", "*zombie *", "*left behind by this test:"]
-    )
+    result.stdout.fnmatch_lines_random(["*descriptor *: /memfd:forgotten*", "*zombie *", "*left behind by this test:"])
     result.stdout.no_fnmatch_line("*/memfd:excused*")
 
 

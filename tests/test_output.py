@@ -589,9 +589,7 @@ def test_the_sink_can_be_replaced_at_any_time(make_pool: MakePool, lines: Lines)
     assert (lines.texts(), other.texts()) == (["one"], ["two"])
 
 
-def test_a_callable_that_raises_is_complained_of_once(
-    make_pool: MakePool, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_callable_that_raises_is_complained_of_once(make_pool: MakePool, caplog: pytest.LogCaptureFixture) -> None:
     seen: list[str] = []
 
     def fail(line: OutputLine) -> None:

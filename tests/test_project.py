@@ -19,9 +19,7 @@ print(json.dumps([sorted(sys.modules), threading.active_count()]))
 
 def test_the_import_is_light() -> None:
     """Whoever only maps a function waits for no terminal library, and no thread starts without a pool."""
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", IMPORT], cwd=ROOT, stdout=subprocess.PIPE, check=True
-    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", IMPORT], cwd=ROOT, stdout=subprocess.PIPE, check=True)
     modules, threads = json.loads(done.stdout)
     assert threads == 1
     assert not {"rich", "psutil", "cloudpickle", "numpy", "asyncio"}.intersection(modules)

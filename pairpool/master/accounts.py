@@ -246,7 +246,11 @@ class Accounts:
             tally.function(name).durations.add(length)
             if tally.is_slow(length):
                 tally.add_slow(
-                    length, name, batch.first + offset, worker, lambda at=offset: arguments_of(batch, at)  # type: ignore[misc]
+                    length,
+                    name,
+                    batch.first + offset,
+                    worker,
+                    lambda at=offset: arguments_of(batch, at),  # type: ignore[misc]
                 )
 
     def _tally_short(self, worker: int, batch: Batch, count: int, nanoseconds: int) -> None:

@@ -15,6 +15,7 @@ from pairpool.worker import Mode
 
 __all__ = ["Agenda"]
 
+
 class Agenda:
     """All jobs that have not ended, in the order in which they were submitted.
 

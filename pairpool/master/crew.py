@@ -102,9 +102,7 @@ class Member:
 
     # --- sending --------------------------------------------------------------------------------
 
-    def post(
-        self, header: Header, pieces: Sequence[Buffer] = (), size: int = 0, cargo: Rights | None = None
-    ) -> None:
+    def post(self, header: Header, pieces: Sequence[Buffer] = (), size: int = 0, cargo: Rights | None = None) -> None:
         """Send a packet, or keep it until there is room; never blocks. Large payloads go through a lane.
 
         Raises `OSError` if a lane cannot be made.
@@ -192,9 +190,7 @@ class Member:
         poller.register(self.channel.fileno(), select.POLLIN)
         return bool(poller.poll(0))
 
-    def content(
-        self, header: Header, payload: memoryview, fds: list[int], use: Callable[[memoryview], None]
-    ) -> None:
+    def content(self, header: Header, payload: memoryview, fds: list[int], use: Callable[[memoryview], None]) -> None:
         """Call `use` with the payload of a packet, wherever it is."""
         if header.flags & Flag.LANE:
             self.reader.read(payload, header.size, fds, use)

@@ -1,7 +1,7 @@
 """Work out and work back: batches to the workers, what became of them to the jobs, and the balance between workers.
 
-    agenda ─next_batch─► encode ─► worker's socket
-    agenda ◄─deliver──── decode ◄─ worker's socket
+agenda ─next_batch─► encode ─► worker's socket
+agenda ◄─deliver──── decode ◄─ worker's socket
 """
 
 from __future__ import annotations
@@ -449,9 +449,7 @@ class Dealer:
             self._hooks.retire(member)
         crew.place(member)
 
-    def _on_crowded(
-        self, member: Member, batch: Batch, values: list[Any], failed: dict[int, BaseException]
-    ) -> None:
+    def _on_crowded(self, member: Member, batch: Batch, values: list[Any], failed: dict[int, BaseException]) -> None:
         """A worker had no room for the descriptors of a batch: each item is tried alone, by others if there are any."""
         member.retiring = True
         if batch.count > 1:

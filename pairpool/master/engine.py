@@ -1,9 +1,9 @@
 """The master: what a pool is in its caller's process. Puts the parts together, and is what the public faces talk to.
 
-    submit ─► inbox ─► agenda ─► dealer ─► workers                jobs     agenda.py, jobs.py, batching.py
-    results ◄───────── agenda ◄─ dealer ◄─ workers                packets  dealer.py, crew.py
-                                 nursery ◄─ deaths, zygote        workers  nursery.py, blame.py
-    loop.py turns all of it, in the thread of whoever waits.
+submit ─► inbox ─► agenda ─► dealer ─► workers                jobs     agenda.py, jobs.py, batching.py
+results ◄───────── agenda ◄─ dealer ◄─ workers                packets  dealer.py, crew.py
+                             nursery ◄─ deaths, zygote        workers  nursery.py, blame.py
+loop.py turns all of it, in the thread of whoever waits.
 """
 
 from __future__ import annotations
@@ -108,9 +108,7 @@ class Master:
             self.shares,
             self.accounts,
         )
-        self.nursery.join(
-            self.agenda, self.crew, self.overseer, self.loop, codec, self._dealer, self.accounts
-        )
+        self.nursery.join(self.agenda, self.crew, self.overseer, self.loop, codec, self._dealer, self.accounts)
         self.cancellation = Cancellation(self.agenda, self.crew, self.overseer)
         self._remains: Board | None = None  # of the board, when the pool has ended
         self._board_lock = threading.Lock()

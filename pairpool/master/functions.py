@@ -161,9 +161,7 @@ class Functions:
     def _still_named(self, known: Function, function: Any) -> bool:
         if known.space.get(known.name) is function:
             return True
-        return type(function) is BuiltinFunctionType or (
-            self._codec.birth is None or self._codec.birth.names(function)
-        )
+        return type(function) is BuiltinFunctionType or (self._codec.birth is None or self._codec.birth.names(function))
 
     def _add(self, function: Any, encoded: Encoded) -> Function:
         new = Function(next(self._numbers), name_of(function), encoded, function)

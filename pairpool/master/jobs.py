@@ -139,9 +139,7 @@ class Batch:
 
     def part(self, start: int, stop: int) -> Batch:
         """A new batch of the items from offset `start` to `stop`; this one still holds them, until it is closed."""
-        batch = Batch(
-            self.job, self.first + start, self.items[start:stop], self.targets and self.targets[start:stop]
-        )
+        batch = Batch(self.job, self.first + start, self.items[start:stop], self.targets and self.targets[start:stop])
         batch.by_value = self.by_value
         batch.worker = self.worker
         batch.solo = self.solo

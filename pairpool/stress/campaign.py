@@ -115,9 +115,7 @@ class Killer:
         command = [sys.executable, "-m", "pairpool.stress.assassin", f"--master={os.getpid()}", f"--seed={order.seed}"]
         command += [f"--workers={order.workers}", *(["--direct"] if order.start_method == "direct" else [])]
         command += ["--known", *map(str, known)]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=self._log, env=environment, bufsize=0
-        )
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=self._log, env=environment, bufsize=0)
         while self.is_alive() and not os.fstat(self._log).st_size:
             time.sleep(TICK)
 

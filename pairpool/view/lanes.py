@@ -91,9 +91,7 @@ class Canvas:
         self.columns = max(1, min(math.ceil(self.width), COLUMNS // max(1, self.lanes)))
         self.column = self.width / self.columns
 
-    def add(
-        self, lane: int, left: float, right: float, colour: int, failed: bool, title: Callable[[], str]
-    ) -> None:
+    def add(self, lane: int, left: float, right: float, colour: int, failed: bool, title: Callable[[], str]) -> None:
         """Put a task in. The part outside of the lanes is cut off. `title` is called when it is drawn, if at all."""
         left, right = max(left, 0.0), min(right, self.width)
         if right < left:

@@ -1,11 +1,11 @@
 """The picture of a pool: a `PoolStatus` and a size in, a `Frame` out. No clock, no terminal, no I/O.
 
-    name and uptime
-    workers, CPU, memory                     from 40 x 10 up; below that, what fits of it
-    tasks, a second, the last minute
-    a bar for each call that runs
-    a row for each worker
-    the last failures
+name and uptime
+workers, CPU, memory                     from 40 x 10 up; below that, what fits of it
+tasks, a second, the last minute
+a bar for each call that runs
+a row for each worker
+the last failures
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`pairpool timeline`: a trace drawn as an SVG picture, with a lane a worker and the utilisation below.
 
-    file ─► survey (first pass) ─► scale, colours ─► canvas (second pass) ─► picture ─► SVG text
+file ─► survey (first pass) ─► scale, colours ─► canvas (second pass) ─► picture ─► SVG text
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`pairpool top`: the live view of any pool on the machine, from outside.
 
-    board under /proc ─► Sight.status ─► Sampler: cpu, rss ─► table.render ─► the terminal, a line, or JSON
+board under /proc ─► Sight.status ─► Sampler: cpu, rss ─► table.render ─► the terminal, a line, or JSON
 """
 
 from __future__ import annotations

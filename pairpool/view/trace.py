@@ -158,9 +158,7 @@ class TraceWriter:
             out.append(self._span(at, ended, f'{lane},"cat":"io","name":"save"'))
         self._write(out)
 
-    def lost(
-        self, worker: int, call: int, function: str, index: int, began: int, ended: int, error: str
-    ) -> None:
+    def lost(self, worker: int, call: int, function: str, index: int, began: int, ended: int, error: str) -> None:
         """A worker died while it ran this item, which began and ended then, and this `error` came of it."""
         if not self.is_open:
             return
@@ -242,9 +240,7 @@ class TraceWriter:
             os.close(fd)
 
 
-def _details(
-    offset: int, span: int, failed: Mapping[int, str], arguments: Callable[[int], str] | None
-) -> str:
+def _details(offset: int, span: int, failed: Mapping[int, str], arguments: Callable[[int], str] | None) -> str:
     """What is told of an item beside its times: its error, and its argument where it took long."""
     out = ""
     if offset in failed:

@@ -1,7 +1,7 @@
 """Reads trace events out of JSON files, one at a time: those of pairpool and those of other programs.
 
-    [ event, event, ... ]                             the closing bracket may be missing
-    {"other": ..., "traceEvents": [ event, ... ]}     what follows the events is not read
+[ event, event, ... ]                             the closing bracket may be missing
+{"other": ..., "traceEvents": [ event, ... ]}     what follows the events is not read
 """
 
 from __future__ import annotations

@@ -109,9 +109,7 @@ class Cut(OSError):
     """
 
     def __init__(self, header: Header, payload: memoryview) -> None:
-        super().__init__(
-            errno.EMFILE, "the descriptors of a packet did not fit: this process may open no more files"
-        )
+        super().__init__(errno.EMFILE, "the descriptors of a packet did not fit: this process may open no more files")
         self.header = header
         self.payload = payload
 
@@ -154,9 +152,7 @@ class Channel:
     def close(self) -> None:
         self.sock.close()
 
-    def send(
-        self, header: Header, payload: Buffer = b"", fds: Sequence[int] = (), *, wait: bool = True
-    ) -> bool:
+    def send(self, header: Header, payload: Buffer = b"", fds: Sequence[int] = (), *, wait: bool = True) -> bool:
         """Send one packet; False if it would block and `wait` is not set.
 
         Raises:
@@ -169,9 +165,7 @@ class Channel:
             wait=wait,
         )
 
-    def send_reference(
-        self, header: Header, reference: Buffer, fds: Sequence[int] = (), *, wait: bool = True
-    ) -> bool:
+    def send_reference(self, header: Header, reference: Buffer, fds: Sequence[int] = (), *, wait: bool = True) -> bool:
         """`send` for a payload of `header.size` bytes that is elsewhere, and that `reference` names."""
         return self.send_packet([HEADER.pack(*header), reference], fds, wait=wait)
 

@@ -380,9 +380,7 @@ class Codec:
             return file.getvalue()
         segments = None if self.birth is None else beside.segments
         kind = byvalue.ByValuePickler if beside.large is None else byvalue.SharingPickler
-        return dump_to_memory(
-            beside, item, lambda file, keep: kind(file, knowledge, keep, segments, beside.cargo)
-        )
+        return dump_to_memory(beside, item, lambda file, keep: kind(file, knowledge, keep, segments, beside.cargo))
 
     def dump_alone(self, item: Any) -> bytes:
         """One self-contained pickle: plainly if that works, else by value."""

@@ -153,9 +153,7 @@ class _HomePickler(pickle.Pickler):
 class CarryingPickler(_HomePickler):
     """The plain pickler, but sockets and the like go as a place in `cargo`."""
 
-    def __init__(
-        self, file: SupportsWrite[bytes], keep: Callable[[Any], Any] | None, cargo: Rights | Places
-    ) -> None:
+    def __init__(self, file: SupportsWrite[bytes], keep: Callable[[Any], Any] | None, cargo: Rights | Places) -> None:
         super().__init__(file, keep)
         self._cargo = cargo
 

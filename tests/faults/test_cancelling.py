@@ -98,9 +98,7 @@ def test_a_whole_map(
             reports.next(0.1)
 
 
-def test_a_whole_map_with_all_that_runs(
-    start_method: str, make_pool: MakePool, gate: Gate, reports: Reports
-) -> None:
+def test_a_whole_map_with_all_that_runs(start_method: str, make_pool: MakePool, gate: Gate, reports: Reports) -> None:
     pool = make_pool(2)
     hold = functools.partial(tasks.tell_and_hold, reports.path, gate.path)
     result = pool.map_async(hold, range(20), 5)
@@ -160,9 +158,7 @@ def test_a_worker_that_was_stopped_by_somebody(make_pool: MakePool, gate: Gate, 
 
 @pytest.mark.parametrize("kill", [False, True])
 @pytest.mark.parametrize("ordered", [False, True])
-def test_the_rest_of_a_stream(
-    start_method: str, make_pool: MakePool, journal: Path, kill: bool, ordered: bool
-) -> None:
+def test_the_rest_of_a_stream(start_method: str, make_pool: MakePool, journal: Path, kill: bool, ordered: bool) -> None:
     pool = make_pool(2)
     log = functools.partial(tasks.log_with_pid, str(journal))
     stream: Any = (pool.imap if ordered else pool.imap_unordered)(log, iter(range(10**9)), 1)

@@ -46,9 +46,7 @@ def test_a_task_that_changes_its_process(start_method: str, make_pool: MakePool)
 def test_a_task_that_closes_all_descriptors(start_method: str, make_pool: MakePool) -> None:
     """Its own channel among them: the result cannot be sent, and that is the item's failure and nobody else's."""
     pool = make_pool(2)
-    found: list[Any] = pool.starmap(
-        tasks.close_all_if, [(x == 3, x) for x in range(8)], 1, return_exceptions=True
-    )
+    found: list[Any] = pool.starmap(tasks.close_all_if, [(x == 3, x) for x in range(8)], 1, return_exceptions=True)
     assert isinstance(found[3], WorkerDied)
     assert found[:3] + found[4:] == [0, 1, 2, 4, 5, 6, 7]
 

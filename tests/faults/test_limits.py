@@ -201,9 +201,11 @@ def test_exceptions_and_time_outs_are_retried_if_named(make_pool: MakePool, tmp_
     pool = make_pool(2)
     journal = str(tmp_path / "journal")
     todo = [(journal, how, 2, x) for x, how in enumerate(["raise", "hang", "exit"])]
-    assert pool.starmap(
-        tasks.fail_first, todo, retries=2, retry_on=(ValueError, TimeoutError), task_timeout=LIMIT
-    ) == [0, 1, 2]
+    assert pool.starmap(tasks.fail_first, todo, retries=2, retry_on=(ValueError, TimeoutError), task_timeout=LIMIT) == [
+        0,
+        1,
+        2,
+    ]
     call = pool.apply_async(tasks.fail_first, (journal, "raise", 1, 7), retries=1, retry_on=ValueError)
     assert call.get(PATIENCE) == 7
 
@@ -314,9 +316,7 @@ def test_the_likely_cause_and_what_to_do(make_pool: MakePool, how: Callable[[], 
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
 
-def test_a_kill_for_want_of_memory_is_told_from_others(
-    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_kill_for_want_of_memory_is_told_from_others(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
     pool = make_pool(1)
     monkeypatch.setattr(memory.OomCounter, "advanced", lambda _counter: True)
     with pytest.raises(WorkerDied, match="cause: out of memory: the kernel's OOM killer"):
@@ -407,9 +407,7 @@ def test_an_initializer_that_always_fails_in_replacements(
 
 
 @pytest.mark.parametrize("how", ["raise", "exit", "abort"])
-def test_no_respawn_loop_at_the_start(
-    start_method: str, make_pool: MakePool, tmp_path: Path, how: str
-) -> None:
+def test_no_respawn_loop_at_the_start(start_method: str, make_pool: MakePool, tmp_path: Path, how: str) -> None:
     journal = tmp_path / "journal"
     pool = make_pool(2, initializer=tasks.fail_first, initargs=(str(journal), how, 99, 0))
     for _ in range(2):

@@ -369,9 +369,7 @@ class PoolMachine(RuleBasedStateMachine):
         function = functools.partial(act_or_hold, self.reports.path, gate.path, key)
         result: AsyncResult[Any]
         if is_map:
-            result = self.live.map_async(
-                function, items, chunksize, heard.append, heard.append, return_exceptions=True
-            )
+            result = self.live.map_async(function, items, chunksize, heard.append, heard.append, return_exceptions=True)
         else:
             result = self.live.apply_async(function, (items[0],), callback=heard.append, error_callback=heard.append)
         self.holds.append(Hold(key, items, index, result, is_map, gate, heard))

@@ -193,10 +193,7 @@ RECOVERS = [
 
 def parameters(cases: list[Case]) -> list[Any]:
     """The cases for pytest."""
-    return [
-        pytest.param(case, id=str(case))
-        for case in cases
-    ]
+    return [pytest.param(case, id=str(case)) for case in cases]
 
 
 @pytest.fixture(scope="module", autouse=True)

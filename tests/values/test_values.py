@@ -615,9 +615,7 @@ class TestRetries:
 
 def test_neighbours_of_an_item_whose_worker_dies(start_method: str, make_pool: MakePool) -> None:
     """They were in the same batch, and go to another worker as they were first pickled."""
-    found: list[Any] = list(
-        make_pool().imap(programs.touch_or_die, refilled("list", 100), 20, return_exceptions=True)
-    )
+    found: list[Any] = list(make_pool().imap(programs.touch_or_die, refilled("list", 100), 20, return_exceptions=True))
     assert isinstance(found.pop(50), WorkerDied)
     expected = programs.run_one_by_one(programs.look, refilled("list", 100))
     del expected[50]

@@ -78,9 +78,7 @@ def test_coverage_is_exact() -> None:
 
 
 @settings(deadline=None)
-@given(
-    st.lists(st.tuples(st.floats(-100, 100), st.floats(0, 100)), max_size=20), st.integers(1, 50)
-)
+@given(st.lists(st.tuples(st.floats(-100, 100), st.floats(0, 100)), max_size=20), st.integers(1, 50))
 def test_coverage_adds_up(spans: list[tuple[float, float]], parts: int) -> None:
     covered = coverage([(begin, begin + length) for begin, length in spans], -10.0, 33.0, parts)
     whole = sum(max(0.0, min(33.0, begin + length) - max(-10.0, begin)) for begin, length in spans)

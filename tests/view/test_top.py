@@ -316,13 +316,16 @@ def test_no_color(held: Master) -> None:
 
 
 def test_lines_until_the_pool_ends() -> None:
-    with master(own("lines"), 2) as lines, subprocess.Popen(
-        [sys.executable, "-m", "pairpool", "top", own("lines"), "--interval", "0.05"],
-        env=environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
+    with (
+        master(own("lines"), 2) as lines,
+        subprocess.Popen(
+            [sys.executable, "-m", "pairpool", "top", own("lines"), "--interval", "0.05"],
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as process,
+    ):
         assert process.stdout is not None
         assert "lines" in process.stdout.readline()
         assert "lines" in process.stdout.readline()
