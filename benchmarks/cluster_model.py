@@ -4,7 +4,7 @@
 
 The program and the scheduler do one thing at a time, as theirs is one event loop each; so does each node with what a
 batch costs it. A batch has one of the node's Dask threads from its first step there to its last. Batches are sized by
-the pool's own arithmetic, `pairpool.cluster.pace`, with as many under way as the pool has. On loopback all share a few
+the arithmetic of `pairpool.dask.batch_sizer`, with as many under way as the pool has. On loopback all share a few
 cores, which a computation or an overhead holds and a sleep does not.
 
 `python -m benchmarks.cluster_model [FILE]` takes the costs from what `benchmarks.cluster` measured, and prints the
@@ -25,9 +25,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from pairpool.cluster.pace import Pace
-from pairpool.cluster.traffic import AHEAD, ITEMS_AHEAD
-from pairpool.dask import TARGET
+from pairpool.dask.batch_sizer import BatchSizer
+from pairpool.dask.in_flight import AHEAD, ITEMS_AHEAD
+from pairpool.dask.pool import TARGET
 
 RESULTS = Path(__file__).parent / "cluster.json"
 
@@ -158,7 +158,7 @@ class Simulation:
         self._workers = [Server(clock, cluster.threads) for _ in range(cluster.nodes)]
         self._loads = [0] * cluster.nodes
         self._by_load = [(0, node) for node in range(cluster.nodes)]
-        self._pace = Pace(TARGET, chunksize)
+        self._pace = BatchSizer(TARGET, chunksize)
         self._taken = self._under_way = self._items_under_way = self._batches = self._done = 0
         self._work = 0.0
 
@@ -172,7 +172,7 @@ class Simulation:
         return Outcome(seconds, self._batches, self._work / available, *shares)
 
     def _fill(self) -> None:
-        """Send what there is room for, by the rule of `pairpool.cluster.stream`."""
+        """Send what there is room for, by the rule of `pairpool.dask.cluster_call`."""
         nodes, threads = self._cluster.nodes, self._cluster.nodes * self._cluster.threads
         while self._taken < self._tasks.count and (
             self._under_way < AHEAD * nodes or self._items_under_way < ITEMS_AHEAD * threads

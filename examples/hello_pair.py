@@ -13,9 +13,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from pairpool import kernel
-from pairpool.wire.channel import Channel, Header, Kind, Lost
-from pairpool.zygote import DirectZygote, ForkedZygote, Spawned, Zygote
+from pairpool.linux import pidfds
+from pairpool.transport.channel import Channel, Header, Kind, Lost
+from pairpool.worker.zygote import DirectZygote, ForkedZygote, Spawned, Zygote
 
 
 def child(channel: Channel, _slot: int, _serial: int) -> int:
@@ -57,7 +57,7 @@ def main() -> int:
         finally:
             forked.near.close()
             # No waitpid: where SIGCHLD is ignored the kernel reaps the child, and the pidfd tells when.
-            kernel.wait_ended(forked.pidfd.fileno(), None)
+            pidfds.wait_ended(forked.pidfd.fileno(), None)
             forked.pidfd.close()
     finally:
         zygote.close()

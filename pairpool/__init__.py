@@ -19,15 +19,15 @@ if TYPE_CHECKING:
         WorkerDied,
     )
     from pairpool.executor import Executor, get_executor
-    from pairpool.kernel import cpu_allowance
-    from pairpool.lines import OutputLine
+    from pairpool.linux.cgroup import cpu_allowance
+    from pairpool.output_lines import OutputLine
     from pairpool.pool import Pool
-    from pairpool.results import AsyncResult, MapResult
+    from pairpool.results.async_result import AsyncResult, MapResult
+    from pairpool.results.iterator import IMapIterator
+    from pairpool.scoreboard.progress import progress
     from pairpool.status import CallStatus, FailureStatus, PoolStatus, WorkerStatus
-    from pairpool.streams import IMapIterator
-    from pairpool.wire.fd import Fd
-    from pairpool.wire.reporting import progress
-    from pairpool.wire.segments import Shared
+    from pairpool.transport.fd import Fd
+    from pairpool.transport.segments import Shared
 
 __version__ = "0.1.0"
 
@@ -59,28 +59,28 @@ __all__ = [
 
 _HOMES = {
     "AsyncPool": "aio",
-    "AsyncResult": "results",
+    "AsyncResult": "results.async_result",
     "AsyncStream": "aio",
     "CallStatus": "status",
     "CancelledError": "errors",
     "Executor": "executor",
     "FailureStatus": "status",
-    "Fd": "wire.fd",
-    "IMapIterator": "streams",
+    "Fd": "transport.fd",
+    "IMapIterator": "results.iterator",
     "InitializerFailed": "errors",
     "LargeCaptureWarning": "errors",
-    "MapResult": "results",
-    "OutputLine": "lines",
+    "MapResult": "results.async_result",
+    "OutputLine": "output_lines",
     "Pool": "pool",
     "PoolInherited": "errors",
     "PoolStatus": "status",
-    "Shared": "wire.segments",
+    "Shared": "transport.segments",
     "TaskTimeout": "errors",
     "WorkerDied": "errors",
     "WorkerStatus": "status",
-    "cpu_allowance": "kernel",
+    "cpu_allowance": "linux.cgroup",
     "get_executor": "executor",
-    "progress": "wire.reporting",
+    "progress": "scoreboard.progress",
 }
 
 

@@ -61,9 +61,9 @@ def _add_stress(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def _stress(arguments: argparse.Namespace) -> int:
-    from pairpool.stress.campaign import Order, run
+    from pairpool.stress.campaign import CampaignOrder, run
 
-    order = Order(
+    order = CampaignOrder(
         workers=arguments.workers,
         tasks=arguments.tasks,
         kills=arguments.kills,

@@ -17,13 +17,13 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ParamSpec, TypeVar, Unpack
 
-from pairpool import kernel
-from pairpool.arguments import ExecutorOptions
 from pairpool.errors import InitializerFailed
-from pairpool.futures import PoolFuture, for_process_pool
-from pairpool.master import blame
+from pairpool.linux import cgroup, forking
+from pairpool.master import worker_death
+from pairpool.options import ExecutorOptions
 from pairpool.pool import Pool
-from pairpool.streams import IMapIterator
+from pairpool.results.future import PoolFuture, for_process_pool
+from pairpool.results.iterator import IMapIterator
 
 __all__ = ["Executor", "get_executor", "when_main_ends"]
 
@@ -136,7 +136,7 @@ class Executor(concurrent.futures.Executor):
         **options: Unpack[ExecutorOptions],
     ) -> None:
         if max_workers is None:
-            max_workers = kernel.cpu_allowance()
+            max_workers = cgroup.cpu_allowance()
         elif operator.index(max_workers) <= 0:
             raise ValueError("max_workers must be greater than 0")
         if initializer is not None and not callable(initializer):
@@ -163,7 +163,7 @@ class Executor(concurrent.futures.Executor):
         self._pool: Pool | None = None
         self._is_shut = False
         self._failure: BaseException | None = None  # of the initializer, while the pool was opened
-        self._identity = kernel.Identity()
+        self._identity = forking.Identity()
         _executors.add(self)
 
     # --- calls ----------------------------------------------------------------------------------
@@ -211,7 +211,7 @@ class Executor(concurrent.futures.Executor):
 
     def _open(self) -> Pool:
         """The pool, which is opened now if it was not before."""
-        kernel.require_owner(self._identity)
+        forking.require_owner(self._identity)
         with self._lock:
             if _is_at_exit or (_is_ending and threading.current_thread().daemon):
                 raise _too_late()  # said first, for the pool has ended by then
@@ -260,7 +260,7 @@ class Executor(concurrent.futures.Executor):
         if pool is None or not pool._master.identity.is_here():
             return
         if cancel_futures:
-            pool._master.cancel_waiting(blame.cancelled())
+            pool._master.cancel_waiting(worker_death.cancelled())
         pool._master.end_inputs(_is_shut_down())
         pool.close()
         if wait:
@@ -312,7 +312,7 @@ class Executor(concurrent.futures.Executor):
         with self._lock:
             pool = self._pool
         if left and pool is not None and pool._master.identity.is_here():
-            pool._master.cancel_calls(left, blame.cancelled())
+            pool._master.cancel_calls(left, worker_death.cancelled())
 
     def __del__(self) -> None:
         pool = getattr(self, "_pool", None)

@@ -23,14 +23,14 @@ from typing import Any
 
 from cloudpickle import cloudpickle
 
-from pairpool import kernel
 from pairpool.executor import Executor, when_main_ends
-from pairpool.futures import PoolFuture
+from pairpool.linux import cgroup
 from pairpool.master.functions import has_state
 from pairpool.pool import Pool
-from pairpool.wire.codec import Codec
-from pairpool.wire.items import as_one, is_immutable
-from pairpool.wire.segments import Shared, restore
+from pairpool.results.future import PoolFuture
+from pairpool.transport.items import as_one, is_immutable
+from pairpool.transport.segments import Shared, restore
+from pairpool.transport.serializer import Serializer
 
 try:
     from joblib import register_parallel_backend
@@ -122,7 +122,7 @@ class PairpoolBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
             raise ValueError("n_jobs == 0 in Parallel has no meaning")
         if n_jobs is None:
             return 1
-        return n_jobs if n_jobs > 0 else max(kernel.cpu_allowance() + 1 + n_jobs, 1)
+        return n_jobs if n_jobs > 0 else max(cgroup.cpu_allowance() + 1 + n_jobs, 1)
 
     def configure(
         self, n_jobs: int = 1, parallel: Any = None, max_nbytes: int | float | str | None = "1M", **given: Any
@@ -295,7 +295,7 @@ def _run(batch: Callable[[], Any]) -> Any:
 
 # --- the calls of a batch, each as if it were alone -------------------------------------------------------
 
-_codec = Codec()
+_codec = Serializer()
 """Of a worker."""
 
 

@@ -19,8 +19,15 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, Unpack, overload
 
-from pairpool import inheritance, interrupts, kernel
-from pairpool.arguments import (
+from pairpool.linux import cgroup, descriptors, forking, interrupts, pidfds, requirements
+from pairpool.linux.memory import parse_size, usage_of
+from pairpool.master import worker_death
+from pairpool.master.engine import Engine
+from pairpool.master.functions import Function
+from pairpool.master.jobs.base import MANY, Calls, MapJob, Policy, Target
+from pairpool.master.jobs.intake import Iteration, Source, Span, take_here
+from pairpool.master.jobs.stream import StreamJob
+from pairpool.options import (
     Limits,
     RetryOn,
     check_buffersize,
@@ -33,31 +40,25 @@ from pairpool.arguments import (
     length_of,
     make_policy,
 )
-from pairpool.futures import PoolFuture
-from pairpool.master import blame
-from pairpool.master.engine import Master
-from pairpool.master.functions import Function
-from pairpool.master.intake import Iteration, Source, Span, take_here
-from pairpool.master.jobs import MANY, Calls, MapJob, Policy, Target
-from pairpool.master.stream_job import StreamJob
-from pairpool.memory import parse_size, usage_of
-from pairpool.results import AsyncResult, MapResult
-from pairpool.streams import IMapIterator
-from pairpool.wire.board import Board, PoolWord
-from pairpool.wire.items import as_one
-from pairpool.wire.stacks import read_stacks
-from pairpool.worker import Mode, WorkerBody
-from pairpool.zygote import DirectZygote, ForkedZygote, FreshZygote, Zygote
+from pairpool.results.async_result import AsyncResult, MapResult
+from pairpool.results.future import PoolFuture
+from pairpool.results.iterator import IMapIterator
+from pairpool.scoreboard.board import PoolWord, Scoreboard
+from pairpool.scoreboard.stacks import read_stacks
+from pairpool.transport.items import as_one
+from pairpool.worker import bootstrap
+from pairpool.worker.worker import Mode, WorkerBody
+from pairpool.worker.zygote import DirectZygote, ForkedZygote, FreshZygote, Zygote
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pairpool.lines import OutputLine
+    from pairpool.output_lines import OutputLine
     from pairpool.status import PoolStatus
+    from pairpool.transport.segments import Shared
     from pairpool.view.live import LiveView
     from pairpool.view.report import PoolReport
     from pairpool.view.trace import TraceWriter
-    from pairpool.wire.segments import Shared
 
 __all__ = ["Pool"]
 
@@ -74,7 +75,7 @@ DESCRIPTORS_BESIDE = 16
 _NO_KWDS: dict[str, Any] = {}
 
 _names = itertools.count(1)
-_open_masters: weakref.WeakSet[Master] = weakref.WeakSet()
+_open_masters: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 
 def _end_all() -> None:
@@ -135,7 +136,7 @@ class Pool:
         [1, 2, 3]
     """
 
-    _master: Master
+    _master: Engine
     _daemon = True  # what multiprocessing calls the workers: their tasks can start none of its processes
 
     def __init__(
@@ -160,9 +161,9 @@ class Pool:
     ) -> None:
         self._state = "INIT"
         try:
-            with interrupts.Held():
-                kernel.require_linux()
-                self._processes = check_processes(kernel.cpu_allowance() if processes is None else processes)
+            with interrupts.defer_signals():
+                requirements.require_linux()
+                self._processes = check_processes(cgroup.cpu_allowance() if processes is None else processes)
                 tasks: Any = maxtasksperchild
                 if tasks is not None and (not isinstance(tasks, int) or tasks <= 0):
                     raise ValueError("maxtasksperchild must be a positive int or None")
@@ -183,7 +184,7 @@ class Pool:
                 self._log_level = check_log_level(log_level)
                 self._name = name or f"pool-{next(_names)}"
                 self._start_method = start_method
-                kernel.require_descriptors(
+                requirements.require_descriptors(
                     self._descriptors_each * self._processes + DESCRIPTORS_BESIDE,
                     f"a pool of {self._processes} workers",
                 )
@@ -203,13 +204,13 @@ class Pool:
         maxtasks: int | None,
         memory_limit: int | None,
         start_timeout: float | None,
-    ) -> Master:
-        board_number, board = Board.create(max(SLOTS, 2 * self._processes), self._name, time.monotonic_ns())
+    ) -> Engine:
+        board_number, board = Scoreboard.create(max(SLOTS, 2 * self._processes), self._name, time.monotonic_ns())
         board.pool[PoolWord.METHOD] = PoolWord.METHODS.index(self._start_method)
-        board_fd = kernel.Descriptor(board_number)
-        stacks = kernel.Descriptor(kernel.memfd("pairpool-stacks", 0))
-        kernel.own(board_fd)
-        kernel.own(stacks)
+        board_fd = descriptors.Descriptor(board_number)
+        stacks = descriptors.Descriptor(descriptors.memfd("pairpool-stacks", 0))
+        descriptors.own(board_fd)
+        descriptors.own(stacks)
         master = None
         writer = None
         try:
@@ -217,7 +218,7 @@ class Pool:
                 writer = self._open_trace(self._trace, board)
             make = self._zygote_maker(board, board_fd, stacks, initializer, initargs)
             has_initializer = initializer is not None
-            master = Master(
+            master = Engine(
                 make,
                 board,
                 board_fd,
@@ -236,27 +237,27 @@ class Pool:
             if master is not None:
                 master.terminate()
             else:
-                owned: list[kernel.Closable] = [board_fd, stacks]
+                owned: list[descriptors.Closable] = [board_fd, stacks]
                 owned += [] if writer is None else [writer]
                 for thing in owned:
-                    kernel.disown(thing)
+                    descriptors.disown(thing)
                     thing.close()
                 board.close()
             raise
         _open_masters.add(master)
         return master
 
-    def _start(self, master: Master) -> None:
+    def _start(self, master: Engine) -> None:
         master.start()
 
-    def _open_trace(self, path: str | os.PathLike[str], board: Board) -> TraceWriter:
+    def _open_trace(self, path: str | os.PathLike[str], board: Scoreboard) -> TraceWriter:
         from pairpool.view.trace import TraceWriter
 
         writer = TraceWriter(path, name=self._name, pid=os.getpid(), created=board.created)
-        kernel.own(writer)
+        descriptors.own(writer)
         return writer
 
-    def _start_capture(self, master: Master) -> None:
+    def _start_capture(self, master: Engine) -> None:
         from pairpool.master import output
 
         sink = output.print_tagged if isinstance(self._capture, bool) else output.each_line(self._capture)
@@ -269,9 +270,9 @@ class Pool:
 
     def _zygote_maker(
         self,
-        board: Board,
-        board_fd: kernel.Descriptor,
-        stacks: kernel.Descriptor,
+        board: Scoreboard,
+        board_fd: descriptors.Descriptor,
+        stacks: descriptors.Descriptor,
         initializer: Callable[..., object] | None,
         initargs: tuple[Any, ...],
     ) -> Callable[[], Zygote]:
@@ -283,7 +284,7 @@ class Pool:
         arguments: bytes | None = None
         fds: list[int] = []
         if initializer is not None:
-            arguments, fds = inheritance.pickle_for_child((initializer, initargs))
+            arguments, fds = bootstrap.pickle_for_child((initializer, initargs))
         setup = pickle.dumps((os.getpid(), arguments, self._daemon))
         factory = f"{WorkerBody.__module__}:make_body"
         return lambda: FreshZygote(factory, [board_fd.fileno(), stacks.fileno(), *fds], setup)
@@ -750,7 +751,7 @@ class Pool:
             if policy.timeout is not None or is_ahead:
                 self._master.drive_in_background()  # limits hold, too, while the reader is busy
         except BaseException as error:
-            self._master.cancel(job, blame.left_by(error), kill=True)
+            self._master.cancel(job, worker_death.left_by(error), kill=True)
             raise
         return iterator
 
@@ -765,7 +766,7 @@ class Pool:
         source = Iteration(iter(iterable), self._master.codec)
         if not everything or type(iterable) is list:
             return source
-        with interrupts.Held(), interrupts.Passage():
+        with interrupts.defer_signals(), interrupts.allow_signals():
             return Span(source.pull(MANY, exactly=True))
 
     def taken(self, thing: Any) -> Any:
@@ -781,7 +782,7 @@ class Pool:
         try:
             result.wait()
         except BaseException as error:
-            reason = blame.left_by(error)
+            reason = worker_death.left_by(error)
             if isinstance(job, Calls):  # other threads' calls may have joined it
                 self._master.cancel_call(result, reason, kill=True)
             else:
@@ -826,13 +827,13 @@ class Pool:
         if processes > self._master.board.slots:
             raise ValueError(f"this pool can have at most {self._master.board.slots} processes")
         more = max(0, processes - self._processes)
-        kernel.require_descriptors(self._descriptors_each * more, f"{more} more workers")
+        requirements.require_descriptors(self._descriptors_each * more, f"{more} more workers")
         self._processes = processes
         return self._master.begin_resize(processes)
 
     def status(self) -> PoolStatus:
         """What the pool and each worker are doing, read from the status board without disturbing them."""
-        kernel.require_owner(self._master.identity)
+        forking.require_owner(self._master.identity)
         return self._master.status(self._state)
 
     def live(self, console: Console | None = None) -> LiveView:
@@ -855,11 +856,11 @@ class Pool:
             ...     pool.map(work, items)
         """
         self._check_running()
-        from pairpool.audit import make_view
+        from pairpool.reporting import make_view
 
         view = None
         try:
-            with interrupts.Held():
+            with interrupts.defer_signals():
                 view = make_view(self._master, console, keeps_sink=callable(self._capture))
             return view  # noqa: RET504  # it is stopped below if a handler raises as the block ends
         except BaseException:
@@ -874,9 +875,9 @@ class Pool:
         time each worker was busy, waited, or was being started; how much of the pool was used. Print it with rich's
         `print` to have it in colour.
         """
-        from pairpool.audit import make_report
+        from pairpool.reporting import make_report
 
-        kernel.require_owner(self._master.identity)
+        forking.require_owner(self._master.identity)
         master = self._master
         return master.inquire(
             lambda: make_report(self.status(), master.accounts.tally, master.ready_at, time.monotonic_ns())
@@ -901,13 +902,13 @@ class Pool:
     def close(self) -> None:
         """Take no more calls; those there are run to their ends."""
         if self._state == RUN:
-            kernel.require_owner(self._master.identity)
+            forking.require_owner(self._master.identity)
             self._state = CLOSE
             self._master.close()
 
     def terminate(self) -> None:
         """End at once: running tasks are killed, and calls that have not ended raise `CancelledError`."""
-        kernel.require_owner(self._master.identity)
+        forking.require_owner(self._master.identity)
         self._state = TERMINATE
         self._master.terminate()
 
@@ -917,7 +918,7 @@ class Pool:
             raise ValueError("Pool is still running")
         if self._state not in (CLOSE, TERMINATE):
             raise ValueError("In unknown state")
-        kernel.require_owner(self._master.identity)
+        forking.require_owner(self._master.identity)
         if self._state == CLOSE:
             self._master.finish()
         else:
@@ -933,7 +934,7 @@ class Pool:
     def _check_running(self) -> None:
         if self._state != RUN:
             raise ValueError("Pool not running")
-        kernel.require_owner(self._master.identity)
+        forking.require_owner(self._master.identity)
 
     def __reduce__(self) -> Any:
         raise NotImplementedError("pool objects cannot be passed between processes or pickled")
@@ -984,7 +985,7 @@ class _Process:
         except ProcessLookupError:
             return
         try:
-            kernel.wait_ended(pidfd, timeout)
+            pidfds.wait_ended(pidfd, timeout)
         finally:
             os.close(pidfd)
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from pairpool import kernel
-from pairpool.zygote import Body, Spawned, fork_worker
+from pairpool.linux import forking, pidfds
+from pairpool.worker.zygote import Body, Spawned, fork_worker
 
 __all__ = ["forked", "in_child", "sigchld_ignored", "wait_for_end"]
 
@@ -27,7 +27,7 @@ def in_child(body: Callable[[], T]) -> T:
     The child is waited for, by waitpid where SIGCHLD is not ignored.
     """
     reading, writing = os.pipe()
-    pid = kernel.fork()
+    pid = forking.fork()
     if pid == 0:
         try:
             signal.setitimer(signal.ITIMER_REAL, 0)
@@ -61,8 +61,8 @@ def forked(body: Body) -> Iterator[Spawned]:
     finally:
         child.near.close()
         child.far.close()
-        kernel.send_signal(child.pidfd.fileno(), signal.SIGKILL)
-        kernel.wait_ended(child.pidfd.fileno(), PATIENCE)
+        pidfds.send_signal(child.pidfd.fileno(), signal.SIGKILL)
+        pidfds.wait_ended(child.pidfd.fileno(), PATIENCE)
         child.pidfd.close()
         try:
             os.waitpid(child.pid, 0)
@@ -82,4 +82,4 @@ def sigchld_ignored() -> Iterator[None]:
 
 def wait_for_end(pidfd: int) -> bool:
     """Whether the process ends, waiting longer than it can need."""
-    return kernel.wait_ended(pidfd, PATIENCE)
+    return pidfds.wait_ended(pidfd, PATIENCE)

@@ -13,29 +13,20 @@ ROOT = Path(__file__).parent.parent
 
 FLOORS: dict[str, int] = {
     "pairpool.errors": 1,
-    "pairpool.interrupts": 1,
-    "pairpool.kernel": 1,
-    "pairpool.lines": 1,
-    "pairpool.memory": 1,
-    "pairpool.spinning": 1,
+    "pairpool.output_lines": 1,
     "pairpool.status": 1,
-    "pairpool.wire": 2,
-    "pairpool.inheritance": 3,
-    "pairpool.failures": 3,
+    "pairpool.linux": 1,
+    "pairpool.transport": 2,
+    "pairpool.scoreboard": 2,
     "pairpool.worker": 3,
-    "pairpool.zygote": 3,
     "pairpool.master": 4,
     "pairpool.aio": 5,
-    "pairpool.arguments": 5,
-    "pairpool.audit": 5,
-    "pairpool.broken": 5,
-    "pairpool.executor": 5,
-    "pairpool.futures": 5,
-    "pairpool.pool": 5,
+    "pairpool.options": 5,
+    "pairpool.reporting": 5,
     "pairpool.results": 5,
-    "pairpool.streams": 5,
+    "pairpool.executor": 5,
+    "pairpool.pool": 5,
     "pairpool.cli": 6,
-    "pairpool.cluster": 6,
     "pairpool.dask": 6,
     "pairpool.joblib": 6,
     "pairpool.stress": 6,
@@ -190,7 +181,12 @@ MODULES = modules_below(ROOT)
 
 
 def test_every_module_has_a_floor() -> None:
-    assert {"pairpool", "pairpool.kernel", "pairpool.wire.channel", "pairpool.master.batching"} <= set(MODULES)
+    assert {
+        "pairpool",
+        "pairpool.linux.pidfds",
+        "pairpool.transport.channel",
+        "pairpool.master.jobs.batch_size",
+    } <= set(MODULES)
     found = homeless(MODULES)
     assert not found, (
         f"no floor is known for {', '.join(found)}: add it to FLOORS in tests/test_house.py, "
@@ -214,13 +210,14 @@ def house(tmp_path: Path) -> Path:
     """A small house with faults, beside things that look like some."""
     files = {
         "__init__.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from pairpool.pool import Pool\n",
-        "kernel.py": "import os\nif 1:\n    try:\n        import pairpool.wire.channel\n    except OSError: ...\n",
-        "errors.py": "def f():\n    from pairpool import pool, kernel\n",
-        "wire/__init__.py": "",
-        "wire/channel.py": "from . import codec\nfrom .. import kernel\n",
-        "wire/codec.py": "from .channel import Channel\n",
+        "linux.py": "import os\nif 1:\n    try:\n        import pairpool.transport.channel\n    except OSError: ...\n",
+        "errors.py": "def f():\n    from pairpool import pool, linux\n",
+        "transport/__init__.py": "",
+        "transport/channel.py": "from . import serializer\nfrom .. import linux\n",
+        "transport/serializer.py": "from .channel import Channel\n",
         "worker.py": "import typing as t\nif t.TYPE_CHECKING:\n    import pairpool.cli\nelse:\n  import pairpool.pool",
-        "pool.py": "from pairpool.wire import channel as c, x\nclass Pool:\n    from pairpool.view.table import x\n",
+        "pool.py": "from pairpool.transport import channel as c, x\n"
+        "class Pool:\n    from pairpool.view.table import x\n",
         "view/table.py": "from pairpool.status import PoolStatus\nfrom pairpool import pool\n",
         "new.py": "",
     }
@@ -234,15 +231,15 @@ def house(tmp_path: Path) -> Path:
 def test_all_imports_are_found(house: Path) -> None:
     found = {(one.importer[9:], one.imported[9:], one.at_start) for one in imports_of(modules_below(house))}
     assert found == {
-        ("kernel", "wire.channel", True),
+        ("linux", "transport.channel", True),
         ("errors", "pool", False),
-        ("errors", "kernel", False),
-        ("wire.channel", "wire.codec", True),
-        ("wire.channel", "kernel", True),
-        ("wire.codec", "wire.channel", True),
+        ("errors", "linux", False),
+        ("transport.channel", "transport.serializer", True),
+        ("transport.channel", "linux", True),
+        ("transport.serializer", "transport.channel", True),
         ("worker", "pool", True),
-        ("pool", "wire.channel", True),
-        ("pool", "wire", True),
+        ("pool", "transport.channel", True),
+        ("pool", "transport", True),
         ("pool", "view.table", True),
         ("view.table", "status", True),
         ("view.table", "pool", True),
@@ -254,7 +251,7 @@ def test_all_faults_are_found(house: Path) -> None:
     assert homeless(modules) == ["pairpool.new"]
     imports = imports_of(modules)
     assert {fault.partition(" (")[0].partition(":")[0] for fault in climbs(imports)} == {
-        "pairpool.kernel, line 4, imports pairpool.wire.channel",
+        "pairpool.linux, line 4, imports pairpool.transport.channel",
         "pairpool.errors, line 2, imports pairpool.pool",
         "pairpool.worker, line 5, imports pairpool.pool",
         "pairpool.view.table, line 2, imports pairpool.pool",
@@ -262,7 +259,7 @@ def test_all_faults_are_found(house: Path) -> None:
     found = circle(imports)
     assert found[0] == found[-1]
     assert len(found) > 2
-    assert circle([one for one in imports if "codec" not in one.imported and "kernel" not in one.imported]) == [
+    assert circle([one for one in imports if "serializer" not in one.imported and "linux" not in one.imported]) == [
         "pairpool.pool",
         "pairpool.view.table",
         "pairpool.pool",
@@ -275,4 +272,4 @@ def test_what_is_apart_is_known_upstairs_only() -> None:
         return climbs([Import(importer, "pairpool.view.live", 1, True)])
 
     assert judge("pairpool.pool") == judge("pairpool.cli") == judge("pairpool.view.top") == []
-    assert len(judge("pairpool.master.loop")) == len(judge("pairpool.kernel")) == 1
+    assert len(judge("pairpool.master.event_loop")) == len(judge("pairpool.linux")) == 1

@@ -247,7 +247,7 @@ if {start_method!r} != "fork":
 """
     done = python(write_script(tmp_path, EVERY_METHOD.replace("{IMPORT}", swapped)))
     assert done.stderr == ""
-    text = done.stdout.replace("pairpool.results.AsyncResult", RESULT)
+    text = done.stdout.replace("pairpool.results.async_result.AsyncResult", RESULT)
     ours = without_addresses(text.replace("__mp_main__.", ""))  # the name of spawned workers' main module
     assert ours == multiprocessing_says
     assert done.returncode == 0

@@ -9,17 +9,17 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from pairpool import kernel
 from pairpool.aio.outcome import Outcome
 from pairpool.aio.stream import AsyncStream, Feed
-from pairpool.arguments import check_buffersize, check_chunksize, gather, length_of
-from pairpool.master import blame
-from pairpool.master.attendant import Attendant
-from pairpool.master.engine import GRACE, Master
-from pairpool.master.fed_job import FedJob
-from pairpool.master.jobs import MapJob, Policy
+from pairpool.linux import forking
+from pairpool.master import worker_death
+from pairpool.master.asyncio_driver import AsyncioDriver
+from pairpool.master.engine import GRACE, Engine
+from pairpool.master.jobs.base import MapJob, Policy
+from pairpool.master.jobs.fed import FedJob
+from pairpool.options import check_buffersize, check_chunksize, gather, length_of
 from pairpool.pool import CLOSE, RUN, TERMINATE, Pool
-from pairpool.worker import Mode
+from pairpool.worker.worker import Mode
 
 if TYPE_CHECKING:
     from pairpool.master.functions import Function
@@ -34,11 +34,11 @@ class Inner(Pool):
         calls_chunksize: the chunksize of single calls.
     """
 
-    def _start(self, master: Master) -> None:
+    def _start(self, master: Engine) -> None:
         master.nursery.begin()
 
     @property
-    def master(self) -> Master:
+    def master(self) -> Engine:
         return self._master
 
     @property
@@ -110,7 +110,7 @@ class Core:
         inner = Inner(**self._options)
         try:
             master = inner.master
-            self.attendant = Attendant(master.loop, events)
+            self.attendant = AsyncioDriver(master.loop, events)
             master.at_end.append(self.attendant.leave)
             self._inner = inner
             await self.attendant.until(lambda: master.loop.ended or master.nursery.has_begun)
@@ -141,7 +141,7 @@ class Core:
     def _check_event_loop(self) -> None:
         events = self.attendant.events
         if asyncio.get_running_loop() is not events:
-            kernel.require_owner(self.inner.master.identity)
+            forking.require_owner(self.inner.master.identity)
             what = "which has closed" if events.is_closed() else "and can only be used there"
             raise RuntimeError(f"this AsyncPool was opened in another event loop, {what}: open one in each")
 
@@ -164,7 +164,7 @@ class Core:
         """End all calls whose coroutines were cancelled, at once; done by whoever leads."""
         dropped = list(self._dropped)
         if dropped:
-            self.inner.master.cancellation.calls(dropped, blame.cancelled())
+            self.inner.master.cancellation.calls(dropped, worker_death.cancelled())
             for _ in dropped:
                 self._dropped.popleft()
 
@@ -202,7 +202,7 @@ class Core:
         try:
             await outcome.future
         except BaseException as reason:
-            left = blame.left_by(reason)
+            left = worker_death.left_by(reason)
             master.loop.submit(lambda: master.cancellation.job(job, left, kill=True))
             raise
         return outcome.get()  # type: ignore[no-any-return]
@@ -224,7 +224,7 @@ class Core:
         finally:
             self._readings.discard(task)
         if task.cancelled() and self.inner.state == TERMINATE:
-            raise blame.terminated()
+            raise worker_death.terminated()
         return task.result()
 
     def stream(
@@ -303,7 +303,7 @@ class Core:
             if self._guard is not None:
                 await self._guard.aclose()
 
-    async def _desertion(self, master: Master) -> None:
+    async def _desertion(self, master: Engine) -> None:
         """Wait until inputs are not read any more and all workers have exited, or have had `GRACE` for it."""
         inputs = [task for task in (*self._feeds, *self._readings) if task is not asyncio.current_task()]
         for task in inputs:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from pairpool.master.attendant import Attendant
+from pairpool.master.asyncio_driver import AsyncioDriver
 
 if TYPE_CHECKING:
-    from pairpool.master.jobs import Calls, MapJob
+    from pairpool.master.jobs.base import Calls, MapJob
 
 __all__ = ["Outcome", "raised"]
 
@@ -30,7 +30,7 @@ class Outcome:
 
     __slots__ = ("_attendant", "_success", "_value", "future", "has_outcome", "job")
 
-    def __init__(self, attendant: Attendant) -> None:
+    def __init__(self, attendant: AsyncioDriver) -> None:
         self.job: Calls | MapJob | None = None
         self.has_outcome = False
         self.future: asyncio.Future[None] = attendant.events.create_future()

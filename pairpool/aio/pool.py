@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeAlias, TypeVar, U
 
 from pairpool.aio.core import Core
 from pairpool.aio.stream import AsyncStream
-from pairpool.arguments import PoolOptions, RetryOn, make_policy
-from pairpool.master.jobs import PLAIN, Policy
-from pairpool.worker import Mode
+from pairpool.master.jobs.base import PLAIN, Policy
+from pairpool.options import PoolOptions, RetryOn, make_policy
+from pairpool.worker.worker import Mode
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from pairpool.status import PoolStatus
+    from pairpool.transport.segments import Shared
     from pairpool.view.live import LiveView
     from pairpool.view.report import PoolReport
-    from pairpool.wire.segments import Shared
 
 __all__ = ["AsyncPool", "PoolOptions"]
 

@@ -8,12 +8,12 @@ from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Iterable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pairpool.aio.outcome import raised
-from pairpool.master import blame
-from pairpool.master.attendant import BUDGET, Attendant
+from pairpool.master import worker_death
+from pairpool.master.asyncio_driver import BUDGET, AsyncioDriver
 
 if TYPE_CHECKING:
-    from pairpool.master.engine import Master
-    from pairpool.master.fed_job import FedJob
+    from pairpool.master.engine import Engine
+    from pairpool.master.jobs.fed import FedJob
 
 __all__ = ["AsyncStream", "Feed"]
 
@@ -35,7 +35,7 @@ class Feed:
 
     job: FedJob
 
-    def __init__(self, master: Master, attendant: Attendant) -> None:
+    def __init__(self, master: Engine, attendant: AsyncioDriver) -> None:
         self.attendant = attendant
         self.news = asyncio.Event()
         self.is_full = False
@@ -128,7 +128,7 @@ class AsyncStream(AsyncIterator[R], Generic[R]):
     `aclose`, ends the rest of the call, while the tasks that run go on unheard.
     """
 
-    def __init__(self, pool: object, master: Master, feed: Feed, task: asyncio.Task[None], keep: bool) -> None:
+    def __init__(self, pool: object, master: Engine, feed: Feed, task: asyncio.Task[None], keep: bool) -> None:
         self._pool: object | None = pool  # which lives as long as the stream
         self._master = master
         self._feed = feed
@@ -198,7 +198,7 @@ class AsyncStream(AsyncIterator[R], Generic[R]):
         try:
             await pause
         except asyncio.CancelledError as error:
-            self._cancel(blame.left_by(error), kill=True)
+            self._cancel(worker_death.left_by(error), kill=True)
             raise
         self._in_a_row = 0
         self._since = time.monotonic()
@@ -206,7 +206,7 @@ class AsyncStream(AsyncIterator[R], Generic[R]):
     async def aclose(self, *, kill: bool = False) -> None:
         """End the rest of the call; with `kill`, also what runs. Nothing is taken from the input after that."""
         if not self._job.done:
-            self._cancel(blame.cancelled(), kill=kill)
+            self._cancel(worker_death.cancelled(), kill=kill)
         if not self._task.done():
             await asyncio.wait([self._task])
 

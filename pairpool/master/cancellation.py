@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pairpool.master.agenda import Agenda
-from pairpool.master.crew import Crew, Member
-from pairpool.master.jobs import Batch, Calls, Job, Target
-from pairpool.master.overseer import Overseer
-from pairpool.master.stream_job import StreamJob
-from pairpool.wire.board import Word
+from pairpool.master.jobs.base import Batch, Calls, Job, Target
+from pairpool.master.jobs.queue import JobQueue
+from pairpool.master.jobs.stream import StreamJob
+from pairpool.master.watchdog import Watchdog
+from pairpool.master.workers import WorkerHandle, WorkerSet
+from pairpool.scoreboard.board import Word
 
 __all__ = ["Cancellation"]
 
@@ -21,11 +21,11 @@ class Cancellation:
         condemned: batches that a worker has read, with items that are to be ended as soon as it is at one of them.
     """
 
-    def __init__(self, agenda: Agenda, crew: Crew, overseer: Overseer) -> None:
+    def __init__(self, agenda: JobQueue, crew: WorkerSet, overseer: Watchdog) -> None:
         self._agenda = agenda
         self._crew = crew
         self._overseer = overseer
-        self.condemned: dict[Batch, Member] = {}
+        self.condemned: dict[Batch, WorkerHandle] = {}
 
     def job(self, job: Job, reason: BaseException, *, kill: bool) -> bool:
         """End a whole job with `reason`; False if it has ended already."""
@@ -73,7 +73,7 @@ class Cancellation:
         self._agenda.settle(job)
         return left
 
-    def _recall(self, member: Member) -> None:
+    def _recall(self, member: WorkerHandle) -> None:
         self._agenda.put_back(member.recall())
         self._crew.place(member)
 
@@ -124,7 +124,7 @@ class Cancellation:
             if batch not in member.held or member.dismissed or self._end(member, batch):
                 del self.condemned[batch]
 
-    def _end(self, member: Member, batch: Batch) -> bool:
+    def _end(self, member: WorkerHandle, batch: Batch) -> bool:
         if batch.targets is None or all(target.has_outcome for target in batch.targets):
             return self._overseer.kill(member, batch, None)
         item = member.slot.words[Word.ITEM]
@@ -138,7 +138,7 @@ class Cancellation:
         self._agenda.requeue(batch.job)
         self._agenda.drop(victim, reason)
 
-    def _kill(self, holder: Member, batch: Batch, target: Target, reason: BaseException) -> bool:
+    def _kill(self, holder: WorkerHandle, batch: Batch, target: Target, reason: BaseException) -> bool:
         """The worker has read the batch: kill it when it runs this very call, or let the outcome go unheard."""
         target.set_outcome(False, reason)
         self.condemned[batch] = holder

@@ -15,33 +15,33 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pairpool import kernel
-from pairpool.master import blame
-from pairpool.master.accounts import Accounts, Trace
-from pairpool.master.agenda import Agenda
+from pairpool.linux import descriptors, forking, requirements
+from pairpool.master import worker_death
 from pairpool.master.cancellation import Cancellation
-from pairpool.master.crew import Crew, Member
-from pairpool.master.dealer import STARVED_FOR, WATCH_EVERY, Dealer
-from pairpool.master.driver import Driver
+from pairpool.master.dispatcher import STARVED_FOR, WATCH_EVERY, Dispatcher
+from pairpool.master.driver_thread import DriverThread
+from pairpool.master.event_loop import EventLoop
 from pairpool.master.functions import Functions
-from pairpool.master.intake import take_here
-from pairpool.master.jobs import Calls, Job, Policy, SingleCall, Target
-from pairpool.master.loop import Loop
-from pairpool.master.nursery import Nursery
-from pairpool.master.overseer import Overseer
-from pairpool.master.shares import Shares
-from pairpool.master.stream_job import StreamJob
-from pairpool.wire.board import Board, Word
-from pairpool.wire.codec import Codec
-from pairpool.wire.items import is_immutable
-from pairpool.wire.lanes import KEPT, Memory
-from pairpool.zygote import Zygote
+from pairpool.master.jobs.base import Calls, Job, Policy, SingleCall, Target
+from pairpool.master.jobs.intake import take_here
+from pairpool.master.jobs.queue import JobQueue
+from pairpool.master.jobs.stream import StreamJob
+from pairpool.master.metrics import Metrics, Trace
+from pairpool.master.shared_objects import SharedObjects
+from pairpool.master.supervisor import Supervisor
+from pairpool.master.watchdog import Watchdog
+from pairpool.master.workers import WorkerHandle, WorkerSet
+from pairpool.scoreboard.board import Scoreboard, Word
+from pairpool.transport.items import is_immutable
+from pairpool.transport.payload_shm import KEPT, WarmMemory
+from pairpool.transport.serializer import Serializer
+from pairpool.worker.zygote import Zygote
 
 if TYPE_CHECKING:
     from pairpool.master.output import Collector, Sink
     from pairpool.status import PoolStatus
 
-__all__ = ["GRACE", "Master"]
+__all__ = ["GRACE", "Engine"]
 
 T = TypeVar("T")
 
@@ -49,7 +49,7 @@ GRACE = 1.0
 """Seconds that workers without a task get to exit by themselves before they are killed."""
 
 
-class Master:
+class Engine:
     """The engine of one pool.
 
     Args:
@@ -66,9 +66,9 @@ class Master:
     def __init__(
         self,
         make_zygote: Callable[[], Zygote],
-        board: Board,
-        board_fd: kernel.Descriptor,
-        stacks: kernel.Descriptor,
+        board: Scoreboard,
+        board_fd: descriptors.Descriptor,
+        stacks: descriptors.Descriptor,
         processes: int,
         maxtasks: int | None,
         has_initializer: bool,
@@ -76,27 +76,27 @@ class Master:
         start_timeout: float | None = None,
         trace: Trace | None = None,
     ) -> None:
-        self.identity = kernel.Identity()
+        self.identity = forking.Identity()
         self.board = board
         self.board_fd = board_fd
         self._owned = (board_fd, stacks)
         self.at_end: list[Callable[[], object]] = []  # what is to be done when the pool has ended, and all is told
-        self.nursery = Nursery(make_zygote, processes, has_initializer, board, stacks)
+        self.nursery = Supervisor(make_zygote, processes, has_initializer, board, stacks)
         try:
-            self.loop = Loop(self)
+            self.loop = EventLoop(self)
         except BaseException:
             self.nursery.zygote.close()
             raise
-        memory = Memory(KEPT)
-        codec = self.codec = Codec(memory=memory)
+        memory = WarmMemory(KEPT)
+        codec = self.codec = Serializer(memory=memory)
         self.functions = Functions(codec)
-        self.crew = Crew()
-        self.overseer = Overseer(self.crew, memory_limit, start_timeout)
-        self.accounts = Accounts(board, self.functions, trace)
-        self.agenda = Agenda(self.functions, self._forget, self.loop.is_in_the_way, self.accounts)
+        self.crew = WorkerSet()
+        self.overseer = Watchdog(self.crew, memory_limit, start_timeout)
+        self.accounts = Metrics(board, self.functions, trace)
+        self.agenda = JobQueue(self.functions, self._forget, self.loop.is_in_the_way, self.accounts)
         self.agenda.at_rest = memory.give_back
-        self.shares = Shares(self.agenda, self.crew, self.loop, codec)
-        self._dealer = Dealer(
+        self.shares = SharedObjects(self.agenda, self.crew, self.loop, codec)
+        self._dealer = Dispatcher(
             self.agenda,
             self.crew,
             self.overseer,
@@ -110,9 +110,9 @@ class Master:
         )
         self.nursery.join(self.agenda, self.crew, self.overseer, self.loop, codec, self._dealer, self.accounts)
         self.cancellation = Cancellation(self.agenda, self.crew, self.overseer)
-        self._remains: Board | None = None  # of the board, when the pool has ended
+        self._remains: Scoreboard | None = None  # of the board, when the pool has ended
         self._board_lock = threading.Lock()
-        self._driver: Driver | None = None
+        self._driver: DriverThread | None = None
         self._driver_lock = threading.Lock()
 
     # --- what the loop turns --------------------------------------------------------------------
@@ -149,7 +149,7 @@ class Master:
         """A snapshot of a pool in this state; of one that has ended, the last one, without workers."""
         from dataclasses import replace  # they take longer to import than a pool takes to open
 
-        from pairpool.wire import snapshot
+        from pairpool.scoreboard import snapshot
 
         if self._remains is None:
             self.loop.glance(self.write_board)
@@ -206,7 +206,7 @@ class Master:
     def abandon(self, job: StreamJob, *, half_used: bool) -> None:
         """Nobody will read a stream any more: what is left of a half-used one is not run."""
         if half_used:
-            self.loop.submit(lambda: self.cancellation.job(job, blame.abandoned(), kill=False))
+            self.loop.submit(lambda: self.cancellation.job(job, worker_death.abandoned(), kill=False))
         else:
             self.loop.submit(job.discard)
 
@@ -301,7 +301,7 @@ class Master:
     def _start_driver(self) -> None:
         with self._driver_lock:
             if self._driver is None and not self.loop.ended:
-                driver = Driver(self.loop, self.is_idle)
+                driver = DriverThread(self.loop, self.is_idle)
                 driver.start()
                 self._driver = driver
 
@@ -360,7 +360,7 @@ class Master:
         if self.nursery.is_starting:
             self.nursery.collector = Collector(sink, streams=streams, level=level)
             return
-        kernel.require_descriptors(2 * self.size, f"the output of {self.size} workers")
+        requirements.require_descriptors(2 * self.size, f"the output of {self.size} workers")
         self._ask(lambda: self._capture_streams(Collector, sink))
 
     def _capture_streams(self, make: type[Collector], sink: Sink) -> bool:
@@ -423,7 +423,7 @@ class Master:
 
         def action() -> None:
             self.nursery.is_closing = True
-            self.agenda.broken = self.agenda.broken or blame.terminated()
+            self.agenda.broken = self.agenda.broken or worker_death.terminated()
             self.agenda.cancel_all(self.agenda.broken)
             self.crew.kill(self._is_busy)
             self.nursery.retire_all()
@@ -473,7 +473,7 @@ class Master:
     def _end(self, grace: float | None) -> None:
         while self.loop.inbox:
             self.loop.inbox.popleft()()
-        reason = self.agenda.broken or blame.terminated()
+        reason = self.agenda.broken or worker_death.terminated()
         self.agenda.broken = reason
         self.crew.end(grace, is_busy=self._is_busy)
         self.agenda.cancel_all(reason)
@@ -482,13 +482,13 @@ class Master:
         self.loop.close()
         self.accounts.close()
         for thing in self._owned:
-            kernel.disown(thing)
+            descriptors.disown(thing)
             thing.close()
         with self._board_lock:
             self._remains = self.board.remains()
             self.board.close()
 
-    def _is_busy(self, member: Member) -> bool:
+    def _is_busy(self, member: WorkerHandle) -> bool:
         """Whether a worker has something to end first, or is not there yet: then it has done nothing.
 
         Of one that was told to exit nothing is on the board any more.

@@ -24,11 +24,11 @@ from types import (
 )
 from typing import Any
 
-from pairpool.wire.captures import own_values
-from pairpool.wire.codec import Codec
-from pairpool.wire.items import is_immutable
-from pairpool.wire.payload import Encoded, load_single
-from pairpool.wire.segments import Shared
+from pairpool.transport.closures import own_values
+from pairpool.transport.items import is_immutable
+from pairpool.transport.payload import Encoded, load_single
+from pairpool.transport.segments import Shared
+from pairpool.transport.serializer import Serializer
 
 __all__ = ["Function", "Functions"]
 
@@ -123,7 +123,7 @@ class Function:
 class Functions:
     """The functions of one pool that its workers may know."""
 
-    def __init__(self, codec: Codec) -> None:
+    def __init__(self, codec: Serializer) -> None:
         self._codec = codec
         self._numbers = itertools.count(1)
         self._by_name: OrderedDict[Any, Function] = OrderedDict()

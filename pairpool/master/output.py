@@ -26,11 +26,11 @@ from collections.abc import Callable
 from itertools import groupby
 from typing import NamedTuple, Protocol
 
-from pairpool import kernel
-from pairpool.lines import LineCutter, OutputLine
-from pairpool.wire import records
-from pairpool.wire.channel import PACKET_LIMIT, Header, Kind
-from pairpool.wire.outlets import LOG, STREAMS, Outlet
+from pairpool.linux import descriptors
+from pairpool.output_lines import LineCutter, OutputLine
+from pairpool.transport import log_records
+from pairpool.transport.capture import LOG, STREAMS, CaptureFd
+from pairpool.transport.channel import PACKET_LIMIT, Header, Kind
 
 __all__ = ["Collector", "Sink", "each_line", "print_lines", "print_tagged"]
 
@@ -142,12 +142,12 @@ class _Pipe:
     """One stream of one worker."""
 
     def __init__(self, fd: int, worker: int, pid: int, stream: str) -> None:
-        self._fd = kernel.Descriptor(fd)
+        self._fd = descriptors.Descriptor(fd)
         self._worker = worker
         self._pid = pid
         self._stream = stream
         self._cutter = LineCutter()
-        kernel.own(self._fd)
+        descriptors.own(self._fd)
 
     def fileno(self) -> int:
         return self._fd.fileno()
@@ -171,7 +171,7 @@ class _Pipe:
 
     def close(self, haul: _Haul) -> None:
         self._add(self._cutter.flush(), haul)
-        kernel.disown(self._fd)
+        descriptors.disown(self._fd)
         self._fd.close()
 
 
@@ -182,7 +182,7 @@ class _Log:
         self._sock = sock
         self._worker = worker
         self._at_most = max(RECORDS, sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) // SMALLEST_PACKET)
-        kernel.own(sock)
+        descriptors.own(sock)
 
     def fileno(self) -> int:
         return self._sock.fileno()
@@ -204,23 +204,23 @@ class _Log:
                 return False
             if not size:
                 return False
-            haul.records.append(records.unpack(memoryview(buffer)[:size], self._worker))
+            haul.records.append(log_records.unpack(memoryview(buffer)[:size], self._worker))
         return True
 
     def close(self, _haul: _Haul) -> None:
-        kernel.disown(self._sock)
+        descriptors.disown(self._sock)
         self._sock.close()
 
 
-def _raise_above(near: int, far: int) -> tuple[int, Outlet]:
+def _raise_above(near: int, far: int) -> tuple[int, CaptureFd]:
     """Both ends with numbers above those of the standard streams, the far one as an outlet."""
     try:
-        far = kernel.above_standard(far)
+        far = descriptors.above_standard(far)
     except BaseException:
         os.close(near)
         raise
-    outlet = Outlet(far)
-    return kernel.above_standard(near), outlet
+    outlet = CaptureFd(far)
+    return descriptors.above_standard(near), outlet
 
 
 # --- the collector ------------------------------------------------------------------------------------
@@ -249,13 +249,13 @@ class Collector:
         self._thread: threading.Thread | None = None
         self._lock = threading.RLock()  # of `_wakeup`, against its end
         self._epoll = select.epoll()
-        kernel.own(self._epoll)
+        descriptors.own(self._epoll)
         try:
-            self._wakeup = kernel.Descriptor(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
-            kernel.own(self._wakeup)
+            self._wakeup = descriptors.Descriptor(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
+            descriptors.own(self._wakeup)
             self._epoll.register(self._wakeup, select.EPOLLIN)
         except BaseException:
-            kernel.disown(self._epoll)
+            descriptors.disown(self._epoll)
             self._epoll.close()
             raise
 
@@ -267,12 +267,12 @@ class Collector:
             self._thread = threading.Thread(target=self._run, name="pairpool-output", daemon=True)
             self._thread.start()
 
-    def attach(self, worker: int, pid: int, *, streams: bool, log: bool) -> list[tuple[Header, Outlet]]:
+    def attach(self, worker: int, pid: int, *, streams: bool, log: bool) -> list[tuple[Header, CaptureFd]]:
         """Begin to read what a worker writes; returns the packets that have it written here.
 
         Raises `OSError` if the kernel refuses a descriptor; what was made before that ends with its outlet.
         """
-        packets: list[tuple[Header, Outlet]] = []
+        packets: list[tuple[Header, CaptureFd]] = []
         if streams:
             for number, name in STREAMS.items():
                 near, outlet = _raise_above(*os.pipe2(os.O_CLOEXEC))
@@ -400,9 +400,9 @@ class Collector:
             self._hand_over(haul)
         self._over.set()
         with self._lock:
-            kernel.disown(self._wakeup)
+            descriptors.disown(self._wakeup)
             self._wakeup.close()
-        kernel.disown(self._epoll)
+        descriptors.disown(self._epoll)
         self._epoll.close()
         for done in self._take_asked():
             done.set()

@@ -20,8 +20,8 @@ import time
 from collections import deque
 from typing import NamedTuple
 
-from pairpool import kernel
-from pairpool.wire.board import Board, Word
+from pairpool.linux import pidfds, process_tree
+from pairpool.scoreboard.board import Scoreboard, Word
 
 __all__ = ["KILL", "READY", "STOP", "main"]
 
@@ -36,14 +36,14 @@ READY = "ready"
 """The first line of its output."""
 
 
-class Target(NamedTuple):
+class Victim(NamedTuple):
     """A process that may be signalled, and the pidfd that means it and no other."""
 
     pid: int
     pidfd: int
 
 
-def open_board(master: int) -> Board | None:
+def open_board(master: int) -> Scoreboard | None:
     """The status board of the pool of a process; None if there is none (yet)."""
     try:
         for name in os.listdir(f"/proc/{master}/fd"):
@@ -52,7 +52,7 @@ def open_board(master: int) -> Board | None:
                 if os.readlink(path).startswith("/memfd:pairpool-board"):
                     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
                     try:
-                        return Board.attach(fd)
+                        return Scoreboard.attach(fd)
                     finally:
                         os.close(fd)
             except FileNotFoundError:
@@ -99,8 +99,8 @@ class Assassin:
         self.workers = workers
         self.direct = direct
         self.random = random.Random(seed)
-        self.board: Board | None = None
-        self.stopped: list[tuple[float, Target]] = []
+        self.board: Scoreboard | None = None
+        self.stopped: list[tuple[float, Victim]] = []
         self.struck: deque[int] = deque(maxlen=256)
 
     def serve(self, orders: int) -> None:
@@ -147,7 +147,7 @@ class Assassin:
             time.sleep(0.001)  # workers come and go without a sign to outsiders
         self._log(signal="none", pid=0)
 
-    def _strike(self, target: Target, number: signal.Signals, stop: float) -> None:
+    def _strike(self, target: Victim, number: signal.Signals, stop: float) -> None:
         sent = self._send(target, number)
         if number == signal.SIGSTOP and sent:
             heapq.heappush(self.stopped, (time.monotonic() + stop, target))
@@ -157,7 +157,7 @@ class Assassin:
 
     # --- finding them -------------------------------------------------------------------------------
 
-    def _take(self, pid: int, parent: int | None = None) -> Target | None:
+    def _take(self, pid: int, parent: int | None = None) -> Victim | None:
         """A pidfd of `pid` if that lives and is a child of `parent`, or of None, a process of the pool.
 
         The pidfd comes first, then the look.
@@ -168,8 +168,8 @@ class Assassin:
             return None
         found, state = parent_and_state(pid)
         is_right = pid in self._zygotes() if parent is None else found == parent
-        if is_right and state not in ("Z", "X") and not kernel.has_ended(pidfd):
-            return Target(pid, pidfd)
+        if is_right and state not in ("Z", "X") and not pidfds.has_ended(pidfd):
+            return Victim(pid, pidfd)
         os.close(pidfd)
         return None
 
@@ -187,10 +187,10 @@ class Assassin:
         board = self.board
         return {board.slot(number).words[Word.PID] for number in range(self.workers)} - {0}
 
-    def _worker(self) -> Target | None:
+    def _worker(self) -> Victim | None:
         listed = self._pids()
         parents = [self.master] if self.direct else self._zygotes()
-        found = [(pid, parent) for parent in parents for pid in kernel.children_of(parent) if pid in listed]
+        found = [(pid, parent) for parent in parents for pid in process_tree.children_of(parent) if pid in listed]
         found = [one for one in found if one[0] not in self.known and one[0] not in self.struck]
         return self._take(*self.random.choice(sorted(found))) if found else None
 
@@ -201,12 +201,12 @@ class Assassin:
             if target is None:
                 continue
             try:
-                if not self._pids() & set(kernel.children_of(pid)):
+                if not self._pids() & set(process_tree.children_of(pid)):
                     continue
-                kernel.send_signal(target.pidfd, signal.SIGSTOP)
+                pidfds.send_signal(target.pidfd, signal.SIGSTOP)
                 while parent_and_state(pid)[1] not in ("T", "Z", "X", ""):
                     os.sched_yield()
-                self._send(target, signal.SIGKILL, children=kernel.children_of(pid))
+                self._send(target, signal.SIGKILL, children=process_tree.children_of(pid))
                 return True
             finally:
                 os.close(target.pidfd)
@@ -214,10 +214,10 @@ class Assassin:
 
     # --- signals ------------------------------------------------------------------------------------
 
-    def _send(self, target: Target, number: signal.Signals, children: list[int] | None = None) -> bool:
+    def _send(self, target: Victim, number: signal.Signals, children: list[int] | None = None) -> bool:
         """Log, then send; whether the process was still there."""
         self._log(signal=number.name, pid=target.pid, children=children)
-        return kernel.send_signal(target.pidfd, number)
+        return pidfds.send_signal(target.pidfd, number)
 
     def _log(self, **entry: object) -> None:
         print(json.dumps({"time": time.monotonic(), **entry}), flush=True)
@@ -233,7 +233,7 @@ def main() -> None:
     options = parser.parse_args()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the master tells when it is over
     assassin = Assassin(options.master, set(options.known), options.workers, options.seed, direct=options.direct)
-    kernel.die_with_parent(options.master)
+    process_tree.die_with_parent(options.master)
     print(READY, flush=True)
     assassin.serve(sys.stdin.fileno())
 

@@ -31,9 +31,9 @@ from pairpool.stress.clients import Clients
 from pairpool.stress.ledger import Died, Ledger
 from pairpool.stress.plan import Plan
 from pairpool.stress.tasks import MARK
-from pairpool.stress.verdict import Evidence, Kill, Report, Sample, excused, pass_verdict
+from pairpool.stress.verdict import Breach, Evidence, Kill, Sample, excused, pass_verdict
 
-__all__ = ["Order", "run"]
+__all__ = ["CampaignOrder", "run"]
 
 TICK = 0.01
 """Seconds between two looks at a campaign. Progress is a count in shared memory, which nobody can wait for."""
@@ -44,7 +44,7 @@ PATIENCE = 5.0
 
 
 @dataclass(frozen=True)
-class Order:
+class CampaignOrder:
     """What was asked for on the command line."""
 
     workers: int = 8
@@ -106,7 +106,7 @@ class Killer:
         known: children of this process that are none of the pool's.
     """
 
-    def __init__(self, order: Order, known: frozenset[int]) -> None:
+    def __init__(self, order: CampaignOrder, known: frozenset[int]) -> None:
         self._kills = order.kills
         self._sent = 0
         self._log = os.memfd_create("assassin-log")
@@ -162,7 +162,9 @@ class Campaign:
         show: told the tasks ended and how many there are, some times a second.
     """
 
-    def __init__(self, order: Order, starts: Starts, show: Callable[[int, int], object], memory_log: Any) -> None:
+    def __init__(
+        self, order: CampaignOrder, starts: Starts, show: Callable[[int, int], object], memory_log: Any
+    ) -> None:
         self.order = order
         self.starts = starts
         self.show = show
@@ -292,7 +294,7 @@ def _terminate(campaign: Campaign, pool: Any) -> None:
         campaign.on_hang(hang, pool)
 
 
-def _conduct(order: Order, starts: Starts, stack: ExitStack, memory_log: str | None) -> Report:
+def _conduct(order: CampaignOrder, starts: Starts, stack: ExitStack, memory_log: str | None) -> Breach:
     before = surroundings.Snapshot.take()
     log: Any = None
     if memory_log is not None:
@@ -312,7 +314,7 @@ def _conduct(order: Order, starts: Starts, stack: ExitStack, memory_log: str | N
     return pass_verdict(campaign.ledger, evidence, asdict(order), _versions())
 
 
-def run(order: Order, json_file: str | None = None, memory_log: str | None = None) -> int:
+def run(order: CampaignOrder, json_file: str | None = None, memory_log: str | None = None) -> int:
     """Run a campaign and print its report; returns the exit status: 0 passed, 1 failed."""
     _soft, hard = resource.getrlimit(resource.RLIMIT_CORE)
     resource.setrlimit(resource.RLIMIT_CORE, (0, hard))  # tasks crash on purpose

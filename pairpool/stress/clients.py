@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pairpool.stress import tasks
 from pairpool.stress.ledger import Ledger
 from pairpool.stress.outcomes import index_of
-from pairpool.stress.plan import Call, Kind, Plan, Slice, Task, content
+from pairpool.stress.plan import Plan, PlannedCall, Slice, Task, TaskKind, content
 
 if TYPE_CHECKING:
     from pairpool.pool import Pool
@@ -115,11 +115,11 @@ class Clients:
                 self._ledger.breach("call failed", f"{taken.call.name} of slice at {first}: {error!r}", first)
 
     def _perform(self, taken: Slice) -> Outcomes:
-        plain = [task for task in taken.tasks if task.kind is not Kind.TIMEOUT]
+        plain = [task for task in taken.tasks if task.kind is not TaskKind.TIMEOUT]
         if plain:
             yield from _WAYS[taken.call](self, taken._replace(tasks=plain))
         if len(plain) < len(taken.tasks):
-            late = [task for task in taken.tasks if task.kind is Kind.TIMEOUT]
+            late = [task for task in taken.tasks if task.kind is TaskKind.TIMEOUT]
             found = self._pool.map(
                 tasks.run_item,
                 [item_of(task) for task in late],
@@ -160,7 +160,7 @@ class Clients:
         return self._in_order(taken.tasks, found)
 
     def _map_async(self, taken: Slice) -> Outcomes:
-        star = taken.call is Call.STARMAP_ASYNC
+        star = taken.call is PlannedCall.STARMAP_ASYNC
         method = self._pool.starmap_async if star else self._pool.map_async
         function = _many_of(taken.function) if star else _one_of(taken.function)
         called: list[int] = []
@@ -178,7 +178,7 @@ class Clients:
         return self._in_order(taken.tasks, found)
 
     def _stream(self, taken: Slice) -> Outcomes:
-        is_ordered = taken.call is Call.IMAP
+        is_ordered = taken.call is PlannedCall.IMAP
         method = self._pool.imap if is_ordered else self._pool.imap_unordered
         items = (item_of(task) for task in taken.tasks)
         stream = method(_one_of(taken.function), items, self._chunksize, return_exceptions=not taken.bare)
@@ -245,13 +245,13 @@ def _read(stream: Iterator[Any], count: int) -> Iterator[Any]:
         yield outcome
 
 
-_WAYS: dict[Call, Callable[[Clients, Slice], Outcomes]] = {
-    Call.MAP: Clients._map,
-    Call.STARMAP: Clients._starmap,
-    Call.IMAP: Clients._stream,
-    Call.IMAP_UNORDERED: Clients._stream,
-    Call.MAP_ASYNC: Clients._map_async,
-    Call.STARMAP_ASYNC: Clients._map_async,
-    Call.APPLY: Clients._apply,
-    Call.APPLY_ASYNC: Clients._apply_async,
+_WAYS: dict[PlannedCall, Callable[[Clients, Slice], Outcomes]] = {
+    PlannedCall.MAP: Clients._map,
+    PlannedCall.STARMAP: Clients._starmap,
+    PlannedCall.IMAP: Clients._stream,
+    PlannedCall.IMAP_UNORDERED: Clients._stream,
+    PlannedCall.MAP_ASYNC: Clients._map_async,
+    PlannedCall.STARMAP_ASYNC: Clients._map_async,
+    PlannedCall.APPLY: Clients._apply,
+    PlannedCall.APPLY_ASYNC: Clients._apply_async,
 }

@@ -7,7 +7,7 @@ from collections import Counter
 from typing import Any, NamedTuple
 
 from pairpool.stress.outcomes import Finding, judge
-from pairpool.stress.plan import Kind, Task
+from pairpool.stress.plan import Task, TaskKind
 
 __all__ = ["Breach", "Died", "Ledger"]
 
@@ -53,7 +53,7 @@ class Ledger:
         """1 for tasks that must not start twice."""
         self.dealt = 0
         self.ended = 0
-        self.counts: dict[Kind, Counter[str]] = {kind: Counter() for kind in Kind}
+        self.counts: dict[TaskKind, Counter[str]] = {kind: Counter() for kind in TaskKind}
         self.died: list[Died] = []
         self.breaches: list[Breach] = []
         self.breach_count = 0
@@ -91,7 +91,7 @@ class Ledger:
         with self._lock:
             self._add(Breach(what, text, task))
 
-    def _add(self, breach: Breach, kind: Kind | None = None) -> None:
+    def _add(self, breach: Breach, kind: TaskKind | None = None) -> None:
         self.breach_count += 1
         if kind is not None:
             self.counts[kind]["breaches"] += 1

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from pairpool import errors
 from pairpool.errors import WorkerDied
-from pairpool.stress import failures
-from pairpool.stress.plan import LETHAL, Kind, Task, content
+from pairpool.stress import task_errors
+from pairpool.stress.plan import LETHAL, Task, TaskKind, content
 
 __all__ = ["Finding", "Judgement", "index_of", "judge"]
 
@@ -69,14 +69,14 @@ def _short(outcome: Any) -> str:
 
 def _is_right_value(task: Task, value: Any) -> bool:
     index, kind, amount, send, reply = task
-    if kind in (Kind.CPU, Kind.GRIND):
+    if kind in (TaskKind.CPU, TaskKind.GRIND):
         return bool(value == (index, (amount - 1) * amount * (2 * amount - 1) // 6))
-    if kind in (Kind.ECHO, Kind.BULK):
+    if kind in (TaskKind.ECHO, TaskKind.BULK):
         seen = (send, zlib.crc32(content(index, 0, send))) if send else None
         if type(value) is not tuple or len(value) != 3 or value[:2] != (index, seen):
             return False
         return bool(value[2] == (content(index, 1, reply) if reply else None))
-    if kind in (Kind.RAISE, Kind.BULK_RAISE, Kind.BAD_RESULT, Kind.TIMEOUT) or kind in LETHAL:
+    if kind in (TaskKind.RAISE, TaskKind.BULK_RAISE, TaskKind.BAD_RESULT, TaskKind.TIMEOUT) or kind in LETHAL:
         return False
     return type(value) is int and value == index
 
@@ -85,23 +85,23 @@ def _is_right_value(task: Task, value: Any) -> bool:
 
 
 def _is_right_error(task: Task, error: BaseException) -> bool:
-    if task.kind is Kind.TIMEOUT:
+    if task.kind is TaskKind.TIMEOUT:
         return isinstance(error, getattr(errors, "TaskTimeout", ()))
-    if task.kind is Kind.BAD_RESULT:
+    if task.kind is TaskKind.BAD_RESULT:
         return _is_encoding_error(task, error)
-    if task.kind is Kind.BULK_RAISE:
-        return type(error) is ValueError and error.args == (failures.token(task.number) + "x" * task.amount,)
-    if task.kind is not Kind.RAISE:
+    if task.kind is TaskKind.BULK_RAISE:
+        return type(error) is ValueError and error.args == (task_errors.token(task.number) + "x" * task.amount,)
+    if task.kind is not TaskKind.RAISE:
         return False
-    foretold = failures.make(task.number, task.amount % failures.FLAVOURS)
-    if isinstance(foretold, failures.Attached):
+    foretold = task_errors.make(task.number, task.amount % task_errors.FLAVOURS)
+    if isinstance(foretold, task_errors.Attached):
         return _is_encoding_error(task, error)
     told = "" if foretold.__cause__ is None else str(foretold.__cause__)
     return signature(error) == signature(foretold) and told in str(error.__cause__)
 
 
 def _is_encoding_error(task: Task, error: BaseException) -> bool:
-    return type(error).__name__ == "MaybeEncodingError" and failures.token(task.number) in _text_of(error)
+    return type(error).__name__ == "MaybeEncodingError" and task_errors.token(task.number) in _text_of(error)
 
 
 def signature(error: BaseException) -> object:
@@ -115,9 +115,9 @@ def signature(error: BaseException) -> object:
 # --- deaths -------------------------------------------------------------------------------------------
 
 _SIGNALS = {
-    Kind.ABORT: -signal.SIGABRT,
-    Kind.SEGFAULT: -signal.SIGSEGV,
-    Kind.SUICIDE: -signal.SIGKILL,
+    TaskKind.ABORT: -signal.SIGABRT,
+    TaskKind.SEGFAULT: -signal.SIGSEGV,
+    TaskKind.SUICIDE: -signal.SIGKILL,
 }
 
 
@@ -125,7 +125,7 @@ def _judge_death(task: Task, error: WorkerDied) -> Judgement:
     """A death is the task's own if its exit status is; one without a status may be (kernels before 6.15)."""
     if task.kind in LETHAL:
         own = _SIGNALS.get(task.kind, task.amount % 256)
-        has_stack = bool(error.stack) or task.kind not in (Kind.ABORT, Kind.SEGFAULT)
+        has_stack = bool(error.stack) or task.kind not in (TaskKind.ABORT, TaskKind.SEGFAULT)
         if error.exitcode is None or (error.exitcode == own and has_stack):
             return _AS_FORETOLD
     return Judgement(Finding.DIED, str(error).partition("\n")[0], error.pid, error.exitcode)

@@ -9,7 +9,7 @@ from hashlib import shake_128
 from itertools import accumulate
 from typing import NamedTuple
 
-__all__ = ["Call", "Kind", "LETHAL", "Plan", "Slice", "Task", "content"]
+__all__ = ["PlannedCall", "TaskKind", "LETHAL", "Plan", "Slice", "Task", "content"]
 
 MASK = (1 << 64) - 1
 GOLDEN = 0x9E3779B97F4A7C15
@@ -21,7 +21,7 @@ BLOCK = 4093
 """Bytes after which a payload repeats: a prime, so that no page looks like another."""
 
 
-class Kind(IntEnum):
+class TaskKind(IntEnum):
     """What a task does."""
 
     NOOP = 0
@@ -45,31 +45,31 @@ class Kind(IntEnum):
     TIMEOUT = 18  # sleeps for ever, and has a task_timeout
 
 
-LETHAL = frozenset({Kind.EXIT, Kind.ABORT, Kind.SEGFAULT, Kind.SUICIDE})
+LETHAL = frozenset({TaskKind.EXIT, TaskKind.ABORT, TaskKind.SEGFAULT, TaskKind.SUICIDE})
 
 _PER_MILLION = {
-    Kind.CPU: 270_000,
-    Kind.GRIND: 4_000,
-    Kind.SLEEP: 12_000,
-    Kind.ECHO: 110_000,
-    Kind.BULK: 500,
-    Kind.RAISE: 38_000,
-    Kind.BULK_RAISE: 60,
-    Kind.BAD_RESULT: 500,
-    Kind.PRINT: 10_000,
-    Kind.RUN: 300,
-    Kind.FORK: 150,
-    Kind.LEAVE_PROGRAM: 60,
-    Kind.LEAVE_CHILD: 60,
-    Kind.EXIT: 300,
-    Kind.ABORT: 150,
-    Kind.SEGFAULT: 150,
-    Kind.SUICIDE: 100,
-    Kind.TIMEOUT: 100,
+    TaskKind.CPU: 270_000,
+    TaskKind.GRIND: 4_000,
+    TaskKind.SLEEP: 12_000,
+    TaskKind.ECHO: 110_000,
+    TaskKind.BULK: 500,
+    TaskKind.RAISE: 38_000,
+    TaskKind.BULK_RAISE: 60,
+    TaskKind.BAD_RESULT: 500,
+    TaskKind.PRINT: 10_000,
+    TaskKind.RUN: 300,
+    TaskKind.FORK: 150,
+    TaskKind.LEAVE_PROGRAM: 60,
+    TaskKind.LEAVE_CHILD: 60,
+    TaskKind.EXIT: 300,
+    TaskKind.ABORT: 150,
+    TaskKind.SEGFAULT: 150,
+    TaskKind.SUICIDE: 100,
+    TaskKind.TIMEOUT: 100,
 }
 """How often each kind comes; all others are `NOOP`."""
 
-_KINDS = [*_PER_MILLION, Kind.NOOP]
+_KINDS = [*_PER_MILLION, TaskKind.NOOP]
 _STEPS = [(bound << 20) // 1_000_000 for bound in accumulate(_PER_MILLION.values())]
 
 
@@ -84,13 +84,13 @@ class Task(NamedTuple):
     """
 
     number: int
-    kind: Kind
+    kind: TaskKind
     amount: int = 0
     send: int = 0
     reply: int = 0
 
 
-class Call(IntEnum):
+class PlannedCall(IntEnum):
     """The method of the pool that a slice goes through."""
 
     MAP = 0
@@ -103,7 +103,7 @@ class Call(IntEnum):
     APPLY_ASYNC = 7
 
 
-_MOST_IN_A_CALL = {Call.APPLY: 8, Call.APPLY_ASYNC: 400}
+_MOST_IN_A_CALL = {PlannedCall.APPLY: 8, PlannedCall.APPLY_ASYNC: 400}
 
 
 class Slice(NamedTuple):
@@ -115,7 +115,7 @@ class Slice(NamedTuple):
     """
 
     tasks: list[Task]
-    call: Call
+    call: PlannedCall
     function: int
     bare: bool
 
@@ -159,21 +159,21 @@ class Plan:
         """Task number `index`."""
         bits = mix(self._base + index * GOLDEN)
         kind = _KINDS[bisect_right(_STEPS, bits & 0xFFFFF)]
-        if kind is Kind.NOOP or (kind is Kind.TIMEOUT and not self.timeouts):
-            return Task(index, Kind.NOOP)
+        if kind is TaskKind.NOOP or (kind is TaskKind.TIMEOUT and not self.timeouts):
+            return Task(index, TaskKind.NOOP)
         bits >>= 20
         first, second, ways = bits & 0xFFFF, bits >> 16 & 0xFFFF, bits >> 32
-        if kind is Kind.CPU:
+        if kind is TaskKind.CPU:
             return Task(index, kind, between(10, 2000, first))
-        if kind is Kind.GRIND:
+        if kind is TaskKind.GRIND:
             return Task(index, kind, between(20_000, 200_000, first))
-        if kind is Kind.SLEEP:
+        if kind is TaskKind.SLEEP:
             return Task(index, kind, between(50, 4000, first))
-        if kind in (Kind.ECHO, Kind.BULK):
-            low, high = (1, 1 << 16) if kind is Kind.ECHO else (1 << 16, 32 << 20)
+        if kind in (TaskKind.ECHO, TaskKind.BULK):
+            low, high = (1, 1 << 16) if kind is TaskKind.ECHO else (1 << 16, 32 << 20)
             send, reply = between(low, high, first), between(low, high, second)
             return Task(index, kind, 0, send * (ways % 3 != 0), reply * (ways % 3 != 1))
-        if kind is Kind.BULK_RAISE:
+        if kind is TaskKind.BULK_RAISE:
             return Task(index, kind, between(1 << 16, 8 << 20, first))
         return Task(index, kind, first)
 
@@ -182,7 +182,7 @@ class Plan:
         index = number = 0
         while index < self.tasks:
             bits = mix(self._base ^ mix(~number & MASK))
-            call = Call(bits & 7)
+            call = PlannedCall(bits & 7)
             most = between(1, min(self._most, _MOST_IN_A_CALL.get(call, self._most)), bits >> 8 & 0xFFFF)
             tasks: list[Task] = []
             volume = 0

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from pairpool.stress.verdict import Report
+from pairpool.stress.verdict import Breach
 
 __all__ = ["progress", "show"]
 
@@ -42,7 +42,7 @@ def progress(total: int, *, is_wanted: bool) -> Iterator[Callable[[int, int], ob
         yield update
 
 
-def _kinds(report: Report) -> Table:
+def _kinds(report: Breach) -> Table:
     table = Table(title=f"pairpool stress, seed {report.order['seed']}")
     table.add_column("task")
     for name in ("count", "as foretold", "WorkerDied", "breaches"):
@@ -57,7 +57,7 @@ def _kinds(report: Report) -> Table:
     return table
 
 
-def _facts(report: Report) -> Table:
+def _facts(report: Breach) -> Table:
     table = Table(show_header=False)
     order = report.order
     kills = ", ".join(f"{count:,} {name}" for name, count in report.kills.items()) or "none"
@@ -79,7 +79,7 @@ def _facts(report: Report) -> Table:
     return table
 
 
-def show(report: Report, console: Console | None = None) -> None:
+def show(report: Breach, console: Console | None = None) -> None:
     """Print the report; the verdict is its last line."""
     console = console or Console(width=None if Console().is_terminal else 120)
     console.print(_kinds(report))

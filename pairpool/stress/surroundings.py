@@ -13,7 +13,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
-from pairpool import kernel
+from pairpool.linux import pidfds, process_tree
 from pairpool.stress.tasks import LEFT
 
 __all__ = ["Left", "Snapshot", "descriptor_count", "end_all", "give_back_memory", "leftovers", "resident"]
@@ -78,7 +78,7 @@ class Snapshot:
 
     @classmethod
     def take(cls) -> Self:
-        children = frozenset(kernel.children_of(os.getpid()))
+        children = frozenset(process_tree.children_of(os.getpid()))
         return cls(_descriptors(), frozenset(threading.enumerate()), children, _dispositions())
 
 
@@ -135,7 +135,7 @@ def leftovers(before: Snapshot, tag: str, excused: set[int], grace: float = GRAC
         thread.join(max(0.0, deadline - time.monotonic()))
     guilty, orphans = _processes(tag, excused, deadline)
     found = [one.text for one in guilty]
-    for pid in set(kernel.children_of(os.getpid())) - before.children - {one.pid for one in guilty}:
+    for pid in set(process_tree.children_of(os.getpid())) - before.children - {one.pid for one in guilty}:
         found.append(f"child {pid}: {_read(f'/proc/{pid}/stat')[:60]}")
     zombie = _zombie()
     if zombie and zombie not in before.children:
@@ -180,5 +180,5 @@ def end_all(tag: str) -> None:
             pidfd = os.pidfd_open(one.pid)
         except ProcessLookupError:
             continue
-        kernel.send_signal(pidfd, signal.SIGKILL)
+        pidfds.send_signal(pidfd, signal.SIGKILL)
         os.close(pidfd)

@@ -13,8 +13,8 @@ import time
 import zlib
 from typing import Any
 
-from pairpool.stress import failures
-from pairpool.stress.plan import Kind, content
+from pairpool.stress import task_errors
+from pairpool.stress.plan import TaskKind, content
 
 __all__ = ["FOREVER", "LEFT", "MARK", "run", "run_item"]
 
@@ -52,21 +52,21 @@ class _Unpicklable:
         self.lock = threading.Lock()
 
     def __repr__(self) -> str:
-        return failures.token(self.index)
+        return task_errors.token(self.index)
 
 
 def run(index: int, kind: int, amount: int, reply: int, payload: bytes | None) -> Any:
     """Run a task. What it returns begins with its index."""
     starts = _starts if _starts is not None and _process == os.getpid() else _set_up()
     starts[index] = min(255, starts[index] + 1)
-    if kind == Kind.NOOP:
+    if kind == TaskKind.NOOP:
         return index
-    if kind in (Kind.CPU, Kind.GRIND):
+    if kind in (TaskKind.CPU, TaskKind.GRIND):
         return index, sum(step * step for step in range(amount))
-    if kind == Kind.SLEEP:
+    if kind == TaskKind.SLEEP:
         time.sleep(amount / 1e6)
         return index
-    if kind in (Kind.ECHO, Kind.BULK):
+    if kind in (TaskKind.ECHO, TaskKind.BULK):
         seen = None if payload is None else (len(payload), zlib.crc32(payload))
         return index, seen, content(index, 1, reply) if reply else None
     return _run_rare(index, kind, amount)
@@ -78,17 +78,17 @@ def run_item(item: tuple[int, int, int, int, bytes | None]) -> Any:
 
 
 def _run_rare(index: int, kind: int, amount: int) -> Any:
-    if kind == Kind.RAISE:
-        raise failures.make(index, amount % failures.FLAVOURS)
-    if kind == Kind.BULK_RAISE:
-        raise ValueError(failures.token(index) + "x" * amount)
-    if kind == Kind.BAD_RESULT:
+    if kind == TaskKind.RAISE:
+        raise task_errors.make(index, amount % task_errors.FLAVOURS)
+    if kind == TaskKind.BULK_RAISE:
+        raise ValueError(task_errors.token(index) + "x" * amount)
+    if kind == TaskKind.BAD_RESULT:
         return _Unpicklable(index)
-    if kind == Kind.PRINT:
+    if kind == TaskKind.PRINT:
         print("task", index, "x" * (amount % 3000))
-    elif kind == Kind.TIMEOUT:
+    elif kind == TaskKind.TIMEOUT:
         time.sleep(FOREVER)
-    elif kind in (Kind.RUN, Kind.FORK, Kind.LEAVE_PROGRAM, Kind.LEAVE_CHILD):
+    elif kind in (TaskKind.RUN, TaskKind.FORK, TaskKind.LEAVE_PROGRAM, TaskKind.LEAVE_CHILD):
         _make_process(kind, amount)
     else:
         _die(kind, amount)
@@ -96,15 +96,15 @@ def _run_rare(index: int, kind: int, amount: int) -> Any:
 
 
 def _make_process(kind: int, amount: int) -> None:
-    if kind == Kind.RUN:
+    if kind == TaskKind.RUN:
         subprocess.run(["sleep", f"{amount % 10 / 1000}"], check=True, stdin=subprocess.DEVNULL)
-    elif kind == Kind.FORK:
+    elif kind == TaskKind.FORK:
         pid = os.fork()
         if pid == 0:
             time.sleep(amount % 10 / 1000)
             os._exit(0)
         os.waitpid(pid, 0)
-    elif kind == Kind.LEAVE_PROGRAM:
+    elif kind == TaskKind.LEAVE_PROGRAM:
         environment = {**os.environ, LEFT: f"{os.getpid()};"}
         child = subprocess.Popen(["sleep", str(FOREVER)], env=environment, stdin=subprocess.DEVNULL)
         child.returncode = 0  # nobody will wait for it, and nobody shall be warned of that
@@ -125,12 +125,12 @@ def _leave_child() -> None:
 
 def _die(kind: int, amount: int) -> None:
     sys.stdout.flush()
-    if kind == Kind.EXIT:
+    if kind == TaskKind.EXIT:
         os._exit(amount % 256)
-    elif kind == Kind.ABORT:
+    elif kind == TaskKind.ABORT:
         os.abort()
-    elif kind == Kind.SEGFAULT:
+    elif kind == TaskKind.SEGFAULT:
         ctypes.string_at(0)
-    elif kind == Kind.SUICIDE:
+    elif kind == TaskKind.SUICIDE:
         os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError(f"a task of kind {kind} is still there")

@@ -8,9 +8,9 @@ from statistics import median
 from typing import Any
 
 from pairpool.stress.ledger import Ledger
-from pairpool.stress.plan import LETHAL, Kind
+from pairpool.stress.plan import LETHAL, TaskKind
 
-__all__ = ["Evidence", "Kill", "Report", "Sample", "excused", "pass_verdict"]
+__all__ = ["Evidence", "Kill", "Breach", "Sample", "excused", "pass_verdict"]
 
 FEWEST_SAMPLES = 60
 """Seconds that a campaign must last for its memory to be judged."""
@@ -66,7 +66,7 @@ class Evidence:
 
 
 @dataclass
-class Report:
+class Breach:
     """What `--json` writes; its keys are stable."""
 
     verdict: str
@@ -181,12 +181,12 @@ def _kinds(ledger: Ledger) -> dict[str, dict[str, int]]:
     columns = ("count", "foretold", "died", "breaches")
     return {
         kind.name.lower(): {column: ledger.counts[kind][column] for column in columns}
-        for kind in Kind
+        for kind in TaskKind
         if ledger.counts[kind]
     }
 
 
-def pass_verdict(ledger: Ledger, evidence: Evidence, order: dict[str, Any], versions: dict[str, str]) -> Report:
+def pass_verdict(ledger: Ledger, evidence: Evidence, order: dict[str, Any], versions: dict[str, str]) -> Breach:
     """Make all checks that need the whole campaign, and sum up."""
     for index in ledger.unended():
         ledger.breach("never ended", f"task {index} was dealt and has no outcome", index)
@@ -200,7 +200,7 @@ def pass_verdict(ledger: Ledger, evidence: Evidence, order: dict[str, Any], vers
         ledger.breach("kills missing", f"{unsent} of {order['kills']} kills found no victim")
     memory, descriptors = _check_growth(ledger, evidence.samples)
     kills = Counter(kill.signal if kill.children is None else "zygote" for kill in evidence.kills)
-    return Report(
+    return Breach(
         verdict="failed" if ledger.breach_count else "passed",
         order=order,
         versions=versions,

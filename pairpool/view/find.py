@@ -15,11 +15,11 @@ import pwd
 import time
 from dataclasses import dataclass, replace
 
-from pairpool import kernel
+from pairpool.linux import pidfds
+from pairpool.scoreboard import snapshot
+from pairpool.scoreboard.board import MEMFD, BoardVersionError, PoolWord, Scoreboard, owner_of
 from pairpool.status import PoolStatus
 from pairpool.view.text import clean
-from pairpool.wire import snapshot
-from pairpool.wire.board import MEMFD, Board, BoardVersionError, PoolWord, owner_of
 
 __all__ = ["Found", "NoPool", "NotPermitted", "SeveralPools", "Sight", "find", "pools"]
 
@@ -175,7 +175,7 @@ def _look(pid: int, number: int, fd: int) -> Found | None:
     except BoardVersionError:
         return None  # not ready yet, or something else of the same name
     try:
-        board = Board.attach(fd, writable=False)
+        board = Scoreboard.attach(fd, writable=False)
     except BoardVersionError as error:
         return Found(pid, "", number, file, str(error))
     try:
@@ -225,7 +225,7 @@ class Sight:
             raise
         self._pidfd = pidfd
 
-    def _map(self) -> Board:
+    def _map(self) -> Scoreboard:
         found = self.found
         try:
             fd = os.open(f"/proc/{found.pid}/fd/{found.fd}", os.O_RDONLY | os.O_CLOEXEC)
@@ -237,7 +237,7 @@ class Sight:
             status = os.fstat(fd)
             if (status.st_dev, status.st_ino) != found.file:
                 raise NoPool(f"pool {found} has just ended")
-            return Board.attach(fd, writable=False)
+            return Scoreboard.attach(fd, writable=False)
         finally:
             os.close(fd)
 
@@ -245,7 +245,7 @@ class Sight:
         """What its board shows now, with a remark if the master is stopped; from its end on, always the last status."""
         if self._last is not None:
             return self._last
-        is_gone = kernel.has_ended(self._pidfd)  # asked first: what the board says then is the last that it will say
+        is_gone = pidfds.has_ended(self._pidfd)  # asked first: what the board says then is the last that it will say
         status = snapshot.take(self._board, time.monotonic_ns())
         if self._board.pool[PoolWord.ENDED]:
             self._last = replace(status, state="TERMINATE", workers=())
@@ -264,7 +264,7 @@ class Sight:
         try:
             return os.readlink(f"/proc/{self.found.pid}/fd/{self.found.fd}") == _LINK
         except (FileNotFoundError, ProcessLookupError):
-            return bool(self._board.pool[PoolWord.ENDED]) or kernel.has_ended(self._pidfd)
+            return bool(self._board.pool[PoolWord.ENDED]) or pidfds.has_ended(self._pidfd)
 
     def close(self) -> None:
         """Let go of the pool."""
@@ -279,12 +279,12 @@ class Sight:
 
 
 def _how_it_ended(pidfd: int) -> str:
-    status = kernel.exit_status(pidfd, 0.0)
-    return "it ended or was killed" if status is None else kernel.describe_status(status)
+    status = pidfds.exit_status(pidfd, 0.0)
+    return "it ended or was killed" if status is None else pidfds.describe_status(status)
 
 
 def _remark_on(pid: int) -> str:
-    state = kernel.state_of(pid)
+    state = pidfds.state_of(pid)
     if state == "T":
         return "the master is stopped (SIGSTOP, or Ctrl-Z in its terminal)"
     return "the master is held by a debugger" if state == "t" else ""

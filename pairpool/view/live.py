@@ -21,8 +21,8 @@ from collections.abc import Callable, Sequence
 from rich.console import Console
 from rich.style import Style
 
-from pairpool.interrupts import Held, Passage
-from pairpool.lines import OutputLine
+from pairpool.linux.interrupts import allow_signals, defer_signals
+from pairpool.output_lines import OutputLine
 from pairpool.status import PoolStatus
 from pairpool.view import table
 from pairpool.view.notebook import Notebook
@@ -103,7 +103,7 @@ class LiveView:
 
     def start(self) -> None:
         """Begin; from the thread that owns the terminal. Does nothing if it has begun."""
-        with Held():
+        with defer_signals():
             self._start()
 
     def _start(self) -> None:
@@ -136,7 +136,7 @@ class LiveView:
         if thread is None or os.getpid() != self._owner:
             return
         try:
-            with Held():
+            with defer_signals():
                 self._stop(thread)
         finally:  # it may have been struck before handlers were held back
             self._stopping.set()
@@ -144,13 +144,13 @@ class LiveView:
     def _stop(self, thread: threading.Thread) -> None:
         try:
             if self._settle is not None and not self._stopping.is_set():
-                with Passage():
+                with allow_signals():
                     self._settle()
         finally:
             self._stopping.set()
         if thread is threading.current_thread():
             return
-        with Passage():
+        with allow_signals():
             self._wait()
         thread.join()
         atexit.unregister(self.stop)

@@ -6,19 +6,19 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from pairpool.view.lanes import Canvas
 from pairpool.view.survey import Survey, arguments, lane_key, times
+from pairpool.view.timeline_rows import Canvas
 from pairpool.view.timeline_svg import OTHERS, PICKLING
 from pairpool.view.timescale import length_text
 from pairpool.view.trace_reader import Event
 
-__all__ = ["Painter", "Tally"]
+__all__ = ["Painter", "CallCounts"]
 
 _KINDS = {"worker died": "died", "worker retired": "retired", "worker began": "began"}
 
 
 @dataclass(slots=True)
-class Tally:
+class CallCounts:
     """What is in the picture.
 
     Attributes:
@@ -38,7 +38,7 @@ class Painter:
     """Paints a surveyed trace from `begin` to `end` (µs) on a canvas, each function in its colour."""
 
     def __init__(self, found: Survey, canvas: Canvas, begin: float, end: float, colours: Mapping[str, int]) -> None:
-        self.tally = Tally()
+        self.tally = CallCounts()
         self._is_ours = found.is_ours
         self._canvas = canvas
         self._begin, self._end = begin, end

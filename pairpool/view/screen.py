@@ -40,7 +40,7 @@ from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
-from pairpool.lines import LONGEST
+from pairpool.output_lines import LONGEST
 from pairpool.view.frame import Frame
 from pairpool.view.text import clean, passable
 

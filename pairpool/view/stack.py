@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from rich.text import Text
 
+from pairpool.scoreboard.stacks import IDLE, read_stacks
 from pairpool.status import PoolStatus, WorkerStatus
 from pairpool.view.choose import OK, Output, choose, conclude
 from pairpool.view.find import NoPool, NotPermitted, Sight
 from pairpool.view.text import clean
-from pairpool.wire.stacks import IDLE, read_stacks
 
 __all__ = ["headline", "run"]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from pairpool.view.trace_reader import Event
 
-__all__ = ["Key", "Lane", "Survey", "Usage", "arguments", "coverage", "lane_key", "survey", "times", "usage"]
+__all__ = ["Key", "SurveyLane", "Survey", "CoreUsage", "arguments", "coverage", "lane_key", "survey", "times", "usage"]
 
 Key = tuple[int | str, int | str]
 """What tells lanes apart: process id and thread id."""
@@ -19,7 +19,7 @@ FOREVER = math.inf
 
 
 @dataclass(slots=True)
-class Lane:
+class SurveyLane:
     """One worker's place. All times in µs from the trace's zero.
 
     Attributes:
@@ -76,12 +76,12 @@ class Survey:
     name: str = ""
     begin: float = FOREVER
     end: float = -FOREVER
-    lanes: dict[Key, Lane] = field(default_factory=dict)
+    lanes: dict[Key, SurveyLane] = field(default_factory=dict)
     functions: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
-class Usage:
+class CoreUsage:
     """How much of the workers was used.
 
     Attributes:
@@ -147,7 +147,7 @@ def _take_span(found: Survey, event: Event) -> None:
         name = str(event.get("name", ""))
         found.functions[name] = found.functions.get(name, 0.0) + end - begin
     if kind in ("batch", "both") or (kind == "item" and arguments(event).get("lost")):
-        lane = found.lanes.setdefault(lane_key(event), Lane())
+        lane = found.lanes.setdefault(lane_key(event), SurveyLane())
         lane.begins.append(begin)
         lane.ends.append(end)
 
@@ -168,7 +168,7 @@ def _take_worker(found: Survey, event: Event) -> None:
         return
     when = span[0]
     found.begin, found.end = min(found.begin, when), max(found.end, when)
-    lane = found.lanes.setdefault(lane_key(event), Lane())
+    lane = found.lanes.setdefault(lane_key(event), SurveyLane())
     if event.get("name") == "worker began":
         lane.born.append(when)
         lane.closed = FOREVER
@@ -197,7 +197,7 @@ def coverage(spans: Iterable[tuple[float, float]], begin: float, end: float, par
     return sums
 
 
-def usage(lanes: Sequence[Lane], begin: float, end: float, parts: int) -> Usage:
+def usage(lanes: Sequence[SurveyLane], begin: float, end: float, parts: int) -> CoreUsage:
     """How much of the lanes was used from `begin` to `end`, in so many equal parts of the time.
 
     A worker is to be there from the first that had its place to the last that was retired. So the time from a death
@@ -209,4 +209,4 @@ def usage(lanes: Sequence[Lane], begin: float, end: float, parts: int) -> Usage:
             work[part] += covered
     places = coverage(((lane.opened, lane.closed) for lane in lanes), begin, end, parts)
     shares = tuple(min(1.0, used / there) if there else 0.0 for used, there in zip(work, places, strict=True))
-    return Usage(shares, min(1.0, sum(work) / sum(places)) if any(places) else 0.0)
+    return CoreUsage(shares, min(1.0, sum(work) / sum(places)) if any(places) else 0.0)

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 from rich.cells import cell_len, set_cell_size
 
-from pairpool.memory import format_size
+from pairpool.linux.memory import format_size
 
 __all__ = [
     "Glyphs",

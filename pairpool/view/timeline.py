@@ -10,9 +10,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-from pairpool.view.lanes import Canvas
-from pairpool.view.painter import Painter, Tally
-from pairpool.view.survey import Lane, Survey, Usage, coverage, survey, usage
+from pairpool.view.painter import CallCounts, Painter
+from pairpool.view.survey import CoreUsage, Survey, SurveyLane, coverage, survey, usage
+from pairpool.view.timeline_rows import Canvas
 from pairpool.view.timeline_svg import OTHERS, Entry, Picture, lanes_width, render
 from pairpool.view.timescale import SECOND, length_text
 from pairpool.view.trace_reader import TraceReader
@@ -90,7 +90,7 @@ def _remarks(reader: TraceReader, found: Survey) -> list[str]:
     return remarks
 
 
-def _happened(tally: Tally, lanes: Sequence[Lane], begin: float, end: float) -> frozenset[str]:
+def _happened(tally: CallCounts, lanes: Sequence[SurveyLane], begin: float, end: float) -> frozenset[str]:
     """What the legend has to explain."""
     happened = {kind for kind, count in tally.happened.items() if count}
     if tally.failed:
@@ -100,7 +100,7 @@ def _happened(tally: Tally, lanes: Sequence[Lane], begin: float, end: float) -> 
     return frozenset(happened)
 
 
-def _facts(found: Survey, tally: Tally, length: float, used: Usage) -> list[str]:
+def _facts(found: Survey, tally: CallCounts, length: float, used: CoreUsage) -> list[str]:
     def say(number: int, one: str) -> str:
         return f"{number:,} {one}" if number == 1 else f"{number:,} {one}s"
 
@@ -113,7 +113,7 @@ def _facts(found: Survey, tally: Tally, length: float, used: Usage) -> list[str]
     return [*facts, f"{lane}s busy {used.average:.0%} of the time"]
 
 
-def _legend(tally: Tally, colours: dict[str, int]) -> list[Entry]:
+def _legend(tally: CallCounts, colours: dict[str, int]) -> list[Entry]:
     """The functions, those that took longest in all first; those that share a colour in one entry."""
     entries: dict[int, Entry] = {}
     for name in sorted(tally.counts, key=lambda name: colours[name]):

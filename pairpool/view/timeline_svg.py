@@ -9,8 +9,8 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from pairpool.view.lanes import LEVELS, Bar, Canvas, Mark
-from pairpool.view.survey import Lane, Usage
+from pairpool.view.survey import CoreUsage, SurveyLane
+from pairpool.view.timeline_rows import LEVELS, Bar, Canvas, Mark
 from pairpool.view.timescale import length_text, ticks
 
 __all__ = ["OTHERS", "PICKLING", "Entry", "Picture", "lanes_width", "render"]
@@ -83,14 +83,14 @@ class Picture:
     facts: Sequence[str]
     remarks: Sequence[str]
     width: int
-    lanes: Sequence[Lane]
+    lanes: Sequence[SurveyLane]
     begin: float
     end: float
     zero: float
     canvas: Canvas
     legend: Sequence[Entry]
     happened: frozenset[str]
-    usage: Usage
+    usage: CoreUsage
 
 
 def lanes_width(width: int, labels: Iterable[str]) -> float:
@@ -226,7 +226,7 @@ def _lives(picture: Picture, pitch: float, scale: float) -> Iterator[str]:
             yield f"M{since:.1f} {row * pitch:.6g}H{until:.1f}v{pitch:.6g}H{since:.1f}z"
 
 
-def _labels(lanes: Sequence[Lane], pitch: float) -> Iterator[str]:
+def _labels(lanes: Sequence[SurveyLane], pitch: float) -> Iterator[str]:
     every = next(n for n in (1, 2, 5, 10, 20, 50, 100, 200, 500, 10**9) if n * pitch >= LABEL_HEIGHT)
     for row in range(0, len(lanes), every):
         y = (row + 0.5) * pitch + 4

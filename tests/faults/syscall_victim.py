@@ -20,7 +20,8 @@ from concurrent.futures import BrokenExecutor
 from functools import partial
 from typing import Any
 
-from pairpool import Pool, WorkerDied, kernel
+from pairpool import Pool, WorkerDied
+from pairpool.linux import process_tree
 from tests import tasks
 
 BIG = 4 << 20
@@ -170,7 +171,7 @@ def main() -> None:
     steps = sys.argv[2].split(",")
     pool.map(tasks.square, range(10))
     workers = [process.pid for process in pool._pool]
-    zygotes = [pid for pid in kernel.children_of(os.getpid()) if pid not in workers]
+    zygotes = [pid for pid in process_tree.children_of(os.getpid()) if pid not in workers]
     say({"master": [os.getpid()], "workers": workers, "zygote": zygotes})
     sys.stdin.readline()
     say({step: take(step, pool) for step in steps})

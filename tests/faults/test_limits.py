@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 
-from pairpool import InitializerFailed, Pool, TaskTimeout, WorkerDied, memory
-from pairpool.failures import REPR_LENGTH, short_call, short_repr
-from pairpool.master import overseer
+from pairpool import InitializerFailed, Pool, TaskTimeout, WorkerDied
+from pairpool.linux import cgroup, memory
+from pairpool.master import watchdog
+from pairpool.transport.failures import REPR_LENGTH, short_call, short_repr
 from tests import tasks
 from tests.support import PATIENCE, Gate, Reports, all_ended
 
@@ -239,7 +240,7 @@ def test_a_task_that_uses_too_much_is_ended(start_method: str, make_pool: MakePo
 def test_a_worker_that_keeps_too_much_is_replaced(
     start_method: str, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(overseer, "SAMPLE_LIMITED", 1000.0)  # so that it is not caught while it grows
+    monkeypatch.setattr(watchdog, "SAMPLE_LIMITED", 1000.0)  # so that it is not caught while it grows
     pool = make_pool(1, memory_limit=32 * 2**20)
     small = pool.apply(tasks.keep_memory, (1,))
     assert pool.apply(tasks.process_id) == small
@@ -282,8 +283,8 @@ def test_usage_of_memory() -> None:
 def test_the_counter_of_oom_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "memory.events").write_text("low 0\noom 3\noom_kill 2\n")
     (tmp_path / "memory.max").write_text("1048576\n")
-    monkeypatch.setattr(memory, "_memory_group", lambda: str(tmp_path))
-    counter = memory.OomCounter()
+    monkeypatch.setattr(cgroup, "_memory_group", lambda: str(tmp_path))
+    counter = cgroup.OomCounter()
     assert not counter.advanced()
     (tmp_path / "memory.events").write_text("low 0\noom 3\noom_kill 4\n")
     assert counter.advanced()
@@ -318,7 +319,7 @@ def test_the_likely_cause_and_what_to_do(make_pool: MakePool, how: Callable[[], 
 
 def test_a_kill_for_want_of_memory_is_told_from_others(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
     pool = make_pool(1)
-    monkeypatch.setattr(memory.OomCounter, "advanced", lambda _counter: True)
+    monkeypatch.setattr(cgroup.OomCounter, "advanced", lambda _counter: True)
     with pytest.raises(WorkerDied, match="cause: out of memory: the kernel's OOM killer"):
         pool.apply(tasks.kill_self)
     with pytest.raises(WorkerDied, match=r"cause: os\._exit"):

@@ -26,9 +26,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from pairpool import Pool, WorkerDied
-from pairpool.results import AsyncResult, MapResult
+from pairpool.results.async_result import AsyncResult, MapResult
+from pairpool.results.iterator import IMapIterator
 from pairpool.status import WorkerStatus
-from pairpool.streams import IMapIterator
 from tests.faults.acts import Act, act, act_and_count, act_apart, act_or_hold
 from tests.support import PATIENCE, Gate, Reports, still_running, watching
 from tests.tasks import Odd

@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from pairpool import Pool, WorkerDied, kernel
+from pairpool import Pool, WorkerDied
+from pairpool.linux import process_tree
 from tests import tasks
 from tests.support import (
     PATIENCE,
@@ -445,7 +446,7 @@ def wait_for_spare(pool: Pool, zygote: int) -> int:
     while current._spare is None or current._spare.is_gone:
         assert time.monotonic() < deadline
         pool.map(tasks.square, range(10))
-    assert set(kernel.children_of(zygote)) - set(pids_of(pool)) == {current._spare.pid}
+    assert set(process_tree.children_of(zygote)) - set(pids_of(pool)) == {current._spare.pid}
     pid: int = current._spare.pid
     return pid
 
@@ -739,7 +740,7 @@ def test_too_few_descriptors(start_method: str, tmp_path: Path) -> None:
 
 CROWDED = """
 import ctypes, os, resource, signal, subprocess, sys
-import pairpool.pool, pairpool.errors, pairpool.inheritance
+import pairpool.pool, pairpool.errors, pairpool.worker.bootstrap
 from pairpool import Pool
 
 NOBODY = 65534

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from pairpool.master.cancellation import Cancellation
-from pairpool.master.jobs import Batch, Calls
-from pairpool.worker import Mode
+from pairpool.master.jobs.base import Batch, Calls
+from pairpool.worker.worker import Mode
 
 
 class Target:

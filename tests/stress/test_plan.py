@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from pairpool import WorkerDied
-from pairpool.stress import failures, tasks
+from pairpool.stress import task_errors, tasks
 from pairpool.stress.clients import item_of
 from pairpool.stress.outcomes import Finding, index_of, judge
-from pairpool.stress.plan import LETHAL, MOST_IN_A_SLICE, SLICE_BYTES, Call, Kind, Plan, Slice, Task, content
+from pairpool.stress.plan import LETHAL, MOST_IN_A_SLICE, SLICE_BYTES, Plan, PlannedCall, Slice, Task, TaskKind, content
 
-HARMLESS = (Kind.NOOP, Kind.CPU, Kind.SLEEP, Kind.ECHO, Kind.RAISE)
+HARMLESS = (TaskKind.NOOP, TaskKind.CPU, TaskKind.SLEEP, TaskKind.ECHO, TaskKind.RAISE)
 
 
 def plan(seed: int = 3, tasks: int = 20_000, *, timeouts: bool = True) -> Plan:
@@ -35,7 +35,7 @@ def test_another_seed_gives_others() -> None:
 def test_the_slices_hold_every_task_once_and_in_order() -> None:
     found = list(plan().slices())
     assert [task for one in found for task in one.tasks] == [plan().task(number) for number in range(20_000)]
-    assert {one.call for one in found} == set(Call)
+    assert {one.call for one in found} == set(PlannedCall)
     assert {one.function for one in found} == {0, 1, 2}
     assert all(1 <= len(one.tasks) <= MOST_IN_A_SLICE for one in found)
 
@@ -51,15 +51,17 @@ def test_a_slice_is_cut_when_its_payload_is_large() -> None:
 
 def test_all_kinds_come_and_most_are_small() -> None:
     found = Counter(plan().task(number).kind for number in range(200_000))
-    assert set(found) == set(Kind)
-    assert sum(found[kind] for kind in (Kind.NOOP, Kind.CPU)) > 160_000
+    assert set(found) == set(TaskKind)
+    assert sum(found[kind] for kind in (TaskKind.NOOP, TaskKind.CPU)) > 160_000
     assert 0 < sum(found[kind] for kind in LETHAL) < 400
 
 
 def test_without_timeouts_those_tasks_do_nothing() -> None:
     with_them = [plan().task(number) for number in range(50_000)]
     without = [plan(timeouts=False).task(number) for number in range(50_000)]
-    assert [Task(task.number, Kind.NOOP) if task.kind is Kind.TIMEOUT else task for task in with_them] == without
+    assert [
+        Task(task.number, TaskKind.NOOP) if task.kind is TaskKind.TIMEOUT else task for task in with_them
+    ] == without
 
 
 def test_payloads_have_their_size_and_differ() -> None:
@@ -91,7 +93,7 @@ def test_what_tasks_return_is_what_was_foretold(counted: bytearray) -> None:
     found = [task for task in map(plan().task, range(2000)) if task.kind in HARMLESS]
     for task in found:
         outcome = outcome_of(task)
-        if not isinstance(outcome, failures.Attached) and getattr(outcome, "__cause__", None) is None:
+        if not isinstance(outcome, task_errors.Attached) and getattr(outcome, "__cause__", None) is None:
             assert judge(task, outcome).finding is Finding.FORETOLD, task
             assert index_of(outcome) == task.number
     assert sum(counted) == len(found)
@@ -104,11 +106,11 @@ def test_the_outcome_of_another_task_is_wrong(counted: bytearray) -> None:
 
 
 def test_every_flavour_names_its_task_and_its_signature_is_strict() -> None:
-    for flavour in range(failures.FLAVOURS):
-        task = Task(7, Kind.RAISE, flavour)
-        error = failures.make(7, flavour)
+    for flavour in range(task_errors.FLAVOURS):
+        task = Task(7, TaskKind.RAISE, flavour)
+        error = task_errors.make(7, flavour)
         assert index_of(error) == 7
-        if isinstance(error, failures.Attached) or error.__cause__ is not None:
+        if isinstance(error, task_errors.Attached) or error.__cause__ is not None:
             continue
         assert judge(task, error).finding is Finding.FORETOLD
         error.extra = 1  # type: ignore[attr-defined]
@@ -116,7 +118,7 @@ def test_every_flavour_names_its_task_and_its_signature_is_strict() -> None:
 
 
 def test_a_payload_with_a_flipped_bit_is_wrong(counted: bytearray) -> None:
-    task = Task(5, Kind.ECHO, 0, 100, 100)
+    task = Task(5, TaskKind.ECHO, 0, 100, 100)
     index, seen, payload = outcome_of(task)
     assert judge(task, (index, seen, payload)).finding is Finding.FORETOLD
     assert judge(task, (index, seen, payload[:-1] + bytes([payload[-1] ^ 1]))).finding is Finding.WRONG
@@ -128,15 +130,15 @@ def death(exitcode: int | None, stack: str = "") -> WorkerDied:
 
 
 def test_a_lethal_task_must_die_of_its_own_hand() -> None:
-    exit_task, fault = Task(1, Kind.EXIT, 256 + 9), Task(2, Kind.SEGFAULT)
+    exit_task, fault = Task(1, TaskKind.EXIT, 256 + 9), Task(2, TaskKind.SEGFAULT)
     assert judge(exit_task, death(9)).finding is Finding.FORETOLD
     assert judge(exit_task, death(-9)).finding is Finding.DIED
     assert judge(exit_task, 1).finding is Finding.WRONG
     assert judge(fault, death(-11, "the stack")).finding is Finding.FORETOLD
     assert judge(fault, death(-11)).finding is Finding.DIED
-    assert judge(Task(3, Kind.NOOP), death(-9))[2:] == (4711, -9)
+    assert judge(Task(3, TaskKind.NOOP), death(-9))[2:] == (4711, -9)
 
 
 def test_what_goes_to_a_worker_is_small() -> None:
     """The measure of a no-op is the pool's cost, and not that of its arguments."""
-    assert len(pickle.dumps(item_of(Task(1, Kind.NOOP)))) < 40
+    assert len(pickle.dumps(item_of(Task(1, TaskKind.NOOP)))) < 40

@@ -19,8 +19,8 @@ from pairpool import WorkerDied
 from pairpool.cli import main
 from pairpool.stress import report, surroundings
 from pairpool.stress.ledger import Ledger
-from pairpool.stress.plan import Kind, Task
-from pairpool.stress.verdict import Evidence, Kill, Report, Sample, excused, pass_verdict
+from pairpool.stress.plan import Task, TaskKind
+from pairpool.stress.verdict import Breach, Evidence, Kill, Sample, excused, pass_verdict
 from tests.support import PATIENCE, python, running
 
 # --- campaigns ----------------------------------------------------------------------------------------
@@ -95,7 +95,7 @@ def test_a_report_that_cannot_be_written_is_told_first(tmp_path: Path, capsys: p
 def ledger(outcomes: dict[int, Any], tasks: int = 4, *, strict: bool = False) -> Ledger:
     """A ledger of no-ops that were all dealt, and ended as told; the others as they should."""
     found = Ledger(tasks)
-    dealt = [Task(number, Kind.NOOP) for number in range(tasks)]
+    dealt = [Task(number, TaskKind.NOOP) for number in range(tasks)]
     found.deal(dealt, strict=strict)
     for task in dealt:
         outcome = outcomes.get(task.number, task.number)
@@ -104,13 +104,13 @@ def ledger(outcomes: dict[int, Any], tasks: int = 4, *, strict: bool = False) ->
     return found
 
 
-def verdict(found: Ledger, **seen: Any) -> Report:
+def verdict(found: Ledger, **seen: Any) -> Breach:
     evidence = Evidence(**{"starts": b"\1" * 4, "seconds": 1.0, **seen})
     order = {"workers": 1, "start_method": "fork", "chunksize": 1, "seed": 5, "tasks": 4, "kills": 0}
     return pass_verdict(found, evidence, order, {})
 
 
-def breaches(made: Report) -> list[str]:
+def breaches(made: Breach) -> list[str]:
     return [breach["what"] for breach in made.breaches]
 
 
@@ -135,7 +135,7 @@ def test_a_missing_outcome_is_a_breach() -> None:
 
 def test_an_outcome_too_many_is_a_breach() -> None:
     found = ledger({})
-    found.end(Task(0, Kind.NOOP), 0)
+    found.end(Task(0, TaskKind.NOOP), 0)
     made = verdict(found)
     assert breaches(made) == ["ended twice"]
     assert made.tasks_ended == 4
@@ -162,7 +162,7 @@ def test_a_death_must_be_explained_by_a_kill(kills: list[Kill], expected: list[s
     assert made.died_by_kill == 1 - len(expected)
 
 
-def verdict_of_starts(*, strict: bool) -> Report:
+def verdict_of_starts(*, strict: bool) -> Breach:
     return verdict(ledger({}, strict=strict), starts=b"\1\2\1\1")
 
 

@@ -14,8 +14,8 @@ import pytest
 pytest.importorskip("distributed")
 pytest.importorskip("numpy")
 
+from tests.dask.test_pool import node, scheduler
 from tests.support import python
-from tests.test_cluster import node, scheduler
 
 CHECKS = [
     "the same object as every item",

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pairpool import Fd, Pool, worker
+from pairpool import Fd, Pool
+from pairpool.worker import worker
 from tests import tasks
 from tests.support import PATIENCE, Gate
 

@@ -41,7 +41,7 @@ def own(name: str) -> str:
     return f"{name}-{os.getpid()}"
 
 
-class Master:
+class Engine:
     """A process with a pool; its workers wait at the gate, if there is one."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
@@ -79,7 +79,7 @@ class Master:
 
 
 @contextmanager
-def master(name: str, processes: int = 2, *, method: str = "fork", gate: str = "") -> Iterator[Master]:
+def master(name: str, processes: int = 2, *, method: str = "fork", gate: str = "") -> Iterator[Engine]:
     """A process of its own with a pool of this name."""
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, name, str(processes), method, gate],
@@ -94,6 +94,6 @@ def master(name: str, processes: int = 2, *, method: str = "fork", gate: str = "
         try:
             assert process.stdout is not None
             assert process.stdout.readline() == "ready\n"
-            yield Master(process)
+            yield Engine(process)
         finally:
             process.kill()

@@ -12,9 +12,10 @@ from contextlib import contextmanager
 
 import pytest
 
-from pairpool import Pool, kernel
+from pairpool import Pool
+from pairpool.linux import descriptors, pidfds
+from pairpool.scoreboard.board import MAGIC, MEMFD, VERSION
 from pairpool.view.find import Found, NoPool, NotPermitted, SeveralPools, Sight, find, pools
-from pairpool.wire.board import MAGIC, MEMFD, VERSION
 from tests.support import PATIENCE, Gate, all_ended
 from tests.view.masters import master, own
 
@@ -78,7 +79,7 @@ def test_stopped_master_is_shown_and_not_disturbed(gate: Gate) -> None:
             status = sight.status()
             assert status.busy == 2
             assert not status.is_over
-            assert kernel.state_of(halt.pid) == "T"
+            assert pidfds.state_of(halt.pid) == "T"
         with Sight(find(own("halt"))) as sight:
             assert eventually(lambda: sight.status().remark == "")
         halt.tell("exit")
@@ -174,7 +175,7 @@ def test_name_of_digits(make_pool: MakePool) -> None:
 
 @contextmanager
 def made_up_board(content: bytes) -> Iterator[None]:
-    fd = kernel.memfd(MEMFD, 1 << 16)
+    fd = descriptors.memfd(MEMFD, 1 << 16)
     try:
         os.pwrite(fd, content, 0)
         yield

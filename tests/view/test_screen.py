@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from rich.style import Style
 
-from pairpool.lines import LONGEST
+from pairpool.output_lines import LONGEST
 from pairpool.view.frame import Frame
 from pairpool.view.screen import Screen, Stream
 from tests.view.terminal import Terminal

@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pairpool import cli
-from pairpool.view import lanes
-from pairpool.view.lanes import Canvas
-from pairpool.view.survey import Lane, coverage, survey, usage
+from pairpool.view import timeline_rows
+from pairpool.view.survey import SurveyLane, coverage, survey, usage
 from pairpool.view.timeline import draw
+from pairpool.view.timeline_rows import Canvas
 from pairpool.view.timescale import length_text, ticks
 from pairpool.view.trace import TraceWriter
 from pairpool.view.trace_reader import TraceReader
@@ -62,8 +62,8 @@ def path(tmp_path: Path) -> Path:
 # --- the numbers ---
 
 
-def lane(work: list[tuple[float, float]], born: list[float], gone: list[float], closed: float = math.inf) -> Lane:
-    made = Lane("", closed=closed)
+def lane(work: list[tuple[float, float]], born: list[float], gone: list[float], closed: float = math.inf) -> SurveyLane:
+    made = SurveyLane("", closed=closed)
     made.begins.extend(begin for begin, _ in work)
     made.ends.extend(end for _, end in work)
     made.born.extend(born)
@@ -142,7 +142,7 @@ def test_short_tasks_are_merged_and_long_ones_are_not() -> None:
         canvas.add(0, n / 100, (n + 1) / 100, 3, n == 250, no_title)
     canvas.add(1, 50.0, 60.0, 4, True, no_title)
     (run,) = canvas.runs()
-    assert (run.lane, run.left, run.right, run.colour, run.level) == (0, 0.0, 10.0, 3, lanes.LEVELS)
+    assert (run.lane, run.left, run.right, run.colour, run.level) == (0, 0.0, 10.0, 3, timeline_rows.LEVELS)
     assert list(canvas.failures()) == [(0, 2.0, 3.0)]
     ((bar,), others) = canvas.bars()
     assert (bar.lane, bar.left, bar.right, bar.colour, bar.failed, others) == (1, 50.0, 60.0, 4, True, [])
@@ -169,8 +169,8 @@ def test_what_is_outside_is_cut_off() -> None:
 
 
 def test_the_longest_tasks_are_drawn_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lanes, "BARS", 10)
-    monkeypatch.setattr(lanes, "TITLED", 4)
+    monkeypatch.setattr(timeline_rows, "BARS", 10)
+    monkeypatch.setattr(timeline_rows, "TITLED", 4)
     canvas = Canvas(lanes=1, width=1000.0)
     for n in range(40):
         canvas.add(0, 20.0 * n, 20.0 * n + 3 + (n * 7 % 40) / 10, 1, False, no_title)

@@ -23,12 +23,13 @@ from typing import Any
 
 import pytest
 
-from pairpool import Pool, kernel
+from pairpool import Pool
+from pairpool.linux import descriptors
+from pairpool.scoreboard.board import MAGIC, MEMFD, VERSION
 from pairpool.status import FailureStatus, PoolStatus, WorkerStatus
 from pairpool.view.top import as_json, farewell
-from pairpool.wire.board import MAGIC, MEMFD, VERSION
 from tests.support import PATIENCE, ROOT, Gate, environment
-from tests.view.masters import Master, master, own
+from tests.view.masters import Engine, master, own
 
 MakePool = Callable[..., Pool]
 
@@ -139,7 +140,7 @@ HELD = own("held")
 
 
 @pytest.fixture
-def held(gate: Gate) -> Iterator[Master]:
+def held(gate: Gate) -> Iterator[Engine]:
     """A pool of three workers, called held, that are all busy."""
     with master(HELD, 3, gate=gate.path) as held:
         deadline = time.monotonic() + PATIENCE
@@ -151,7 +152,7 @@ def held(gate: Gate) -> Iterator[Master]:
 # --- once ---------------------------------------------------------------------------------------------
 
 
-def test_once(held: Master) -> None:
+def test_once(held: Engine) -> None:
     ran = pairpool("top", HELD, "--once")
     assert (ran.returncode, ran.stderr) == (0, "")
     assert HELD in ran.stdout
@@ -168,7 +169,7 @@ def test_once_shows_all_workers_where_nothing_limits_it() -> None:
         assert all(pid in ran.stdout for pid in pids)
 
 
-def test_json(held: Master) -> None:
+def test_json(held: Engine) -> None:
     ran = pairpool("top", held.pid, "--json")
     assert (ran.returncode, ran.stderr) == (0, "")
     shown = json.loads(ran.stdout)
@@ -184,7 +185,7 @@ def test_json(held: Master) -> None:
     assert shown["rss"] == sum(worker["rss"] for worker in shown["workers"])
 
 
-def test_json_of_all(held: Master) -> None:
+def test_json_of_all(held: Engine) -> None:
     with master(own("second"), 1) as second:
         shown = json.loads(pairpool("top", "--json").stdout)
         assert {(HELD, held.pid), (own("second"), second.pid)} <= {(one["name"], one["pid"]) for one in shown}
@@ -202,7 +203,7 @@ def test_status_fits_json() -> None:
 
 
 @pytest.mark.parametrize("command", [["top", "--once"], ["top"], ["top", "--json"], ["stack"]])
-def test_stopped_master(held: Master, command: list[str]) -> None:
+def test_stopped_master(held: Engine, command: list[str]) -> None:
     with held.stopped():
         if command == ["top"]:
             with terminal("top", HELD) as shown:
@@ -219,7 +220,7 @@ def test_stopped_master(held: Master, command: list[str]) -> None:
 
 
 @pytest.mark.parametrize("key", ["q", "Q", "\x03"])
-def test_keys_that_end(held: Master, key: str) -> None:
+def test_keys_that_end(held: Engine, key: str) -> None:
     with terminal("top", HELD, "--interval", 5) as shown:
         before = shown.expect("wait_for")
         assert SCREEN_ON in before
@@ -232,7 +233,7 @@ def test_keys_that_end(held: Master, key: str) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_signals_that_end(held: Master, number: int) -> None:
+def test_signals_that_end(held: Engine, number: int) -> None:
     with terminal("top", HELD, "--interval", 5) as shown:
         shown.expect("wait_for")
         shown.process.send_signal(number)
@@ -241,7 +242,7 @@ def test_signals_that_end(held: Master, number: int) -> None:
         assert "Traceback" not in shown.output
 
 
-def test_resize(held: Master) -> None:
+def test_resize(held: Engine) -> None:
     with terminal("top", HELD, "--interval", 30, columns=100, lines=30) as shown:
         shown.expect("wait_for")
         for columns, lines in ((40, 10), (200, 50), (60, 12)):
@@ -268,7 +269,7 @@ def test_master_killed_meanwhile() -> None:
         assert re.search(rf"pool {own('killed')} ended after .*: 21 done, 1 failed \(the master is gone", shown.output)
 
 
-def test_terminal_that_goes_away(held: Master) -> None:
+def test_terminal_that_goes_away(held: Engine) -> None:
     with terminal("top", HELD, "--interval", 0.1) as shown:
         shown.expect("wait_for")
         os.close(shown.fd)
@@ -276,7 +277,7 @@ def test_terminal_that_goes_away(held: Master) -> None:
         shown.fd = os.open(os.devnull, os.O_RDONLY)
 
 
-def test_choose_from_a_list(held: Master) -> None:
+def test_choose_from_a_list(held: Engine) -> None:
     with master(own("first"), 1), terminal("top") as shown:
         listed = shown.expect(r"which one\? \[1-(\d+), q\] ")
         number = re.search(rf"(\d+)  {HELD} +pid", listed)
@@ -289,7 +290,7 @@ def test_choose_from_a_list(held: Master) -> None:
         assert shown.end() == 0
 
 
-def test_choose_none(held: Master) -> None:
+def test_choose_none(held: Engine) -> None:
     with master(own("first"), 1):
         for keys in ("q\n", "\x04"):
             with terminal("top") as shown:
@@ -298,7 +299,7 @@ def test_choose_none(held: Master) -> None:
                 assert shown.end() == 2
 
 
-def test_dumb_terminal(held: Master) -> None:
+def test_dumb_terminal(held: Engine) -> None:
     with terminal("top", HELD, "--interval", 0.1, term="dumb") as shown:
         lines = shown.expect("held.*\n.*held.*\n.*held")
         assert "\x1b" not in lines
@@ -307,7 +308,7 @@ def test_dumb_terminal(held: Master) -> None:
         assert "Traceback" not in shown.output
 
 
-def test_no_color(held: Master) -> None:
+def test_no_color(held: Engine) -> None:
     assert "\x1b" not in pairpool("top", HELD, "--once", NO_COLOR="1").stdout
     assert "\x1b" not in pairpool("stack", HELD).stdout
 
@@ -335,7 +336,7 @@ def test_lines_until_the_pool_ends() -> None:
 
 
 @pytest.mark.parametrize("command", [["top", "--once"], ["top", "--json"], ["top", "--interval", "0.05"], ["stack"]])
-def test_output_closed_early(held: Master, command: list[str]) -> None:
+def test_output_closed_early(held: Engine, command: list[str]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     ran = subprocess.run(
@@ -352,7 +353,7 @@ def test_output_closed_early(held: Master, command: list[str]) -> None:
 
 
 @pytest.mark.parametrize("command", [["top", "--once"], ["top", "--json"], ["top"], ["stack"]])
-def test_output_that_is_not_there_or_full(held: Master, command: list[str]) -> None:
+def test_output_that_is_not_there_or_full(held: Engine, command: list[str]) -> None:
     line = [sys.executable, "-m", "pairpool", command[0], HELD, *command[1:]]
     run = partial(subprocess.run, env=environment(), stdin=subprocess.DEVNULL, text=True, timeout=PATIENCE)
     closed = run(["sh", "-c", 'exec "$@" >&-', "sh", *line], stderr=subprocess.PIPE)
@@ -408,7 +409,7 @@ def test_bad_usage(arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize("command", [["top"], ["top", "--once"], ["stack"]])
-def test_several_pools_and_nobody_to_ask(held: Master, command: list[str]) -> None:
+def test_several_pools_and_nobody_to_ask(held: Engine, command: list[str]) -> None:
     with master(own("second"), 1) as second:
         ran = pairpool(*command)
         assert (ran.returncode, ran.stdout) == (2, "")
@@ -455,7 +456,7 @@ def test_one_of_several_that_have_the_same_name_is_chosen_from_a_list() -> None:
 
 
 def test_board_of_another_version() -> None:
-    fd = kernel.memfd(MEMFD, 1 << 16)
+    fd = descriptors.memfd(MEMFD, 1 << 16)
     try:
         os.pwrite(fd, struct.pack("<8sQQQQ", MAGIC, VERSION + 1, 8, os.getpid(), 0), 0)
         ran = pairpool("top", os.getpid(), "--once")
@@ -485,7 +486,7 @@ sys.exit(pairpool.cli.main(sys.argv[1:]))
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 @pytest.mark.parametrize("command", ["top", "stack"])
-def test_pool_of_another_user(held: Master, command: str) -> None:
+def test_pool_of_another_user(held: Engine, command: str) -> None:
     code = f"import sys; sys.path[:] = {sys.path!r}\n{AS_NOBODY}"
     ran = subprocess.run([sys.executable, "-c", code, command, str(held.pid)], capture_output=True, text=True)
     assert (ran.returncode, ran.stdout) == (3, ""), ran.stderr
@@ -495,14 +496,14 @@ def test_pool_of_another_user(held: Master, command: str) -> None:
 # --- stacks -------------------------------------------------------------------------------------------
 
 
-def test_stack_of_all_workers(held: Master) -> None:
+def test_stack_of_all_workers(held: Engine) -> None:
     ran = pairpool("stack", held.pid)
     assert (ran.returncode, ran.stderr) == (0, "")
     assert len(re.findall(r"(?m)^worker \d \(pid \d+\): running wait_for\[\d\] .* for \d+\.\d s$", ran.stdout)) == 3
     assert len(re.findall(r'(?m)^    File ".*tasks.py", line \d+ in wait_for$', ran.stdout)) == 3
 
 
-def test_stack_of_one_worker(held: Master) -> None:
+def test_stack_of_one_worker(held: Engine) -> None:
     workers = json.loads(pairpool("top", held.pid, "--json").stdout)["workers"]
     assert re.findall(r"(?m)^worker (\d)", pairpool("stack", HELD, 1).stdout) == ["1"]
     assert re.findall(r"(?m)^worker (\d)", pairpool("stack", workers[2]["pid"]).stdout) == ["2"]
@@ -511,7 +512,7 @@ def test_stack_of_one_worker(held: Master) -> None:
     assert "has no worker 3; it has 0 to 2" in ran.stderr
 
 
-def test_stack_of_a_stopped_worker(held: Master) -> None:
+def test_stack_of_a_stopped_worker(held: Engine) -> None:
     worker = json.loads(pairpool("top", held.pid, "--json").stdout)["workers"][0]
     os.kill(worker["pid"], signal.SIGSTOP)
     try:

@@ -1,0 +1,3 @@
+"""A pool on the workers of a Dask cluster: `ClusterPool`."""
+
+from pairpool.dask.pool import *  # noqa: F403

@@ -1,0 +1,73 @@
+"""Memory of processes and of the machine: sizes as people write them, resident memory, and out-of-memory kills.
+
+Sources: man page proc(5) for /proc/PID/statm and /proc/vmstat; the kernel's cgroup-v2 documentation for `memory.events`
+and `memory.max`, its memory controller documentation for v1's `memory.oom_control`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+__all__ = ["Usage", "format_size", "parse_size", "usage_of"]
+
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", re.IGNORECASE)
+
+_POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+
+
+def parse_size(size: int | str) -> int:
+    """Bytes from a number, or from a text such as `"2GB"` (10**9 each) or `"512 MiB"` (2**20 each).
+
+    Raises `ValueError` for what is not a positive size and `TypeError` for other types.
+    """
+    if isinstance(size, bool) or not isinstance(size, (int, str)):
+        raise TypeError(f"a size is a number of bytes or a text such as '2GB', not {size!r}")
+    if isinstance(size, int):
+        number = size
+    else:
+        match = _SIZE.fullmatch(size)
+        if match is None:
+            raise ValueError(f"a size is a number of bytes or a text such as '2GB', not {size!r}")
+        amount, unit, binary = match.groups()
+        number = int(float(amount) * (1024 if binary else 1000) ** _POWERS[unit.lower()])
+    if number < 1:
+        raise ValueError(f"a size must be positive, not {size!r}")
+    return number
+
+
+def format_size(size: float) -> str:
+    """Bytes for people: `1.5 GiB`."""
+    units = ["B", "KiB", "MiB", "GiB", "TiB"]
+    while size >= 1024 and len(units) > 1:
+        size /= 1024
+        del units[0]
+    return f"{size:.0f} B" if units[0] == "B" else f"{size:.1f} {units[0]}"
+
+
+class Usage:
+    """Memory of one process in bytes: all that is resident, and the part of it that is neither file nor shared."""
+
+    __slots__ = ("private", "resident")
+
+    def __init__(self, resident: int, private: int) -> None:
+        self.resident = resident
+        self.private = private
+
+
+def usage_of(pid: int) -> Usage | None:
+    """What a process uses now; None if it is gone or there is no /proc."""
+    try:
+        fd = os.open(f"/proc/{pid}/statm", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fields = os.read(fd, 256).split()
+    except OSError:
+        return None  # it ended between the two calls
+    finally:
+        os.close(fd)
+    resident, shared = int(fields[1]), int(fields[2])
+    return Usage(resident * _PAGE, (resident - shared) * _PAGE)

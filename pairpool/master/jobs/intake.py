@@ -1,0 +1,144 @@
+"""The inputs of streams. Each item is pickled before the code of the input runs again."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+from pairpool.linux import interrupts
+from pairpool.transport.items import Failed, Part
+from pairpool.transport.keeper import Keeper
+from pairpool.transport.serializer import Serializer
+
+__all__ = ["Iteration", "Source", "Span", "take_here"]
+
+PULL_NS = 2_000_000
+"""For about this long an input is read for one batch; then the batch goes out with the items that it has."""
+
+LONGEST_STEP = 128
+"""Items that are taken between two looks at the clock, at most."""
+
+
+class Source(Protocol):
+    """The input of a stream.
+
+    Attributes:
+        is_exhausted: whether there are no more items.
+        item_ns: what the input needs to make an item, in nanoseconds; 0 where that is not known.
+    """
+
+    is_exhausted: bool
+    item_ns: float
+
+    def pull(self, size: int, *, exactly: bool) -> Sequence[Any]:
+        """The next items: at most `size`, and fewer if the input is slow, unless `exactly` so many are wanted.
+
+        Raises what the input raises; `rest` then has the items before that.
+        """
+
+    def rest(self) -> Sequence[Any]:
+        """The items that were taken before the input raised; they come with the next `pull` if nobody asks for them."""
+
+    def has_at_least(self, count: int) -> bool:
+        """Whether there are so many items, as far as anybody knows."""
+
+
+class Span:
+    """Items that are there already, and that nobody changes: a range, or what a `Keeper` has kept."""
+
+    item_ns = 0.0
+
+    def __init__(self, items: Sequence[Any]) -> None:
+        self._items = items
+        self._next = 0
+        self.is_exhausted = not items
+
+    def pull(self, size: int, *, exactly: bool) -> Sequence[Any]:
+        first, self._next = self._next, self._next + size
+        self.is_exhausted = self._next >= len(self._items)
+        return self._items[first : self._next]
+
+    def rest(self) -> Sequence[Any]:
+        return ()
+
+    def has_at_least(self, count: int) -> bool:
+        return len(self._items) - self._next >= count
+
+
+class Iteration:
+    """An iterator of the caller's."""
+
+    def __init__(self, items: Iterator[Any], codec: Serializer) -> None:
+        self._items = items
+        self._keeper = _ItemKeeper(codec)
+        self.is_exhausted = False
+        self.item_ns = 0.0
+
+    def pull(self, size: int, *, exactly: bool) -> Sequence[Any]:
+        keeper = self._keeper
+        kept = keeper.kept
+        step = 1
+        began = now = time.monotonic_ns()
+        start = len(kept)
+        while len(kept) < size and not self.is_exhausted:
+            wanted = min(step, size - len(kept))
+            before = len(kept)
+            self._take(wanted)
+            self.is_exhausted = len(kept) - before < wanted
+            now = time.monotonic_ns()
+            if now - began > PULL_NS and not exactly:
+                break
+            step = min(2 * step, LONGEST_STEP)
+        if len(kept) > start:
+            latest = (now - began) / (len(kept) - start)
+            self.item_ns = latest if not self.item_ns else (self.item_ns + latest) / 2
+        return self.rest()
+
+    def rest(self) -> Sequence[Any]:
+        taken = self._keeper.take(self._keeper.kept)
+        self._keeper.begin([])
+        return taken
+
+    def has_at_least(self, count: int) -> bool:
+        return not self.is_exhausted
+
+    def _take(self, count: int) -> None:
+        keeper = self._keeper
+        items = self._items
+        left = keeper.left_over
+        if left:  # a signal's handler raised while it was pickled
+            items = itertools.chain((left.pop() for _ in range(len(left))), items)
+        keeper.extend(itertools.islice(items, count))
+
+
+class _ItemKeeper(Keeper):
+    """Keeps the items of an input. One that cannot be pickled becomes a `Failed`."""
+
+    def _pickle(self, thing: Any) -> Part:
+        try:
+            return super()._pickle(thing)
+        except BaseException as error:
+            if not interrupts.is_own(error):
+                raise
+            return Failed(error)
+
+
+def take_here(codec: Serializer, item: Any, *, own: bool) -> Part:
+    """Pickle an item in the caller's thread. If its pickling raises, return a `Failed`.
+
+    Args:
+        own: copy large buffers, too: the caller goes on and may change them.
+    """
+    data = codec.take_plain(item)
+    if data is not None:
+        return data
+    with interrupts.defer_signals():  # so that what a signal's handler raises can be told from what the item raises
+        try:
+            with interrupts.allow_signals():
+                return codec.take_other(item, own=own)
+        except BaseException as error:
+            if not interrupts.is_own(error):
+                raise
+            return Failed(error)

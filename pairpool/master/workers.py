@@ -1,0 +1,462 @@
+"""The crew: workers as the master sees them. What each holds, what it knows, and what waits to be sent to it.
+
+The master holds both ends of the pair. Its own end is for sending and receiving; through the worker's end it takes back
+the packets that the worker has not read (`recall`): the kernel gives each packet to exactly one reader. Because of
+that second handle a dead worker shows no EOF, and sending to it does not fail: its pidfd tells.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import select
+import signal
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from pairpool.linux import cgroup, descriptors, pidfds
+from pairpool.master.jobs.base import Batch, Target
+from pairpool.master.worker_death import KillReason
+from pairpool.scoreboard.board import Slot, Word
+from pairpool.transport.capture import CaptureFd
+from pairpool.transport.channel import HEADER, INLINE_LIMIT, Buffer, Cut, Header, Kind, Lost
+from pairpool.transport.fd_passing import FdInbox, OutgoingFds, attached, packets_ahead, retraction
+from pairpool.transport.payload_shm import PayloadBuffer, PayloadBuffers, PayloadReader
+from pairpool.transport.segments import SegmentFd
+from pairpool.worker.worker import HURRY, Flag
+from pairpool.worker.zygote import Spawned, Zygote
+
+__all__ = ["LATELY", "WorkerSet", "WorkerHandle"]
+
+AHEAD_AMONG = 64
+"""Workers among which such batches are spread."""
+
+LATELY = 0.010
+"""Seconds for which a worker counts as one that will soon be done."""
+
+HURRY_EVERY = 0.010
+"""Seconds after which a worker that has not reported is asked again; twice as many after each time."""
+
+LOOK_AT = 8
+"""Workers with one batch that are looked at for room: one call's batches are as long on each."""
+
+
+class _Outgoing(NamedTuple):
+    """A packet that waits for room in the socket."""
+
+    pieces: list[Buffer]
+    lane: PayloadBuffer | SegmentFd | CaptureFd | None
+    fds: Sequence[int] = ()
+    cargo: OutgoingFds | None = None
+    """What keeps these open."""
+
+
+class WorkerHandle:
+    """One worker, from its birth to the moment when its descriptors are closed.
+
+    Args:
+        spawned: what the zygote handed over; owned from here on.
+        slot: its part of the status board.
+        zygote: what it was forked off.
+        starved: where those are noted that have something to send, but too many descriptors are under way.
+    """
+
+    def __init__(
+        self, spawned: Spawned, slot: Slot, zygote: Zygote, starved: dict[WorkerHandle, None] | None = None
+    ) -> None:
+        self.number = spawned.slot
+        self.serial = spawned.serial
+        self.pid = spawned.pid
+        self.channel = spawned.near
+        self.far = spawned.far
+        self.pidfd = spawned.pidfd
+        self.slot = slot
+        self.zygote = zygote
+        self.held: deque[Batch] = deque()
+        self.knows: set[int] = set()
+        self.segments: dict[int, set[int]] = {}  # those that it knows, each with the functions that need it
+        self.lanes = PayloadBuffers()
+        self.reader = PayloadReader()
+        self.inbox = FdInbox()
+        self.outlets = 0  # of its output, which no later packet may overtake
+        self.given = 0  # tasks sent, as maxtasksperchild counts them
+        self.started = False  # has reported that its initializer returned, or has none
+        self.is_first = False  # made with the pool, and not later in another's place
+        self.born = 0.0  # when its initializer was begun
+        self.init_error: str | None = None  # the traceback of its initializer
+        self.private_at_birth = 0  # bytes that it had inherited
+        self.doom: KillReason | None = None  # why it is about to be ended by the master
+        self.torn = False  # an exception struck the master while it dealt with it, and so it is ended
+        self.retiring = False  # gets no more work
+        self.dismissed = False  # has been told to exit
+        self._outbox: deque[_Outgoing] = deque()
+        self._starved: dict[WorkerHandle, None] = {} if starved is None else starved
+        for thing in (self.channel, self.far, self.pidfd):
+            descriptors.own(thing)
+
+    @property
+    def wants_room(self) -> bool:
+        """Whether packets wait for the socket to have room."""
+        return bool(self._outbox) and self not in self._starved
+
+    # --- sending --------------------------------------------------------------------------------
+
+    def post(
+        self, header: Header, pieces: Sequence[Buffer] = (), size: int = 0, cargo: OutgoingFds | None = None
+    ) -> None:
+        """Send a packet, or keep it until there is room; never blocks. Large payloads go through a lane.
+
+        Raises `OSError` if a lane cannot be made.
+        """
+        lane = None
+        fds: Sequence[int] = ()
+        if self.outlets:
+            header = header._replace(outlets=self.outlets)
+        if cargo is not None:
+            header = header._replace(rights=len(cargo.fds))
+        if size > INLINE_LIMIT:
+            lane = self.lanes.put(pieces, size)
+            header = header._replace(flags=header.flags | Flag.LANE, size=size)
+            packet: list[Buffer] = [HEADER.pack(*header), lane.reference()]
+        elif len(pieces) == 1:
+            packet = [HEADER.pack(*header[:-1], size) + pieces[0]]
+        else:
+            packet = [HEADER.pack(*header[:-1], size), *pieces]
+            if len(packet) > 8:
+                packet = [b"".join(packet)]
+        if cargo is not None:
+            fds = self._post_ahead(header, cargo)
+        if self._outbox or not self._send(packet, lane, fds):
+            self._outbox.append(_Outgoing(packet, lane, fds, cargo))
+
+    def _post_ahead(self, header: Header, cargo: OutgoingFds) -> list[int]:
+        """Post what does not fit into the packet itself; returns the descriptors that go with that."""
+        left = list(cargo.fds)
+        for ahead, fds in packets_ahead(header, left):
+            packet: list[Buffer] = [HEADER.pack(*ahead)]
+            if self._outbox or not self._send(packet, None, fds):
+                self._outbox.append(_Outgoing(packet, None, fds, cargo))
+        return left
+
+    def capture(self, header: Header, outlet: CaptureFd) -> None:
+        """Send an outlet; what is posted from now on is not read before it, not even if it is taken back."""
+        self.pass_on(header, outlet)
+        self.outlets += 1
+
+    def pass_on(self, header: Header, passage: SegmentFd | CaptureFd) -> None:
+        """Send a packet with a descriptor, or keep both until there is room."""
+        packet: list[Buffer] = [HEADER.pack(*header)]
+        if self._outbox or not self._send(packet, passage):
+            self._outbox.append(_Outgoing(packet, passage))
+
+    def _send(
+        self,
+        packet: list[Buffer],
+        lane: PayloadBuffer | SegmentFd | CaptureFd | None,
+        fds: Sequence[int] = (),
+        _cargo: OutgoingFds | None = None,
+    ) -> bool:
+        if lane is not None and not lane.known:
+            fds = (*fds, lane.fd.fileno())
+        try:
+            if not self.channel.send_packet(packet, fds, wait=False):
+                return False
+        except OSError as error:
+            if error.errno != errno.ETOOMANYREFS:
+                raise
+            self._starved[self] = None
+            return False
+        if lane is not None:
+            lane.known = True
+        return True
+
+    def flush(self) -> None:
+        """Send what waits, as far as there is room."""
+        self._starved.pop(self, None)
+        while self._outbox and self._send(*self._outbox[0]):
+            self._outbox.popleft()
+
+    # --- receiving ------------------------------------------------------------------------------
+
+    def receive(self) -> tuple[Header, memoryview, list[int]] | None:
+        """The next packet from the worker, or None if there is none now. Raises `Cut` if its descriptors are lost."""
+        try:
+            return self.channel.receive(wait=False)
+        except BlockingIOError:
+            return None
+
+    def has_packet(self) -> bool:
+        """Whether the worker has sent something that was not received."""
+        poller = select.poll()
+        poller.register(self.channel.fileno(), select.POLLIN)
+        return bool(poller.poll(0))
+
+    def content(self, header: Header, payload: memoryview, fds: list[int], use: Callable[[memoryview], None]) -> None:
+        """Call `use` with the payload of a packet, wherever it is."""
+        if header.flags & Flag.LANE:
+            self.reader.read(payload, header.size, fds, use)
+        else:
+            use(payload)
+
+    def recall(self) -> list[Batch]:
+        """Take back every batch that the worker has not read, in order; other unread packets go out again."""
+        waiting, self._outbox = self._outbox, deque()
+        self._starved.pop(self, None)
+        numbers: list[int] = []
+        resend: list[tuple[Header, CaptureFd | None]] = []
+        while True:
+            fds: list[int] | None = None
+            try:
+                header, payload, fds = self.far.receive(wait=False)
+            except Cut as cut:  # what was lost are copies: the descriptors that they were made of are still here
+                header, payload = cut.header, cut.payload
+            except (OSError, Lost):
+                break  # nothing more is there; or the kernel has no memory for it now, and it stays with the worker
+            self._unsend(header, payload, fds, numbers, resend)
+        for pieces, lane, _fds, _cargo in waiting:
+            head = bytes(pieces[0])
+            header = Header._make(HEADER.unpack_from(head))
+            if lane is not None:
+                lane.free()
+            self._note_unsent(header, numbers, resend, lane if isinstance(lane, CaptureFd) else None)
+        recalled = [batch for batch in self.held if batch.number in numbers]
+        for batch in recalled:
+            self.held.remove(batch)
+        for header, outlet in resend:
+            if outlet is None:
+                self.post(header)
+            else:
+                self.pass_on(header, outlet)
+        return recalled
+
+    def _unsend(
+        self,
+        header: Header,
+        payload: memoryview,
+        fds: list[int] | None,
+        numbers: list[int],
+        resend: list[tuple[Header, CaptureFd | None]],
+    ) -> None:
+        """Deal with a packet that was taken back; without `fds` its descriptors were lost."""
+        if header.flags & Flag.LANE:
+            self.lanes.unsent(bytes(payload), known=fds is not None and len(fds) == attached(header))
+        outlet = CaptureFd(fds.pop()) if header.kind == Kind.CAPTURE and fds else None
+        for fd in fds or ():
+            os.close(fd)
+        self._note_unsent(header, numbers, resend, outlet)
+
+    def _note_unsent(
+        self,
+        header: Header,
+        numbers: list[int],
+        resend: list[tuple[Header, CaptureFd | None]],
+        outlet: CaptureFd | None,
+    ) -> None:
+        if header.kind == Kind.BATCH:
+            numbers.append(header.batch)
+        elif header.kind == Kind.FUNCTION or (header.kind == Kind.RIGHTS and not header.batch):
+            self.knows.discard(header.function)
+        elif header.kind == Kind.SHARE:
+            self.knows -= self.segments.pop(header.batch, set())
+        elif header.kind == Kind.CAPTURE:
+            resend.append((header, outlet))  # if the outlet is lost, so is the output; but the worker counts them
+        elif header.kind != Kind.RIGHTS or not header.items:
+            resend.append((header, None))
+        if (end := retraction(header)) is not None:
+            resend.append((end, None))
+
+    def hurry(self, batch: Batch, now: float) -> None:
+        """Have the worker report what is finished of the batch that it runs."""
+        pidfds.send_signal(self.pidfd.fileno(), HURRY)
+        if not batch.hurried:
+            batch.hurried_since = now
+        batch.hurry_at = now + min(1.0, HURRY_EVERY * 2**batch.hurried)
+        batch.hurried += 1
+
+    def runs(self, target: Target) -> bool:
+        """Whether the worker is at the single call with this target, as the board says."""
+        number, item = self.slot.words[Word.BATCH], self.slot.words[Word.ITEM]
+        for batch in self.held:
+            if batch.targets is not None and batch.number == number and 0 <= item - batch.first < batch.count:
+                return batch.targets[item - batch.first] is target
+        return False
+
+    # --- the end --------------------------------------------------------------------------------
+
+    def dismiss(self) -> None:
+        """Let the worker see the end of file: it has nothing left to do, and exits."""
+        self.dismissed = True
+        self._starved.pop(self, None)
+        for end in (self.channel, self.far):
+            descriptors.disown(end)
+            end.close()
+
+    def close(self) -> None:
+        """Let go of everything; the worker has ended or is about to."""
+        self.dismissed = True
+        for thing in (self.channel, self.far, self.pidfd):
+            descriptors.disown(thing)
+            thing.close()
+        self.lanes.close()
+        self.reader.close()
+        self.inbox.close()
+        self._outbox.clear()
+        self._starved.pop(self, None)
+
+
+class WorkerSet:
+    """All workers of a pool, and which of them have room.
+
+    Attributes:
+        cores: how many cores this process may use.
+        members: those that get work, by number.
+        leaving: those that were told to exit and have not ended.
+        touching: the one that is being dealt with; if an exception strikes then, its state is in doubt.
+        watched: those that run a batch of several items, which may turn out to be long.
+        starved: those to which packets with descriptors cannot be sent now, for too many are under way.
+    """
+
+    def __init__(self) -> None:
+        self.members: dict[int, WorkerHandle] = {}
+        self.leaving: list[WorkerHandle] = []
+        self.touching: WorkerHandle | None = None
+        self.watched: dict[WorkerHandle, None] = {}
+        self.starved: dict[WorkerHandle, None] = {}
+        self.empty: OrderedDict[WorkerHandle, None] = OrderedDict()
+        self._single: dict[WorkerHandle, None] = {}
+        self._recent: dict[WorkerHandle, float] = {}
+        self.cores = cgroup.cpu_allowance()
+
+    def __iter__(self) -> Iterator[WorkerHandle]:
+        yield from list(self.members.values())
+        yield from list(self.leaving)
+
+    def has_started(self) -> bool:
+        """Whether the initializers of all workers on duty have returned."""
+        return all(member.started for member in list(self.members.values()))
+
+    @property
+    def size(self) -> int:
+        return max(1, len(self.members))
+
+    def is_on_duty(self, member: WorkerHandle) -> bool:
+        return self.members.get(member.number) is member
+
+    def place_newborn(self, member: WorkerHandle) -> None:
+        """The same for a new one: behind those that have worked, and the first born first, who is there soonest."""
+        self.place(member)
+        if member in self.empty:
+            self.empty.move_to_end(member, last=False)
+
+    def place(self, member: WorkerHandle) -> None:
+        """Note how much room a worker has, after what it holds or may hold has changed."""
+        self.empty.pop(member, None)
+        self._single.pop(member, None)
+        if not member.held:
+            self.watched.pop(member, None)
+            self._recent.pop(member, None)
+        if member.retiring or not self.is_on_duty(member):
+            return
+        if not member.held:
+            self.empty[member] = None
+        elif len(member.held) == 1:
+            self._single[member] = None
+
+    def with_room(self, spread: int, now: float) -> WorkerHandle | None:
+        """A worker that can take a batch: one that has none, else one whose only batch is short.
+
+        Args:
+            spread: workers that may have been given something lately before one that idles is (`Sizer.spread`).
+            now: monotonic seconds.
+        """
+        if self.empty and self.may_wake(spread, now):
+            return next(reversed(self.empty))  # the last to have worked: its caches are warm, and it may not sleep yet
+        for member in itertools.islice(self._single, LOOK_AT):
+            sizer = member.held[0].job.sizer
+            if sizer.is_short() and not (sizer.grows and spread == 1):
+                return member
+        return None
+
+    def may_wake(self, spread: int, now: float) -> bool:
+        """Whether a worker that idles may be given work; those count that began what they do less than `LATELY` ago."""
+        recent = self._recent
+        if len(recent) < spread:
+            return True
+        while recent and next(iter(recent.values())) < now - LATELY:
+            del recent[next(iter(recent))]
+        return len(recent) < spread
+
+    def has_a_core_free(self) -> bool:
+        """Whether a core is left for the master while all workers that hold something run."""
+        return len(self.members) - len(self.empty) < self.cores
+
+    def least_loaded(self, spread: int, now: float, at_most: int) -> WorkerHandle | None:
+        """The worker that holds the fewest batches, fewer than `at_most`, for work that nobody waits for yet."""
+        among = self.members.values() if self.may_wake(spread, now) else self._recent
+        on_duty = [member for member in itertools.islice(among, AHEAD_AMONG) if not member.retiring]
+        member = min(on_duty, key=lambda one: len(one.held), default=None)
+        return member if member is not None and len(member.held) < at_most else None
+
+    def begin(self, member: WorkerHandle, batch: Batch, now: float) -> None:
+        """A batch is now the one that its worker runs."""
+        self._recent.pop(member, None)
+        self._recent[member] = now
+        if batch.count > 1 and batch.job.sizer.chunksize is None:
+            batch.since = now
+            self.watched[member] = None
+
+    def dismiss(self, member: WorkerHandle) -> None:
+        """Take a worker off duty and let it exit."""
+        member.retiring = True
+        del self.members[member.number]
+        self.leaving.append(member)
+        self.place(member)
+        member.dismiss()
+
+    def remove(self, member: WorkerHandle) -> None:
+        """A worker has ended."""
+        if self.is_on_duty(member):
+            del self.members[member.number]
+        else:
+            self.leaving.remove(member)
+        self.place(member)
+
+    def mend(self) -> set[int]:
+        """After an exception: kill the worker that was being dealt with; returns what the workers hold."""
+        for one in list(self.members.values()):
+            self.place(one)
+        member = self.touching
+        if member is not None and not member.dismissed:
+            member.torn = True
+            pidfds.send_signal(member.pidfd.fileno(), signal.SIGKILL)
+        self.touching = None
+        return {batch.number for one in self for batch in one.held}
+
+    def kill(self, chosen: Callable[[WorkerHandle], bool]) -> None:
+        """Have those who are chosen end at once."""
+        for member in self:
+            if chosen(member):
+                pidfds.send_signal(member.pidfd.fileno(), signal.SIGKILL)
+
+    def end(self, grace: float | None, *, is_busy: Callable[[WorkerHandle], bool]) -> None:
+        """End all workers: the busy ones are killed, the others may take `grace` seconds to exit (None: any time)."""
+        crew = list(self)
+        self.kill(is_busy)
+        for member in crew:
+            if not (is_busy(member) or member.dismissed):
+                member.dismiss()
+        deadline = None if grace is None else time.monotonic() + grace
+        for member in crew:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if not pidfds.wait_ended(member.pidfd.fileno(), left):
+                pidfds.send_signal(member.pidfd.fileno(), signal.SIGKILL)
+                pidfds.wait_ended(member.pidfd.fileno(), None)
+            member.held.clear()
+            member.close()
+        self.members.clear()
+        self.leaving.clear()
+        for place in (self.watched, self.empty, self._single, self._recent):
+            place.clear()

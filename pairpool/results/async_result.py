@@ -1,0 +1,142 @@
+"""Results as the caller holds them: of one call, of a map."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from pairpool.linux import forking
+from pairpool.linux.interrupts import allow_signals, is_from_handler
+from pairpool.master import worker_death
+from pairpool.master.jobs.base import Calls, MapJob
+
+if TYPE_CHECKING:
+    from pairpool.master.engine import Engine
+
+__all__ = ["AsyncResult", "MapResult"]
+
+R = TypeVar("R")
+
+
+class AsyncResult(Generic[R]):
+    """The outcome of a call to come, as `multiprocessing.pool.AsyncResult` has it.
+
+    Waiting for it drives the pool. The pool lives at least as long as the call.
+    """
+
+    job: Calls | MapJob | None = None
+    _done = False
+    _has_outcome = False
+    _success = False
+    _value: Any = None
+
+    def __init__(
+        self,
+        pool: object,
+        master: Engine,
+        callback: Callable[[R], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+    ) -> None:
+        self._pool: object | None = pool
+        self._master = master
+        self._callback = callback
+        self._error_callback = error_callback
+
+    def _is_done(self) -> bool:
+        return self._done
+
+    def ready(self) -> bool:
+        """Whether the call has ended, with a result or an exception."""
+        if not self._done:
+            forking.require_owner(self._master.identity)
+            self._master.loop.poke()
+        return self._done
+
+    def successful(self) -> bool:
+        """Whether the call ended without an exception. Raises `ValueError` if it has not ended."""
+        if not self.ready():
+            raise ValueError(f"{self!r} not ready")
+        return self._success
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait until the call has ended, or for `timeout` seconds."""
+        if not self._done:
+            forking.require_owner(self._master.identity)
+            try:
+                self._master.loop.wait(self._is_done, timeout)
+            except KeyboardInterrupt as interrupt:
+                self._cancel(worker_death.left_by(interrupt), kill=True)
+                raise
+
+    def cancel(self, *, kill: bool = False) -> bool:
+        """Do not run this call, if it has not begun; with `kill`, end it even if it runs.
+
+        Queued items are taken back, also out of the sockets of workers. Returns whether the call was cancelled: then
+        `get` raises `CancelledError`.
+        """
+        return not self._done and self._cancel(worker_death.cancelled(), kill=kill)
+
+    def _cancel(self, reason: BaseException, *, kill: bool) -> bool:
+        forking.require_owner(self._master.identity)
+        return self._master.cancel_call(self, reason, kill=kill)
+
+    def get(self, timeout: float | None = None) -> R:
+        """The result, or its exception raised.
+
+        Raises:
+            multiprocessing.TimeoutError: it was not there within `timeout` seconds.
+            WorkerDied: the worker ended while it ran the call.
+        """
+        self.wait(timeout)
+        if not self._done:
+            from pairpool.errors import timeout_error
+
+            raise timeout_error()
+        if self._success:
+            return self._value  # type: ignore[no-any-return]
+        try:
+            raise self._value
+        finally:
+            self = None  # type: ignore[assignment]  # no cycle through the traceback
+
+    def set_outcome(self, success: bool, value: Any) -> None:
+        """Called by the loop; only the first outcome counts."""
+        if self._has_outcome:
+            return
+        self._has_outcome = True
+        self._success, self._value = success, value
+        callback = self._callback if success else self._error_callback
+        if callback is None:
+            self._end()
+        else:
+            self._master.loop.later.append(lambda: self._call(callback))
+
+    @property
+    def has_outcome(self) -> bool:
+        """Whether the outcome is known, though perhaps not told yet."""
+        return self._has_outcome
+
+    def _call(self, callback: Callable[[Any], object]) -> None:
+        try:
+            with allow_signals():
+                callback(self._value)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            if is_from_handler(error):
+                raise
+            import logging
+
+            logging.getLogger("pairpool").exception("a callback of %r raised", self)
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        self._done = True
+        self.job = self._callback = self._error_callback = None
+        pool, self._pool = self._pool, None
+        self._master.loop.finished.append(pool)
+
+
+class MapResult(AsyncResult[R]):
+    """The outcome of `map_async` and `starmap_async`: all results in a list, or the first item's exception."""

@@ -1,0 +1,372 @@
+"""The status board: one memfd of fixed-size slots that workers write and everybody reads, without a message.
+
+    header   magic, version, slots, pid, created, the pool's name
+    pool     one row of words (`PoolWord`), items ended by second, calls, last failures: written by the master
+    names    of functions, by number
+    slots    SLOT_WORDS words of 8 bytes for each worker: see `Word`
+    texts    for each worker: the argument of its item (written by the master), its note (written by the worker)
+
+Every field is one aligned 8-byte word with one writer, so a reader sees an old or a new value and never a mix; on x86
+and Arm, plain aligned stores of this size are single. There are no locks, and none are needed. What belongs to one item
+(argument, progress) says to which: a reader that finds another item's drops it.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from typing import Any, NamedTuple
+
+from pairpool.linux import descriptors
+
+__all__ = [
+    "CALL_KINDS",
+    "Scoreboard",
+    "BoardVersionError",
+    "CallRecord",
+    "FailureRecord",
+    "PoolWord",
+    "Slot",
+    "State",
+    "Word",
+    "owner_of",
+]
+
+MEMFD = "pairpool-board"
+MAGIC = b"PAIRPOOL"
+VERSION = 3
+NAME_SIZE = 96
+POOL_AT = 256
+POOL_WORDS = 32
+RATES_AT = POOL_AT + POOL_WORDS * 8
+SECONDS = 64
+"""Seconds of which the board keeps how many items ended in each."""
+CALLS_AT = RATES_AT + SECONDS * 16
+CALLS = 16
+CALL_WORDS = 8
+FAILURES_AT = CALLS_AT + CALLS * CALL_WORDS * 8
+FAILURES = 8
+FAILURE_SIZE = 384
+NAMES_AT = 8192
+HEADER_SIZE = 40960
+NAMES = (HEADER_SIZE - NAMES_AT) // NAME_SIZE
+SLOT_WORDS = 32
+SLOT_SIZE = SLOT_WORDS * 8
+TEXT_SIZE = 384
+ARGUMENT_SIZE = 256
+_HEAD = struct.Struct("<8sQQQQ")
+_CALL = struct.Struct("<8Q")
+_FAILURE = struct.Struct("<5Q")
+
+NOTHING = (1 << 64) - 1
+"""An index that no item has: in `Word.ITEM` between items, in `Word.LIMIT` where no limit is set."""
+
+
+class BoardVersionError(ValueError):
+    """The memory is not a status board, or one of another version of pairpool."""
+
+
+class Word:
+    """The fields of a slot, as indices of 8-byte words.
+
+    PID, LIMIT, RSS, REPLACED, SHOWN_BATCH and SHOWN_ITEM are written by the master, all others by the worker.
+    """
+
+    STATE = 0
+    PID = 1  # 0 where there is no worker
+    FUNCTION = 2  # number of the function of the current batch
+    BATCH = 3  # number of the current batch
+    FIRST = 4  # index of its first item
+    COUNT = 5  # its items
+    ITEM = 6  # index of the running item, within its call
+    LIMIT = 7  # the worker stops before the item with this index
+    STARTED = 8  # monotonic ns, of the batch or of the item where items are long
+    DONE = 9  # items finished since the worker began, failed ones included
+    FAILED = 10
+    PROGRESS = 11  # a double, told by the task
+    TOTAL = 12  # a double, told by the task; 0 where it told none
+    RSS = 13  # bytes
+    BORN = 14  # monotonic ns
+    REPLACED = 15  # how many workers had this slot before
+    READY = 16  # monotonic ns when it could take work; 0 before
+    BOUND = 17  # the worker begins items before this index whatever LIMIT says; 0 where it looks at LIMIT each time
+    SHOWN_BATCH = 18  # the batch and the item that the argument in the text belongs to
+    SHOWN_ITEM = 19
+    TOLD_BATCH = 20  # the batch and the item that PROGRESS, TOTAL and the note belong to
+    TOLD_ITEM = 21
+
+
+class PoolWord:
+    """The fields of the pool, as indices of 8-byte words, all written by the master."""
+
+    STATE = 0  # index in STATES
+    METHOD = 1  # index in METHODS
+    PROCESSES = 2
+    PLACES = 3  # slots that have ever been used
+    CALLS = 4  # that have not ended
+    DONE = 5  # items that have ended
+    FAILED = 6
+    PENDING = 7
+    LISTED = 8  # records of calls that are good
+    FAILURES = 9  # failures that were ever recorded
+    ENDED = 10  # monotonic ns when the pool ended; 0 before
+    COUNTED = 11  # DONE when PENDING was written, which is done some times a second only
+
+    STATES = ("RUN", "CLOSE", "TERMINATE")
+    METHODS = ("fork", "forkserver", "direct")
+
+
+class CallRecord(NamedTuple):
+    """One call that has not ended, as the board has it."""
+
+    function: int
+    kind: int
+    total: int  # NOTHING where it is not known
+    done: int
+    failed: int
+    began: int  # monotonic ns
+    number: int  # of the call, among all that the pool had
+
+
+CALL_KINDS = ("map", "imap", "apply")
+"""What `CallRecord.kind` counts."""
+
+
+class FailureRecord(NamedTuple):
+    """One item that failed, as the board has it."""
+
+    when: int  # monotonic ns
+    worker: int  # NOTHING where none ran it
+    item: int
+    function: str
+    error: str
+
+
+class State:
+    """What a worker is doing, in `Word.STATE`."""
+
+    EMPTY = 0
+    STARTING = 1
+    IDLE = 2
+    LOADING = 3  # unpickling the items of a batch, or one of them
+    RUNNING = 4
+    SAVING = 5  # pickling results
+    FUNCTION = 6  # unpickling a function, whose number is in FUNCTION
+    SENDING = 7
+    KEEPING = 8  # pickling the result of the item in ITEM, before the next item is run
+
+    NAMES = ("empty", "starting", "idle", "loading", "running", "saving", "loading", "sending", "saving")
+
+
+class Slot:
+    """One worker's part of the board, as a view of words: `slot.words[Word.ITEM] = 3`."""
+
+    __slots__ = ("words",)
+
+    def __init__(self, words: memoryview) -> None:
+        self.words = words
+
+    def clear(self) -> None:
+        """Make it that of a worker to come; for the master, while there is none."""
+        replaced = self.words[Word.REPLACED]
+        for index in range(SLOT_WORDS):
+            self.words[index] = 0
+        self.words[Word.REPLACED] = replaced
+        self.words[Word.ITEM] = NOTHING
+        self.words[Word.LIMIT] = NOTHING
+
+
+class Scoreboard:
+    """The whole board, mapped into this process.
+
+    Args:
+        memory: a mapping of the memfd, owned from here on, or a copy of the header alone.
+        slots: how many workers fit.
+    """
+
+    def __init__(self, memory: mmap.mmap | bytearray, slots: int) -> None:
+        self.slots = slots
+        self._map = memory
+        self._bytes = memoryview(self._map)
+        self._texts_at = HEADER_SIZE + slots * SLOT_SIZE
+        self._slots = self._bytes[HEADER_SIZE : self._texts_at]
+        self._words = self._slots.cast("Q")
+        self._reals = self._slots.cast("d")
+        self._pool_bytes = self._bytes[POOL_AT:FAILURES_AT]
+        self.pool = self._pool_bytes.cast("Q")
+        """The words of the pool (`PoolWord`), then a row of seconds: each its number and a count."""
+        self._views: dict[int, memoryview] = {}
+        self._real_views: dict[int, memoryview[float]] = {}
+
+    @classmethod
+    def create(cls, slots: int, name: str, now: int) -> tuple[int, Scoreboard]:
+        """A new board and its memfd: `slots` workers, a pool's name, and the monotonic time in ns."""
+        fd = descriptors.memfd(MEMFD, _size(slots))
+        try:
+            board = cls(mmap.mmap(fd, _size(slots)), slots)
+        except BaseException:
+            os.close(fd)
+            raise
+        _HEAD.pack_into(board._map, 0, MAGIC, VERSION, slots, os.getpid(), now)
+        board._write_text(_HEAD.size, NAME_SIZE, name)
+        return fd, board
+
+    @classmethod
+    def attach(cls, fd: int, *, writable: bool = True) -> Scoreboard:
+        """The board behind a memfd that another process made, which stays the caller's.
+
+        Args:
+            writable: whether this process may write to it.
+
+        Raises:
+            BoardVersionError: it is none, or one of another version.
+        """
+        _magic, version, slots, _pid, _created = _read_head(fd)
+        if version != VERSION:
+            raise BoardVersionError(f"a status board of version {version}; this pairpool reads version {VERSION}")
+        if os.fstat(fd).st_size < _size(slots):
+            raise BoardVersionError("this status board is shorter than it says")
+        access = mmap.ACCESS_DEFAULT if writable else mmap.ACCESS_READ
+        return cls(mmap.mmap(fd, _size(slots), access=access), slots)
+
+    def remains(self) -> Scoreboard:
+        """A copy of all but the workers, in private memory: what there is to tell of a pool that has ended."""
+        return Scoreboard(bytearray(self._bytes[:HEADER_SIZE]), 0)
+
+    def slot(self, number: int) -> Slot:
+        """Slot `number`; the view is good until `close`."""
+        view = self._views.get(number)
+        if view is None:
+            view = self._views[number] = self._words[number * SLOT_WORDS : (number + 1) * SLOT_WORDS]
+        return Slot(view)
+
+    def reals(self, number: int) -> memoryview[float]:
+        """Slot `number` as doubles, by the same indices; good until `close`."""
+        view = self._real_views.get(number)
+        if view is None:
+            view = self._real_views[number] = self._reals[number * SLOT_WORDS : (number + 1) * SLOT_WORDS]
+        return view
+
+    @property
+    def name(self) -> str:
+        return self._read_text(_HEAD.size, NAME_SIZE)
+
+    @property
+    def pid(self) -> int:
+        return int(_HEAD.unpack_from(self._map)[3])
+
+    @property
+    def created(self) -> int:
+        return int(_HEAD.unpack_from(self._map)[4])
+
+    # --- texts ----------------------------------------------------------------------------------
+
+    def name_function(self, number: int, name: str) -> None:
+        """Write down what function `number` is called; the oldest of many names is overwritten."""
+        self._write_text(NAMES_AT + number % NAMES * NAME_SIZE, NAME_SIZE, name)
+
+    def function_name(self, number: int) -> str:
+        return self._read_text(NAMES_AT + number % NAMES * NAME_SIZE, NAME_SIZE)
+
+    def show_argument(self, number: int, batch: int, item: int, text: str) -> None:
+        """Write down what the item that worker `number` runs is."""
+        words = self.slot(number).words
+        words[Word.SHOWN_BATCH] = 0  # no batch has this number: while the text changes it is nobody's
+        self._write_text(self._texts_at + number * TEXT_SIZE, ARGUMENT_SIZE, text)
+        words[Word.SHOWN_ITEM] = item
+        words[Word.SHOWN_BATCH] = batch
+
+    def argument(self, number: int) -> str:
+        return self._read_text(self._texts_at + number * TEXT_SIZE, ARGUMENT_SIZE)
+
+    def write_note(self, number: int, text: str) -> None:
+        self._write_text(self._texts_at + number * TEXT_SIZE + ARGUMENT_SIZE, TEXT_SIZE - ARGUMENT_SIZE, text)
+
+    def note(self, number: int) -> str:
+        return self._read_text(self._texts_at + number * TEXT_SIZE + ARGUMENT_SIZE, TEXT_SIZE - ARGUMENT_SIZE)
+
+    def _write_text(self, at: int, size: int, text: str) -> None:
+        data = text.encode("utf-8", "replace")
+        if len(data) >= size:
+            data = data[: size - 1].decode("utf-8", "ignore").encode()  # no character is cut in two
+        self._bytes[at : at + size] = data.ljust(size, b"\0")
+
+    def _read_text(self, at: int, size: int) -> str:
+        return bytes(self._bytes[at : at + size]).split(b"\0", 1)[0].decode("utf-8", "replace")
+
+    # --- what the master counts -----------------------------------------------------------------
+
+    def begin_second(self, second: int) -> int:
+        """Begin to count the items that end in a second of the monotonic clock; returns the word to count in."""
+        at = POOL_WORDS + second % SECONDS * 2
+        self.pool[at + 1] = 0
+        self.pool[at] = second
+        return at + 1
+
+    def seconds(self, first: int, last: int) -> list[int]:
+        """How many items ended in each second from `first` on and before `last`; at most `SECONDS` of them."""
+        row = self.pool[POOL_WORDS : POOL_WORDS + SECONDS * 2].tolist()
+        places = [second % SECONDS * 2 for second in range(first, last)]
+        return [row[at + 1] if row[at] == first + offset else 0 for offset, at in enumerate(places)]
+
+    def write_calls(self, records: list[CallRecord]) -> None:
+        """List the calls that have not ended, up to `CALLS` of them."""
+        for place, record in enumerate(records[:CALLS]):
+            _CALL.pack_into(self._map, CALLS_AT + place * _CALL.size, *record, 0)
+        self.pool[PoolWord.LISTED] = min(len(records), CALLS)
+
+    def calls(self) -> list[CallRecord]:
+        listed = min(self.pool[PoolWord.LISTED], CALLS)
+        return [CallRecord(*_CALL.unpack_from(self._map, CALLS_AT + place * _CALL.size)[:7]) for place in range(listed)]
+
+    def add_failure(self, record: FailureRecord) -> None:
+        """Write down a failure in place of the oldest."""
+        count = self.pool[PoolWord.FAILURES]
+        at = FAILURES_AT + count % FAILURES * FAILURE_SIZE
+        _FAILURE.pack_into(self._map, at, record.when, record.worker, record.item, 0, 0)
+        self._write_text(at + _FAILURE.size, NAME_SIZE, record.function)
+        self._write_text(at + _FAILURE.size + NAME_SIZE, FAILURE_SIZE - _FAILURE.size - NAME_SIZE, record.error)
+        self.pool[PoolWord.FAILURES] = count + 1
+
+    def failures(self) -> list[FailureRecord]:
+        """The last failures, the latest first."""
+        count = self.pool[PoolWord.FAILURES]
+        found = []
+        for number in range(count - 1, max(-1, count - FAILURES - 1), -1):
+            at = FAILURES_AT + number % FAILURES * FAILURE_SIZE
+            when, worker, item, _, _ = _FAILURE.unpack_from(self._map, at)
+            function = self._read_text(at + _FAILURE.size, NAME_SIZE)
+            error = self._read_text(at + _FAILURE.size + NAME_SIZE, FAILURE_SIZE - _FAILURE.size - NAME_SIZE)
+            found.append(FailureRecord(when, worker, item, function, error))
+        return found
+
+    def close(self) -> None:
+        """Unmap; slots handed out must not be used any more."""
+        views: list[memoryview[Any]] = [*self._views.values(), *self._real_views.values()]
+        views += [self.pool, self._pool_bytes, self._words, self._reals, self._slots, self._bytes]
+        for view in views:
+            view.release()
+        self._views.clear()
+        self._real_views.clear()
+        if isinstance(self._map, mmap.mmap):
+            self._map.close()
+
+
+def owner_of(fd: int) -> int:
+    """The pid of the process that made the board behind a memfd; boards of other versions tell it, too.
+
+    Raises `BoardVersionError` if it is none.
+    """
+    return int(_read_head(fd)[3])
+
+
+def _read_head(fd: int) -> tuple[Any, ...]:
+    head = os.pread(fd, _HEAD.size, 0)
+    if len(head) < _HEAD.size or not head.startswith(MAGIC):
+        raise BoardVersionError("this is not a pairpool status board")
+    return _HEAD.unpack(head)
+
+
+def _size(slots: int) -> int:
+    return HEADER_SIZE + slots * (SLOT_SIZE + TEXT_SIZE)

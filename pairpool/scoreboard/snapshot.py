@@ -1,0 +1,111 @@
+"""From the status board to a `PoolStatus`: in the master, and in any process that can map the board."""
+
+from __future__ import annotations
+
+from pairpool.scoreboard.board import CALL_KINDS, NOTHING, PoolWord, Scoreboard, State, Word
+from pairpool.status import CallStatus, FailureStatus, PoolStatus, WorkerStatus
+
+__all__ = ["take"]
+
+MINUTE = 60
+
+_AT_WORK = (State.LOADING, State.RUNNING, State.KEEPING, State.SAVING, State.FUNCTION, State.SENDING)
+
+
+def take(board: Scoreboard, now: int) -> PoolStatus:
+    """What the board shows at `now` (monotonic ns)."""
+    pool = board.pool
+    ended = pool[PoolWord.ENDED]
+    until = ended or now
+    second = until // 1_000_000_000
+    processes = pool[PoolWord.PROCESSES]
+    return PoolStatus(
+        name=board.name,
+        pid=board.pid,
+        state=PoolWord.STATES[pool[PoolWord.STATE]],
+        start_method=PoolWord.METHODS[pool[PoolWord.METHOD]],
+        processes=processes,
+        uptime=max(0, until - board.created) / 1e9,
+        calls=pool[PoolWord.CALLS],
+        workers=() if ended else tuple(_workers(board, processes, now)),
+        done=pool[PoolWord.DONE],
+        failed=pool[PoolWord.FAILED],
+        pending=_pending(board),
+        rates=tuple(board.seconds(second - MINUTE, second)),
+        running=tuple(_calls(board, now)),
+        failures=tuple(_failures(board, now)),
+    )
+
+
+def _pending(board: Scoreboard) -> int:
+    """Those that were pending when they were counted last, but for what has ended since."""
+    pool = board.pool
+    pending, counted = pool[PoolWord.PENDING], pool[PoolWord.COUNTED]
+    return max(0, pending - max(0, pool[PoolWord.DONE] - counted))
+
+
+def _workers(board: Scoreboard, processes: int, now: int) -> list[WorkerStatus]:
+    """Those of all places that the pool keeps, and those that are about to leave."""
+    places = max(processes, min(board.pool[PoolWord.PLACES], board.slots))
+    return [
+        _read_worker(board, number, now)
+        for number in range(places)
+        if number < processes or board.slot(number).words[Word.PID]
+    ]
+
+
+def _read_worker(board: Scoreboard, number: int, now: int) -> WorkerStatus:
+    words = board.slot(number).words
+    batch, item, state = words[Word.BATCH], words[Word.ITEM], words[Word.STATE]
+    at_work = state in _AT_WORK and words[Word.PID] != 0
+    argument, progress, total, note = "", None, None, ""
+    if at_work and (words[Word.SHOWN_BATCH], words[Word.SHOWN_ITEM]) == (batch, item):
+        argument = board.argument(number)
+        if words[Word.SHOWN_BATCH] != batch:
+            argument = ""  # it changed while it was read
+    if at_work and (words[Word.TOLD_BATCH], words[Word.TOLD_ITEM]) == (batch, item):
+        reals = board.reals(number)
+        progress, total, note = reals[Word.PROGRESS], reals[Word.TOTAL], board.note(number)
+    return WorkerStatus(
+        number=number,
+        pid=words[Word.PID],
+        state=State.NAMES[state if words[Word.PID] else State.EMPTY],
+        function=board.function_name(words[Word.FUNCTION]) if at_work else "",
+        item=(words[Word.FIRST] if item == NOTHING else item) if at_work else None,
+        seconds=max(0, now - words[Word.STARTED]) / 1e9 if at_work else 0.0,
+        done=words[Word.DONE],
+        failed=words[Word.FAILED],
+        replaced=words[Word.REPLACED],
+        argument=argument,
+        progress=progress,
+        total=total or None,
+        note=note,
+        rss=words[Word.RSS] or None,
+    )
+
+
+def _calls(board: Scoreboard, now: int) -> list[CallStatus]:
+    return [
+        CallStatus(
+            function=board.function_name(record.function),
+            kind=CALL_KINDS[record.kind],
+            total=None if record.total == NOTHING else record.total,
+            done=record.done,
+            failed=record.failed,
+            seconds=max(0, now - record.began) / 1e9,
+        )
+        for record in board.calls()
+    ]
+
+
+def _failures(board: Scoreboard, now: int) -> list[FailureStatus]:
+    return [
+        FailureStatus(
+            seconds=max(0, now - record.when) / 1e9,
+            worker=None if record.worker == NOTHING else record.worker,
+            function=record.function,
+            item=record.item,
+            error=record.error,
+        )
+        for record in board.failures()
+    ]

@@ -1,0 +1,138 @@
+"""What is left on a node when its client vanishes, or a call is cancelled: nothing, and soon."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+pytest.importorskip("distributed")
+
+from tests.dask.test_pool import COMMON, PATIENCE, node, scheduler
+from tests.support import environment
+
+SETTINGS = """
+def hurry():
+    from pairpool.dask import node
+    node.IDLE = 1.0
+
+def open_late(begun, ended):
+    # a pool of this node makes the one file when it begins to open, and is there only when there is the other
+    from pairpool.dask import node
+
+    class Late(node.Pool):
+        def __init__(self, *args, **kwargs):
+            open(begun, "w").close()
+            while not os.path.exists(ended):
+                time.sleep(0.01)
+            super().__init__(*args, **kwargs)
+            open(ended + " and opened", "w").close()
+
+    node.Pool = Late
+"""
+
+
+def children(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """What runs below a Dask worker."""
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def until(holds: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.05)
+
+
+def program(directory: Path, code: str) -> list[str]:
+    script = directory / "program.py"
+    body = textwrap.indent(textwrap.dedent(code), "    ")
+    script.write_text(f"{COMMON}{SETTINGS}\nif __name__ == '__main__':\n{body}")
+    return [sys.executable, str(script)]
+
+
+def test_the_client_is_killed_in_the_middle_of_endless_tasks(tmp_path: Path) -> None:
+    code = """
+        pool = ClusterPool(sys.argv[1], timeout=30)
+        pool._client.run(hurry)
+        pool.map_async(time.sleep, [100_000.0] * 2, 1)
+        time.sleep(100_000.0)
+    """
+    with ExitStack() as stack:
+        address = stack.enter_context(scheduler(tmp_path))
+        there = stack.enter_context(node(address))
+        running = stack.enter_context(subprocess.Popen([*program(tmp_path, code), address], env=environment()))
+        stack.callback(running.kill)
+        until(lambda: len(children(there)) > 2, "no workers on the node")
+        running.kill()
+        until(lambda: not children(there), "the pool of a client that is gone is still there")
+        assert there.poll() is None
+
+
+def test_a_cancelled_call_ends_what_runs_for_it_on_nodes(tmp_path: Path) -> None:
+    code = """
+        with ClusterPool(sys.argv[1], timeout=30) as pool:
+            result = pool.map_async(time.sleep, [100_000.0] * 2, 1)
+            input()
+            result.cancel()
+            print(json.dumps(pool.map(square, range(8))), flush=True)
+    """
+    options: dict[str, Any] = {"env": environment(), "stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with ExitStack() as stack:
+        address = stack.enter_context(scheduler(tmp_path))
+        there = stack.enter_context(node(address))
+        running = stack.enter_context(subprocess.Popen([*program(tmp_path, code), address], **options))
+        stack.callback(running.kill)
+        until(lambda: len(children(there)) > 2, "no workers on the node")
+        out, _ = running.communicate("\n", timeout=PATIENCE)
+        assert json.loads(out) == [x * x for x in range(8)]
+
+
+def test_a_pool_that_opens_while_its_client_ends_is_not_left_behind(tmp_path: Path) -> None:
+    code = """
+        begun, ended = sys.argv[2:]
+        with ClusterPool(sys.argv[1], timeout=30) as pool:
+            pool._client.run(open_late, begun, ended)
+            pool.apply_async(square, (2,))
+            while not os.path.exists(begun):
+                time.sleep(0.01)
+        open(ended, "w").close()
+    """
+    begun, ended = tmp_path / "begun", tmp_path / "ended"
+    with ExitStack() as stack:
+        address = stack.enter_context(scheduler(tmp_path))
+        there = stack.enter_context(node(address))
+        command = [*program(tmp_path, code), address, str(begun), str(ended)]
+        subprocess.run(command, env=environment(), check=True, timeout=PATIENCE)
+        until((tmp_path / "ended and opened").exists, "the node has not opened its pool")
+        before = time.monotonic()
+        until(lambda: not children(there), "the pool of a client that is gone is still there")
+        assert time.monotonic() - before < 30, "it was not ended, but found idle"
+
+
+def test_a_program_that_ends_with_calls_under_way_ends(tmp_path: Path) -> None:
+    code = """
+        pool = ClusterPool(sys.argv[1], timeout=30)
+        half_read = pool.imap(square, itertools.count())
+        sleeping = pool.map_async(time.sleep, [100_000.0])
+        print(next(half_read), next(half_read))
+        sys.exit(3)
+    """
+    with ExitStack() as stack:
+        address = stack.enter_context(scheduler(tmp_path))
+        there = stack.enter_context(node(address))
+        command = [*program(tmp_path, code), address]
+        done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=PATIENCE)
+        assert (done.returncode, done.stdout, done.stderr) == (3, "0 1\n", "")
+        before = time.monotonic()
+        until(lambda: not children(there), "the pool of a client that is gone is still there")
+        assert time.monotonic() - before < 30, "it was not ended, but found idle"

@@ -1,0 +1,356 @@
+"""Packets arrive whole or not at all, each at one reader; the end and every loss are told."""
+
+from __future__ import annotations
+
+import array
+import errno
+import fcntl
+import os
+import resource
+import select
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pairpool.transport import channel as channel_module
+from pairpool.transport.channel import HEADER, INLINE_LIMIT, Buffer, Channel, Header, Kind, Lost
+from tests.forked import forked
+
+TEXT = Header(Kind.TEXT)
+
+Pair = tuple[Channel, Channel]
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    near, far = Channel.pair()
+    yield near, far
+    near.close()
+    far.close()
+
+
+def numbered(number: int) -> Header:
+    return Header(Kind.TEXT, batch=number)
+
+
+def take_all(channel: Channel) -> list[int]:
+    """The numbers of all packets that are there now."""
+    found = []
+    while True:
+        try:
+            found.append(channel.receive(wait=False)[0].batch)
+        except BlockingIOError:
+            return found
+
+
+def fill(channel: Channel) -> int:
+    """Send numbered packets until there is no room; how many went in."""
+    count = 0
+    while channel.send(numbered(count), wait=False):
+        count += 1
+    return count
+
+
+# --- packets ------------------------------------------------------------------------------------------
+
+
+@given(payloads=st.lists(st.binary(max_size=3000), max_size=8))
+def test_packets_keep_their_boundaries_and_their_order(payloads: list[bytes]) -> None:
+    near, far = Channel.pair()
+    try:
+        for payload in payloads:
+            assert near.send(TEXT, payload)
+        for payload in payloads:
+            header, received, fds = far.receive()
+            assert bytes(received) == payload
+            assert header == TEXT._replace(size=len(payload))
+            assert fds == []
+        with pytest.raises(BlockingIOError):
+            far.receive(wait=False)
+    finally:
+        near.close()
+        far.close()
+
+
+def test_every_field_of_a_header_arrives(pair: Pair) -> None:
+    near, far = pair
+    sizes = (8, 8, 8, 8, 32, 64, 64, 32, 32, 32, 64, 32, 32, 64)
+    header = Header(*((1 << bits) - 1 - place for place, bits in enumerate(sizes)))
+    assert near.send_reference(header, b"elsewhere")
+    received, payload, _fds = far.receive()
+    assert received == header
+    assert bytes(payload) == b"elsewhere"
+
+
+def test_both_directions_are_apart(pair: Pair) -> None:
+    near, far = pair
+    near.send(TEXT, b"out")
+    far.send(TEXT, b"back")
+    assert bytes(near.receive()[1]) == b"back"
+    assert bytes(far.receive()[1]) == b"out"
+
+
+def test_the_largest_inline_payload_fits(pair: Pair) -> None:
+    near, far = pair
+    payload = os.urandom(INLINE_LIMIT)
+    assert near.send(TEXT, payload, wait=False)
+    assert bytes(far.receive()[1]) == payload
+
+
+def test_pieces_make_one_packet(pair: Pair) -> None:
+    near, far = pair
+    pieces: list[Buffer] = [HEADER.pack(*TEXT._replace(size=6)), b"ab", bytearray(b"cd"), memoryview(b"ef")]
+    assert near.send_packet(pieces)
+    header, payload, _fds = far.receive()
+    assert (header.size, bytes(payload)) == (6, b"abcdef")
+
+
+@pytest.mark.parametrize("wait", [True, False])
+def test_a_packet_above_the_kernels_limit_is_refused(pair: Pair, wait: bool) -> None:
+    near, far = pair
+    limit = near.sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) - 32
+    with pytest.raises(OSError, match="too long") as caught:
+        near.send(TEXT, bytes(limit - HEADER.size + 1), wait=wait)
+    assert caught.value.errno == errno.EMSGSIZE
+    assert near.send(TEXT, bytes(limit - HEADER.size), wait=wait)
+    assert far.receive()[0].size == limit - HEADER.size
+
+
+# --- the end ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wait", [True, False])
+def test_eof_is_lost_once_all_has_been_read(pair: Pair, wait: bool) -> None:
+    near, far = pair
+    near.send(numbered(1))
+    near.send(numbered(2))
+    near.close()
+    assert [far.receive(wait=wait)[0].batch for _ in range(2)] == [1, 2]
+    for _ in range(2):
+        with pytest.raises(Lost):
+            far.receive(wait=wait)
+
+
+@pytest.mark.parametrize("fds", [(), (0,)], ids=["plain", "with a descriptor"])
+def test_sending_to_nobody_is_lost(pair: Pair, fds: tuple[int, ...]) -> None:
+    near, far = pair
+    far.close()
+    with pytest.raises(Lost):
+        near.send(TEXT, b"x", fds)
+
+
+def test_what_was_sent_before_the_end_arrives_though_something_was_left_unread(pair: Pair) -> None:
+    """`Lost` says that nothing will arrive any more, so it must come after the last packet.
+
+    The kernel reports ECONNRESET, ahead of what is queued, when an end is closed that had unread packets.
+    """
+    near, far = pair
+    near.send(TEXT, b"not read by the other side")
+    far.send(numbered(7))
+    far.close()
+    assert near.receive()[0].batch == 7
+    with pytest.raises(Lost):
+        near.receive()
+
+
+def test_a_dead_process_shows_no_eof_while_a_second_handle_is_open() -> None:
+    with forked(lambda channel, _slot, _serial: int(not channel.send(numbered(5)))) as child:
+        assert select.select([child.pidfd], [], [], 20.0)[0], "the child did not end"
+        assert child.near.receive()[0].batch == 5
+        with pytest.raises(BlockingIOError):
+            child.near.receive(wait=False)
+        child.far.close()
+        with pytest.raises(Lost):
+            child.near.receive(wait=False)
+
+
+# --- losses -------------------------------------------------------------------------------------------
+
+
+def test_a_packet_that_is_cut_off_raises(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    near, far = pair
+    monkeypatch.setattr(channel_module, "PACKET_LIMIT", HEADER.size + 100)
+    near.send(TEXT, bytes(100))
+    near.send(TEXT, bytes(101), [near.fileno()])  # the descriptor arrives, and must be closed
+    near.send(numbered(3))
+    assert len(far.receive()[1]) == 100
+    with pytest.raises(OSError, match="a packet did not fit"):
+        far.receive()
+    assert far.receive()[0].batch == 3
+
+
+def test_a_packet_takes_so_many_descriptors_and_no_more(pair: Pair) -> None:
+    near, far = pair
+    most = channel_module.MAX_DESCRIPTORS
+    with ExitStack() as opened:
+        near.send(TEXT, b"", [near.fileno()] * most)
+        fds = far.receive()[2]
+        for fd in fds:
+            opened.callback(os.close, fd)
+        assert len(fds) == most
+        with pytest.raises(OSError, match="Invalid argument"):
+            near.send(TEXT, b"", [near.fileno()] * (most + 1))
+
+
+@pytest.mark.parametrize("room", [0, 1])
+def test_descriptors_that_do_not_fit_the_process_raise(pair: Pair, room: int) -> None:
+    near, far = pair
+    near.send(TEXT, b"two", [near.fileno(), near.fileno()])
+    near.send(numbered(3))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(near.fileno())
+    next_to_it = os.dup(near.fileno())
+    os.close(lowest)
+    os.close(next_to_it)
+    resource.setrlimit(resource.RLIMIT_NOFILE, ((next_to_it if room else lowest), hard))
+    try:
+        with pytest.raises(OSError, match="the descriptors of a packet did not fit") as caught:
+            far.receive()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert caught.value.errno == errno.EMFILE
+    assert far.receive()[0].batch == 3
+
+
+# --- descriptors --------------------------------------------------------------------------------------
+
+
+def test_descriptors_pass_in_order_and_close_on_exec(pair: Pair) -> None:
+    near, far = pair
+    reading, writing = os.pipe()
+    try:
+        os.set_inheritable(reading, True)
+        near.send(TEXT, b"both ends", [reading, writing])
+        _header, payload, fds = far.receive()
+    finally:
+        os.close(reading)
+        os.close(writing)
+    assert bytes(payload) == b"both ends"
+    try:
+        assert [fcntl.fcntl(fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC for fd in fds] == [fcntl.FD_CLOEXEC] * 2
+        os.write(fds[1], b"through")
+        assert os.read(fds[0], 100) == b"through"
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def test_both_ends_close_on_exec(pair: Pair) -> None:
+    assert [os.get_inheritable(end.fileno()) for end in pair] == [False, False]
+
+
+def test_a_channel_owns_the_descriptor_that_it_was_made_from(pair: Pair) -> None:
+    near, far = pair
+    other = Channel.from_fd(os.dup(near.fileno()))
+    number = other.fileno()
+    other.send(TEXT, b"over the copy")
+    assert bytes(far.receive()[1]) == b"over the copy"
+    other.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(number)
+
+
+# --- without waiting ----------------------------------------------------------------------------------
+
+
+def test_a_full_channel_takes_no_more_and_loses_nothing(pair: Pair) -> None:
+    near, far = pair
+    count = fill(near)
+    assert count > 10
+    assert not near.send(numbered(count), wait=False)
+    assert not near.send(numbered(count), b"", [near.fileno()], wait=False)
+    assert take_all(far) == list(range(count))
+    assert near.send(numbered(count), wait=False)
+    assert take_all(far) == [count]
+
+
+def test_there_is_room_again_when_the_socket_says_so(pair: Pair) -> None:
+    near, far = pair
+    fill(near)
+    poller = select.poll()
+    poller.register(near.fileno(), select.POLLOUT)
+    assert poller.poll(0) == []
+    take_all(far)
+    assert poller.poll(0) == [(near.fileno(), select.POLLOUT)]
+    assert near.send(TEXT, bytes(INLINE_LIMIT), wait=False)
+
+
+def test_no_call_changes_the_open_file(pair: Pair) -> None:
+    """O_NONBLOCK would be shared with whoever holds another handle on it."""
+    near, far = pair
+    with pytest.raises(BlockingIOError):
+        far.receive(wait=False)
+    fill(near)
+    assert [os.get_blocking(end.fileno()) for end in pair] == [True, True]
+
+
+# --- a second handle ----------------------------------------------------------------------------------
+
+
+def test_unread_packets_can_be_taken_back(pair: Pair) -> None:
+    near, far = pair
+    second = Channel.from_fd(os.dup(far.fileno()))
+    try:
+        for number in range(10):
+            near.send(numbered(number))
+        assert [far.receive()[0].batch for _ in range(3)] == [0, 1, 2]
+        assert take_all(second) == [3, 4, 5, 6, 7, 8, 9]
+        assert take_all(far) == []
+        near.send(numbered(10))
+        assert far.receive()[0].batch == 10
+    finally:
+        second.close()
+
+
+def test_a_descriptor_of_a_packet_that_is_taken_back_comes_with_it(pair: Pair) -> None:
+    near, far = pair
+    reading, writing = os.pipe()
+    near.send(TEXT, b"", [writing])
+    os.close(writing)
+    second = Channel.from_fd(os.dup(far.fileno()))
+    far.close()
+    near.close()
+    (fd,) = second.receive(wait=False)[2]
+    second.close()
+    os.write(fd, b"still open")
+    os.close(fd)
+    assert os.read(reading, 100) == b"still open"
+    assert os.read(reading, 100) == b""
+    os.close(reading)
+
+
+def test_each_packet_reaches_exactly_one_of_two_processes() -> None:
+    rounds, packets = 20, 50
+    report, reports = Channel.pair()
+
+    def child(channel: Channel, _slot: int, _serial: int) -> int:
+        report.close()
+        taken = array.array("i")
+        while True:
+            try:
+                taken.append(channel.receive()[0].batch)
+            except Lost:
+                reports.send(TEXT, taken.tobytes())
+                return 0
+
+    try:
+        with forked(child) as reader:
+            reports.close()
+            mine: list[int] = []
+            for start in range(0, rounds * packets, packets):
+                for number in range(start, start + packets):
+                    reader.near.send(numbered(number))
+                mine += take_all(reader.far)
+            reader.near.close()
+            reader.far.close()
+            theirs = array.array("i", bytes(report.receive()[1])).tolist()
+    finally:
+        report.close()
+        reports.close()
+    assert sorted(mine + theirs) == list(range(rounds * packets))
+    assert mine == sorted(mine)
+    assert theirs == sorted(theirs)

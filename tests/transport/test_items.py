@@ -1,0 +1,153 @@
+"""Items that are pickled one by one: their pickler, and lists that are put together from their pickles."""
+
+from __future__ import annotations
+
+import pickle
+import signal
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pairpool.transport import payload_shm
+from pairpool.transport.items import PlainWriter, are_independent, in_a_call, is_immutable, joined
+
+PLAIN = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(), st.binary()),
+    lambda inner: st.one_of(st.lists(inner), st.tuples(inner, inner), st.dictionaries(st.text(), inner)),
+    max_leaves=10,
+)
+
+
+def dumped(writer: PlainWriter, thing: Any) -> bytes:
+    data = writer.dump(thing)
+    assert data is not None
+    return data
+
+
+@given(items=st.lists(PLAIN, min_size=1, max_size=8))
+def test_a_list_of_pickles_loads_as_its_items(items: list[Any]) -> None:
+    writer = PlainWriter()
+    assert pickle.loads(joined([dumped(writer, item) for item in [*items, *items]])) == [*items, *items]
+
+
+def test_items_of_a_list_of_pickles_have_no_object_in_common() -> None:
+    thing: list[dict[str, list[int]]] = [{"a": []}]
+    writer = PlainWriter()
+    first, second = pickle.loads(joined([dumped(writer, thing), dumped(writer, thing)]))
+    first[0]["a"].append(1)
+    assert second == [{"a": []}]
+
+
+def test_objects_of_one_item_stay_one() -> None:
+    inner: list[Any] = []
+    thing = [inner, inner]
+    inner.append(thing)
+    _, loaded = pickle.loads(joined([dumped(PlainWriter(), [1]), dumped(PlainWriter(), thing)]))
+    assert loaded[0] is loaded[1]
+    assert loaded[0][0] is loaded
+
+
+@given(number=st.integers(0, 2**31 - 1), thing=PLAIN)
+def test_a_pickle_with_a_number_in_front(number: int, thing: Any) -> None:
+    for protocol in (3, 4, 5):
+        assert pickle.loads(in_a_call(number, pickle.dumps(thing, protocol))) == (number, thing)
+
+
+ODD = [object(), [object()], len, lambda: 0, {"a": threading.Event()}, Exception()]
+
+
+@pytest.mark.parametrize("thing", ODD)
+def test_anything_else_is_refused_and_leaves_nothing_behind(thing: Any) -> None:
+    writer = PlainWriter()
+    kept = ["kept"]
+    assert writer.dump([kept, thing]) is None
+    assert pickle.loads(dumped(writer, [kept])) == [kept]
+
+
+def test_a_large_thing_does_not_make_small_ones_slow() -> None:
+    """`clear_memo` goes through the largest memo that a pickler has had, so a large thing gets its pickler replaced."""
+    writer = PlainWriter()
+    before = writer._clear
+    dumped(writer, ["small"])
+    assert writer._clear == before
+    dumped(writer, [str(number) for number in range(10_000)])
+    assert writer._clear != before
+
+
+class Struck(Exception):
+    pass
+
+
+def test_a_pickle_that_a_handler_interrupts_is_not_part_of_the_next_one() -> None:
+    def strike(_number: int, _frame: object) -> None:
+        raise Struck
+
+    writer = PlainWriter()
+    old = signal.signal(signal.SIGALRM, strike)
+    try:
+        for number in range(300):
+            signal.setitimer(signal.ITIMER_REAL, 1e-5 + number * 1e-7)
+            try:
+                while True:
+                    writer.dump([number, {}])
+            except Struck:
+                assert pickle.loads(dumped(writer, ["new", {}])) == ["new", {}]
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, old)
+
+
+FIXED = [1, 2.5, 1j, "a", b"a", None, True, (1, ("a", (None,))), frozenset({1}), np.float64(1), (np.int8(1),)]
+
+
+@pytest.mark.parametrize("thing", FIXED)
+def test_what_nobody_can_change(thing: Any) -> None:
+    assert is_immutable(thing)
+
+
+class Number(int):
+    pass
+
+
+CHANGEABLE = [[], {}, (1, [2]), bytearray(), Number(1), (Number(1),), np.zeros(1), range(3), np.void(b"a")]
+
+
+@pytest.mark.parametrize("thing", CHANGEABLE)
+def test_what_somebody_may_change(thing: Any) -> None:
+    assert not is_immutable(thing)
+
+
+SHARED: list[Any] = [1]
+
+
+@pytest.mark.parametrize(
+    ("items", "expected"),
+    [
+        ([1, "a", None], True),
+        ([(1, 2), (3, 4)], True),
+        ([[1], [2]], True),
+        ([{"a": 1}, {"b": 2}], True),
+        ([np.zeros(2), np.zeros(2)], True),
+        ([np.float64(1), 1], True),
+        ([SHARED, SHARED], False),
+        ([[SHARED], [2]], False),
+        ([(1, SHARED), (2, SHARED)], False),
+        ([{"a": SHARED}, {"b": SHARED}], False),
+        ([1, [2]], False),
+        ([object(), object()], False),
+    ],
+)
+def test_items_that_may_go_in_one_pickle(items: list[Any], expected: bool) -> None:
+    assert are_independent(items) is expected
+
+
+def test_memory_that_is_asked_for_while_it_is_searched_is_fresh() -> None:
+    """A finalizer may run in the midst of the search, and submit a large array."""
+    memory = payload_shm.WarmMemory(1 << 30)
+    source = memoryview(bytes(payload_shm.HUGE_FROM))
+    with memory._lock:
+        assert bytes(memory.copy(source)) == bytes(source)
