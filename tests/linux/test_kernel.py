@@ -522,7 +522,7 @@ def test_the_allowance_follows_the_affinity() -> None:
     """In a process of its own, for an affinity is kept."""
     code = """
 import os
-from pairpool.kernel import cpu_allowance
+from pairpool.linux.cgroup import cpu_allowance
 cores = sorted(os.sched_getaffinity(0))
 before = cpu_allowance()
 os.sched_setaffinity(0, cores[-1:])
