@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.async_support import HAS_UVLOOP, Run, run_debugged, run_uvloop
-from tests.leftovers import Snapshot, Tag, leftovers
-from tests.support import Gate, Reports
+from tests.support.asynchronous import HAS_UVLOOP, Run, run_debugged, run_uvloop
+from tests.support.gates import Gate, Reports
+from tests.support.leftovers import Snapshot, Tag, leftovers
 
 if TYPE_CHECKING:
     from pairpool import Pool

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import re
 from pathlib import Path
 
@@ -10,10 +9,10 @@ import pytest
 
 import pairpool
 from mkdocs_hooks import loaded_from_elsewhere
-from tests.docpages import PageError, blocks_of, is_like, run_page
+from tests.support.docpages import PageError, blocks_of, is_like, run_page
+from tests.support.kernel import KERNEL_TELLS_STATUS
+from tests.support.scripts import ROOT
 
-ROOT = Path(__file__).parent.parent
-RELEASE = tuple(map(int, re.findall(r"\d+", platform.release())[:2]))
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
@@ -27,7 +26,7 @@ def page(tmp_path: Path, text: str) -> Path:
 @pytest.mark.hang_limit(240)
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_block_of_the_page_runs(path: Path, tmp_path: Path) -> None:
-    if RELEASE < (6, 15) and "ended with" in path.read_text(encoding="utf-8"):
+    if not KERNEL_TELLS_STATUS and "ended with" in path.read_text(encoding="utf-8"):
         pytest.skip("it shows how workers ended, which the kernel tells from Linux 6.15 on")
     skipped = run_page(path, tmp_path)
     if skipped:
@@ -132,7 +131,7 @@ def test_a_page_that_does_not(text: str, complaint: str, tmp_path: Path) -> None
 def test_a_program_that_takes_too_long_ends_with_all_that_it_has_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tests.docpages.PATIENCE", 0.5)
+    monkeypatch.setattr("tests.support.docpages.PROGRAM_LIMIT_S", 0.5)
     with pytest.raises(PageError, match=r"sleep 60 \| sleep 60 runs longer than 0.5 s"):
         run_page(page(tmp_path, "~~~sh\nsleep 60 | sleep 60\n~~~"), tmp_path)
 
@@ -143,7 +142,7 @@ def test_what_is_marked_is_not_run(tmp_path: Path) -> None:
 
 
 def test_what_needs_a_module_that_is_missing_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tests.docpages.OPTIONAL", {"no_such_module"})
+    monkeypatch.setattr("tests.support.docpages.OPTIONAL", {"no_such_module"})
     text = '~~~python title="x.py"\nfrom no_such_module.sub import thing\n~~~\n~~~console\n$ python x.py\nyes\n~~~'
     reason = "for want of no_such_module"
     assert run_page(page(tmp_path, text), tmp_path) == [f"line 1, {reason}", f"line 4, {reason}"]

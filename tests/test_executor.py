@@ -26,8 +26,11 @@ from typing import Any
 import pytest
 
 from pairpool import Executor, Pool, PoolInherited, WorkerDied, get_executor
-from tests import forked, tasks
-from tests.support import PATIENCE, Gate, Reports, python
+from tests.support import tasks
+from tests.support.children import in_child
+from tests.support.gates import Gate, Reports
+from tests.support.scripts import python
+from tests.support.waiting import PATIENCE
 
 ROUNDS = 300
 
@@ -566,7 +569,7 @@ def test_a_forked_child_has_no_executor(executor: Executor, door: Door) -> None:
         executor.shutdown()
         return "fine"
 
-    assert forked.in_child(use) == "fine"
+    assert in_child(use) == "fine"
     door.gate.let()
     assert runs.result() == 1
 

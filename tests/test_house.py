@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.support.scripts import ROOT
 
 FLOORS: dict[str, int] = {
     "pairpool.errors": 1,

@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 
 from pairpool import WorkerDied
-from tests import tasks
-from tests.forked import in_child
-from tests.support import PATIENCE, Gate, Reports, python
+from tests.support import tasks
+from tests.support.children import in_child
+from tests.support.gates import Gate, Reports
+from tests.support.scripts import python
+from tests.support.waiting import PATIENCE
 
 joblib = pytest.importorskip("joblib")
 np = pytest.importorskip("numpy")

@@ -11,13 +11,12 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
-from tests.leftovers import Snapshot, Tag, leftovers
+from tests.support.leftovers import Snapshot, Tag, leftovers
+from tests.support.scripts import ROOT
 
-ROOT = Path(__file__).parent.parent
 PAUSE = "import signal; signal.pause()"
 ORPHAN = """
 import os, signal

@@ -24,16 +24,13 @@ import numpy as np
 import pytest
 
 from pairpool import CancelledError, InitializerFailed, Pool
-from tests import tasks
-from tests.support import PATIENCE, Gate, Reports, all_ended, mp_pool, python, write_script
-from tests.tasks import Odd
-
-MakePool = Callable[..., Pool]
-
-
-def pids_of(pool: Pool) -> list[int]:
-    return [process.pid for process in pool._pool]
-
+from tests.support import tasks
+from tests.support.gates import Gate, Reports
+from tests.support.pools import MakePool, mp_pool, pids_of
+from tests.support.processes import all_ended
+from tests.support.scripts import python, write_script
+from tests.support.tasks import Odd
+from tests.support.waiting import PATIENCE
 
 # --- every method, every start method -----------------------------------------------------------------
 

@@ -6,9 +6,8 @@ import json
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from tests.support.scripts import ROOT
 
 IMPORT = """
 import json, sys, threading

@@ -23,10 +23,10 @@ from pairpool import Pool, WorkerDied
 from pairpool.scoreboard import snapshot
 from pairpool.status import PoolStatus
 from pairpool.view.report import FunctionReport, PoolReport, SlowItem, WorkerReport
-from tests import tasks
-from tests.support import PATIENCE, Gate, Reports
-
-MakePool = Callable[..., Pool]
+from tests.support import tasks
+from tests.support.gates import Gate, Reports
+from tests.support.pools import MakePool
+from tests.support.waiting import PATIENCE
 
 LOOK_AGAIN = 0.01
 """Seconds between two looks at what changes without an event."""

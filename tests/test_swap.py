@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import python, write_script
+from tests.support.scripts import python, write_script
 
 START_METHODS = ["fork", "forkserver", "direct"]
 

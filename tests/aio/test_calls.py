@@ -16,9 +16,11 @@ import pytest
 from pairpool import AsyncPool, CancelledError, TaskTimeout, WorkerDied
 from pairpool.master.asyncio_driver import AsyncioDriver
 from pairpool.master.event_loop import EventLoop
-from tests import tasks
-from tests.async_support import Run, next_of, run_debugged, soon
-from tests.support import PATIENCE, Gate, Reports, all_ended
+from tests.support import tasks
+from tests.support.asynchronous import Run, next_of, run_debugged, soon
+from tests.support.gates import Gate, Reports
+from tests.support.processes import all_ended
+from tests.support.waiting import PATIENCE
 
 # --- calls ----------------------------------------------------------------------------------------
 

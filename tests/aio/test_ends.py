@@ -14,9 +14,13 @@ from pathlib import Path
 import pytest
 
 from pairpool import AsyncPool, CancelledError, InitializerFailed
-from tests import tasks
-from tests.async_support import Run, next_of, run_debugged, soon
-from tests.support import PATIENCE, Gate, Reports, all_ended, python, running, write_script
+from tests.support import tasks
+from tests.support.asynchronous import Run, next_of, run_debugged, soon
+from tests.support.gates import Gate, Reports
+from tests.support.pools import pids_of
+from tests.support.processes import all_ended
+from tests.support.scripts import python, running, write_script
+from tests.support.waiting import PATIENCE
 
 
 async def ticks_during(work: Awaitable[object]) -> tuple[int, float]:
@@ -29,10 +33,6 @@ async def ticks_during(work: Awaitable[object]) -> tuple[int, float]:
         count, longest = count + 1, max(longest, time.monotonic() - begin)
     await task
     return count, longest
-
-
-def pids_of(pool: AsyncPool) -> list[int]:
-    return [worker.pid for worker in pool.status().workers if worker.pid]
 
 
 # --- opening --------------------------------------------------------------------------------------
@@ -361,7 +361,7 @@ def test_a_worker_that_dies_while_nothing_is_to_do_is_replaced(run: Run) -> None
 INTERRUPTED = """
     import asyncio, sys
     from pairpool import AsyncPool
-    from tests import tasks
+    from tests.support import tasks
 
     async def main():
         async with AsyncPool(2) as pool:
@@ -389,7 +389,7 @@ def test_ctrl_c_ends_it_all(tmp_path: Path, gate: Gate, reports: Reports) -> Non
 QUIET = """
     import asyncio, logging
     from pairpool import AsyncPool
-    from tests import tasks
+    from tests.support import tasks
 
     async def main():
         asyncio.get_running_loop().slow_callback_duration = 10.0  # how long things take is the machine's affair

@@ -17,8 +17,8 @@ pytest.importorskip("distributed")
 
 from pairpool.dask.results import ClusterResult
 from pairpool.dask.stats import ClusterCallStats, ClusterStats
-from tests.dask.test_pool import COMMON, PATIENCE, node, run, scheduler
-from tests.support import environment
+from tests.support.dask_cluster import COMMON, PATIENCE, node, run, scheduler
+from tests.support.scripts import environment
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ pytest.importorskip("distributed")
 
 from benchmarks import cluster_model as model
 from benchmarks.cluster_model import Cluster, Costs, Outcome, Simulation, Tasks
-from tests.dask.test_pool import node, run, scheduler
+from tests.support.dask_cluster import node, run, scheduler
 
 FREE = Costs(0.0, 0.0, 0.0)
 USUAL = Costs(0.001, 0.001, 0.002)

@@ -7,11 +7,9 @@ import os
 import socket
 import subprocess
 import sys
-import tempfile
 import textwrap
-import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,53 +20,8 @@ from hypothesis import strategies as st
 from pairpool.dask.batch_sizer import BatchSizer
 from pairpool.dask.stats import ClusterCallStats, ClusterStats
 from pairpool.view.table import render
-from tests.support import environment, python
-
-PATIENCE = 60.0
-
-
-# --- a cluster ----------------------------------------------------------------------------------------
-
-
-@contextmanager
-def process(*arguments: str, **variables: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A process of Dask's, ended with the block, and with it what it has written."""
-    with (
-        tempfile.TemporaryDirectory() as scratch,
-        subprocess.Popen(
-            [sys.executable, "-m", "dask", *arguments],
-            env={**environment(), **variables, "DASK_TEMPORARY_DIRECTORY": scratch},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        ) as started,
-    ):
-        try:
-            yield started
-        finally:
-            started.kill()
-            started.wait()
-
-
-@contextmanager
-def scheduler(directory: Path) -> Iterator[str]:
-    """A scheduler; gives its address."""
-    file = directory / "scheduler.json"
-    options = ["--port", "0", "--host", "127.0.0.1", "--no-dashboard", "--no-jupyter", "--scheduler-file", str(file)]
-    with process("scheduler", *options):
-        deadline = time.monotonic() + PATIENCE
-        while True:
-            try:
-                address: str = json.loads(file.read_text())["address"]
-                break
-            except (FileNotFoundError, json.JSONDecodeError):
-                assert time.monotonic() < deadline, "the scheduler did not start"
-                time.sleep(0.05)
-        yield address
-
-
-def node(address: str, threads: int = 2, **variables: str) -> Any:
-    return process("worker", address, "--nthreads", str(threads), "--no-nanny", "--no-dashboard", **variables)
+from tests.support.dask_cluster import COMMON, PATIENCE, node, run, scheduler
+from tests.support.scripts import environment, python
 
 
 @pytest.fixture(scope="module")
@@ -80,52 +33,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         for _ in range(2):
             stack.enter_context(node(address))
         yield address
-
-
-COMMON = """
-import itertools, json, multiprocessing, os, signal, sys, time, warnings
-from pairpool.dask import ClusterPool
-
-def square(x):
-    return x * x
-
-def slow_square(x):
-    time.sleep(0.01)
-    return x * x
-
-def fail_at_three(x):
-    if x == 3:
-        raise LookupError("three")
-    return x
-
-def fail_once(path):
-    if not os.path.exists(path):
-        open(path, "w").close()
-        raise LookupError("once")
-    return "done"
-
-def die_at_seven(x):
-    if x == 7:
-        os.kill(os.getpid(), signal.SIGSEGV)
-    return x
-
-class Closed:
-    def __reduce__(self):
-        raise TypeError("not this one")
-
-def make_closed(x):
-    return Closed() if x == 2 else x
-"""
-
-
-def run(tmp_path: Path, code: str, *arguments: str, before: str = "") -> Any:
-    """What a program of this code says as JSON in its last line."""
-    script = tmp_path / "program.py"
-    body = textwrap.indent(textwrap.dedent(code), "    ")
-    script.write_text(f"{COMMON}{textwrap.dedent(before)}\nif __name__ == '__main__':\n{body}")
-    done = python("-W", "default", script, *arguments, timeout=PATIENCE)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 # --- calls --------------------------------------------------------------------------------------------

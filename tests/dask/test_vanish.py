@@ -17,8 +17,8 @@ import pytest
 
 pytest.importorskip("distributed")
 
-from tests.dask.test_pool import COMMON, PATIENCE, node, scheduler
-from tests.support import environment
+from tests.support.dask_cluster import COMMON, PATIENCE, node, scheduler
+from tests.support.scripts import environment
 
 SETTINGS = """
 def hurry():

@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parent.parent.parent
+from tests.support.scripts import ROOT
+
 CENSUS = ROOT / "examples" / "stdlib_census.py"
 
 KNOTTY = """

@@ -17,7 +17,7 @@ import pytest
 
 from benchmarks.http_load import Load, run_load
 from pairpool.linux import pidfds, process_tree
-from tests.support import ROOT, running
+from tests.support.scripts import ROOT, running
 
 SERVER = ROOT / "examples" / "prefork_http.py"
 KILL_EVERY = 0.1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from tests.tasks import DEATHS, Odd, tell, wait_for
+from tests.support.tasks import DEATHS, Odd, tell, wait_for
 
 Act = tuple[str, int]
 """How an item ends (`return`, `raise`, a key of `DEATHS`, or `hold`), and its index in its call."""

@@ -22,7 +22,7 @@ from typing import Any
 
 from pairpool import Pool, WorkerDied
 from pairpool.linux import process_tree
-from tests import tasks
+from tests.support import tasks
 
 BIG = 4 << 20
 REPAIR = 3.0

@@ -6,17 +6,17 @@ import collections
 import functools
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pairpool import CancelledError, Pool
-from tests import tasks
-from tests.support import PATIENCE, Gate, Reports, all_ended
-
-MakePool = Callable[..., Pool]
+from pairpool import CancelledError
+from tests.support import tasks
+from tests.support.gates import Gate, Reports
+from tests.support.pools import MakePool
+from tests.support.processes import all_ended
+from tests.support.waiting import PATIENCE
 
 
 @pytest.fixture

@@ -7,17 +7,18 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pairpool import Pool, WorkerDied
-from tests import tasks
-from tests.support import PATIENCE, Gate, Reports, all_ended, python, running, write_script
-
-MakePool = Callable[..., Pool]
+from tests.support import tasks
+from tests.support.gates import Gate, Reports
+from tests.support.pools import MakePool
+from tests.support.processes import all_ended
+from tests.support.scripts import python, running, write_script
+from tests.support.waiting import PATIENCE
 
 
 @pytest.mark.parametrize("how", ["exit", "segfault", "raise"])
@@ -61,7 +62,7 @@ def test_payloads_far_larger_than_any_buffer_both_ways_at_once(start_method: str
 THREE_DEEP = """
 import sys
 from pairpool import Pool, WorkerDied
-from tests import tasks
+from tests.support import tasks
 
 def deeper(method, depth):
     if depth == 0:
@@ -88,7 +89,7 @@ def test_without_standard_streams(start_method: str, tmp_path: Path) -> None:
     import os, sys
     os.closerange(0, 3)
     from pairpool import Pool
-    from tests import tasks
+    from tests.support import tasks
     if __name__ == "__main__":
         with Pool(2, start_method=sys.argv[1]) as pool:
             found = pool.map(tasks.square, range(10))
@@ -103,7 +104,7 @@ def test_sigterm_ends_the_master_and_all_it_has(
     source = """
     import sys
     from pairpool import Pool
-    from tests import tasks
+    from tests.support import tasks
     if __name__ == "__main__":
         with Pool(2, start_method=sys.argv[1]) as pool:
             pool.map(tasks.tell_pid_and_wait, [tuple(sys.argv[2:])] * 2, 1)
@@ -119,7 +120,7 @@ def test_used_in_del(start_method: str, tmp_path: Path) -> None:
     source = """
     import sys
     from pairpool import Pool
-    from tests import tasks
+    from tests.support import tasks
 
     class Owner:
         def __init__(self):

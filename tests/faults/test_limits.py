@@ -19,10 +19,11 @@ from pairpool import InitializerFailed, Pool, TaskTimeout, WorkerDied
 from pairpool.linux import cgroup, memory
 from pairpool.master import watchdog
 from pairpool.transport.failures import REPR_LENGTH, short_call, short_repr
-from tests import tasks
-from tests.support import PATIENCE, Gate, Reports, all_ended
-
-MakePool = Callable[..., Pool]
+from tests.support import tasks
+from tests.support.gates import Gate, Reports
+from tests.support.pools import MakePool
+from tests.support.processes import all_ended
+from tests.support.waiting import PATIENCE
 
 LIMIT = 0.25
 """Seconds; what is not to run into it takes microseconds."""
@@ -335,11 +336,6 @@ def test_the_arguments_are_named(make_pool: MakePool) -> None:
     assert "1,000,000 bytes" in caught.value.arguments
 
 
-class Unprintable:
-    def __repr__(self) -> str:
-        raise KeyError("no repr")
-
-
 @pytest.mark.parametrize(
     ("thing", "text"),
     [
@@ -356,7 +352,7 @@ def test_short_reprs(thing: Any, text: str) -> None:
 
 
 def test_short_reprs_never_raise_and_are_short() -> None:
-    assert "Unprintable" in short_repr(Unprintable())
+    assert "Unprintable" in short_repr(tasks.Unprintable())
     for thing in ("é" * 10**6, dict.fromkeys(range(500), "y" * 500), [[["deep"] * 9] * 9] * 9):
         assert len(short_repr(thing)) <= REPR_LENGTH
     assert short_call((1, "two"), {"three": 3}) == "(1, 'two', three=3)"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import resource
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -13,24 +12,15 @@ from typing import Any
 import pytest
 
 from pairpool import Pool, WorkerDied
-from tests import tasks
-from tests.support import PATIENCE, mp_pool
-from tests.tasks import Fragile, FragileError, FragileFunction, Odd
-
-MakePool = Callable[..., Pool]
+from tests.support import tasks
+from tests.support.pools import MakePool, mp_pool
+from tests.support.tasks import Fragile, FragileError, FragileFunction, Odd
+from tests.support.waiting import PATIENCE
 
 VICTIM = 7
 COUNT = 20
 OTHERS = {x: x * 10 for x in range(COUNT) if x != VICTIM}
 DEADLY = {"exit", "segfault"}
-
-
-@pytest.fixture(autouse=True)
-def no_core_dumps() -> Iterator[None]:
-    limits = resource.getrlimit(resource.RLIMIT_CORE)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_CORE, limits)
 
 
 def others_in(found: list[Any]) -> dict[int, Any]:

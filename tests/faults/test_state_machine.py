@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import functools
 import itertools
-import os
-import re
-import resource
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,16 +27,13 @@ from pairpool.results.async_result import AsyncResult, MapResult
 from pairpool.results.iterator import IMapIterator
 from pairpool.status import WorkerStatus
 from tests.faults.acts import Act, act, act_and_count, act_apart, act_or_hold
-from tests.support import PATIENCE, Gate, Reports, still_running, watching
-from tests.tasks import Odd
+from tests.support.gates import Gate, Reports
+from tests.support.kernel import KERNEL_TELLS_STATUS
+from tests.support.processes import still_running, watching
+from tests.support.tasks import DEATH_REASONS, EXITCODES, Odd
+from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.hang_limit(180)
-
-KERNEL_TELLS = tuple(map(int, re.findall(r"\d+", os.uname().release)[:2])) >= (6, 15)
-"""Whether the kernel keeps the exit status of a process that nobody waits for."""
-
-EXITCODES = {"exit": 3, "kill": -signal.SIGKILL, "segfault": -signal.SIGSEGV}
-REASONS = {"exit": "exit status 3", "kill": "signal SIGKILL", "segfault": "signal SIGSEGV"}
 
 FLOOD = 64
 """Bytes in an open gate: a task that is run again, for its worker died before it reported, comes through too."""
@@ -49,14 +43,6 @@ SIZES = st.integers(2, 3)
 HOWS = st.sampled_from(["return"] * 10 + ["raise", "raise", "exit", "kill", "segfault"])
 ITEMS = st.lists(HOWS, max_size=12).map(lambda hows: [(how, index) for index, how in enumerate(hows)])
 CHUNKSIZES = st.sampled_from([None, 1, 2, 5, 100])
-
-
-@pytest.fixture(autouse=True)
-def no_core_dumps() -> Iterator[None]:
-    limits = resource.getrlimit(resource.RLIMIT_CORE)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_CORE, limits)
 
 
 # --- the model ----------------------------------------------------------------------------------------
@@ -115,8 +101,8 @@ def is_death(found: object, index: int, how: str, pid: int = 0) -> bool:
         and found.index == index
         and found.pid > 0
         and found.pid == (pid or found.pid)
-        and found.exitcode == (EXITCODES[how] if KERNEL_TELLS else None)
-        and (found.reason == REASONS[how] or not KERNEL_TELLS)
+        and found.exitcode == (EXITCODES[how] if KERNEL_TELLS_STATUS else None)
+        and (found.reason == DEATH_REASONS[how] or not KERNEL_TELLS_STATUS)
     )
 
 

@@ -20,7 +20,7 @@ from typing import IO, Any, NamedTuple
 
 import pytest
 
-from tests.support import running
+from tests.support.scripts import running
 
 VICTIM = Path(__file__).with_name("syscall_victim.py")
 LIMIT = 30.0

@@ -6,12 +6,10 @@ import collections
 import functools
 import os
 import random
-import re
-import resource
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,40 +17,16 @@ import pytest
 
 from pairpool import Pool, WorkerDied
 from pairpool.linux import process_tree
-from tests import tasks
-from tests.support import (
-    PATIENCE,
-    Gate,
-    Reports,
-    all_ended,
-    python,
-    running,
-    still_running,
-    watching,
-    write_script,
-)
-from tests.tasks import Odd
+from tests.support import tasks
+from tests.support.gates import Gate, Reports
+from tests.support.kernel import KERNEL_TELLS_STATUS
+from tests.support.pools import MakePool, pids_of
+from tests.support.processes import all_ended, still_running, watching
+from tests.support.scripts import python, running, write_script
+from tests.support.tasks import DEATH_REASONS, EXITCODES, Odd
+from tests.support.waiting import PATIENCE
 
-MakePool = Callable[..., Pool]
-
-KERNEL_TELLS = tuple(map(int, re.findall(r"\d+", os.uname().release)[:2])) >= (6, 15)
-"""Whether the kernel keeps the exit status of a process that nobody waits for."""
-
-WORDS = {"exit": "exit status 3", "kill": "signal SIGKILL", "segfault": "signal SIGSEGV", "abort": "signal SIGABRT"}
-EXITCODES = {"exit": 3, "kill": -signal.SIGKILL, "segfault": -signal.SIGSEGV, "abort": -signal.SIGABRT}
 FRAMES = {"exit": "", "kill": "", "segfault": "in segfault", "abort": "in abort"}
-
-
-@pytest.fixture(autouse=True)
-def no_core_dumps() -> Iterator[None]:
-    limits = resource.getrlimit(resource.RLIMIT_CORE)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_CORE, limits)
-
-
-def pids_of(pool: Pool) -> list[int]:
-    return [process.pid for process in pool._pool]
 
 
 def parent_of(pid: int) -> int:
@@ -103,8 +77,8 @@ def test_a_death_fails_one_item(start_method: str, make_pool: MakePool, how: str
     assert error.index == 7
     assert error.pid in before
     assert before[error.worker] == error.pid
-    assert error.exitcode == (EXITCODES[how] if KERNEL_TELLS else None)
-    assert error.reason == WORDS[how] if KERNEL_TELLS else "unknown" in error.reason
+    assert error.exitcode == (EXITCODES[how] if KERNEL_TELLS_STATUS else None)
+    assert error.reason == DEATH_REASONS[how] if KERNEL_TELLS_STATUS else "unknown" in error.reason
     assert FRAMES[how] in error.stack
     assert bool(error.stack) == bool(FRAMES[how])
     if error.stack:
@@ -456,7 +430,7 @@ def wait_for_spare(pool: Pool, zygote: int) -> int:
 BUSY_MASTER = """
 import functools, sys
 from pairpool import Pool
-from tests import tasks
+from tests.support import tasks
 
 if __name__ == "__main__":
     method, reports, gate = sys.argv[1:]
@@ -524,7 +498,7 @@ def test_direct_gives_sigchld_back_at_the_last_close(make_pool: MakePool) -> Non
 INTERRUPTED = """
 import functools, sys
 from pairpool import Pool
-from tests import tasks
+from tests.support import tasks
 
 if __name__ == "__main__":
     start_method, how, reports, gate = sys.argv[1:]
@@ -577,7 +551,7 @@ def test_ctrl_c_stops_the_call_once_and_quietly(
 FORKING = """
 import os, sys
 from pairpool import Pool, PoolInherited
-from tests import tasks
+from tests.support import tasks
 
 if __name__ == "__main__":
     start_method, leave = sys.argv[1:]
@@ -641,7 +615,7 @@ def test_a_forked_child_has_no_pool_and_harms_none(start_method: str, leave: str
 ENDING = """
 import os, sys
 from pairpool import Pool
-from tests import tasks
+from tests.support import tasks
 
 if __name__ == "__main__":
     start_method, end, work, reports, gate = sys.argv[1:]
@@ -694,7 +668,7 @@ def test_the_end_of_the_interpreter_is_the_end_of_its_pools(
 LIMITED = """
 import errno, os, resource, sys
 from pairpool import Pool
-from tests import tasks
+from tests.support import tasks
 
 def has():
     with open(f"/proc/self/task/{os.getpid()}/children") as file:

@@ -23,16 +23,15 @@ from pairpool.errors import PoolInherited
 from pairpool.linux import cgroup, descriptors, forking, pidfds, process_tree, requirements
 from pairpool.transport.channel import Channel, Header, Kind, Lost
 from pairpool.worker.zygote import Body
-from tests.forked import forked, in_child, sigchld_ignored, wait_for_end
-
-ROOT = Path(__file__).parent.parent.parent
+from tests.support.children import forked, in_child, sigchld_ignored, wait_for_end
+from tests.support.kernel import KERNEL_TELLS_STATUS
+from tests.support.scripts import ROOT
 
 GO = Header(Kind.TEXT)
 
-RELEASE = tuple(int(part) for part in platform.release().split("-")[0].split(".")[:2])
-
 tells_status = pytest.mark.skipif(
-    RELEASE < (6, 15), reason=f"the kernel tells the exit status from Linux 6.15 on, and this is {platform.release()}"
+    not KERNEL_TELLS_STATUS,
+    reason=f"the kernel tells the exit status from Linux 6.15 on, and this is {platform.release()}",
 )
 
 
@@ -99,7 +98,7 @@ def test_the_signal_is_told_though_nobody_waits(number: int) -> None:
     assert os.WTERMSIG(status) == number
 
 
-@pytest.mark.skipif(RELEASE >= (6, 15), reason="this kernel tells")
+@pytest.mark.skipif(KERNEL_TELLS_STATUS, reason="this kernel tells")
 def test_an_older_kernel_tells_nothing_and_says_so() -> None:
     status = status_of(lambda: 3)
     assert status is None

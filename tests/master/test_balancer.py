@@ -25,11 +25,11 @@ import pytest
 from pairpool import Pool, WorkerDied
 from pairpool.transport.channel import Header
 from pairpool.worker.worker import HURRY, Flag, Worker
-from tests import tasks
-from tests.support import PATIENCE, Gate, Reports
-from tests.tasks import Odd
-
-MakePool = Callable[..., Pool]
+from tests.support import tasks
+from tests.support.gates import Gate, Reports
+from tests.support.pools import MakePool
+from tests.support.tasks import Odd
+from tests.support.waiting import PATIENCE
 
 meeting = multiprocessing.get_context("fork").Barrier(2)
 """Workers inherit it. Made once, for multiprocessing keeps the memory that it is in."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from pairpool.master.event_loop import EventLoop
-from tests.support import PATIENCE
+from tests.support.waiting import PATIENCE
 
 
 class NoWork:

@@ -6,19 +6,20 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 
-from pairpool import Executor, Pool, WorkerDied
+from pairpool import Executor, WorkerDied
 from pairpool.linux import interrupts as guards
-from tests import forked, tasks
-from tests.strikes import Striker
-from tests.support import PATIENCE, Gate, Reports
-
-MakePool = Callable[..., Pool]
+from tests.support import tasks
+from tests.support.children import in_child
+from tests.support.gates import Gate, Reports
+from tests.support.pools import MakePool
+from tests.support.signals import Striker
+from tests.support.waiting import PATIENCE
 
 
 def test_no_call_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,7 +147,7 @@ def test_a_child_that_is_forked_meanwhile_has_pythons_handler(make_pool: MakePoo
 
     def fork() -> Iterator[int]:
         yield 1
-        found.append(forked.in_child(lambda: str(signal.getsignal(signal.SIGINT) is signal.default_int_handler)))
+        found.append(in_child(lambda: str(signal.getsignal(signal.SIGINT) is signal.default_int_handler)))
 
     assert list(make_pool(1).imap(tasks.square, fork())) == [1]
     assert found == ["True"]

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,12 @@ from pairpool.output_lines import LONGEST
 from pairpool.transport.capture import STDOUT, CaptureFd
 from pairpool.transport.channel import Header, Kind
 from pairpool.transport.log_records import pack
-from tests import output_tasks, tasks
-from tests.support import PATIENCE, Gate, Reports, all_ended, python, write_script
-
-MakePool = Callable[..., Pool]
+from tests.support import output_tasks, tasks
+from tests.support.gates import Gate, Reports
+from tests.support.pools import MakePool
+from tests.support.processes import all_ended
+from tests.support.scripts import python, write_script
+from tests.support.waiting import PATIENCE
 
 WAYS = ["print", "os.write", "program", "puts", "thread", "fork"]
 ERROR_WAYS = ["stderr", "program error"]
@@ -275,7 +277,7 @@ def test_streams_that_are_closed(tmp_path: Path, start_method: str) -> None:
         f"""
         import logging, os, sys
         from pairpool import Pool
-        from tests import output_tasks
+        from tests.support import output_tasks
         if __name__ == "__main__":
             assert sys.stdout is None and sys.stderr is None
             file = open({str(tmp_path / "log")!r}, "a")
@@ -835,7 +837,7 @@ def test_a_pool_that_needs_too_many_descriptors_says_so(tmp_path: Path) -> None:
         """
         import os, resource
         from pairpool import Pool
-        from tests import output_tasks
+        from tests.support import output_tasks
         def leave(count):
             used = len(os.listdir("/proc/self/fd"))
             resource.setrlimit(resource.RLIMIT_NOFILE, (used + count, 4096))
@@ -892,7 +894,7 @@ def test_a_program_that_ends_with_its_pool_open(tmp_path: Path) -> None:
         tmp_path,
         """
         from pairpool import Pool
-        from tests import output_tasks
+        from tests.support import output_tasks
         pool = Pool(1, capture=True)
         pool.apply(output_tasks.say, ("written",))
         pool.apply(output_tasks.write_bytes, (b"not ended",))

@@ -21,10 +21,13 @@ import pytest
 from pairpool import Pool
 from pairpool.linux.memory import usage_of
 from pairpool.transport.channel import Kind
-from tests import shared_tasks, tasks
-from tests.support import PATIENCE, Gate, Reports, all_ended, mp_pool, python, write_script
-
-MakePool = Callable[..., Pool]
+from tests.support import shared_tasks, tasks
+from tests.support.gates import Gate, Reports
+from tests.support.pools import MakePool, mp_pool, pids_of
+from tests.support.processes import all_ended
+from tests.support.recall import recall_one_packet
+from tests.support.scripts import python, write_script
+from tests.support.waiting import PATIENCE
 
 MEBIBYTE = 1 << 20
 OURS = "memfd:pairpool-share"
@@ -49,10 +52,6 @@ def open_segments() -> int:
 def mappings(pid: int) -> int:
     with open(f"/proc/{pid}/maps") as file:
         return sum(OURS in line for line in file)
-
-
-def pids_of(pool: Pool) -> list[int]:
-    return [process.pid for process in pool._pool]
 
 
 def await_mappings(pool: Pool, count: int) -> None:
@@ -580,14 +579,6 @@ def test_threads_that_share_and_drop(make_pool: MakePool) -> None:
 # --- packets that were not read -----------------------------------------------------------------------
 
 
-def take_back_the_next(pool: Pool) -> int:
-    """Do what a recall does that gets one packet only, for the worker is faster; returns the packet's kind."""
-    (member,) = pool._master.crew.members.values()
-    header, payload, fds = member.far.receive(wait=False)
-    member._unsend(header, payload, fds, [], [])
-    return header.kind
-
-
 def test_a_worker_that_lacks_the_segment_of_an_argument(
     make_pool: MakePool, array: Any, reports: Reports, gate: Gate
 ) -> None:
@@ -596,7 +587,7 @@ def test_a_worker_that_lacks_the_segment_of_an_argument(
     items = [(reports.path, gate.path, None if x == 0 else shared, x) for x in range(4)]
     results = pool.imap(partial(shared_tasks.star, shared_tasks.tell_and_total), items, 1)
     reports.next()
-    assert take_back_the_next(pool) == Kind.SHARE
+    assert recall_one_packet(pool) == Kind.SHARE
     gate.let()
     assert list(results) == [0.0, *[array.sum()] * 3]
 
@@ -609,7 +600,7 @@ def test_a_worker_that_lacks_the_segment_of_a_function(
     first = pool.imap(partial(tasks.tell_and_hold, reports.path, gate.path), [1], 1)
     reports.next()
     second = pool.imap(partial(shared_tasks.total, shared), range(3), 1)
-    assert take_back_the_next(pool) == Kind.SHARE
+    assert recall_one_packet(pool) == Kind.SHARE
     gate.let()
     assert list(first) == [1]
     assert list(second) == [array.sum()] * 3

@@ -26,11 +26,11 @@ from pairpool import AsyncResult, CancelledError, Executor, Pool
 from pairpool.linux import interrupts
 from pairpool.linux.interrupts import IMPATIENT, allow_signals, defer_signals, is_in_force
 from pairpool.view.live import LiveView
-from tests import tasks
-from tests.strikes import Striker, Struck, strike
-from tests.support import PATIENCE, Gate, Reports
-
-MakePool = Callable[..., Pool]
+from tests.support import tasks
+from tests.support.gates import Gate, Reports
+from tests.support.pools import MakePool
+from tests.support.signals import Striker, Struck, strike
+from tests.support.waiting import PATIENCE
 
 
 @pytest.fixture

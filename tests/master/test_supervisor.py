@@ -5,16 +5,16 @@ from __future__ import annotations
 import functools
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from pairpool import InitializerFailed, Pool
-from tests import tasks
-from tests.support import PATIENCE, Gate, Reports, all_ended
-
-MakePool = Callable[..., Pool]
+from tests.support import tasks
+from tests.support.gates import Gate, Reports
+from tests.support.pools import MakePool
+from tests.support.processes import all_ended
+from tests.support.waiting import PATIENCE
 
 MANY = 40
 

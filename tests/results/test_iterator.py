@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 from pairpool import IMapIterator, Pool
-from tests import tasks
-from tests.support import PATIENCE, Gate, Reports
-from tests.tasks import Odd
-
-MakePool = Callable[..., Pool]
+from tests.support import tasks
+from tests.support.gates import Gate, Reports
+from tests.support.pools import MakePool
+from tests.support.tasks import Odd
+from tests.support.waiting import PATIENCE
 
 METHODS = ["imap", "imap_unordered"]
 

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -28,8 +27,7 @@ from pairpool.scoreboard.board import (
     State,
     Word,
 )
-
-ROOT = Path(__file__).parent.parent.parent
+from tests.support.scripts import ROOT
 
 BORN = 123_456_789_012_345_678
 

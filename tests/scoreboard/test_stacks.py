@@ -20,11 +20,10 @@ import pytest
 
 from pairpool import Pool
 from pairpool.scoreboard.stacks import ALL, IDLE, MAIN, clean, read_stack, read_stacks
-from tests import tasks
-from tests.support import PATIENCE, Gate, Reports
-
-MakePool = Callable[..., Pool]
-
+from tests.support import tasks
+from tests.support.gates import Gate, Reports
+from tests.support.pools import MakePool
+from tests.support.waiting import PATIENCE
 
 # --- what workers are at ------------------------------------------------------------------------------
 

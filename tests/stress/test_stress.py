@@ -21,7 +21,8 @@ from pairpool.stress import report, surroundings
 from pairpool.stress.ledger import Ledger
 from pairpool.stress.plan import Task, TaskKind
 from pairpool.stress.verdict import Breach, Evidence, Kill, Sample, excused, pass_verdict
-from tests.support import PATIENCE, python, running
+from tests.support.scripts import python, running
+from tests.support.waiting import PATIENCE
 
 # --- campaigns ----------------------------------------------------------------------------------------
 

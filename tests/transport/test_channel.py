@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from pairpool.transport import channel as channel_module
 from pairpool.transport.channel import HEADER, INLINE_LIMIT, Buffer, Channel, Header, Kind, Lost
-from tests.forked import forked
+from tests.support.children import forked
 
 TEXT = Header(Kind.TEXT)
 

@@ -7,7 +7,7 @@ import functools
 import os
 import resource
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,14 +15,10 @@ import pytest
 
 from pairpool import Fd, Pool, WorkerDied
 from pairpool.errors import CancelledError
-from tests import descriptor_tasks as work
-from tests.support import Gate, Reports
-
-MakePool = Callable[..., Pool]
-
-
-def open_here() -> int:
-    return len(os.listdir("/proc/self/fd"))
+from tests.support import descriptor_tasks as work
+from tests.support.descriptor_tasks import open_here
+from tests.support.gates import Gate, Reports
+from tests.support.pools import MakePool
 
 
 @contextmanager

@@ -4,23 +4,13 @@ from __future__ import annotations
 
 import io
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pairpool import Pool
-from tests import descriptor_tasks as work
-
-
-@pytest.fixture
-def pool() -> Iterator[Pool]:
-    """One worker, for what it has open can be told."""
-    with Pool(1) as pool:
-        before = pool.apply(work.open_here)
-        yield pool
-        assert pool.apply(work.open_here) == before
+from tests.support import descriptor_tasks as work
 
 
 def test_text_that_was_not_flushed_comes_first(pool: Pool, tmp_path: Path) -> None:

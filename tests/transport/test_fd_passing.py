@@ -7,7 +7,6 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from multiprocessing.connection import Connection, Pipe
 from typing import Any
@@ -16,26 +15,9 @@ import pytest
 
 from pairpool import Fd, Pool
 from pairpool.transport.fd_passing import BATCH_LIMIT
-from tests import descriptor_tasks as work
-
-MakePool = Callable[..., Pool]
-
-
-@pytest.fixture
-def pool() -> Iterator[Pool]:
-    """One worker, for what it has open can be told."""
-    with Pool(1) as pool:
-        before = pool.apply(work.open_here)
-        yield pool
-        assert pool.apply(work.open_here) == before
-
-
-def pairs(opened: ExitStack, count: int) -> list[tuple[socket.socket, socket.socket]]:
-    """Connected sockets: one to keep, one to send."""
-    return [
-        (opened.enter_context(near), opened.enter_context(far))
-        for near, far in (socket.socketpair() for _ in range(count))
-    ]
+from tests.support import descriptor_tasks as work
+from tests.support.descriptors import socket_pairs
+from tests.support.pools import MakePool
 
 
 def everything(sock: socket.socket) -> bytes:
@@ -48,7 +30,7 @@ def everything(sock: socket.socket) -> bytes:
 
 def test_a_socket_arrives_and_the_sender_keeps_its_own(start_method: str) -> None:
     with Pool(1, start_method=start_method) as pool, ExitStack() as opened:
-        ((near, far),) = pairs(opened, 1)  # now: workers have all that was open when they were forked
+        ((near, far),) = socket_pairs(opened, 1)  # now: workers have all that was open when they were forked
         pid = pool.apply(work.sign, (far,))
         assert near.recv(100) == str(pid).encode()
         far.sendall(b"and I")
@@ -104,7 +86,7 @@ def test_a_subclass_with_a_way_of_its_own_takes_that(pool: Pool) -> None:
 
 def test_deep_inside_of_things(pool: Pool) -> None:
     with ExitStack() as opened:
-        (a, one), (b, two), (c, three) = pairs(opened, 3)
+        (a, one), (b, two), (c, three) = socket_pairs(opened, 3)
         assert pool.apply(work.empty, (work.Bag("bag", {"x": [one, two], "y": [three]}),)) == "bag"
         assert [sock.recv(10) for sock in (a, b, c)] == [b"x", b"x", b"y"]
 
@@ -119,7 +101,7 @@ def test_many_items(make_pool: MakePool) -> None:
     """More than a batch takes, over several workers."""
     pool = make_pool(2)
     with ExitStack() as opened:
-        ends = pairs(opened, 3 * BATCH_LIMIT)
+        ends = socket_pairs(opened, 3 * BATCH_LIMIT)
         pids = pool.map(work.sign, [far for _near, far in ends])
         assert [near.recv(100) for near, _far in ends] == [str(pid).encode() for pid in pids]
     assert set(pids) <= {process.pid for process in pool._pool}
@@ -128,7 +110,7 @@ def test_many_items(make_pool: MakePool) -> None:
 @pytest.mark.parametrize("chunksize", [1, 7, 100])
 def test_many_items_in_chunks(pool: Pool, chunksize: int) -> None:
     with ExitStack() as opened:
-        ends = pairs(opened, 100)
+        ends = socket_pairs(opened, 100)
         assert len(list(pool.imap_unordered(work.sign, (far for _near, far in ends), chunksize))) == 100
         assert all(near.recv(100) for near, _far in ends)
 

@@ -11,8 +11,10 @@ import pytest
 
 from pairpool import Fd, Pool
 from pairpool.transport.channel import HEADER, Kind
-from tests import descriptor_tasks as work
-from tests.support import Gate, Reports, python, write_script
+from tests.support import descriptor_tasks as work
+from tests.support.gates import Gate, Reports
+from tests.support.recall import recall_one_packet
+from tests.support.scripts import python, write_script
 
 
 @pytest.fixture
@@ -24,14 +26,6 @@ def pool() -> Iterator[Pool]:
 # --- packets that were not read -----------------------------------------------------------------------
 
 
-def take_back_the_next(pool: Pool) -> int:
-    """Do what a recall does that gets one packet only, for the worker is faster; returns the packet's kind."""
-    (member,) = pool._master.crew.members.values()
-    header, payload, fds = member.far.receive(wait=False)
-    member._unsend(header, payload, fds, [], [])
-    return header.kind
-
-
 @pytest.mark.parametrize("count", [300, 600])
 def test_a_worker_that_lacks_descriptors_of_an_argument(pool: Pool, reports: Reports, gate: Gate, count: int) -> None:
     null = os.open("/dev/null", os.O_RDONLY)
@@ -41,7 +35,7 @@ def test_a_worker_that_lacks_descriptors_of_an_argument(pool: Pool, reports: Rep
     held = pool.imap(functools.partial(work.hold, reports.path, gate.path), [1])
     reports.next()
     results = pool.imap(work.count_distinct, [[Fd(null) for _ in range(count)]])
-    assert take_back_the_next(pool) == Kind.RIGHTS
+    assert recall_one_packet(pool) == Kind.RIGHTS
     gate.let()
     assert list(held) == [1]
     assert list(results) == [count]
@@ -78,7 +72,7 @@ def test_a_worker_that_lacks_descriptors_of_a_function(pool: Pool, reports: Repo
     held = pool.imap(functools.partial(work.hold, reports.path, gate.path), [1])
     reports.next()
     results = pool.imap(functools.partial(_count_both, [Fd(null) for _ in range(300)]), range(3))
-    assert take_back_the_next(pool) == Kind.RIGHTS
+    assert recall_one_packet(pool) == Kind.RIGHTS
     gate.let()
     assert list(held) == [1]
     assert list(results) == [300, 301, 302]
@@ -95,8 +89,8 @@ def _count_both(fds: list[Fd], more: int) -> int:
 MANY_UNDER_WAY = """
 import ctypes, os, resource, sys, time
 from pairpool import Fd, Pool
-from tests import descriptor_tasks as work
-from tests.support import Gate, Reports
+from tests.support import descriptor_tasks as work
+from tests.support.gates import Gate, Reports
 from pathlib import Path
 
 def drop_privileges():

@@ -8,7 +8,7 @@ import resource
 import socket
 import ssl
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
@@ -18,25 +18,9 @@ import pytest
 
 import pairpool
 from pairpool import Fd, Pool
-from tests import descriptor_tasks as work
-from tests.support import python, write_script
-
-
-@pytest.fixture
-def pool() -> Iterator[Pool]:
-    """One worker, for what it has open can be told."""
-    with Pool(1) as pool:
-        before = pool.apply(work.open_here)
-        yield pool
-        assert pool.apply(work.open_here) == before
-
-
-def pairs(opened: ExitStack, count: int) -> list[tuple[socket.socket, socket.socket]]:
-    """Connected sockets: one to keep, one to send."""
-    return [
-        (opened.enter_context(near), opened.enter_context(far))
-        for near, far in (socket.socketpair() for _ in range(count))
-    ]
+from tests.support import descriptor_tasks as work
+from tests.support.descriptors import socket_pairs
+from tests.support.scripts import python, write_script
 
 
 def closed_pair() -> Connection:
@@ -117,7 +101,7 @@ def test_the_table_of_the_sender_is_full(pool: Pool) -> None:
     """Items before the one that finds no room go out, and that one then: its room is free again."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with ExitStack() as opened:
-        ends = pairs(opened, 40)
+        ends = socket_pairs(opened, 40)
         lowest = os.dup(0)
         os.close(lowest)
         resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + 9, hard))

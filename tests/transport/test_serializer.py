@@ -36,7 +36,7 @@ from pairpool.transport.payload import load_all as load_bulk
 from pairpool.transport.payload_shm import PayloadBuffers, PayloadReader
 from pairpool.transport.picklers import OUT_OF_BAND_FROM
 from pairpool.transport.serializer import Serializer
-from tests.forked import forked
+from tests.support.children import forked
 
 TEXT = Header(Kind.TEXT)
 

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from tests import tasks
+from tests.support import tasks
 from tests.values.kinds import KINDS, Gauge, Trouble, change, describe, mutable_parts
 
 # --- tasks --------------------------------------------------------------------------------------------

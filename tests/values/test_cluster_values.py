@@ -14,8 +14,8 @@ import pytest
 pytest.importorskip("distributed")
 pytest.importorskip("numpy")
 
-from tests.dask.test_pool import node, scheduler
-from tests.support import python
+from tests.support.dask_cluster import node, scheduler
+from tests.support.scripts import python
 
 CHECKS = [
     "the same object as every item",

@@ -6,7 +6,7 @@ import functools
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pairpool import Fd, Pool
+from pairpool import Fd
 from pairpool.worker import worker
-from tests import tasks
-from tests.support import PATIENCE, Gate
-
-MakePool = Callable[..., Pool]
+from tests.support import tasks
+from tests.support.gates import Gate
+from tests.support.pools import MakePool
+from tests.support.waiting import PATIENCE
 
 
 class Emptied:

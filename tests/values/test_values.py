@@ -24,14 +24,15 @@ pytest.importorskip("numpy")
 
 import numpy as np
 
-from pairpool import AsyncPool, Executor, Pool, WorkerDied
-from tests import tasks
-from tests.support import PATIENCE, Gate
+from pairpool import AsyncPool, Executor, WorkerDied
+from tests.support import tasks
+from tests.support.gates import Gate
+from tests.support.pools import MakePool
+from tests.support.waiting import PATIENCE
 from tests.values import programs
 from tests.values.kinds import CHANGEABLE, KINDS, Counted, Gauge, Leaving, Trouble, change, describe, gauges
 from tests.values.ways import LISTS, STREAMS, WAYS, Faces, Way
 
-MakePool: TypeAlias = Callable[..., Pool]
 FirstRuns: TypeAlias = Callable[[str], programs.FirstRun]
 
 COUNT = 40

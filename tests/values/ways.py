@@ -17,7 +17,7 @@ from typing import Any, Self, TypeAlias
 import pytest
 
 from pairpool import AsyncPool, Executor, Pool
-from tests.support import PATIENCE
+from tests.support.waiting import PATIENCE
 
 __all__ = ["LISTS", "STREAMS", "WAYS", "Faces", "Way", "outcomes_of"]
 

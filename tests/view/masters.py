@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.support import ROOT, environment
+from tests.support.scripts import ROOT, environment
 
 SCRIPT = """
 import os, sys
 from pairpool import Pool
-from tests import tasks
+from tests.support import tasks
 
 name, processes, method, gate = sys.argv[1:5]
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ from typing import IO, Any
 
 from rich.cells import cell_len
 
-from tests.support import PATIENCE, environment
+from tests.support.scripts import environment
+from tests.support.waiting import PATIENCE
 
 __all__ = ["Program", "Terminal", "in_terminal"]
 

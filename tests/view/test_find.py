@@ -12,14 +12,14 @@ from contextlib import contextmanager
 
 import pytest
 
-from pairpool import Pool
 from pairpool.linux import descriptors, pidfds
 from pairpool.scoreboard.board import MAGIC, MEMFD, VERSION
 from pairpool.view.find import Found, NoPool, NotPermitted, SeveralPools, Sight, find, pools
-from tests.support import PATIENCE, Gate, all_ended
+from tests.support.gates import Gate
+from tests.support.pools import MakePool
+from tests.support.processes import all_ended
+from tests.support.waiting import PATIENCE
 from tests.view.masters import master, own
-
-MakePool = Callable[..., Pool]
 
 
 def names(found: list[Found]) -> set[tuple[int, str]]:

@@ -21,8 +21,10 @@ from rich.console import Console
 from pairpool import OutputLine, Pool
 from pairpool.view import live
 from pairpool.view.live import LiveView
-from tests import tasks
-from tests.support import PATIENCE, Gate, environment
+from tests.support import tasks
+from tests.support.gates import Gate
+from tests.support.scripts import environment
+from tests.support.waiting import PATIENCE
 from tests.view.statuses import make_status
 from tests.view.terminal import Program, Terminal, in_terminal, read_until_closed
 
@@ -476,7 +478,7 @@ def test_many_forks_in_the_midst_of_frames(script: Script) -> None:
 @pytest.mark.parametrize("method", ["fork", "forkserver", "direct"])
 def test_pools_made_while_a_view_is_on(method: str, script: Script) -> None:
     source = f"""
-        from tests import tasks
+        from tests.support import tasks
 
         with Pool(2, live=True) as first:
             result = first.map_async(wait, range(2))

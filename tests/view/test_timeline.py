@@ -22,7 +22,8 @@ from pairpool.view.timeline_rows import Canvas
 from pairpool.view.timescale import length_text, ticks
 from pairpool.view.trace import TraceWriter
 from pairpool.view.trace_reader import TraceReader
-from tests.support import PATIENCE, ROOT
+from tests.support.scripts import ROOT
+from tests.support.waiting import PATIENCE
 
 SECOND = 10**9
 SVG = "{http://www.w3.org/2000/svg}"

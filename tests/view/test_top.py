@@ -17,21 +17,21 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import pytest
 
-from pairpool import Pool
 from pairpool.linux import descriptors
 from pairpool.scoreboard.board import MAGIC, MEMFD, VERSION
 from pairpool.status import FailureStatus, PoolStatus, WorkerStatus
 from pairpool.view.top import as_json, farewell
-from tests.support import PATIENCE, ROOT, Gate, environment
+from tests.support.gates import Gate
+from tests.support.pools import MakePool
+from tests.support.scripts import ROOT, environment
+from tests.support.waiting import PATIENCE
 from tests.view.masters import Engine, master, own
-
-MakePool = Callable[..., Pool]
 
 
 def pairpool(*arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:

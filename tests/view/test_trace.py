@@ -20,7 +20,8 @@ import pairpool
 from pairpool.view import trace_reader
 from pairpool.view.trace import TraceWriter
 from pairpool.view.trace_reader import TraceReader
-from tests.support import PATIENCE, ROOT
+from tests.support.scripts import ROOT
+from tests.support.waiting import PATIENCE
 
 HOSTILE = "a\"b\\c\nd\te<&>'\x00\x7f\u2028é✖𝒳"
 MS = 1_000_000

@@ -13,7 +13,6 @@ import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,10 +22,9 @@ from pairpool.linux import descriptors, forking, pidfds, process_tree
 from pairpool.transport.channel import Channel, Header, Kind, Lost
 from pairpool.worker import zygote
 from pairpool.worker.zygote import Body, DirectZygote, ForkedZygote, FreshZygote, Spawned, SpawnFailed, Zygote
-from tests.forked import PATIENCE, in_child, wait_for_end
-from tests.support import environment
-
-ROOT = Path(__file__).parent.parent.parent
+from tests.support.children import in_child, wait_for_end
+from tests.support.scripts import ROOT, environment
+from tests.support.waiting import PATIENCE
 
 TEXT = Header(Kind.TEXT)
 

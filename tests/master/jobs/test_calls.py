@@ -5,19 +5,17 @@ from __future__ import annotations
 import functools
 import sys
 import threading
-from collections.abc import Callable
 from concurrent.futures import CancelledError
 from types import FrameType
 from typing import Any
 
 import pytest
 
-from pairpool import Pool
-from tests import tasks
-from tests.support import PATIENCE, Gate, Reports
-from tests.tasks import Odd
-
-MakePool = Callable[..., Pool]
+from tests.support import tasks
+from tests.support.gates import Gate, Reports
+from tests.support.pools import MakePool
+from tests.support.tasks import Odd
+from tests.support.waiting import PATIENCE
 
 
 def test_calls_begin_in_their_order(make_pool: MakePool, reports: Reports) -> None:

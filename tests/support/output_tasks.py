@@ -13,7 +13,7 @@ import sys
 import threading
 from typing import Any, NoReturn
 
-from tests.tasks import tell, wait_for
+from tests.support.tasks import tell, wait_for
 
 
 def write_every_way(x: int) -> int:

@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection, Pipe
 from typing import IO, Any, NoReturn
 
 from pairpool import Fd
-from tests import tasks
+from tests.support import tasks
 
 __all__ = ["Bag", "Line", "Named", "Refuses"]
 

@@ -205,6 +205,13 @@ def just_raise() -> NoReturn:
 
 
 DEATHS = {"exit": exit_now, "kill": kill_self, "segfault": segfault, "abort": abort}
+EXITCODES = {"exit": 3, "kill": -signal.SIGKILL, "segfault": -signal.SIGSEGV, "abort": -signal.SIGABRT}
+DEATH_REASONS = {
+    "exit": "exit status 3",
+    "kill": "signal SIGKILL",
+    "segfault": "signal SIGSEGV",
+    "abort": "signal SIGABRT",
+}
 
 
 def die_at(victim: int, how: str, item: int) -> int:

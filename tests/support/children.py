@@ -12,13 +12,11 @@ from typing import TypeVar
 
 from pairpool.linux import forking, pidfds
 from pairpool.worker.zygote import Body, Spawned, fork_worker
+from tests.support.waiting import PATIENCE
 
 __all__ = ["forked", "in_child", "sigchld_ignored", "wait_for_end"]
 
 T = TypeVar("T")
-
-PATIENCE = 10.0
-"""Seconds after which a process that was to end is held to stay; a test fails then, and none passes because of it."""
 
 
 def in_child(body: Callable[[], T]) -> T:

@@ -6,7 +6,7 @@ import os
 import resource
 from typing import Any
 
-from tests.tasks import Odd, tell, wait_for
+from tests.support.tasks import Odd, tell, wait_for
 
 kept: list[Any] = []
 inherited: Any = None

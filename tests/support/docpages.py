@@ -42,9 +42,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["OPTIONAL", "Block", "PageError", "blocks_of", "is_like", "run_page"]
+from tests.support.scripts import ROOT
 
-ROOT = Path(__file__).parent.parent
+__all__ = ["OPTIONAL", "Block", "PageError", "blocks_of", "is_like", "run_page"]
 
 LANGUAGES = {"python", "console", "sh", "text", "diff", "toml", "yaml"}
 """What may stand behind three backticks; the last three are not run."""
@@ -52,7 +52,7 @@ LANGUAGES = {"python", "console", "sh", "text", "diff", "toml", "yaml"}
 OPTIONAL = {"dask", "distributed", "joblib", "mpire", "sklearn", "uvloop"}
 """Modules that a page may need and that not everybody has who runs the tests; a program without them is skipped."""
 
-PATIENCE = 45.0
+PROGRAM_LIMIT_S = 45.0
 """Seconds for a program."""
 
 MARK = "\x1e"
@@ -347,10 +347,10 @@ class _Runner(ExitStack):
             start_new_session=True,
         ) as process:
             try:
-                out, err = process.communicate(timeout=PATIENCE)
+                out, err = process.communicate(timeout=PROGRAM_LIMIT_S)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
-                self.fail(block, f"{command[-1].strip()} runs longer than {PATIENCE:g} s")
+                self.fail(block, f"{command[-1].strip()} runs longer than {PROGRAM_LIMIT_S:g} s")
         if process.returncode and not any_status:
             self.fail(block, f"exit status {process.returncode}\n{out}{err or ''}")
         return out
@@ -382,7 +382,7 @@ def _environment(scratch: Path) -> dict[str, str]:
 
 def _read_lines(fd: int, count: int) -> str:
     """As much as comes until `count` lines are there, or the end, or nobody's patience lasts."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + PROGRAM_LIMIT_S
     data = b""
     with selectors.DefaultSelector() as selector:
         selector.register(fd, selectors.EVENT_READ)

@@ -7,7 +7,8 @@ import importlib.util
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeAlias
 
-from tests.support import PATIENCE, Reports
+from tests.support.gates import Reports
+from tests.support.waiting import PATIENCE
 
 __all__ = ["HAS_UVLOOP", "Run", "next_of", "run_debugged", "run_uvloop", "soon"]
 
