@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from concurrent.futures import BrokenExecutor, CancelledError
-from typing import Any
+from typing import Any, TypeVar
 
 __all__ = [
     "BrokenExecutor",
@@ -23,7 +23,10 @@ __all__ = [
     "remote_cause",
     "remote_text",
     "timeout_error",
+    "with_cause",
 ]
+
+E = TypeVar("E", bound=BaseException)
 
 
 class WorkerDied(BrokenExecutor):
@@ -147,6 +150,12 @@ class PoolInherited(RuntimeError):
 
 class LargeCaptureWarning(UserWarning):
     """A function drags more than 1 MiB of captured data along to every worker."""
+
+
+def with_cause(error: E, cause: BaseException | None) -> E:
+    """Return an exception after it was given a cause, as `raise error from cause` does, but without raising it."""
+    error.__cause__ = cause
+    return error
 
 
 def timeout_error() -> Exception:
