@@ -20,7 +20,7 @@ from typing import Any, ParamSpec, TypeVar, Unpack
 from pairpool.errors import InitializerFailed
 from pairpool.linux import cgroup, forking
 from pairpool.master import worker_death
-from pairpool.options import ExecutorOptions
+from pairpool.options import ExecutorKeywords, names_of_options
 from pairpool.pool import Pool
 from pairpool.results.future import PoolFuture, for_process_pool
 from pairpool.results.iterator import IMapIterator
@@ -38,7 +38,7 @@ _START_METHODS = {
     "loky_init_main": "forkserver",
 }
 
-_OPTIONS = frozenset(Pool.__init__.__kwdefaults__ or ())
+_OPTIONS = names_of_options(keyword_only=True)
 
 _open_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 """Pools of executors, which the end of the interpreter waits for."""
@@ -133,7 +133,7 @@ class Executor(concurrent.futures.Executor):
         initargs: tuple[Any, ...] = (),
         *,
         max_tasks_per_child: int | None = None,
-        **options: Unpack[ExecutorOptions],
+        **options: Unpack[ExecutorKeywords],
     ) -> None:
         if max_workers is None:
             max_workers = cgroup.cpu_allowance()
@@ -408,7 +408,7 @@ def get_executor(
     context: Any = None,
     initializer: Callable[..., object] | None = None,
     initargs: tuple[Any, ...] = (),
-    **options: Unpack[ExecutorOptions],
+    **options: Unpack[ExecutorKeywords],
 ) -> Executor:
     """The program's one executor, made when it is first asked for: what `loky.get_reusable_executor` is.
 

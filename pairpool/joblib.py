@@ -9,7 +9,6 @@ Parallel ─► batches of joblib ─► Executor, kept for the next call ─►
 from __future__ import annotations
 
 import functools
-import inspect
 import mmap
 import operator
 import os
@@ -26,6 +25,7 @@ from cloudpickle import cloudpickle
 from pairpool.executor import Executor, when_main_ends
 from pairpool.linux import cgroup
 from pairpool.master.functions import has_state
+from pairpool.options import names_of_options
 from pairpool.pool import Pool
 from pairpool.results.future import PoolFuture
 from pairpool.transport.items import as_one, is_immutable
@@ -43,7 +43,7 @@ __all__ = ["PairpoolBackend", "register"]
 
 NAME = "pairpool"
 
-_OPTIONS = frozenset(inspect.signature(Pool).parameters) - {"processes"}
+_OPTIONS = names_of_options() - {"processes"}
 
 KEPT = 2
 """Pools without a call that are kept for later ones. Each set of options has a pool of its own, and so has each number

@@ -1,51 +1,70 @@
-"""The arguments of pools and calls: checked, with errors that say what is wrong, and in the form the engine takes."""
+"""The options of pools and calls: declared once, checked once, passed whole.
+
+    keywords of a face ─► PoolOptions ─► open_pool          every option of a pool
+                              │ .calls
+                              ▼
+                          CallOptions ─► job                what each call may override
+
+To add an option of a pool, add a field to `PoolOptions`, a line to the keywords below, and a parameter to `Pool`, which
+type checkers and `help` need. To add an option of a call, do the same with `CallOptions`, `Limits` and the methods of
+`Pool`. `tests/test_options.py` compares the signatures of all faces with these classes, and names what is missing.
+"""
 
 from __future__ import annotations
 
+import errno
 import logging
-import math
 import operator
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, TypedDict
 
-from pairpool.errors import WorkerDied
-from pairpool.master.jobs.base import Policy
+from pairpool.linux import cgroup
+from pairpool.linux.memory import parse_size, usage_of
+from pairpool.master.jobs.call_options import (
+    DEFAULTS,
+    CallOptions,
+    RetryOn,
+    check_buffersize,
+    check_chunksize,
+    check_seconds,
+)
+from pairpool.scoreboard.board import PoolWord
 
 if TYPE_CHECKING:
     from pairpool.output_lines import OutputLine
 
 __all__ = [
-    "CommonOptions",
-    "ExecutorOptions",
+    "DEFAULTS",
+    "START_METHODS",
+    "CallOptions",
+    "ExecutorKeywords",
     "Limits",
+    "PoolKeywords",
     "PoolOptions",
     "RetryOn",
+    "SharedKeywords",
     "check_buffersize",
-    "check_capture",
     "check_chunksize",
-    "check_log_level",
     "check_processes",
     "check_seconds",
-    "gather",
-    "length_of",
-    "make_policy",
+    "names_of_options",
 ]
 
-RetryOn: TypeAlias = "type[BaseException] | tuple[type[BaseException], ...]"
+START_METHODS = PoolWord.METHODS
 
 
 class Limits(TypedDict, total=False):
-    """What each call may have of its own, as `Pool` describes it."""
+    """The keywords of each call that override those of `Pool`, which describes them. None keeps the pool's."""
 
     task_timeout: float | None
     retries: int | None
     retry_on: RetryOn | None
 
 
-class CommonOptions(TypedDict, total=False):
-    """Options of `Pool` that it describes, and that all who open one take."""
+class SharedKeywords(TypedDict, total=False):
+    """The keywords that all faces of a pool take. `Pool` describes them."""
 
     start_method: str
     name: str | None
@@ -60,47 +79,84 @@ class CommonOptions(TypedDict, total=False):
     log_level: int | str | None
 
 
-class ExecutorOptions(CommonOptions, total=False):
-    """Those that an executor takes beside its own."""
+class ExecutorKeywords(SharedKeywords, total=False):
+    """The keywords that `Executor` takes in addition to those of `concurrent.futures`."""
 
     live: bool
 
 
-class PoolOptions(CommonOptions, total=False):
-    """The options of `Pool`, which describes them."""
+class PoolKeywords(SharedKeywords, total=False):
+    """The keywords that `AsyncPool` takes in addition to `processes` and `live`."""
 
     initializer: Callable[..., object] | None
     initargs: Iterable[Any]
     maxtasksperchild: int | None
 
 
-def make_policy(base: Policy, task_timeout: float | None, retries: int | None, retry_on: RetryOn | None) -> Policy:
-    """`base` with what is not None, checked."""
-    timeout = check_seconds(task_timeout, "task_timeout")
-    timeout = base.timeout if timeout is None else timeout
-    retries = base.retries if retries is None else operator.index(retries)
-    if retries < 0:
-        raise ValueError(f"retries must be 0 or more, not {retries}")
-    kinds = base.retry_on
-    if retry_on is not None:
-        kinds = (WorkerDied, *(retry_on if isinstance(retry_on, tuple) else (retry_on,)))
-        given: Iterable[Any] = kinds
-        if not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in given):
-            raise TypeError(f"retry_on must be a type of exceptions or a tuple of such types, not {retry_on!r}")
-    return Policy(None if timeout == math.inf else timeout, retries, kinds)
+@dataclass(frozen=True, slots=True)
+class PoolOptions:
+    """All options of a pool, as `Pool` describes them. Making one checks them.
+
+    Attributes:
+        workers: the number of workers that the pool keeps at first.
+        calls: the options of calls that override nothing.
+        memory_bytes: `memory_limit` as a number of bytes.
+        log_number: `log_level` as a number.
+
+    Raises:
+        TypeError, ValueError: an option is of the wrong type or out of range.
+        OSError: the platform does not offer what an option needs.
+    """
+
+    processes: int | None = None
+    initializer: Callable[..., object] | None = None
+    initargs: Iterable[Any] = ()
+    maxtasksperchild: int | None = None
+    start_method: str = field(default="fork", kw_only=True)
+    name: str | None = field(default=None, kw_only=True)
+    task_timeout: float | None = field(default=None, kw_only=True)
+    retries: int = field(default=0, kw_only=True)
+    retry_on: RetryOn = field(default=(), kw_only=True)
+    memory_limit: int | str | None = field(default=None, kw_only=True)
+    start_timeout: float | None = field(default=None, kw_only=True)
+    chunksize: int | None = field(default=None, kw_only=True)
+    live: bool = field(default=False, kw_only=True)
+    trace: str | os.PathLike[str] | None = field(default=None, kw_only=True)
+    capture: bool | Callable[[OutputLine], object] = field(default=False, kw_only=True)
+    log_level: int | str | None = field(default=None, kw_only=True)
+
+    workers: int = field(init=False)
+    calls: CallOptions = field(init=False)
+    memory_bytes: int | None = field(init=False)
+    log_number: int | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        settle = object.__setattr__  # the one way to complete an object that is frozen
+        settle(self, "workers", check_processes(cgroup.cpu_allowance() if self.processes is None else self.processes))
+        tasks: Any = self.maxtasksperchild
+        if tasks is not None and (not isinstance(tasks, int) or tasks <= 0):
+            raise ValueError("maxtasksperchild must be a positive int or None")
+        if self.initializer is not None and not callable(self.initializer):
+            raise TypeError("initializer must be a callable")
+        if self.start_method not in START_METHODS:
+            raise ValueError(f"start_method must be one of {', '.join(START_METHODS)}, not {self.start_method!r}")
+        settle(self, "calls", DEFAULTS.override(self.task_timeout, self.retries, self.retry_on, self.chunksize))
+        settle(self, "memory_bytes", None if self.memory_limit is None else parse_size(self.memory_limit))
+        if self.memory_bytes is not None and usage_of(os.getpid()) is None:
+            raise OSError(errno.ENOENT, "memory_limit needs /proc")
+        settle(self, "start_timeout", check_seconds(self.start_timeout, "start_timeout"))
+        settle(self, "capture", _check_capture(self.capture) or bool(self.live))
+        settle(self, "log_number", _check_log_level(self.log_level))
+        settle(self, "initargs", tuple(self.initargs))
 
 
-def check_seconds(seconds: float | None, name: str) -> float | None:
-    if seconds is None:
-        return None
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
-        raise TypeError(f"{name} must be a number of seconds or None, not {seconds!r}")
-    if not seconds > 0:
-        raise ValueError(f"{name} must be positive, not {seconds!r}")
-    return float(seconds)
+def names_of_options(*, keyword_only: bool = False) -> frozenset[str]:
+    """Return the names of the parameters of `Pool`, or of those that cannot be positional."""
+    return frozenset(one.name for one in fields(PoolOptions) if one.init and (one.kw_only or not keyword_only))
 
 
 def check_processes(processes: int) -> int:
+    """Return a number of workers. The error texts are those of `multiprocessing`."""
     try:
         number = operator.index(processes)
     except TypeError:
@@ -110,36 +166,14 @@ def check_processes(processes: int) -> int:
     return number
 
 
-def check_chunksize(chunksize: int | None) -> int | None:
-    if chunksize is None:
-        return None
-    try:
-        number = operator.index(chunksize)
-    except TypeError:
-        raise TypeError(f"chunksize must be an int or None, not {chunksize!r}") from None
-    if number < 1:
-        raise ValueError(f"Chunksize must be 1+, not {chunksize!r}")
-    return number
-
-
-def check_buffersize(buffersize: int | None) -> int | None:
-    if buffersize is None:
-        return None
-    if not isinstance(buffersize, int):
-        raise TypeError("buffersize must be an integer or None")
-    if buffersize < 1:
-        raise ValueError("buffersize must be None or > 0")
-    return buffersize
-
-
-def check_capture(capture: bool | Callable[..., object]) -> bool | Callable[..., object]:
+def _check_capture(capture: bool | Callable[..., object]) -> bool | Callable[..., object]:
     if not isinstance(capture, bool) and not callable(capture):
         raise TypeError(f"capture must be True, False or a function of one line, not {capture!r}")
     return capture
 
 
-def check_log_level(level: int | str | None) -> int | None:
-    """The number of a level of logging, given by number or name."""
+def _check_log_level(level: int | str | None) -> int | None:
+    """Return the number of a level of logging that is given by number or name."""
     if level is None:
         return None
     if isinstance(level, str):
@@ -153,26 +187,3 @@ def check_log_level(level: int | str | None) -> int | None:
     if level < 0:
         raise ValueError(f"log_level must be 0 or more, not {level}")
     return level
-
-
-def gather(iterable: Iterable[Any], *, is_left: bool = False) -> tuple[Sequence[Any], BaseException | None]:
-    """The items as something that can be sliced, and what the input raised after them, if it did.
-
-    Args:
-        is_left: whether the caller goes on before the items are used, and may change a list.
-    """
-    if type(iterable) in (tuple, range) or (type(iterable) is list and not is_left):
-        return iterable, None  # type: ignore[return-value]
-    items: list[Any] = []
-    iterator = iter(iterable)
-    try:
-        items.extend(iterator)
-    except Exception as error:
-        return items, error
-    return items, None
-
-
-def length_of(iterable: Iterable[Any]) -> int | None:
-    """How many items there are, of types that know it without running anybody's code."""
-    known = type(iterable) in (list, tuple, range, dict, set, frozenset, str, bytes, deque)
-    return len(iterable) if known else None  # type: ignore[arg-type]

@@ -7,48 +7,31 @@ say what is the same in a line and what is more in full.
 from __future__ import annotations
 
 import atexit
-import errno
 import itertools
 import os
-import pickle
 import signal
-import threading
 import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, Unpack, overload
 
-from pairpool.linux import cgroup, descriptors, forking, interrupts, pidfds, requirements
-from pairpool.linux.memory import parse_size, usage_of
+from pairpool.linux import forking, interrupts, pidfds, requirements
 from pairpool.master import worker_death
 from pairpool.master.engine import Engine
 from pairpool.master.functions import Function
-from pairpool.master.jobs.base import MANY, Calls, MapJob, Policy, Target
-from pairpool.master.jobs.intake import Iteration, Source, Span, take_here
-from pairpool.master.jobs.stream import StreamJob
-from pairpool.options import (
-    Limits,
-    RetryOn,
-    check_buffersize,
-    check_capture,
-    check_chunksize,
-    check_log_level,
-    check_processes,
-    check_seconds,
-    gather,
-    length_of,
-    make_policy,
-)
+from pairpool.master.jobs.base import MANY, Calls, MapJob, Target
+from pairpool.master.jobs.intake import Iteration, Source, Span, gather, length_of, take_here
+from pairpool.master.jobs.stream import StreamJob, StreamSpec
+from pairpool.opening import descriptors_per_worker, open_engine
+from pairpool.options import CallOptions, Limits, PoolOptions, RetryOn, check_processes
 from pairpool.results.async_result import AsyncResult, MapResult
 from pairpool.results.future import PoolFuture
 from pairpool.results.iterator import IMapIterator
-from pairpool.scoreboard.board import PoolWord, Scoreboard
+from pairpool.scoreboard.board import PoolWord
 from pairpool.scoreboard.stacks import read_stacks
 from pairpool.transport.items import as_one
-from pairpool.worker import bootstrap
-from pairpool.worker.worker import Mode, WorkerBody
-from pairpool.worker.zygote import DirectZygote, ForkedZygote, FreshZygote, Zygote
+from pairpool.worker.worker import Mode
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -58,7 +41,6 @@ if TYPE_CHECKING:
     from pairpool.transport.segments import Shared
     from pairpool.view.live import LiveView
     from pairpool.view.report import PoolReport
-    from pairpool.view.trace import TraceWriter
 
 __all__ = ["Pool"]
 
@@ -163,32 +145,29 @@ class Pool:
         try:
             with interrupts.defer_signals():
                 requirements.require_linux()
-                self._processes = check_processes(cgroup.cpu_allowance() if processes is None else processes)
-                tasks: Any = maxtasksperchild
-                if tasks is not None and (not isinstance(tasks, int) or tasks <= 0):
-                    raise ValueError("maxtasksperchild must be a positive int or None")
-                if initializer is not None and not callable(initializer):
-                    raise TypeError("initializer must be a callable")
-                if start_method not in START_METHODS:
-                    raise ValueError(f"start_method must be one of {', '.join(START_METHODS)}, not {start_method!r}")
-                if start_method == "direct" and threading.current_thread() is not threading.main_thread():
-                    raise ValueError('start_method="direct" sets SIGCHLD, which only the main thread can do')
-                self._policy = make_policy(Policy(), task_timeout, retries, retry_on)
-                limit = None if memory_limit is None else parse_size(memory_limit)
-                if limit is not None and usage_of(os.getpid()) is None:
-                    raise OSError(errno.ENOENT, "memory_limit needs /proc")
-                start_timeout = check_seconds(start_timeout, "start_timeout")
-                self._chunksize = check_chunksize(chunksize)
-                self._capture = check_capture(capture) or bool(live)
-                self._trace = trace
-                self._log_level = check_log_level(log_level)
-                self._name = name or f"pool-{next(_names)}"
-                self._start_method = start_method
-                requirements.require_descriptors(
-                    self._descriptors_each * self._processes + DESCRIPTORS_BESIDE,
-                    f"a pool of {self._processes} workers",
+                self._options = PoolOptions(
+                    processes,
+                    initializer,
+                    initargs,
+                    maxtasksperchild,
+                    start_method=start_method,
+                    name=name,
+                    task_timeout=task_timeout,
+                    retries=retries,
+                    retry_on=retry_on,
+                    memory_limit=memory_limit,
+                    start_timeout=start_timeout,
+                    chunksize=chunksize,
+                    live=live,
+                    trace=trace,
+                    capture=capture,
+                    log_level=log_level,
                 )
-                self._master = self._open(initializer, tuple(initargs), maxtasksperchild, limit, start_timeout)
+                self._calls = self._options.calls
+                self._single_calls = self._calls.of_single_calls()
+                self._processes = self._options.workers
+                self._master = open_engine(self._options, self._start, daemon=self._daemon)
+                _open_masters.add(self._master)
                 self._state = RUN
             if live:
                 self.live()
@@ -197,97 +176,8 @@ class Pool:
                 self.terminate()
             raise
 
-    def _open(
-        self,
-        initializer: Callable[..., object] | None,
-        initargs: tuple[Any, ...],
-        maxtasks: int | None,
-        memory_limit: int | None,
-        start_timeout: float | None,
-    ) -> Engine:
-        board_number, board = Scoreboard.create(max(SLOTS, 2 * self._processes), self._name, time.monotonic_ns())
-        board.pool[PoolWord.METHOD] = PoolWord.METHODS.index(self._start_method)
-        board_fd = descriptors.Descriptor(board_number)
-        stacks = descriptors.Descriptor(descriptors.memfd("pairpool-stacks", 0))
-        descriptors.own(board_fd)
-        descriptors.own(stacks)
-        master = None
-        writer = None
-        try:
-            if self._trace is not None:
-                writer = self._open_trace(self._trace, board)
-            make = self._zygote_maker(board, board_fd, stacks, initializer, initargs)
-            has_initializer = initializer is not None
-            master = Engine(
-                make,
-                board,
-                board_fd,
-                stacks,
-                self._processes,
-                maxtasks,
-                has_initializer,
-                memory_limit,
-                start_timeout,
-                writer,
-            )
-            if self._capture is not False or self._log_level is not None:
-                self._start_capture(master)
-            self._start(master)
-        except BaseException:
-            if master is not None:
-                master.terminate()
-            else:
-                owned: list[descriptors.Closable] = [board_fd, stacks]
-                owned += [] if writer is None else [writer]
-                for thing in owned:
-                    descriptors.disown(thing)
-                    thing.close()
-                board.close()
-            raise
-        _open_masters.add(master)
-        return master
-
     def _start(self, master: Engine) -> None:
         master.start()
-
-    def _open_trace(self, path: str | os.PathLike[str], board: Scoreboard) -> TraceWriter:
-        from pairpool.view.trace import TraceWriter
-
-        writer = TraceWriter(path, name=self._name, pid=os.getpid(), created=board.created)
-        descriptors.own(writer)
-        return writer
-
-    def _start_capture(self, master: Engine) -> None:
-        from pairpool.master import output
-
-        sink = output.print_tagged if isinstance(self._capture, bool) else output.each_line(self._capture)
-        master.start_capture(sink, streams=self._capture is not False, level=self._log_level)
-
-    @property
-    def _descriptors_each(self) -> int:
-        """Descriptors that a worker takes in this process."""
-        return DESCRIPTORS_EACH + 2 * (self._capture is not False) + (self._log_level is not None)
-
-    def _zygote_maker(
-        self,
-        board: Scoreboard,
-        board_fd: descriptors.Descriptor,
-        stacks: descriptors.Descriptor,
-        initializer: Callable[..., object] | None,
-        initargs: tuple[Any, ...],
-    ) -> Callable[[], Zygote]:
-        if self._start_method != "forkserver":
-            body = WorkerBody(board, stacks.fileno(), os.getpid(), initializer, initargs, self._daemon)
-            if self._start_method == "direct":
-                return lambda: DirectZygote(body, keep=[stacks])
-            return lambda: ForkedZygote(body, keep=[stacks])
-        arguments: bytes | None = None
-        fds: list[int] = []
-        if initializer is not None:
-            arguments, fds = bootstrap.pickle_for_child((initializer, initargs))
-        setup = pickle.dumps((os.getpid(), arguments, self._daemon))
-        factory = f"{WorkerBody.__module__}:make_body"
-        return lambda: FreshZygote(factory, [board_fd.fileno(), stacks.fileno(), *fds], setup)
 
     # --- calls ----------------------------------------------------------------------------------
 
@@ -308,7 +198,7 @@ class Pool:
         """
         self._check_running()
         result: AsyncResult[R] = AsyncResult(self, self._master)
-        job = Calls(Mode.CALL, self._policy_of(task_timeout, retries, retry_on))
+        job = Calls(Mode.CALL, self._single_calls.override(task_timeout, retries, retry_on))
         function = self._function(func, result)
         if function is not None:
             keywords = dict(kwds) if kwds else _NO_KWDS
@@ -332,12 +222,12 @@ class Pool:
         """`apply` that returns at once; callbacks run in the thread that drives the pool."""
         self._check_running()
         master = self._master
-        policy = self._policy_of(task_timeout, retries, retry_on)
+        options = self._single_calls.override(task_timeout, retries, retry_on)
         result = AsyncResult(self, master, callback, error_callback)
         function = self._function(func, result)
         if function is not None:
             keywords = dict(kwds) if kwds else _NO_KWDS
-            master.submit_call(result, function.number, tuple(args), keywords, policy, self._calls_chunksize)
+            master.submit_call(result, function.number, tuple(args), keywords, options)
         master.drive_in_background()
         return result
 
@@ -356,7 +246,7 @@ class Pool:
             return future
         function = self._function(func, future)
         if function is not None:
-            master.submit_call(future, function.number, args, kwargs or _NO_KWDS, self._policy, self._calls_chunksize)
+            master.submit_call(future, function.number, args, kwargs or _NO_KWDS, self._single_calls)
         master.drive_in_background()
         return future
 
@@ -409,8 +299,8 @@ class Pool:
             CancelledError: the pool was terminated meanwhile.
             ValueError: the pool does not run, or an argument is out of range.
         """
-        policy = self._policy_of(task_timeout, retries, retry_on)
-        return self._map_now(func, iterable, Mode.MAP, chunksize, return_exceptions, policy)
+        options = self._calls.override(task_timeout, retries, retry_on, chunksize, None, return_exceptions)
+        return self._map_now(func, iterable, Mode.MAP, options)
 
     @overload
     def starmap(
@@ -446,8 +336,8 @@ class Pool:
         retry_on: RetryOn | None = None,
     ) -> list[R] | list[R | BaseException]:
         """`map` for a function of several arguments: each item is unpacked, `func(*item)`."""
-        policy = self._policy_of(task_timeout, retries, retry_on)
-        return self._map_now(func, iterable, Mode.STAR, chunksize, return_exceptions, policy)
+        options = self._calls.override(task_timeout, retries, retry_on, chunksize, None, return_exceptions)
+        return self._map_now(func, iterable, Mode.STAR, options)
 
     @overload
     def map_async(
@@ -493,8 +383,8 @@ class Pool:
         The items are pickled as their batches go out: do not change them before the result is there.
         """
         result: MapResult[list[Any]] = MapResult(self, self._master, callback, error_callback)
-        policy = self._policy_of(task_timeout, retries, retry_on)
-        self._start_map(result, func, iterable, Mode.MAP, chunksize, return_exceptions, policy, is_left=True)
+        options = self._calls.override(task_timeout, retries, retry_on, chunksize, None, return_exceptions)
+        self._start_map(result, func, iterable, Mode.MAP, options, is_left=True)
         self._master.drive_in_background()
         return result
 
@@ -539,8 +429,8 @@ class Pool:
     ) -> MapResult[list[R]] | MapResult[list[R | BaseException]]:
         """`starmap` that returns at once."""
         result: MapResult[list[Any]] = MapResult(self, self._master, callback, error_callback)
-        policy = self._policy_of(task_timeout, retries, retry_on)
-        self._start_map(result, func, iterable, Mode.STAR, chunksize, return_exceptions, policy, is_left=True)
+        options = self._calls.override(task_timeout, retries, retry_on, chunksize, None, return_exceptions)
+        self._start_map(result, func, iterable, Mode.STAR, options, is_left=True)
         self._master.drive_in_background()
         return result
 
@@ -589,8 +479,8 @@ class Pool:
                 items for each worker at least. An input that waits for a result of this call needs `buffersize=1`.
             return_exceptions: yield exceptions instead of raising them.
         """
-        policy = self._policy_of(task_timeout, retries, retry_on)
-        return self._start_stream(func, iterable, chunksize, buffersize, return_exceptions, policy, ordered=True)
+        options = self._calls.override(task_timeout, retries, retry_on, chunksize, buffersize, return_exceptions)
+        return self._start_stream(func, iterable, options, ordered=True)
 
     @overload
     def imap_unordered(
@@ -629,35 +519,18 @@ class Pool:
         retry_on: RetryOn | None = None,
     ) -> IMapIterator[R] | IMapIterator[R | BaseException]:
         """`imap` with results in the order in which they are ready."""
-        policy = self._policy_of(task_timeout, retries, retry_on)
-        return self._start_stream(func, iterable, chunksize, buffersize, return_exceptions, policy, ordered=False)
+        options = self._calls.override(task_timeout, retries, retry_on, chunksize, buffersize, return_exceptions)
+        return self._start_stream(func, iterable, options, ordered=False)
 
     def _stream_ahead(
         self, func: Callable[..., R], items: Iterable[Any], chunksize: int | None, buffersize: int | None
     ) -> IMapIterator[R]:
         """A stream of `func(*item)`; without a `buffersize` it runs on to its end whether it is read or not."""
+        options = self._calls.override(chunksize=chunksize, buffersize=buffersize)
         stream: IMapIterator[R] = self._start_stream(
-            func,
-            items,
-            chunksize,
-            buffersize,
-            False,
-            self._policy,
-            ordered=True,
-            mode=Mode.STAR,
-            is_ahead=buffersize is None,
+            func, items, options, ordered=True, mode=Mode.STAR, is_ahead=buffersize is None
         )
         return stream
-
-    @property
-    def _calls_chunksize(self) -> int | None:
-        return 1 if self._chunksize == 1 else None
-
-    def _policy_of(self, task_timeout: float | None, retries: int | None, retry_on: RetryOn | None) -> Policy:
-        """The pool's policy, with what this call has of its own."""
-        if task_timeout is None and retries is None and retry_on is None:
-            return self._policy
-        return make_policy(self._policy, task_timeout, retries, retry_on)
 
     def _function(self, func: Callable[..., Any], result: Target) -> Function | None:
         """The function, ready to travel; if it cannot be pickled, that is the result, and None is returned."""
@@ -670,17 +543,9 @@ class Pool:
         self._master.loop.submit(lambda: result.set_outcome(False, reason))
         return None
 
-    def _map_now(
-        self,
-        func: Callable[..., R],
-        iterable: Iterable[Any],
-        mode: int,
-        chunksize: int | None,
-        keep: bool,
-        policy: Policy,
-    ) -> list[R]:
+    def _map_now(self, func: Callable[..., R], iterable: Iterable[Any], mode: int, options: CallOptions) -> list[R]:
         result: MapResult[list[R]] = MapResult(self, self._master)
-        job = self._start_map(result, func, iterable, mode, chunksize, keep, policy)
+        job = self._start_map(result, func, iterable, mode, options)
         if job is not None:
             self._wait_or_cancel(result, job)
         return result.get()
@@ -691,29 +556,16 @@ class Pool:
         func: Callable[..., Any],
         iterable: Iterable[Any],
         mode: int,
-        chunksize: int | None,
-        return_exceptions: bool,
-        policy: Policy,
+        options: CallOptions,
         *,
         is_left: bool = False,
     ) -> MapJob | None:
         self._check_running()
-        chunksize = self._chunksize if chunksize is None else check_chunksize(chunksize)
-        items, input_error = gather(iterable, is_left=is_left)
+        gathered = gather(iterable, is_left=is_left)
         function = self._function(func, result)
         if function is None:
             return None
-        job = MapJob(
-            function,
-            mode,
-            items,
-            chunksize,
-            return_exceptions=return_exceptions,
-            input_error=input_error,
-            finish=result.set_outcome,
-            policy=policy,
-            is_left=is_left,
-        )
+        job = MapJob(function, mode, gathered, options, result.set_outcome)
         result.job = job
         self._master.submit_job(job)
         return job
@@ -722,33 +574,32 @@ class Pool:
         self,
         func: Callable[..., R],
         iterable: Iterable[Any],
-        chunksize: int | None,
-        buffersize: int | None,
-        return_exceptions: bool,
-        policy: Policy,
+        options: CallOptions,
         *,
         ordered: bool,
         mode: int = Mode.MAP,
         is_ahead: bool = False,
     ) -> IMapIterator[R]:
         self._check_running()
-        chunksize = self._chunksize if chunksize is None else check_chunksize(chunksize)
-        buffersize = check_buffersize(buffersize)
         source, total = self._source_of(iterable, everything=is_ahead), length_of(iterable)
         if not callable(func):
             raise TypeError(f"{type(func).__name__!r} object is not callable")
         function = self._master.functions.get(func)
-        job = StreamJob(
-            function, mode, source, chunksize, ordered=ordered, buffersize=buffersize, policy=policy, total=total
+        spec = StreamSpec(
+            ordered,
+            total,
+            is_ahead=is_ahead,
+            waits_for_reader=mode == Mode.STAR and not is_ahead,
+            frees_results=mode == Mode.STAR,
         )
-        job.unbounded = is_ahead
-        job.waits_for_reader = mode == Mode.STAR and not is_ahead
-        job.lets_go = mode == Mode.STAR
-        iterator: IMapIterator[R] = IMapIterator.of(self, self._master, job, return_exceptions=return_exceptions)
+        job = StreamJob(function, mode, source, options, spec)
+        iterator: IMapIterator[R] = IMapIterator.of(
+            self, self._master, job, return_exceptions=options.return_exceptions
+        )
         try:
             self._master.submit_job(job)
             self._master.loop.poke()
-            if policy.timeout is not None or is_ahead:
+            if options.task_timeout is not None or is_ahead:
                 self._master.drive_in_background()  # limits hold, too, while the reader is busy
         except BaseException as error:
             self._master.cancel(job, worker_death.left_by(error), kill=True)
@@ -827,7 +678,7 @@ class Pool:
         if processes > self._master.board.slots:
             raise ValueError(f"this pool can have at most {self._master.board.slots} processes")
         more = max(0, processes - self._processes)
-        requirements.require_descriptors(self._descriptors_each * more, f"{more} more workers")
+        requirements.require_descriptors(descriptors_per_worker(self._options) * more, f"{more} more workers")
         self._processes = processes
         return self._master.begin_resize(processes)
 
@@ -861,7 +712,7 @@ class Pool:
         view = None
         try:
             with interrupts.defer_signals():
-                view = make_view(self._master, console, keeps_sink=callable(self._capture))
+                view = make_view(self._master, console, keeps_sink=callable(self._options.capture))
             return view  # noqa: RET504  # it is stopped below if a handler raises as the block ends
         except BaseException:
             if view is not None:  # a handler that was held back has raised

@@ -21,6 +21,7 @@ FLOORS: dict[str, int] = {
     "pairpool.worker": 3,
     "pairpool.master": 4,
     "pairpool.aio": 5,
+    "pairpool.opening": 5,
     "pairpool.options": 5,
     "pairpool.reporting": 5,
     "pairpool.results": 5,

@@ -15,9 +15,11 @@ from pairpool.linux import forking
 from pairpool.master import worker_death
 from pairpool.master.asyncio_driver import AsyncioDriver
 from pairpool.master.engine import GRACE, Engine
-from pairpool.master.jobs.base import MapJob, Policy
+from pairpool.master.jobs.base import MapJob
 from pairpool.master.jobs.fed import FedJob
-from pairpool.options import check_buffersize, check_chunksize, gather, length_of
+from pairpool.master.jobs.intake import Gathered, gather, length_of
+from pairpool.master.jobs.stream import StreamSpec
+from pairpool.options import CallOptions
 from pairpool.pool import CLOSE, RUN, TERMINATE, Pool
 from pairpool.worker.worker import Mode
 
@@ -28,11 +30,7 @@ __all__ = ["Core", "Inner"]
 
 
 class Inner(Pool):
-    """A pool that is opened and closed by an event loop.
-
-    Attributes:
-        calls_chunksize: the chunksize of single calls.
-    """
+    """A pool that is opened and closed by an event loop."""
 
     def _start(self, master: Engine) -> None:
         master.nursery.begin()
@@ -46,16 +44,9 @@ class Inner(Pool):
         return self._state
 
     @property
-    def policy(self) -> Policy:
-        return self._policy
-
-    @property
-    def calls_chunksize(self) -> int | None:
-        return self._calls_chunksize
-
-    def chunksize_of(self, chunksize: int | None) -> int | None:
-        """The chunksize of a call that asks for this one."""
-        return self._chunksize if chunksize is None else check_chunksize(chunksize)
+    def calls(self) -> CallOptions:
+        """The options of calls that override nothing."""
+        return self._calls
 
     def check_running(self) -> None:
         if self._state != RUN or self._master.loop.ended:
@@ -147,11 +138,11 @@ class Core:
 
     # --- calls ----------------------------------------------------------------------------------
 
-    async def call(self, func: Callable[..., Any], args: Any, kwds: Any, policy: Policy) -> Any:
+    async def call(self, func: Callable[..., Any], args: Any, kwds: Any, options: CallOptions) -> Any:
         inner = self.use()
         outcome = Outcome(self.attendant)
         number = inner.function(func).number
-        inner.master.submit_call(outcome, number, args, kwds, policy, inner.calls_chunksize)
+        inner.master.submit_call(outcome, number, args, kwds, options.of_single_calls())
         try:
             await outcome.future
         except BaseException:
@@ -173,30 +164,16 @@ class Core:
         func: Callable[..., Any],
         iterable: Iterable[Any] | AsyncIterable[Any],
         mode: int,
-        chunksize: int | None,
-        return_exceptions: bool,
-        policy: Policy,
+        options: CallOptions,
     ) -> list[Any]:
         inner = self.use()
-        chunksize = inner.chunksize_of(chunksize)
-        error: BaseException | None = None
         if isinstance(iterable, AsyncIterable):
-            items: Any = await self._read(iterable)
+            gathered = Gathered(await self._read(iterable), is_left=True)
             inner = self.use()
         else:
-            items, error = gather(iterable, is_left=True)
+            gathered = gather(iterable, is_left=True)
         outcome = Outcome(self.attendant)
-        job = MapJob(
-            inner.function(func),
-            mode,
-            items,
-            chunksize,
-            return_exceptions=return_exceptions,
-            input_error=error,
-            finish=outcome.set_outcome,
-            policy=policy,
-            is_left=True,
-        )
+        job = MapJob(inner.function(func), mode, gathered, options, outcome.set_outcome)
         master = inner.master
         master.submit_job(job)
         try:
@@ -231,34 +208,21 @@ class Core:
         self,
         func: Callable[..., Any],
         iterable: Iterable[Any] | AsyncIterable[Any],
-        chunksize: int | None,
-        buffersize: int | None,
-        return_exceptions: bool,
-        policy: Policy,
+        options: CallOptions,
         *,
         ordered: bool,
     ) -> AsyncStream[Any]:
         inner = self.use()
-        chunksize, buffersize = inner.chunksize_of(chunksize), check_buffersize(buffersize)
         items = iterable if isinstance(iterable, AsyncIterable) else iter(iterable)
         total = None if isinstance(iterable, AsyncIterable) else length_of(iterable)
         feed = Feed(inner.master, self.attendant)
-        feed.job = FedJob(
-            inner.function(func),
-            Mode.MAP,
-            chunksize,
-            ordered=ordered,
-            buffersize=buffersize,
-            policy=policy,
-            total=total,
-            codec=inner.master.codec,
-            tell=feed.tell,
-        )
+        spec = StreamSpec(ordered, total)
+        feed.job = FedJob(inner.function(func), Mode.MAP, options, spec, inner.master.codec, feed.tell)
         inner.master.submit_job(feed.job)
         task = asyncio.create_task(feed.run(items), name="pairpool feed")
         self._feeds[task] = feed
         task.add_done_callback(self._feeds.pop)
-        return AsyncStream(inner, inner.master, feed, task, return_exceptions)
+        return AsyncStream(inner, inner.master, feed, task, options.return_exceptions)
 
     async def resize(self, processes: int) -> None:
         resized = self.use().begin_resize(processes)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import AsyncIterable, Callable, Iterable
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeAlias, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, Unpack, overload
 
 from pairpool.aio.core import Core
 from pairpool.aio.stream import AsyncStream
-from pairpool.master.jobs.base import PLAIN, Policy
-from pairpool.options import PoolOptions, RetryOn, make_policy
+from pairpool.options import DEFAULTS, CallOptions, Limits, PoolKeywords, RetryOn
 from pairpool.worker.worker import Mode
 
 if TYPE_CHECKING:
@@ -20,16 +19,11 @@ if TYPE_CHECKING:
     from pairpool.view.live import LiveView
     from pairpool.view.report import PoolReport
 
-__all__ = ["AsyncPool", "PoolOptions"]
+__all__ = ["AsyncPool"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
-
-_Limits: TypeAlias = "tuple[float | None, int | None, RetryOn | None]"
-"""`task_timeout`, `retries` and `retry_on` of some calls; None for the pool's."""
-
-_THE_POOLS: _Limits = (None, None, None)
 
 
 class AsyncPool:
@@ -55,10 +49,10 @@ class AsyncPool:
         1024
     """
 
-    def __init__(self, processes: int | None = None, *, live: bool = False, **options: Unpack[PoolOptions]) -> None:
+    def __init__(self, processes: int | None = None, *, live: bool = False, **options: Unpack[PoolKeywords]) -> None:
         capture = options.get("capture") or live
         self._core = Core({"processes": processes, **options, "capture": capture}, live)
-        self._limits: _Limits = _THE_POOLS
+        self._limits: Limits = {}
 
     # --- opening and closing --------------------------------------------------------------------
 
@@ -106,20 +100,20 @@ class AsyncPool:
         Example:
             >>> await pool.with_options(task_timeout=5, retries=2).run(work, item)
         """
-        make_policy(PLAIN, task_timeout, retries, retry_on)  # which checks them
-        before = self._limits
+        limits: Limits = {"task_timeout": task_timeout, "retries": retries, "retry_on": retry_on}
+        DEFAULTS.override(**limits)  # which checks them
         twin = copy.copy(self)
-        twin._limits = (
-            before[0] if task_timeout is None else task_timeout,
-            before[1] if retries is None else retries,
-            before[2] if retry_on is None else retry_on,
-        )
+        twin._limits = {**self._limits, **{name: value for name, value in limits.items() if value is not None}}  # type: ignore[typeddict-item]
         return twin
 
-    @property
-    def _policy(self) -> Policy:
-        policy = self._core.inner.policy
-        return policy if self._limits is _THE_POOLS else make_policy(policy, *self._limits)
+    def _options(
+        self, chunksize: int | None = None, buffersize: int | None = None, return_exceptions: bool = False
+    ) -> CallOptions:
+        """Return the options of a call."""
+        calls = self._core.inner.calls
+        if self._limits:
+            calls = calls.override(**self._limits)
+        return calls.override(None, None, None, chunksize, buffersize, return_exceptions)
 
     async def run(self, func: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """`func(*args, **kwargs)` in a worker.
@@ -127,7 +121,7 @@ class AsyncPool:
         Raises what the function raises, `WorkerDied`, `TaskTimeout`; `ValueError` if the pool is not open;
         `RuntimeError` if it was opened in another event loop.
         """
-        return await self._core.call(func, args, kwargs, self._policy)  # type: ignore[no-any-return]
+        return await self._core.call(func, args, kwargs, self._options())  # type: ignore[no-any-return]
 
     @overload
     async def map(
@@ -161,7 +155,7 @@ class AsyncPool:
 
         The whole input is read first.
         """
-        return await self._core.map(func, iterable, Mode.MAP, chunksize, return_exceptions, self._policy)
+        return await self._core.map(func, iterable, Mode.MAP, self._options(chunksize, None, return_exceptions))
 
     @overload
     async def starmap(
@@ -192,7 +186,7 @@ class AsyncPool:
         return_exceptions: bool = False,
     ) -> list[R] | list[R | BaseException]:
         """`map` for a function of several arguments: each item is unpacked, `func(*item)`."""
-        return await self._core.map(func, iterable, Mode.STAR, chunksize, return_exceptions, self._policy)
+        return await self._core.map(func, iterable, Mode.STAR, self._options(chunksize, None, return_exceptions))
 
     @overload
     def imap(
@@ -237,7 +231,8 @@ class AsyncPool:
                 items for each worker at least.
             return_exceptions: yield exceptions instead of raising them.
         """
-        return self._stream(func, iterable, chunksize, buffersize, return_exceptions, ordered=True)
+        options = self._options(chunksize, buffersize, return_exceptions)
+        return self._core.stream(func, iterable, options, ordered=True)
 
     @overload
     def imap_unordered(
@@ -271,21 +266,8 @@ class AsyncPool:
         return_exceptions: bool = False,
     ) -> AsyncStream[R] | AsyncStream[R | BaseException]:
         """`imap` with results in the order in which they are ready."""
-        return self._stream(func, iterable, chunksize, buffersize, return_exceptions, ordered=False)
-
-    def _stream(
-        self,
-        func: Callable[[T], R],
-        iterable: Iterable[T] | AsyncIterable[T],
-        chunksize: int | None,
-        buffersize: int | None,
-        return_exceptions: bool,
-        *,
-        ordered: bool,
-    ) -> AsyncStream[R]:
-        return self._core.stream(
-            func, iterable, chunksize, buffersize, return_exceptions, self._policy, ordered=ordered
-        )
+        options = self._options(chunksize, buffersize, return_exceptions)
+        return self._core.stream(func, iterable, options, ordered=False)
 
     # --- the pool itself ------------------------------------------------------------------------
 

@@ -9,8 +9,7 @@ import cloudpickle
 
 from pairpool.dask import node
 from pairpool.linux.memory import parse_size
-from pairpool.master.jobs.base import Policy
-from pairpool.options import Limits, RetryOn, check_seconds, make_policy
+from pairpool.options import DEFAULTS, Limits, RetryOn, check_seconds
 
 __all__ = ["NodeOptions", "checked", "limits_of"]
 
@@ -39,7 +38,7 @@ def checked(options: Mapping[str, Any]) -> dict[str, Any]:
         raise TypeError("initializer must be a callable")
     if start_method not in ("fork", "forkserver"):
         raise ValueError(f"start_method must be fork or forkserver on a cluster, not {start_method!r}")
-    make_policy(Policy(), options.get("task_timeout"), options.get("retries"), options.get("retry_on"))
+    DEFAULTS.override(options.get("task_timeout"), options.get("retries"), options.get("retry_on"))
     check_seconds(options.get("start_timeout"), "start_timeout")
     if options.get("memory_limit") is not None:
         parse_size(options["memory_limit"])
@@ -52,7 +51,7 @@ def checked(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def limits_of(task_timeout: float | None, retries: int | None, retry_on: RetryOn | None) -> Limits:
     """What a call has of its own, checked."""
-    make_policy(Policy(), task_timeout, retries, retry_on)
+    DEFAULTS.override(task_timeout, retries, retry_on)
     limits: Limits = {}
     if task_timeout is not None:
         limits["task_timeout"] = task_timeout

@@ -30,14 +30,13 @@ from pairpool.dask.results import ClusterResult, ClusterStream
 from pairpool.dask.stats import ClusterCallStats, ClusterStats
 from pairpool.errors import ClusterMismatch
 from pairpool.linux.interrupts import allow_signals, defer_signals, is_own
+from pairpool.master.jobs.intake import gather, length_of
 from pairpool.options import (
     Limits,
     RetryOn,
     check_buffersize,
     check_chunksize,
     check_seconds,
-    gather,
-    length_of,
 )
 
 try:
@@ -479,7 +478,7 @@ class ClusterPool:
         items: Iterable[Any] = iterable
         error = shared = None
         if kind == "map":
-            items, error = gather(iterable)
+            items, error, _ = gather(iterable)
             if items is iterable and type(items) is list:
                 items = items.copy()  # the caller of map_async goes on, and may change the list
             shared = repeats() if chunksize != 1 else None

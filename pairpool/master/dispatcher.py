@@ -233,10 +233,10 @@ class Dispatcher:
         batch.worker = member.number
         flags = (Flag.SPIN if crew.has_a_core_free() else 0) | (Flag.STAMPED if self._accounts.trace else 0)
         by_value = encoded.by_value or any(function.by_value for function in functions)
-        timeout = job.policy.timeout
+        timeout = job.options.task_timeout
         if timeout is not None:
             self._overseer.expect(timeout / 2)
-        if batch.movers and not job.policy.retries:
+        if batch.movers and not job.options.retries:
             flags |= Flag.MOVES
         header = Header(
             Kind.BATCH,

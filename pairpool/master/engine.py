@@ -13,6 +13,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pairpool.linux import descriptors, forking, requirements
@@ -22,7 +23,8 @@ from pairpool.master.dispatcher import STARVED_FOR, WATCH_EVERY, Dispatcher
 from pairpool.master.driver_thread import DriverThread
 from pairpool.master.event_loop import EventLoop
 from pairpool.master.functions import Functions
-from pairpool.master.jobs.base import Calls, Job, Policy, SingleCall, Target
+from pairpool.master.jobs.base import Calls, Job, SingleCall, Target
+from pairpool.master.jobs.call_options import CallOptions
 from pairpool.master.jobs.intake import take_here
 from pairpool.master.jobs.queue import JobQueue
 from pairpool.master.jobs.stream import StreamJob
@@ -31,7 +33,7 @@ from pairpool.master.shared_objects import SharedObjects
 from pairpool.master.supervisor import Supervisor
 from pairpool.master.watchdog import Watchdog
 from pairpool.master.workers import WorkerHandle, WorkerSet
-from pairpool.scoreboard.board import Scoreboard, Word
+from pairpool.scoreboard.board import PoolWord, Scoreboard, Word
 from pairpool.transport.items import is_immutable
 from pairpool.transport.payload_shm import KEPT, WarmMemory
 from pairpool.transport.serializer import Serializer
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
     from pairpool.master.output import Collector, Sink
     from pairpool.status import PoolStatus
 
-__all__ = ["GRACE", "Engine"]
+__all__ = ["GRACE", "Engine", "ScoreboardFiles", "WorkerSettings"]
 
 T = TypeVar("T")
 
@@ -49,39 +51,77 @@ GRACE = 1.0
 """Seconds that workers without a task get to exit by themselves before they are killed."""
 
 
-class Engine:
-    """The engine of one pool.
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """What the workers of an engine are like.
 
-    Args:
-        make_zygote: makes what workers come from.
-        board, board_fd, stacks: the status board, its memfd, and the memfd for stacks at a fault; owned from here on.
-        processes: how many workers to keep.
+    Attributes:
+        processes: the number of workers to keep.
         maxtasks: tasks after which a worker is replaced; None for never.
         has_initializer: whether workers report when they are ready.
         memory_limit: private bytes that a worker may have beyond what it inherited; None for any number.
         start_timeout: seconds that the initializer may take; None for any time.
-        trace: what writes a trace, if somebody wants one; owned from here on.
+    """
+
+    processes: int
+    maxtasks: int | None = None
+    has_initializer: bool = False
+    memory_limit: int | None = None
+    start_timeout: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreboardFiles:
+    """A scoreboard, its memfd, and the memfd into which workers write their stacks at a fault."""
+
+    board: Scoreboard
+    board_fd: descriptors.Descriptor
+    stacks: descriptors.Descriptor
+
+    @classmethod
+    def create(cls, slots: int, name: str, method: int) -> ScoreboardFiles:
+        """Create a scoreboard for a pool of this name and start method."""
+        number, board = Scoreboard.create(slots, name, time.monotonic_ns())
+        board.pool[PoolWord.METHOD] = method
+        files = cls(
+            board, descriptors.Descriptor(number), descriptors.Descriptor(descriptors.memfd("pairpool-stacks", 0))
+        )
+        descriptors.own(files.board_fd)
+        descriptors.own(files.stacks)
+        return files
+
+    def close(self) -> None:
+        """Close all of them. An engine that has started does this itself."""
+        for descriptor in (self.board_fd, self.stacks):
+            descriptors.disown(descriptor)
+            descriptor.close()
+        self.board.close()
+
+
+class Engine:
+    """The engine of one pool.
+
+    Args:
+        make_zygote: makes the zygote, from which the workers come.
+        files: the scoreboard and its files. The engine owns them from here on.
+        settings: what the workers are like.
+        trace: what writes a trace; None for no trace. The engine owns it from here on.
     """
 
     def __init__(
         self,
         make_zygote: Callable[[], Zygote],
-        board: Scoreboard,
-        board_fd: descriptors.Descriptor,
-        stacks: descriptors.Descriptor,
-        processes: int,
-        maxtasks: int | None,
-        has_initializer: bool,
-        memory_limit: int | None = None,
-        start_timeout: float | None = None,
+        files: ScoreboardFiles,
+        settings: WorkerSettings,
         trace: Trace | None = None,
     ) -> None:
+        board, stacks = files.board, files.stacks
         self.identity = forking.Identity()
         self.board = board
-        self.board_fd = board_fd
-        self._owned = (board_fd, stacks)
+        self.board_fd = files.board_fd
+        self._owned = (files.board_fd, stacks)
         self.at_end: list[Callable[[], object]] = []  # what is to be done when the pool has ended, and all is told
-        self.nursery = Supervisor(make_zygote, processes, has_initializer, board, stacks)
+        self.nursery = Supervisor(make_zygote, settings.processes, settings.has_initializer, board, stacks)
         try:
             self.loop = EventLoop(self)
         except BaseException:
@@ -91,7 +131,7 @@ class Engine:
         codec = self.codec = Serializer(memory=memory)
         self.functions = Functions(codec)
         self.crew = WorkerSet()
-        self.overseer = Watchdog(self.crew, memory_limit, start_timeout)
+        self.overseer = Watchdog(self.crew, settings.memory_limit, settings.start_timeout)
         self.accounts = Metrics(board, self.functions, trace)
         self.agenda = JobQueue(self.functions, self._forget, self.loop.is_in_the_way, self.accounts)
         self.agenda.at_rest = memory.give_back
@@ -103,7 +143,7 @@ class Engine:
             self.loop,
             codec,
             board,
-            maxtasks,
+            settings.maxtasks,
             self.nursery,
             self.shares,
             self.accounts,
@@ -196,12 +236,10 @@ class Engine:
             return number, args, kwds
         return number, take_here(self.codec, (args, kwds), own=is_left)
 
-    def submit_call(
-        self, target: Target, number: int, args: Any, kwds: Any, policy: Policy, chunksize: int | None
-    ) -> None:
+    def submit_call(self, target: Target, number: int, args: Any, kwds: Any, options: CallOptions) -> None:
         """Append a single call of function `number`, with the arguments as they are now; from any thread."""
         call = self.pack_call(number, args, kwds, is_left=True)
-        self.loop.submit(functools.partial(self.agenda.add_call, target, call, policy, chunksize))
+        self.loop.submit(functools.partial(self.agenda.add_call, target, call, options))
 
     def abandon(self, job: StreamJob, *, half_used: bool) -> None:
         """Nobody will read a stream any more: what is left of a half-used one is not run."""

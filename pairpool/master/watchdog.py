@@ -141,12 +141,12 @@ class Watchdog:
     def _look_at_time(self, member: WorkerHandle, now: float) -> None:
         sight = _look(member)
         batch = next((one for one in member.held if one.number == sight.batch), None)
-        limits = [one.job.policy.timeout for one in member.held]
-        if batch is None or sight.state not in _AT_WORK or batch.job.policy.timeout is None:
+        limits = [one.job.options.task_timeout for one in member.held]
+        if batch is None or sight.state not in _AT_WORK or batch.job.options.task_timeout is None:
             soonest = min((limit for limit in limits if limit is not None), default=math.inf)
             self.at = min(self.at, now + soonest / 2)
             return
-        limit = batch.job.policy.timeout
+        limit = batch.job.options.task_timeout
         due = sight.started / 1e9 + (limit if sight.state == State.RUNNING else max(limit, PICKLING))
         half = due - limit / 2
         if now < half:

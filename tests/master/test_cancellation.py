@@ -7,6 +7,7 @@ from typing import Any
 
 from pairpool.master.cancellation import Cancellation
 from pairpool.master.jobs.base import Batch, Calls
+from pairpool.master.jobs.call_options import CallOptions
 from pairpool.worker.worker import Mode
 
 
@@ -27,7 +28,7 @@ class Worker:
     def __init__(self) -> None:
         self.dismissed = False
         self.targets = [Target() for _ in range(3)]
-        self.job = Calls(Mode.CALL, chunksize=3)
+        self.job = Calls(Mode.CALL, CallOptions(chunksize=3))
         for target in self.targets:
             self.job.add(target, (1, (), {}))
         batch = self.job.take(1, 3)

@@ -13,17 +13,19 @@ from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from operator import itemgetter
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from pairpool.master.functions import Function
 from pairpool.master.jobs.batch_size import Sizer
+from pairpool.master.jobs.call_options import DEFAULTS, CallOptions
+from pairpool.master.jobs.intake import Gathered
 from pairpool.transport.fd import Fd
 from pairpool.transport.items import Part, Pickles, is_immutable
 from pairpool.transport.payload import Encoded
 from pairpool.transport.repeats import Repeats
 from pairpool.transport.serializer import Serializer
 
-__all__ = ["MANY", "PLAIN", "Batch", "Calls", "Job", "MapJob", "Policy", "SingleCall", "Target"]
+__all__ = ["MANY", "Batch", "Calls", "Job", "MapJob", "SingleCall", "Target"]
 
 _numbers = itertools.count(1)
 
@@ -178,23 +180,6 @@ class Batch:
         return front
 
 
-class Policy(NamedTuple):
-    """What is done about items that take too long or fail.
-
-    Args:
-        timeout: seconds that one item may take; None for any time.
-        retries: how often an item is run again whose worker died, or that raised one of `retry_on`.
-        retry_on: types of exceptions.
-    """
-
-    timeout: float | None = None
-    retries: int = 0
-    retry_on: tuple[type[BaseException], ...] = ()
-
-
-PLAIN = Policy()
-
-
 class Job(ABC):
     """One call. Subclasses say where items come from and where results go.
 
@@ -208,13 +193,13 @@ class Job(ABC):
     kind: str
     """What views call it."""
 
-    def __init__(self, function: Function | None, mode: int, chunksize: int | None, policy: Policy = PLAIN) -> None:
+    def __init__(self, function: Function | None, mode: int, options: CallOptions = DEFAULTS) -> None:
         self.function = function
         self.mode = mode
-        self.policy = policy
+        self.options = options
         self.tries: dict[int, int] = {}
         """How often items were run in vain, by index; kept while a retry is due."""
-        self.sizer = Sizer(chunksize)
+        self.sizer = Sizer(options.chunksize)
         self.again: deque[Batch] = deque()
         self.open: dict[int, Batch] = {}
         self.cancelled = False
@@ -276,11 +261,11 @@ class Job(ABC):
 
     def wants_again(self, batch: Batch, offset: int, error: BaseException) -> bool:
         """Whether an item that failed is to be run again; counts that as a try."""
-        if not isinstance(error, self.policy.retry_on) or self.is_settled(batch, offset):
+        if not isinstance(error, self.options.retry_on) or self.is_settled(batch, offset):
             return False
         index = batch.first + offset
         tries = self.tries[index] = self.tries.get(index, 0) + 1
-        if tries <= self.policy.retries:
+        if tries <= self.options.retries:
             return True
         del self.tries[index]
         error.add_note(f"the item was run {tries} times")
@@ -331,9 +316,8 @@ class MapJob(Job):
     except where the caller asks for one item per batch.
 
     Args:
-        items: something that can be sliced.
-        is_left: whether the caller goes on meanwhile. Then an item that may be run again is kept as it was sent first.
-        input_error: raised by the input after these items; it is the call's outcome once they have ended.
+        gathered: the items, and what the input raised after them: that is the call's outcome once they have ended. If
+            the caller goes on meanwhile, an item that may run again is kept as it was sent first.
         finish: called once with success and value, when all items have ended.
     """
 
@@ -343,26 +327,21 @@ class MapJob(Job):
         self,
         function: Function,
         mode: int,
-        items: Sequence[Any],
-        chunksize: int | None,
-        *,
-        return_exceptions: bool,
-        input_error: BaseException | None,
+        gathered: Gathered,
+        options: CallOptions,
         finish: Callable[[bool, Any], None],
-        policy: Policy = PLAIN,
-        is_left: bool = False,
     ) -> None:
-        super().__init__(function, mode, chunksize, policy)
+        super().__init__(function, mode, options)
         self._repeats: Repeats | None = None
-        self._is_left = is_left
-        self.sizer = Sizer(chunksize, hurried=False)
-        self._items = items
+        self._is_left = gathered.is_left
+        self.sizer = Sizer(options.chunksize, hurried=False)
+        self._items = gathered.items
         self._next = 0
-        self._length = len(items)
+        self._length = len(gathered.items)
         self._results: list[Any] = []
-        self._return_exceptions = return_exceptions
+        self._return_exceptions = options.return_exceptions
         self._errors: dict[int, BaseException] = {}
-        self._input_error = input_error
+        self._input_error = gathered.error
         self._finish: Callable[[bool, Any], None] | None = finish
 
     @property
@@ -389,7 +368,7 @@ class MapJob(Job):
 
     def encode(self, batch: Batch, codec: Serializer) -> Encoded:
         is_new = not isinstance(batch.items, Pickles)
-        if is_new and self._is_left and self.policy.retries and not all(map(is_immutable, batch.items)):
+        if is_new and self._is_left and self.options.retries and not all(map(is_immutable, batch.items)):
             batch.settle(codec.taken(batch.items))
         if self._repeats is None and self.sizer.chunksize != 1:
             self._repeats = codec.repeats()
@@ -444,8 +423,8 @@ class Calls(Job):
 
     kind = "apply"
 
-    def __init__(self, mode: int, policy: Policy = PLAIN, chunksize: int | None = None) -> None:
-        super().__init__(None, mode, chunksize, policy)
+    def __init__(self, mode: int, options: CallOptions = DEFAULTS) -> None:
+        super().__init__(None, mode, options)
         self._waiting: deque[tuple[Target, SingleCall]] = deque()
         self._next = 0
         self.dropped: BaseException | None = None

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pairpool.master.functions import Function
-from pairpool.master.jobs.base import Batch, Policy
+from pairpool.master.jobs.base import Batch
+from pairpool.master.jobs.call_options import CallOptions
 from pairpool.master.jobs.intake import Span, take_here
-from pairpool.master.jobs.stream import StreamJob
+from pairpool.master.jobs.stream import StreamJob, StreamSpec
 from pairpool.transport.items import Pickles, is_immutable
 from pairpool.transport.serializer import Serializer
 
@@ -30,18 +31,12 @@ class FedJob(StreamJob):
         self,
         function: Function,
         mode: int,
-        chunksize: int | None,
-        *,
-        ordered: bool,
-        buffersize: int | None,
-        policy: Policy,
-        total: int | None,
+        options: CallOptions,
+        spec: StreamSpec,
         codec: Serializer,
         tell: Callable[[], None],
     ) -> None:
-        super().__init__(
-            function, mode, Span(()), chunksize, ordered=ordered, buffersize=buffersize, policy=policy, total=total
-        )
+        super().__init__(function, mode, Span(()), options, spec)
         self._tell = tell
         self._codec = codec
         self._supply: deque[tuple[bool, Any]] = deque()  # whether an item is pickled, and that or its pickle

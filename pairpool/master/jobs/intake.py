@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
 
 from pairpool.linux import interrupts
 from pairpool.transport.items import Failed, Part
 from pairpool.transport.keeper import Keeper
 from pairpool.transport.serializer import Serializer
 
-__all__ = ["Iteration", "Source", "Span", "take_here"]
+__all__ = ["Gathered", "Iteration", "Source", "Span", "gather", "length_of", "take_here"]
 
 PULL_NS = 2_000_000
 """For about this long an input is read for one batch; then the batch goes out with the items that it has."""
@@ -142,3 +143,36 @@ def take_here(codec: Serializer, item: Any, *, own: bool) -> Part:
             if not interrupts.is_own(error):
                 raise
             return Failed(error)
+
+
+class Gathered(NamedTuple):
+    """All items of an input.
+
+    Args:
+        items: the items, as a sequence that can be sliced.
+        error: what the input raised after them; None if it came to its end.
+        is_left: whether the caller goes on before the items are used, and may change them.
+    """
+
+    items: Sequence[Any]
+    error: BaseException | None = None
+    is_left: bool = False
+
+
+def gather(iterable: Iterable[Any], *, is_left: bool = False) -> Gathered:
+    """Read an input to its end. A list that the caller may change meanwhile is copied."""
+    if type(iterable) in (tuple, range) or (type(iterable) is list and not is_left):
+        return Gathered(iterable, None, is_left)  # type: ignore[arg-type]
+    items: list[Any] = []
+    iterator = iter(iterable)
+    try:
+        items.extend(iterator)
+    except Exception as error:
+        return Gathered(items, error, is_left)
+    return Gathered(items, None, is_left)
+
+
+def length_of(iterable: Iterable[Any]) -> int | None:
+    """Return the number of items if the type knows it without running anybody's code; else None."""
+    known = type(iterable) in (list, tuple, range, dict, set, frozenset, str, bytes, deque)
+    return len(iterable) if known else None  # type: ignore[arg-type]

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from pairpool.master.functions import Functions
-from pairpool.master.jobs.base import PLAIN, Batch, Calls, Job, Policy, SingleCall, Target
+from pairpool.master.jobs.base import Batch, Calls, Job, SingleCall, Target
+from pairpool.master.jobs.call_options import DEFAULTS, CallOptions
 from pairpool.master.jobs.stream import StreamJob
 from pairpool.master.metrics import Metrics
 from pairpool.transport.failures import error_for_each
@@ -67,13 +68,7 @@ class JobQueue:
         else:
             self.queue.append(job)
 
-    def add_call(
-        self,
-        target: Target,
-        call: SingleCall,
-        policy: Policy = PLAIN,
-        chunksize: int | None = None,
-    ) -> None:
+    def add_call(self, target: Target, call: SingleCall, options: CallOptions = DEFAULTS) -> None:
         """Append a single call, to those before it if no other job stands between; one that is there already stays."""
         if target.has_outcome:
             return
@@ -83,8 +78,8 @@ class JobQueue:
                 job.add(target, call)
         else:
             last = self.queue[-1] if self.queue else None
-            fits = isinstance(last, Calls) and last.policy == policy and last.sizer.chunksize == chunksize
-            job = last if isinstance(last, Calls) and fits else Calls(Mode.CALL, policy, chunksize)
+            fits = isinstance(last, Calls) and last.options == options
+            job = last if isinstance(last, Calls) and fits else Calls(Mode.CALL, options)
             job.add(target, call)
         if job not in self.unfinished:
             self.add(job)
@@ -141,7 +136,7 @@ class JobQueue:
     def deliver(self, batch: Batch, values: list[Any], failed: dict[int, BaseException]) -> None:
         """Hand the outcome of a batch to its job."""
         job = batch.job
-        if failed and job.policy.retries and batch.number in job.open:
+        if failed and job.options.retries and batch.number in job.open:
             again = [offset for offset in sorted(failed) if job.wants_again(batch, offset, failed[offset])]
             if again:
                 self.deliver_but(batch, again, values, failed)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from operator import length_hint
 from typing import Any
 
 from pairpool.linux.interrupts import allow_signals, is_from_handler
 from pairpool.master.functions import Function
-from pairpool.master.jobs.base import MANY, PLAIN, Batch, Job, Policy
+from pairpool.master.jobs.base import MANY, Batch, Job
+from pairpool.master.jobs.call_options import CallOptions
 from pairpool.master.jobs.intake import Source, Span
 
-__all__ = ["Raised", "StreamJob"]
+__all__ = ["Raised", "StreamJob", "StreamSpec"]
 
 
 _NOTHING = Span(())
@@ -28,13 +30,38 @@ class Raised:
         self.error = error
 
 
+@dataclass(frozen=True, slots=True)
+class StreamSpec:
+    """How the results of a stream are read.
+
+    Attributes:
+        ordered: whether results come in the order of the input.
+        total: the number of items; None if it is not known.
+        is_ahead: whether the job runs to its end although the reader takes no results.
+        waits_for_reader: whether the job never takes more items than the buffer holds, even after the reader has left:
+            the input may be endless.
+        frees_results: whether the job keeps no reference to a result that the reader has had. That costs 0.1 µs per
+            result.
+    """
+
+    ordered: bool
+    total: int | None = None
+    is_ahead: bool = False
+    waits_for_reader: bool = False
+    frees_results: bool = False
+
+
 class StreamJob(Job):
     """Items of an input, results for an iterator; bounded by how far it may be ahead of its reader.
 
     Args:
         source: where the items come from.
-        buffersize: items that may be taken and not yet yielded; None for a bound that follows the size of batches.
-        total: how many items there are, where that is known.
+        options: of the call.
+        spec: how the results are read.
+
+    Attributes:
+        unbounded: whether the job runs on although the reader takes no results.
+        waits_for_reader: see `StreamSpec`.
     """
 
     kind = "imap"
@@ -44,18 +71,14 @@ class StreamJob(Job):
         function: Function,
         mode: int,
         source: Source,
-        chunksize: int | None,
-        *,
-        ordered: bool,
-        buffersize: int | None,
-        policy: Policy = PLAIN,
-        total: int | None = None,
+        options: CallOptions,
+        spec: StreamSpec,
     ) -> None:
-        super().__init__(function, mode, chunksize, policy)
-        self._total = total
+        super().__init__(function, mode, options)
+        self._total = spec.total
         self._source = source
-        self._ordered = ordered
-        self._buffersize = buffersize
+        self._ordered = spec.ordered
+        self._buffersize = options.buffersize
         self._taken = 0
         self._pulling = False
         self._exhausted = False
@@ -64,16 +87,13 @@ class StreamJob(Job):
         self._due = 0
         self._discarding = False
         self.is_in_the_way: Callable[[object], bool] = lambda _job: False
-        self.unbounded = False
-        """Set when nobody is expected to read before the end."""
-        self.waits_for_reader = False
-        """Set when no more is taken than the buffer holds, with a reader or without: the input may be endless."""
+        self.unbounded = spec.is_ahead
+        self.waits_for_reader = spec.waits_for_reader
         self.ready: deque[list[Any] | Raised] = deque()
         """What can be yielded now: results of one batch, or a failure."""
         self.handed: Iterator[Any] = iter(())
         """The results that the reader is at."""
-        self.lets_go = False
-        """Set to keep no reference to a result that the reader has had, for a tenth of a microsecond each."""
+        self._frees_results = spec.frees_results
         self._at: list[Any] = []  # what they are taken from, in that case
         self._handed_out = 0
 
@@ -96,7 +116,7 @@ class StreamJob(Job):
 
     def left(self) -> int:
         """How many of the results that were handed out the reader has not had."""
-        return len(self._at) if self.lets_go else length_hint(self.handed)
+        return len(self._at) if self._frees_results else length_hint(self.handed)
 
     @property
     def has_results(self) -> bool:
@@ -106,7 +126,7 @@ class StreamJob(Job):
     def hand_out(self) -> Iterator[Any]:
         """The results of the next batch, or of as much of it as came without a failure."""
         results: Any = self.ready.popleft()
-        if self.lets_go:
+        if self._frees_results:
             self._at = results[::-1]
             self.handed = map(list.pop, itertools.repeat(self._at, len(results)))
         else:

@@ -1,0 +1,124 @@
+"""How a pool opens: from its options to an engine whose workers start.
+
+1. Check what the platform and the limits of this process allow.
+2. Create the scoreboard and the file for stacks, and open the trace.
+3. Make the engine, which forks the zygote.
+4. Start the capture of output and the first workers.
+
+If one step raises, what the steps before it have made is closed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import pickle
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from pairpool.linux import descriptors, requirements
+from pairpool.master.engine import Engine, ScoreboardFiles, WorkerSettings
+from pairpool.options import START_METHODS, PoolOptions
+from pairpool.worker import bootstrap
+from pairpool.worker.worker import WorkerBody
+from pairpool.worker.zygote import DirectZygote, ForkedZygote, FreshZygote, Zygote
+
+if TYPE_CHECKING:
+    from pairpool.view.trace import TraceWriter
+
+__all__ = ["descriptors_per_worker", "open_engine"]
+
+SCOREBOARD_SLOTS = 4096
+DESCRIPTORS_PER_WORKER = 4
+DESCRIPTORS_PER_POOL = 16
+
+_numbers = itertools.count(1)
+
+
+def open_engine(options: PoolOptions, start: Callable[[Engine], object], *, daemon: bool) -> Engine:
+    """Make the engine of a pool, and start its workers with `start`. Handlers of signals must be deferred meanwhile.
+
+    Args:
+        daemon: whether tasks are kept from starting processes with multiprocessing.
+
+    Raises:
+        ValueError: this thread cannot use the start method.
+        OSError: a limit of this process does not allow so many workers.
+    """
+    if options.start_method == "direct" and threading.current_thread() is not threading.main_thread():
+        raise ValueError('start_method="direct" sets SIGCHLD, which only the main thread can do')
+    workers = options.workers
+    name = options.name or f"pool-{next(_numbers)}"
+    requirements.require_descriptors(
+        descriptors_per_worker(options) * workers + DESCRIPTORS_PER_POOL, f"a pool of {workers} workers"
+    )
+    method = START_METHODS.index(options.start_method)
+    files = ScoreboardFiles.create(max(SCOREBOARD_SLOTS, 2 * workers), name, method)
+    engine = trace = None
+    try:
+        trace = _open_trace(options, name, files)
+        engine = Engine(_zygote_maker(options, files, daemon), files, _settings(options), trace)
+        _start_capture(options, engine)
+        start(engine)
+    except BaseException:
+        if engine is not None:
+            engine.terminate()
+        else:
+            if trace is not None:
+                descriptors.disown(trace)
+                trace.close()
+            files.close()
+        raise
+    return engine
+
+
+def descriptors_per_worker(options: PoolOptions) -> int:
+    """Return the number of descriptors that each worker takes in this process."""
+    return DESCRIPTORS_PER_WORKER + 2 * (options.capture is not False) + (options.log_number is not None)
+
+
+def _settings(options: PoolOptions) -> WorkerSettings:
+    return WorkerSettings(
+        options.workers,
+        options.maxtasksperchild,
+        options.initializer is not None,
+        options.memory_bytes,
+        options.start_timeout,
+    )
+
+
+def _open_trace(options: PoolOptions, name: str, files: ScoreboardFiles) -> TraceWriter | None:
+    if options.trace is None:
+        return None
+    from pairpool.view.trace import TraceWriter
+
+    writer = TraceWriter(options.trace, name=name, pid=os.getpid(), created=files.board.created)
+    descriptors.own(writer)
+    return writer
+
+
+def _start_capture(options: PoolOptions, engine: Engine) -> None:
+    if options.capture is False and options.log_number is None:
+        return
+    from pairpool.master import output
+
+    sink = output.print_tagged if isinstance(options.capture, bool) else output.each_line(options.capture)
+    engine.start_capture(sink, streams=options.capture is not False, level=options.log_number)
+
+
+def _zygote_maker(options: PoolOptions, files: ScoreboardFiles, daemon: bool) -> Callable[[], Zygote]:
+    """Return a function that makes the zygote, with the body that its workers run."""
+    stacks, initializer, initargs = files.stacks, options.initializer, tuple(options.initargs)
+    if options.start_method != "forkserver":
+        body = WorkerBody(files.board, stacks.fileno(), os.getpid(), initializer, initargs, daemon)
+        if options.start_method == "direct":
+            return lambda: DirectZygote(body, keep=[stacks])
+        return lambda: ForkedZygote(body, keep=[stacks])
+    arguments: bytes | None = None
+    fds: list[int] = []
+    if initializer is not None:
+        arguments, fds = bootstrap.pickle_for_child((initializer, initargs))
+    setup = pickle.dumps((os.getpid(), arguments, daemon))
+    factory = f"{WorkerBody.__module__}:make_body"
+    return lambda: FreshZygote(factory, [files.board_fd.fileno(), stacks.fileno(), *fds], setup)
