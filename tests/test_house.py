@@ -1,276 +1,229 @@
-"""The floors of the house: no module imports from a floor above its own, and no circle is allowed."""
+"""The structure of the package: layers, cycles, sizes, and names with one meaning.
+
+`tests/support/house.py` measures. This module holds the layers, the limits and the exceptions with their reasons.
+"""
 
 from __future__ import annotations
 
-import ast
-from collections.abc import Iterator
-from dataclasses import dataclass
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.support.scripts import ROOT
+from tests.support.house import (
+    Module,
+    forbidden_imports,
+    foreign_writes,
+    import_cycles,
+    imports_of,
+    long_files,
+    long_functions,
+    long_signatures,
+    modules_without_layer,
+    private_names,
+    read_package,
+    repeated_classes,
+    repeated_constants,
+    upward_imports,
+    words_in_use,
+)
+from tests.support.scripts import ROOT, write_script
 
-FLOORS: dict[str, int] = {
-    "pairpool.errors": 1,
-    "pairpool.output_lines": 1,
-    "pairpool.status": 1,
-    "pairpool.linux": 1,
-    "pairpool.transport": 2,
-    "pairpool.scoreboard": 2,
-    "pairpool.worker": 3,
-    "pairpool.master": 4,
-    "pairpool.aio": 5,
-    "pairpool.opening": 5,
-    "pairpool.options": 5,
-    "pairpool.reporting": 5,
-    "pairpool.results": 5,
-    "pairpool.executor": 5,
-    "pairpool.pool": 5,
-    "pairpool.cli": 6,
-    "pairpool.dask": 6,
-    "pairpool.joblib": 6,
-    "pairpool.stress": 6,
-    "pairpool.__main__": 7,
-    "pairpool": 7,
+LAYERS = (
+    ("pairpool", "pairpool.__main__", "pairpool.cli"),
+    ("pairpool.stress",),  # a campaign against the public faces
+    ("pairpool.pool", "pairpool.executor", "pairpool.aio", "pairpool.joblib", "pairpool.dask"),
+    ("pairpool.reporting",),
+    ("pairpool.options",),
+    ("pairpool.results",),
+    ("pairpool.view",),
+    ("pairpool.master",),
+    ("pairpool.worker",),
+    ("pairpool.transport",),
+    ("pairpool.scoreboard",),
+    ("pairpool.linux",),
+    ("pairpool.errors", "pairpool.status", "pairpool.output_lines"),
+)
+"""From top to bottom. A module imports only from its own layer and from lower layers."""
+
+WALLS = (
+    ("pairpool.master", "pairpool.worker"),  # the parent side never imports the child's code
+    ("pairpool.view", "pairpool.master"),  # a view takes a status and returns a picture
+    ("pairpool.view", "pairpool.worker"),
+    ("pairpool.view", "pairpool.transport"),
+)
+"""Imports that are forbidden although they point downwards: (importer, imported)."""
+
+FACES = ("pairpool.pool", "pairpool.executor", "pairpool.aio", "pairpool.dask")
+"""The public faces, whose calls take as many options as users need."""
+
+OLD_NAMES = re.compile(
+    r"\b(Accounts|Tally|Shares|Books|Traffic|Pace|Singles|Passage)\b"
+    r"|(?<![A-Za-z])(?i:nursery|dealer|crew|overseer|attendant|agenda|doom|stillborn|acquit|condemned|culprit|torn"
+    r"|hurry|hurried|starved|movers|glance|slip_in|stand_in|codec)(?![A-Za-z])"
+)
+"""Names that were replaced by the standard terms of the field, as identifiers and as words."""
+
+FOREIGN_WRITES: dict[str, str] = {}
+"""Fields that another object than their own writes, as `path: expression`, each with the reason."""
+
+PRIVATE_NAMES = {
+    "os._exit": "documented",
+    "sys._getframe": "documented",
+    "argparse._SubParsersAction": "the only name of the type of add_subparsers()",
+    "_typeshed": "exists for type checkers only",
+    "_asdict": "the documented method of every NamedTuple",
+    "_dynamic_class_reduce": "the hook of cloudpickle for classes",
 }
-"""The floor of each module; a package's is that of all its modules. 7 is the door, from where all is seen."""
+"""Private names of other projects that may stand in any module. All others belong to linux/cpython_private.py."""
 
-APART = "pairpool.view"
-"""Status in, pictures out: it sees the floors up to APART_BELOW, and those from APART_ABOVE on see it."""
+CONSTANTS: dict[str, str] = {}
+"""Constants that more than one module defines, each with the reason."""
 
-APART_BELOW = 2
-APART_ABOVE = 5
+MODULES = read_package(ROOT)
+IMPORTS = imports_of(MODULES)
+OUTSIDE_CPYTHON_PRIVATE = [module for module in MODULES if module.name != "pairpool.linux.cpython_private"]
 
-
-@dataclass(frozen=True)
-class Import:
-    """One import of a module of this package by another."""
-
-    importer: str
-    imported: str
-    line: int
-    at_start: bool
-    """Whether it happens while the importer is loaded, and not later in a function."""
-
-    def __str__(self) -> str:
-        return f"{self.importer}, line {self.line}, imports {self.imported}"
-
-
-# --- reading ------------------------------------------------------------------------------------------
-
-
-def modules_below(root: Path) -> dict[str, Path]:
-    """Every module of the package under `root`, by its dotted name."""
-    found = {}
-    for path in sorted((root / "pairpool").rglob("*.py")):
-        parts = path.relative_to(root).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
+MEASURES: dict[str, tuple[int, Callable[[], list[str]]]] = {
+    "upward imports": (0, lambda: upward_imports(IMPORTS, LAYERS)),
+    "imports across a wall": (16, lambda: forbidden_imports(IMPORTS, WALLS)),
+    "import cycles": (3, lambda: import_cycles(IMPORTS)),
+    "files of more than 400 lines": (15, lambda: long_files(MODULES, 400)),
+    "functions of more than 40 lines": (4, lambda: long_functions(MODULES, 40)),
+    "functions with more than 6 parameters": (17, lambda: long_signatures(MODULES, 6, FACES)),
+    "writes to fields of other objects": (227, lambda: foreign_writes(MODULES, FOREIGN_WRITES)),
+    "class names used twice": (3, lambda: repeated_classes(MODULES)),
+    "constants defined twice": (45, lambda: repeated_constants(MODULES, CONSTANTS)),
+    "old names": (604, lambda: words_in_use(MODULES, OLD_NAMES)),
+    "private names of other projects": (19, lambda: private_names(OUTSIDE_CPYTHON_PRIVATE, PRIVATE_NAMES)),
+}
+"""The limit of each measure, and how it is taken."""
 
 
-def _is_type_checking(test: ast.expr) -> bool:
-    return (isinstance(test, ast.Name) and test.id == "TYPE_CHECKING") or (
-        isinstance(test, ast.Attribute) and test.attr == "TYPE_CHECKING"
-    )
+def test_every_module_has_a_layer() -> None:
+    assert len(MODULES) > 100
+    assert modules_without_layer(MODULES, LAYERS) == [], "add it to LAYERS, and to the drawing in docs/design.md"
 
 
-def _import_statements(body: ast.AST, at_start: bool) -> Iterator[tuple[ast.Import | ast.ImportFrom, bool]]:
-    """All that are executed, and whether while the module is loaded."""
-    for node in ast.iter_child_nodes(body):
-        if isinstance(node, (ast.Import, ast.ImportFrom)):
-            yield node, at_start
-        elif isinstance(node, ast.If) and _is_type_checking(node.test):
-            for other in node.orelse:
-                yield from _import_statements(ast.Module([other], []), at_start)
-        else:
-            is_function = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
-            yield from _import_statements(node, at_start and not is_function)
+@pytest.mark.parametrize("measure", MEASURES)
+def test_the_package_is_within_its_limits(measure: str) -> None:
+    limit, find = MEASURES[measure]
+    found = find()
+    assert len(found) <= limit, f"{measure}: {len(found)}, and the limit is {limit}:\n" + "\n".join(found)
 
 
-def _targets(node: ast.Import | ast.ImportFrom, importer: str, is_package: bool, known: set[str]) -> Iterator[str]:
-    if isinstance(node, ast.Import):
-        yield from (alias.name for alias in node.names)
-        return
-    base = node.module or ""
-    if node.level:
-        parts = importer.split(".")
-        parts = parts[: len(parts) - node.level + is_package]
-        base = ".".join([*parts, base] if base else parts)
-    for alias in node.names:
-        name = f"{base}.{alias.name}"
-        yield name if name in known else base
+def test_few_writes_to_fields_of_other_objects_are_excused() -> None:
+    assert len(FOREIGN_WRITES) <= 10
 
 
-def imports_of(modules: dict[str, Path]) -> list[Import]:
-    """Every import of one module of the package by another."""
-    known = set(modules)
-    found = []
-    for importer, path in modules.items():
-        tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
-        for node, at_start in _import_statements(tree, at_start=True):
-            for target in _targets(node, importer, path.name == "__init__.py", known):
-                if target.partition(".")[0] == "pairpool" and target != importer:
-                    found.append(Import(importer, target, node.lineno, at_start))
-    return found
+# --- the measures themselves, which must be able to fail ----------------------------------------------
 
+SMALL_LAYERS = (("pairpool", "pairpool.cli"), ("pairpool.pool",), ("pairpool.transport",), ("pairpool.linux",))
 
-# --- judging ------------------------------------------------------------------------------------------
+FAULTY = {
+    "__init__.py": "def __getattr__(name):\n    from .pool import Pool\n",
+    "cli.py": "import argparse\n\nclass Row: pass\n",
+    "extra.py": "",
+    "pool.py": """
+        import os, typing as t
+        if t.TYPE_CHECKING:
+            import pairpool.cli
 
+        _LIMIT: int = 1
+        lower_case = os._exit
+        CODEC = "codecs and decoders"
 
-def floor_of(module: str) -> int | None:
-    """A module's floor, or that of the nearest package around it; None if neither is in the table."""
-    if module in FLOORS:
-        return FLOORS[module]
-    package = module.rpartition(".")[0]
-    return floor_of(package) if package and package != "pairpool" else None
+        class Row:
+            __slots__ = ("_own", "seen")
 
+            def __init__(self, a, b, *, c):
+                self.seen = a
 
-def is_apart(module: str) -> bool:
-    return module == APART or module.startswith(f"{APART}.")
+            def write(self, other):
+                '''Docstrings do not count.
 
-
-def homeless(modules: dict[str, Path]) -> list[str]:
-    return [module for module in modules if floor_of(module) is None and not is_apart(module)]
-
-
-def climbs(imports: list[Import]) -> list[str]:
-    """The imports from a floor above the importer's own, and those across the wall of what is apart."""
-    found = []
-    for one in imports:
-        lower, upper = floor_of(one.imported), floor_of(one.importer)
-        if is_apart(one.importer):
-            if not is_apart(one.imported) and lower is not None and lower > APART_BELOW:
-                found.append(f"{one} (floor {lower}), but {APART} is apart and sees floors 1 to {APART_BELOW}")
-        elif is_apart(one.imported):
-            if upper is not None and upper < APART_ABOVE:
-                found.append(f"{one}, which is apart: only floors from {APART_ABOVE} on see it, and this is {upper}")
-        elif lower is not None and upper is not None and lower > upper:
-            found.append(f"{one}: from floor {upper} up to floor {lower}")
-    return found
-
-
-def circle(imports: list[Import]) -> list[str]:
-    """A circle of modules that import each other while they are loaded; empty if there is none."""
-    graph: dict[str, list[str]] = {}
-    for one in imports:
-        if one.at_start:
-            graph.setdefault(one.importer, []).append(one.imported)
-    done: set[str] = set()
-
-    def search(module: str, path: list[str]) -> list[str]:
-        if module in path:
-            return [*path[path.index(module) :], module]
-        if module not in done:
-            for imported in graph.get(module, ()):
-                found = search(imported, [*path, module])
-                if found:
-                    return found
-            done.add(module)
-        return []
-
-    for module in graph:
-        found = search(module, [])
-        if found:
-            return found
-    return []
-
-
-# --- the house ----------------------------------------------------------------------------------------
-
-MODULES = modules_below(ROOT)
-
-
-def test_every_module_has_a_floor() -> None:
-    assert {
-        "pairpool",
-        "pairpool.linux.pidfds",
-        "pairpool.transport.channel",
-        "pairpool.master.jobs.batch_size",
-    } <= set(MODULES)
-    found = homeless(MODULES)
-    assert not found, (
-        f"no floor is known for {', '.join(found)}: add it to FLOORS in tests/test_house.py, "
-        "with its floor in the table of docs/design.md, where the house is described"
-    )
-
-
-def test_no_module_imports_from_a_floor_above() -> None:
-    assert climbs(imports_of(MODULES)) == []
-
-
-def test_no_circle_of_imports() -> None:
-    assert circle(imports_of(MODULES)) == []
-
-
-# --- and a look at the looking ------------------------------------------------------------------------
+                Not even long ones.
+                '''
+                other.seen, self.seen[0] = 1, 2
+                other.items[0] = 3
+                object.__setattr__(self, "_own", other._own)
+                setattr(other, "seen", 4)
+        """,
+    "transport/__init__.py": "from .. import linux\n",
+    "transport/channel.py": "from . import serializer\nLIMIT = 2\n",
+    "transport/serializer.py": "def f():\n    from .channel import LIMIT\n",
+    "linux.py": """
+        try:
+            from pairpool import transport
+            import _signal, os
+            from threading import _active
+        except OSError:
+            _active.clear()
+            os._foo(1)
+        """,
+}
+"""A small package with at least one fault of each kind, beside code that looks like a fault and is none."""
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> Path:
-    """A small house with faults, beside things that look like some."""
-    files = {
-        "__init__.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from pairpool.pool import Pool\n",
-        "linux.py": "import os\nif 1:\n    try:\n        import pairpool.transport.channel\n    except OSError: ...\n",
-        "errors.py": "def f():\n    from pairpool import pool, linux\n",
-        "transport/__init__.py": "",
-        "transport/channel.py": "from . import serializer\nfrom .. import linux\n",
-        "transport/serializer.py": "from .channel import Channel\n",
-        "worker.py": "import typing as t\nif t.TYPE_CHECKING:\n    import pairpool.cli\nelse:\n  import pairpool.pool",
-        "pool.py": "from pairpool.transport import channel as c, x\n"
-        "class Pool:\n    from pairpool.view.table import x\n",
-        "view/table.py": "from pairpool.status import PoolStatus\nfrom pairpool import pool\n",
-        "new.py": "",
-    }
-    for name, source in files.items():
-        path = tmp_path / "pairpool" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(source)
-    return tmp_path
+def faulty(tmp_path: Path) -> list[Module]:
+    for name, source in FAULTY.items():
+        (tmp_path / "pairpool" / name).parent.mkdir(parents=True, exist_ok=True)
+        write_script(tmp_path / "pairpool", source, name)
+    return read_package(tmp_path)
 
 
-def test_all_imports_are_found(house: Path) -> None:
-    found = {(one.importer[9:], one.imported[9:], one.at_start) for one in imports_of(modules_below(house))}
-    assert found == {
-        ("linux", "transport.channel", True),
-        ("errors", "pool", False),
-        ("errors", "linux", False),
-        ("transport.channel", "transport.serializer", True),
-        ("transport.channel", "linux", True),
-        ("transport.serializer", "transport.channel", True),
-        ("worker", "pool", True),
-        ("pool", "transport.channel", True),
-        ("pool", "transport", True),
-        ("pool", "view.table", True),
-        ("view.table", "status", True),
-        ("view.table", "pool", True),
+def test_imports_are_found_wherever_they_stand(faulty: list[Module]) -> None:
+    assert {str(one).replace("pairpool.", "") for one in imports_of(faulty)} == {
+        "pairpool, line 2, imports pool",
+        "pool, line 4, imports cli",
+        "transport, line 1, imports linux",
+        "transport.channel, line 1, imports transport.serializer",
+        "transport.serializer, line 2, imports transport.channel",
+        "linux, line 3, imports transport",
     }
 
 
-def test_all_faults_are_found(house: Path) -> None:
-    modules = modules_below(house)
-    assert homeless(modules) == ["pairpool.new"]
-    imports = imports_of(modules)
-    assert {fault.partition(" (")[0].partition(":")[0] for fault in climbs(imports)} == {
-        "pairpool.linux, line 4, imports pairpool.transport.channel",
-        "pairpool.errors, line 2, imports pairpool.pool",
-        "pairpool.worker, line 5, imports pairpool.pool",
-        "pairpool.view.table, line 2, imports pairpool.pool",
-    }
-    found = circle(imports)
-    assert found[0] == found[-1]
-    assert len(found) > 2
-    assert circle([one for one in imports if "serializer" not in one.imported and "linux" not in one.imported]) == [
-        "pairpool.pool",
-        "pairpool.view.table",
-        "pairpool.pool",
+def test_faults_of_layers_are_found(faulty: list[Module]) -> None:
+    assert modules_without_layer(faulty, SMALL_LAYERS) == ["pairpool.extra"]
+    imports = imports_of(faulty)
+    assert upward_imports(imports, SMALL_LAYERS) == [
+        "pairpool.linux, line 3, imports pairpool.transport",
+        "pairpool.pool, line 4, imports pairpool.cli",
     ]
-    assert circle([one for one in imports if one.importer in ("pairpool.errors", "pairpool.worker")]) == []
+    assert forbidden_imports(imports, [("pairpool.transport", "pairpool.linux"), ("pairpool.linux", "pairpool.x")]) == [
+        "pairpool.transport, line 1, imports pairpool.linux",
+    ]
+    assert import_cycles(imports) == [
+        "pairpool.linux <-> pairpool.transport",
+        "pairpool.transport.channel <-> pairpool.transport.serializer",
+    ]
+    assert import_cycles(imports[:2]) == []
 
 
-def test_what_is_apart_is_known_upstairs_only() -> None:
-    def judge(importer: str) -> list[str]:
-        return climbs([Import(importer, "pairpool.view.live", 1, True)])
+def test_faults_of_size_are_found(faulty: list[Module]) -> None:
+    assert long_files(faulty, 23) == ["pairpool/pool.py: 24 lines"]
+    assert long_functions(faulty, 4) == ["pairpool/pool.py:16 write: 5 lines"]
+    assert long_functions(faulty, 5) == []
+    assert long_signatures(faulty, 2) == ["pairpool/pool.py:13 __init__: 3 parameters"]
+    assert long_signatures(faulty, 2, ("pairpool.pool",)) == []
 
-    assert judge("pairpool.pool") == judge("pairpool.cli") == judge("pairpool.view.top") == []
-    assert len(judge("pairpool.master.event_loop")) == len(judge("pairpool.linux")) == 1
+
+def test_writes_to_other_objects_are_found(faulty: list[Module]) -> None:
+    found = ["pairpool/pool.py:24 setattr(other, 'seen', 4)", "pairpool/pool.py:21 other.seen"]
+    assert sorted(foreign_writes(faulty)) == sorted(found)
+    assert foreign_writes(faulty, ["pairpool/pool.py: other.seen"]) == found[:1]
+
+
+def test_faults_of_names_are_found(faulty: list[Module]) -> None:
+    assert repeated_classes(faulty) == ["Row: pairpool/cli.py:3, pairpool/pool.py:10"]
+    assert repeated_classes(faulty, ["Row"]) == []
+    assert repeated_constants(faulty) == ["LIMIT: pairpool/pool.py:6, pairpool/transport/channel.py:2"]
+    assert repeated_constants(faulty, ["LIMIT"]) == []
+    assert words_in_use(faulty, OLD_NAMES) == ["pairpool/pool.py:8 CODEC"]
+    assert private_names(faulty, ["os._exit"]) == [
+        "pairpool/linux.py:4 import _signal, os",
+        "pairpool/linux.py:5 from threading import _active",
+        "pairpool/linux.py:8 os._foo",
+    ]
