@@ -331,20 +331,19 @@ def private_names(modules: Sequence[Module], allowed: Iterable[str] = ()) -> lis
         allowed: expressions and modules that are not returned, such as `os._exit`, which is documented.
     """
     own = {name for module in modules for name in _defined_names(module)}
+    allowed = set(allowed)
     found = []
     for module in modules:
         for node in ast.walk(module.tree):
             if isinstance(node, ast.Attribute):
-                text = ast.unparse(node)
                 names = [] if node.attr in own or _is_own(node.value) else [node.attr]
             elif isinstance(node, ast.Import):
-                text, names = ast.unparse(node), [part for alias in node.names for part in alias.name.split(".")]
+                names = [part for alias in node.names for part in alias.name.split(".")]
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                text = ast.unparse(node)
                 imported = [*node.module.split("."), *(alias.name for alias in node.names)]
                 names = [name for name in imported if name not in own]
             else:
                 continue
-            if any(map(_is_private, names)) and not {text, *names} & set(allowed):
-                found.append(f"{module.at(node)} {text}")
+            if any(map(_is_private, names)) and allowed.isdisjoint((*names, ast.unparse(node))):
+                found.append(f"{module.at(node)} {ast.unparse(node)}")
     return found
