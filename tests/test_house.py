@@ -34,7 +34,7 @@ LAYERS = (
     ("pairpool", "pairpool.__main__", "pairpool.cli"),
     ("pairpool.stress",),  # a campaign against the public faces
     ("pairpool.pool", "pairpool.executor", "pairpool.aio", "pairpool.joblib", "pairpool.dask"),
-    ("pairpool.reporting",),
+    ("pairpool.opening", "pairpool.reporting"),
     ("pairpool.options",),
     ("pairpool.results",),
     ("pairpool.view",),
