@@ -24,7 +24,7 @@ from benchmarks.cases.balance import lognormal, short_then_long
 from benchmarks.tasks import nap, spin
 from pairpool import Pool
 from pairpool.status import PoolStatus
-from pairpool.view.find import Sight, pools
+from pairpool.view.find import PoolObserver, pools
 from pairpool.view.table import render
 from pairpool.view.timeline import run as draw
 from pairpool.view.usage import Sampler
@@ -46,7 +46,7 @@ def save(status: PoolStatus, width: int, height: int, name: str, before: list[Te
     (DOCS / f"{name}.svg").write_text(svg)
 
 
-def measured(sight: Sight, seconds: float = 1.0) -> PoolStatus:
+def measured(sight: PoolObserver, seconds: float = 1.0) -> PoolStatus:
     """A status with CPU and memory, measured over so many seconds."""
     sampler = Sampler(every=0.0)
     sampler.fill(sight.status())
@@ -61,7 +61,7 @@ def watch() -> None:
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         time.sleep(AFTER)
         [found] = [one for one in pools() if one.pid == process.pid]
-        with Sight(found) as sight:
+        with PoolObserver(found) as sight:
             while sum(worker.total is not None for worker in sight.status().workers) < 5:
                 time.sleep(0.05)
             save(measured(sight), 100, 30, "live")

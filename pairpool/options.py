@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from pairpool.linux import cgroup
-from pairpool.linux.memory import parse_size, usage_of
+from pairpool.linux.memory import memory_usage_of, parse_size
 from pairpool.master.jobs.call_options import (
     DEFAULTS,
     CallOptions,
@@ -142,7 +142,7 @@ class PoolOptions:
             raise ValueError(f"start_method must be one of {', '.join(START_METHODS)}, not {self.start_method!r}")
         settle(self, "calls", DEFAULTS.override(self.task_timeout, self.retries, self.retry_on, self.chunksize))
         settle(self, "memory_bytes", None if self.memory_limit is None else parse_size(self.memory_limit))
-        if self.memory_bytes is not None and usage_of(os.getpid()) is None:
+        if self.memory_bytes is not None and memory_usage_of(os.getpid()) is None:
             raise OSError(errno.ENOENT, "memory_limit needs /proc")
         settle(self, "start_timeout", check_seconds(self.start_timeout, "start_timeout"))
         settle(self, "capture", _check_capture(self.capture) or bool(self.live))

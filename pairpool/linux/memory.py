@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import re
 
-__all__ = ["Usage", "format_size", "parse_size", "usage_of"]
+__all__ = ["MemoryUsage", "format_size", "parse_size", "memory_usage_of"]
 
-_PAGE = os.sysconf("SC_PAGE_SIZE")
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", re.IGNORECASE)
 
@@ -47,7 +47,7 @@ def format_size(size: float) -> str:
     return f"{size:.0f} B" if units[0] == "B" else f"{size:.1f} {units[0]}"
 
 
-class Usage:
+class MemoryUsage:
     """Memory of one process in bytes: all that is resident, and the part of it that is neither file nor shared."""
 
     __slots__ = ("private", "resident")
@@ -57,7 +57,7 @@ class Usage:
         self.private = private
 
 
-def usage_of(pid: int) -> Usage | None:
+def memory_usage_of(pid: int) -> MemoryUsage | None:
     """What a process uses now; None if it is gone or there is no /proc."""
     try:
         fd = os.open(f"/proc/{pid}/statm", os.O_RDONLY | os.O_CLOEXEC)
@@ -70,4 +70,4 @@ def usage_of(pid: int) -> Usage | None:
     finally:
         os.close(fd)
     resident, shared = int(fields[1]), int(fields[2])
-    return Usage(resident * _PAGE, (resident - shared) * _PAGE)
+    return MemoryUsage(resident * _PAGE_BYTES, (resident - shared) * _PAGE_BYTES)

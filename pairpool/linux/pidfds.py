@@ -16,7 +16,6 @@ import struct
 import time
 
 __all__ = [
-    "BREATH",
     "SIGKILL",
     "abort",
     "describe_status",
@@ -32,7 +31,7 @@ __all__ = [
 
 SIGKILL = signal.SIGKILL
 
-BREATH = 50e-6
+_RECHECK_EVERY_S = 50e-6
 
 """Seconds between two looks at what should happen at once; a sched_yield would wait for all that computes, first."""
 
@@ -93,7 +92,7 @@ def wait_released(pid: int, patience: float = 0.1) -> None:
             os.kill(pid, 0)
         except ProcessLookupError:
             return
-        time.sleep(BREATH)
+        time.sleep(_RECHECK_EVERY_S)
 
 
 def exit_status(pidfd: int, patience: float = 0.05) -> int | None:
@@ -115,7 +114,7 @@ def exit_status(pidfd: int, patience: float = 0.05) -> int | None:
                 return int(struct.unpack_from("<i", info, 60)[0])
         if time.monotonic() > deadline:
             return None
-        time.sleep(BREATH)
+        time.sleep(_RECHECK_EVERY_S)
 
 
 def halt(pidfd: int, pid: int, patience: float = 0.005) -> bool:
@@ -129,7 +128,7 @@ def halt(pidfd: int, pid: int, patience: float = 0.005) -> bool:
     send_signal(pidfd, signal.SIGSTOP)
     deadline = time.monotonic() + patience
     while state_of(pid) not in "TtZX" and time.monotonic() < deadline:
-        time.sleep(BREATH)
+        time.sleep(_RECHECK_EVERY_S)
     return True
 
 

@@ -12,10 +12,10 @@ __all__ = ["SPIN_NS", "Spinning"]
 SPIN_NS = 200_000
 """How long to look before sleeping after all."""
 
-DEARER = 4
+PENALTY_FACTOR = 4
 """By how much more waits go by without a look after each that was in vain."""
 
-MOST = 256
+MAX_SKIPPED_WAITS = 256
 """Waits that go by without a look at most; then it is tried again."""
 
 
@@ -45,7 +45,7 @@ class Spinning:
     def missed(self) -> None:
         """It did not come."""
         self._passes = self._penalty
-        self._penalty = min(MOST, DEARER * self._penalty)
+        self._penalty = min(MAX_SKIPPED_WAITS, PENALTY_FACTOR * self._penalty)
 
     def slept(self, nanoseconds: int) -> None:
         """The wait took so long, looks included, and ended with a sleep."""

@@ -28,12 +28,13 @@ from pairpool.master.jobs.call_options import CallOptions
 from pairpool.master.jobs.intake import take_here
 from pairpool.master.jobs.queue import JobQueue
 from pairpool.master.jobs.stream import StreamJob
-from pairpool.master.metrics import Metrics, Trace
+from pairpool.master.metrics import Metrics
 from pairpool.master.shared_objects import SharedObjects
 from pairpool.master.supervisor import Supervisor
 from pairpool.master.watchdog import Watchdog
 from pairpool.master.workers import WorkerHandle, WorkerSet
 from pairpool.scoreboard.board import PoolWord, Scoreboard, Word
+from pairpool.trace_events import Trace
 from pairpool.transport.items import is_immutable
 from pairpool.transport.payload_shm import KEPT, WarmMemory
 from pairpool.transport.serializer import Serializer

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from pairpool.linux import descriptors
 from pairpool.master.functions import Functions
@@ -29,6 +29,7 @@ from pairpool.scoreboard.board import (
     State,
     Word,
 )
+from pairpool.trace_events import LostItem, RanBatch, Trace
 from pairpool.transport.channel import Header
 from pairpool.transport.failures import safe, short_call, short_repr
 from pairpool.transport.items import Pickles, shown
@@ -37,7 +38,7 @@ from pairpool.worker.worker import Mode, Stamps
 if TYPE_CHECKING:
     from pairpool.master.workers import WorkerHandle
 
-__all__ = ["Metrics", "Trace", "arguments_of"]
+__all__ = ["Metrics", "arguments_of"]
 
 SHOWN_AFTER_NS = 10_000_000
 """How long an item has to run before its argument is written on the board."""
@@ -47,43 +48,6 @@ SHOWN_FROM_NS = 20_000_000
 
 FAILURES_OF_BATCH = 4
 """How many failures of one batch are described."""
-
-
-class Trace(Protocol):
-    """What writes a trace; times are monotonic ns."""
-
-    def worker_began(self, number: int, pid: int, began: int, replaced: int) -> None:
-        """A worker is there."""
-
-    def worker_ended(self, number: int, pid: int, when: int, reason: str, *, died: bool) -> None:
-        """A worker died, or was let go."""
-
-    def call_began(self, number: int, kind: str, function: str, total: int | None, when: int) -> None:
-        """A call was made."""
-
-    def call_ended(self, number: int, when: int, done: int, failed: int) -> None:
-        """All items of a call have ended."""
-
-    def batch(
-        self,
-        worker: int,
-        call: int,
-        functions: str | Sequence[str],
-        first: int,
-        began: int,
-        ended: int,
-        stamps: Sequence[int],
-        items_ended: int,
-        failed: Mapping[int, str],
-        arguments: Callable[[int], str] | None = None,
-    ) -> None:
-        """A worker has reported a batch: one function for all items, or one for each; failures by offset."""
-
-    def lost(self, worker: int, call: int, function: str, index: int, began: int, ended: int, error: str) -> None:
-        """An item ended with its worker."""
-
-    def close(self) -> None:
-        """The pool has ended."""
 
 
 def arguments_of(batch: Batch, offset: int) -> str:
@@ -286,17 +250,20 @@ class Metrics:
         self, trace: Trace, worker: int, batch: Batch, stamps: Stamps, failed: Mapping[int, BaseException]
     ) -> None:
         function, offsets = batch.job.function, range(min(batch.count, len(stamps.starts)))
+        name = function.name if function is not None else [self.name_of(batch, offset) for offset in offsets]
+        errors = {offset: _in_a_line(error) for offset, error in failed.items() if offset in offsets}
         trace.batch(
-            worker,
-            batch.job.number,
-            function.name if function is not None else [self.name_of(batch, offset) for offset in offsets],
-            batch.first,
-            stamps.began,
-            stamps.ended,
-            stamps.starts[: batch.count],
-            stamps.ended,
-            {offset: _in_a_line(error) for offset, error in failed.items() if offset in offsets},
-            lambda offset: arguments_of(batch, offset),
+            RanBatch(
+                worker,
+                batch.job.number,
+                name,
+                batch.first,
+                stamps.began,
+                stamps.ended,
+                stamps.starts[: batch.count],
+                errors,
+                lambda offset: arguments_of(batch, offset),
+            )
         )
 
     def lost(self, member: WorkerHandle, batch: Batch, offset: int, error: BaseException) -> None:
@@ -311,7 +278,8 @@ class Metrics:
             self.tally.add_slow(length, name, index, member.number, lambda: arguments_of(batch, offset))
         if self.trace is not None:
             began = words[Word.STARTED]
-            self.trace.lost(member.number, batch.job.number, name, batch.first + offset, began, now, _in_a_line(error))
+            index, text = batch.first + offset, _in_a_line(error)
+            self.trace.lost(LostItem(member.number, batch.job.number, name, index, began, now, text))
         self.tally.place(member.number).busy += length
 
     # --- workers --------------------------------------------------------------------------------

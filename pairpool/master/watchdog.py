@@ -15,7 +15,7 @@ import time
 from typing import NamedTuple
 
 from pairpool.linux import pidfds
-from pairpool.linux.memory import format_size, usage_of
+from pairpool.linux.memory import format_size, memory_usage_of
 from pairpool.master.jobs.base import Batch
 from pairpool.master.worker_death import KillReason
 from pairpool.master.workers import WorkerHandle, WorkerSet
@@ -89,7 +89,7 @@ class Watchdog:
         """A worker was born."""
         member.born = time.monotonic()
         if self.memory_limit is not None:
-            usage = usage_of(member.pid)
+            usage = memory_usage_of(member.pid)
             member.private_at_birth = usage.private if usage is not None else 0
         if self.start_timeout is not None and not member.started:
             self.expect(self.start_timeout)
@@ -161,7 +161,7 @@ class Watchdog:
             self.at = min(self.at, now + limit)
 
     def _look_at_memory(self, member: WorkerHandle) -> None:
-        usage = usage_of(member.pid)
+        usage = memory_usage_of(member.pid)
         if usage is None:
             return
         member.slot.words[Word.RSS] = usage.resident
@@ -182,7 +182,7 @@ class Watchdog:
         """Whether a worker that has ended a batch is above the memory limit."""
         if self.memory_limit is None:
             return False
-        usage = usage_of(member.pid)
+        usage = memory_usage_of(member.pid)
         return usage is not None and usage.private - member.private_at_birth > self.memory_limit
 
     # --- what is finished -----------------------------------------------------------------------

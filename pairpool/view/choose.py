@@ -12,7 +12,7 @@ from collections.abc import Callable
 from rich.cells import cell_len
 from rich.console import Console
 
-from pairpool.view.find import Found, NoPool, NotPermitted, SeveralPools, Sight, find, pools
+from pairpool.view.find import FoundPool, NoPool, NotPermitted, PoolObserver, SeveralPools, find, pools
 from pairpool.view.text import clean
 
 __all__ = ["NOT_PERMITTED", "NO_POOL", "OK", "PIPE_CLOSED", "USAGE", "Output", "choose", "conclude"]
@@ -24,8 +24,8 @@ NOT_PERMITTED = 3
 PIPE_CLOSED = 141
 """As a shell shows it when SIGPIPE ends a program."""
 
-_NOBODY_READS = (errno.EPIPE, errno.EIO)
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_READER_GONE = (errno.EPIPE, errno.EIO)
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Output(Console):
@@ -67,13 +67,13 @@ def conclude(command: str, action: Callable[[], int]) -> int:
         for found in error.pools:
             text += f"\n  pairpool {command} {_shortest(found, error.pools)}  # {clean(found.name)}"
     except OSError as error:
-        if error.errno not in (*_NOBODY_READS, *_NO_ROOM):
+        if error.errno not in (*_READER_GONE, *_DISK_FULL):
             raise
         # What is buffered must not raise again at the very end.
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())
         os.close(null)
-        if error.errno in _NOBODY_READS:
+        if error.errno in _READER_GONE:
             return PIPE_CLOSED
         status = USAGE
         text = f"the output cannot be written: {error.strerror}"
@@ -81,7 +81,7 @@ def conclude(command: str, action: Callable[[], int]) -> int:
     return status
 
 
-def choose(what: str | None, *, may_ask: bool) -> Found:
+def choose(what: str | None, *, may_ask: bool) -> FoundPool:
     """The pool that is named, or without a name the only one there is; of several, the one that is chosen from a list.
 
     Raises what `find` raises; `SeveralPools` if nobody can be asked.
@@ -108,7 +108,7 @@ def choose(what: str | None, *, may_ask: bool) -> Found:
     return _ask(readable)
 
 
-def _shortest(found: Found, among: list[Found]) -> str:
+def _shortest(found: FoundPool, among: list[FoundPool]) -> str:
     """How to name one of several pools in a shell."""
     if sum(one.pid == found.pid for one in among) == 1:
         return str(found.pid)
@@ -117,7 +117,7 @@ def _shortest(found: Found, among: list[Found]) -> str:
     return f"{found.pid}:{found.fd}"
 
 
-def _ask(among: list[Found]) -> Found:
+def _ask(among: list[FoundPool]) -> FoundPool:
     """Have the user pick one by its number."""
     width = max(cell_len(clean(one.name)) for one in among)
     for number, found in enumerate(among, 1):
@@ -134,9 +134,9 @@ def _ask(among: list[Found]) -> Found:
             raise SeveralPools("none was chosen", among)
 
 
-def _summary(found: Found) -> str:
+def _summary(found: FoundPool) -> str:
     try:
-        with Sight(found) as sight:
+        with PoolObserver(found) as sight:
             status = sight.status()
     except NoPool:
         return f"pid {found.pid}, has just ended"

@@ -23,20 +23,20 @@ YELLOW = Style(color="yellow")
 CYAN = Style(color="cyan")
 BOLD = Style(bold=True)
 
-TASK_LEAST = 18
+MIN_TASK_CELLS = 18
 """Cells of a task below which other columns are left out."""
 
-TASK_STEP = 20
+TASK_STEP_CELLS = 20
 """Cells by which the column of tasks grows where there is room: its width does not change with each task."""
 
-ARGUMENT_LEAST = 8
+ARGUMENT_EXTRA_CELLS = 8
 """Cells more where arguments are known."""
 
-WIDE = 100
+WIDE_FROM_CELLS = 100
 """Cells from which on the state is a word, and not a sign alone."""
 
-BAR = 8
-NOTE_MOST = 30
+PROGRESS_BAR_CELLS = 8
+MAX_NOTE_CELLS = 30
 
 Cell = tuple[str, Style | None]
 
@@ -106,14 +106,22 @@ def _columns(workers: Sequence[WorkerStatus], width: int, glyphs: Glyphs) -> lis
     columns = [
         Column("#", 100, digits, True, lambda worker: (str(worker.number), BOLD)),
         Column("pid", 30, pids, True, lambda worker: (str(worker.pid or ""), FAINT)),
-        Column("state" if width >= WIDE else "", 50, 10 if width >= WIDE else 1, False, partial(_state, glyphs)),
-        Column("task", 99, TASK_LEAST + ARGUMENT_LEAST * arguments, False, _nothing),
+        Column(
+            "state" if width >= WIDE_FROM_CELLS else "",
+            50,
+            10 if width >= WIDE_FROM_CELLS else 1,
+            False,
+            partial(_state, glyphs),
+        ),
+        Column("task", 99, MIN_TASK_CELLS + ARGUMENT_EXTRA_CELLS * arguments, False, _nothing),
         Column("for", 98, 6, True, lambda worker: (seconds(worker.seconds) if worker.is_busy else "", None)),
     ]
     if any(worker.progress is not None for worker in workers):
-        columns.append(Column("progress", 90, BAR + 5, False, _nothing))
+        columns.append(Column("progress", 90, PROGRESS_BAR_CELLS + 5, False, _nothing))
     if notes:
-        columns.append(Column("note", 25, min(NOTE_MOST, max(8, notes)), False, lambda worker: (worker.note, FAINT)))
+        columns.append(
+            Column("note", 25, min(MAX_NOTE_CELLS, max(8, notes)), False, lambda worker: (worker.note, FAINT))
+        )
     columns += [
         Column("done", 60, 7, True, lambda worker: (count(worker.done), None)),
         Column("failed", 55, 6, True, lambda worker: (count(worker.failed), RED if worker.failed else FAINT)),
@@ -137,7 +145,7 @@ def _longest(workers: Sequence[WorkerStatus]) -> int:
 
 def _choose(columns: list[Column], width: int, task: int) -> list[Column]:
     """As many as fit, the most telling first; the task gets of the rest what it needs."""
-    needed = max(2, -(-task // TASK_STEP)) * TASK_STEP
+    needed = max(2, -(-task // TASK_STEP_CELLS)) * TASK_STEP_CELLS
     kept = list(columns)
     while _cells(kept) > width and len(kept) > 3:
         kept.remove(min(kept, key=lambda column: column.rank))
@@ -219,9 +227,9 @@ def _progress_bar(worker: WorkerStatus, width: int, glyphs: Glyphs) -> Line:
     if not worker.total:
         return [(fit(_number(done), width, glyphs, right=True), None)]
     share = done / worker.total
-    full, rest = glyphs.bar(share, BAR)
+    full, rest = glyphs.bar(share, PROGRESS_BAR_CELLS)
     text = "?" if math.isnan(share) else share_text(share)
-    return [(full, GREEN), (rest, FAINT), (fit(text, width - BAR, glyphs, right=True), None)]
+    return [(full, GREEN), (rest, FAINT), (fit(text, width - PROGRESS_BAR_CELLS, glyphs, right=True), None)]
 
 
 def _number(value: float) -> str:

@@ -21,9 +21,9 @@ from pairpool.scoreboard.board import MEMFD, BoardVersionError, PoolWord, Scoreb
 from pairpool.status import PoolStatus
 from pairpool.view.text import clean
 
-__all__ = ["Found", "NoPool", "NotPermitted", "SeveralPools", "Sight", "find", "pools"]
+__all__ = ["FoundPool", "NoPool", "NotPermitted", "SeveralPools", "PoolObserver", "find", "pools"]
 
-_LINK = f"/memfd:{MEMFD} (deleted)"
+_BOARD_LINK = f"/memfd:{MEMFD} (deleted)"
 
 
 class NoPool(LookupError):
@@ -41,13 +41,13 @@ class SeveralPools(LookupError):
         pools: these.
     """
 
-    def __init__(self, text: str, pools: list[Found]) -> None:
+    def __init__(self, text: str, pools: list[FoundPool]) -> None:
         super().__init__(text)
         self.pools = pools
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundPool:
     """A pool that was there when it was looked for.
 
     Attributes:
@@ -70,9 +70,9 @@ class Found:
         return f"{clean(self.name) or '?'} (pid {self.pid})"
 
 
-def pools() -> list[Found]:
+def pools() -> list[FoundPool]:
     """All pools whose boards this user may read, by pid and name, those of other versions included."""
-    found: list[Found] = []
+    found: list[FoundPool] = []
     for pid in _processes():
         try:
             found += _pools_of(pid)
@@ -81,7 +81,7 @@ def pools() -> list[Found]:
     return sorted(found, key=lambda one: (one.pid, one.name))
 
 
-def find(what: str) -> Found:
+def find(what: str) -> FoundPool:
     """The pool that is meant by a name, the pid of its master, of a worker or of a zygote, or `PID:NAME`.
 
     `PID:FD` is the one whose board the master has as this descriptor, for pools of one process and the same name.
@@ -102,7 +102,7 @@ def find(what: str) -> Found:
     raise NoPool(f"no pool is called {what!r}; there is: {there}")
 
 
-def _one(what: str, found: list[Found]) -> Found:
+def _one(what: str, found: list[FoundPool]) -> FoundPool:
     if len(found) > 1:
         raise SeveralPools(f"{what} means several pools", found)
     if found[0].problem:
@@ -110,7 +110,7 @@ def _one(what: str, found: list[Found]) -> Found:
     return found[0]
 
 
-def _find_by_pid(pid: int) -> list[Found]:
+def _find_by_pid(pid: int) -> list[FoundPool]:
     """The pools that a process has, or else the one that it works for."""
     try:
         found = _pools_of(pid) or _pools_around(pid)
@@ -145,13 +145,13 @@ def _processes() -> list[int]:
         raise NoPool("there is no /proc here to look for pools in") from None
 
 
-def _pools_of(pid: int) -> list[Found]:
+def _pools_of(pid: int) -> list[FoundPool]:
     """The pools whose master this process is."""
-    found: list[Found] = []
+    found: list[FoundPool] = []
     directory = f"/proc/{pid}/fd"
     for name in os.listdir(directory):
         try:
-            if os.readlink(f"{directory}/{name}") != _LINK:
+            if os.readlink(f"{directory}/{name}") != _BOARD_LINK:
                 continue
             fd = os.open(f"{directory}/{name}", os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -165,7 +165,7 @@ def _pools_of(pid: int) -> list[Found]:
     return found
 
 
-def _look(pid: int, number: int, fd: int) -> Found | None:
+def _look(pid: int, number: int, fd: int) -> FoundPool | None:
     """What a board says of itself; None if it is another process's, or no board."""
     status = os.fstat(fd)
     file = status.st_dev, status.st_ino
@@ -177,41 +177,41 @@ def _look(pid: int, number: int, fd: int) -> Found | None:
     try:
         board = Scoreboard.attach(fd, writable=False)
     except BoardVersionError as error:
-        return Found(pid, "", number, file, str(error))
+        return FoundPool(pid, "", number, file, str(error))
     try:
-        return None if board.pool[PoolWord.ENDED] else Found(pid, board.name, number, file)
+        return None if board.pool[PoolWord.ENDED] else FoundPool(pid, board.name, number, file)
     finally:
         board.close()
 
 
-def _pools_around(pid: int) -> list[Found]:
+def _pools_around(pid: int) -> list[FoundPool]:
     """The pools whose board this process has mapped: it works for one, or was forked by its master."""
     files = set()
     with open(f"/proc/{pid}/maps") as lines:
         for line in lines:
-            if line.rstrip().endswith(_LINK):
+            if line.rstrip().endswith(_BOARD_LINK):
                 _addresses, _modes, _offset, device, inode = line.split()[:5]
                 major, minor = (int(part, 16) for part in device.split(":"))
                 files.add((os.makedev(major, minor), int(inode)))
     return [replace(one, worker=_worker_number(one, pid)) for one in pools() if one.file in files]
 
 
-def _worker_number(found: Found, pid: int) -> int | None:
+def _worker_number(found: FoundPool, pid: int) -> int | None:
     """The worker of the pool that has this pid, if one has."""
     if found.problem:
         return None
-    with Sight(found) as sight:
+    with PoolObserver(found) as sight:
         return next((worker.number for worker in sight.status().workers if worker.pid == pid), None)
 
 
-class Sight:
+class PoolObserver:
     """A pool that is looked at from outside; to be closed, or used in a `with` block.
 
     Args:
         found: the pool. Raises `NoPool` if it has ended meanwhile, and `NotPermitted`.
     """
 
-    def __init__(self, found: Found) -> None:
+    def __init__(self, found: FoundPool) -> None:
         self.found = found
         self._last: PoolStatus | None = None
         try:
@@ -262,7 +262,7 @@ class Sight:
     def _is_held(self) -> bool:
         """Whether the master still has the board, which execve(2) closes and a pool only when it has ended."""
         try:
-            return os.readlink(f"/proc/{self.found.pid}/fd/{self.found.fd}") == _LINK
+            return os.readlink(f"/proc/{self.found.pid}/fd/{self.found.fd}") == _BOARD_LINK
         except (FileNotFoundError, ProcessLookupError):
             return bool(self._board.pool[PoolWord.ENDED]) or pidfds.has_ended(self._pidfd)
 
@@ -271,7 +271,7 @@ class Sight:
         self._board.close()
         os.close(self._pidfd)
 
-    def __enter__(self) -> Sight:
+    def __enter__(self) -> PoolObserver:
         return self
 
     def __exit__(self, *_: object) -> None:

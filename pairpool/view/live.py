@@ -4,7 +4,7 @@
     show() ─► queue ───────────────────► Screen                                         the lines above it
 
 Whatever holds the interpreter's lock keeps the pool's leader waiting: so frames are few, and as rare as it takes to
-keep them at `SHARE` of a core.
+keep them at `DRAWING_CORE_SHARE` of a core.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ from pairpool.view.usage import Sampler
 
 __all__ = ["LiveView"]
 
-FRAME_EVERY = 0.25
+FRAME_EVERY_S = 0.25
 """Seconds between two frames, at least."""
 
-SHARE = 0.01
+DRAWING_CORE_SHARE = 0.01
 """Share of one core that drawing may take: dearer frames are rarer."""
 
-LINE_EVERY = 10.0
+LINE_EVERY_S = 10.0
 """Seconds between two lines where there is no terminal to draw on."""
 
-LOOK_UP = 1.0
+END_CHECK_EVERY_S = 1.0
 """Seconds after which whoever waits for the end looks whether it has come."""
 
-QUEUE = 10_000
+MAX_QUEUED_LINES = 10_000
 """Lines that wait to be printed; then whoever has more waits, too."""
 
-NOBODY_LOOKS = (errno.EPIPE, errno.EIO)
+TERMINAL_GONE_ERRNOS = (errno.EPIPE, errno.EIO)
 """Errors of a pipe whose reader has gone, and of a terminal that was closed."""
 
-TAG = Style(color="cyan", dim=True)
-TAG_OF_ERRORS = Style(color="red", dim=True)
+STDOUT_TAG_STYLE = Style(color="cyan", dim=True)
+STDERR_TAG_STYLE = Style(color="red", dim=True)
 
 
 class LiveView:
@@ -158,7 +158,7 @@ class LiveView:
     def _wait(self) -> None:
         """Wait until the thread has ended: `join` takes a thread for ended once a handler has raised in it."""
         while not self._has_ended:
-            if self._running.acquire(timeout=LOOK_UP):
+            if self._running.acquire(timeout=END_CHECK_EVERY_S):
                 self._running.release()
 
     def __enter__(self) -> LiveView:
@@ -175,7 +175,7 @@ class LiveView:
     def show(self, lines: Sequence[OutputLine]) -> None:
         """Print lines above the frame, before the next one; waits while too many wait. From any thread."""
         with self._room:
-            self._room.wait_for(lambda: len(self._queue) < QUEUE or self._is_over)
+            self._room.wait_for(lambda: len(self._queue) < MAX_QUEUED_LINES or self._is_over)
             self._queue.extend(lines)
             if not self._is_over:
                 return
@@ -201,7 +201,7 @@ class LiveView:
         try:
             action()
         except Exception as error:
-            if not isinstance(error, OSError) or error.errno not in NOBODY_LOOKS:
+            if not isinstance(error, OSError) or error.errno not in TERMINAL_GONE_ERRNOS:
                 logging.getLogger("pairpool").exception("the live view has ended")
 
     def _go_on(self) -> None:
@@ -225,7 +225,7 @@ class LiveView:
             canvas.draw(table.render(status, size.width, size.height - 1, ascii=ascii))
             if is_last:
                 return
-            self._stopping.wait(max(FRAME_EVERY, (time.thread_time() - began) / SHARE))
+            self._stopping.wait(max(FRAME_EVERY_S, (time.thread_time() - began) / DRAWING_CORE_SHARE))
 
     def _print_lines(self) -> None:
         """Print all that waits, at once: the frame is drawn anew only once for it."""
@@ -241,14 +241,16 @@ class LiveView:
     def _tag(self, line: OutputLine, screen: Screen) -> str:
         key = line.worker, line.stream
         if key not in self._tags:
-            self._tags[key] = screen.styled(f"[{line.worker}] ", TAG if line.stream == "stdout" else TAG_OF_ERRORS)
+            self._tags[key] = screen.styled(
+                f"[{line.worker}] ", STDOUT_TAG_STYLE if line.stream == "stdout" else STDERR_TAG_STYLE
+            )
         return self._tags[key]
 
     # --- where there is no terminal -------------------------------------------------------------
 
     def _tell(self) -> None:
         """Write a line now and then, and one at the end."""
-        while not self._stopping.wait(LINE_EVERY):
+        while not self._stopping.wait(LINE_EVERY_S):
             self._write_line()
         self._write_line()
 

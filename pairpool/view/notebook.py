@@ -11,7 +11,7 @@ from pairpool.view.frame import Frame
 
 __all__ = ["Notebook"]
 
-PAGE = (
+PAGE_HTML = (
     "<pre style=\"white-space:pre;overflow-x:auto;line-height:normal;font-family:Menlo,'DejaVu Sans Mono',"
     "consolas,'Courier New',monospace\">{code}</pre>"
 )
@@ -35,7 +35,7 @@ class Notebook:
 
         page = Console(file=io.StringIO(), record=True, width=frame.width, force_jupyter=False)
         page.print(frame, end="", soft_wrap=True)
-        bundle = {"text/plain": frame.text, "text/html": page.export_html(code_format=PAGE, inline_styles=True)}
+        bundle = {"text/plain": frame.text, "text/html": page.export_html(code_format=PAGE_HTML, inline_styles=True)}
         if self._display is None:
             self._display = display(bundle, raw=True, display_id=True)
         else:

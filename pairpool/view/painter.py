@@ -1,4 +1,4 @@
-"""The second pass through a trace: what happened in the part that is shown, counted and put on the canvas."""
+"""Read a trace a second time, and put the part that is shown on the canvas, with totals for the legend."""
 
 from __future__ import annotations
 
@@ -8,37 +8,43 @@ from dataclasses import dataclass, field
 
 from pairpool.view.survey import Survey, arguments, lane_key, times
 from pairpool.view.timeline_rows import Canvas
-from pairpool.view.timeline_svg import OTHERS, PICKLING
+from pairpool.view.timeline_svg import OTHERS_COLOUR, PICKLING_COLOUR
 from pairpool.view.timescale import length_text
 from pairpool.view.trace_reader import Event
 
-__all__ = ["Painter", "CallCounts"]
+__all__ = ["Painter", "PaintedTotals"]
 
-_KINDS = {"worker died": "died", "worker retired": "retired", "worker began": "began"}
+_MARK_KINDS = {"worker died": "died", "worker retired": "retired", "worker began": "began"}
 
 
 @dataclass(slots=True)
-class CallCounts:
-    """What is in the picture.
+class PaintedTotals:
+    """Totals of the tasks and events in the picture.
 
     Attributes:
-        counts: tasks of each function.
-        lengths: how long they took together, in µs.
-        failed: tasks that failed.
-        happened: how often workers `died`, were `retired` or `replaced`, and how many spans of `pickling` there are.
+        tasks: the number of tasks of each function.
+        lengths: the time that they took together, in µs.
+        failed: the number of failed tasks.
+        happened: how often workers `died`, were `retired` or `replaced`, and the number of spans of `pickling`.
     """
 
-    counts: Counter[str] = field(default_factory=Counter)
+    tasks: Counter[str] = field(default_factory=Counter)
     lengths: dict[str, float] = field(default_factory=dict)
     failed: int = 0
     happened: Counter[str] = field(default_factory=Counter)
 
+    def add_task(self, name: str, length: float, *, failed: bool) -> None:
+        """Count a task of `length` µs in the picture."""
+        self.tasks[name] += 1
+        self.lengths[name] = self.lengths.get(name, 0.0) + length
+        self.failed += failed
+
 
 class Painter:
-    """Paints a surveyed trace from `begin` to `end` (µs) on a canvas, each function in its colour."""
+    """Paints the part of a trace from `begin` to `end` (µs) on a canvas, each function in its colour."""
 
     def __init__(self, found: Survey, canvas: Canvas, begin: float, end: float, colours: Mapping[str, int]) -> None:
-        self.tally = CallCounts()
+        self.totals = PaintedTotals()
         self._is_ours = found.is_ours
         self._canvas = canvas
         self._begin, self._end = begin, end
@@ -50,7 +56,7 @@ class Painter:
         self._labels = [lane.label for lane in found.lanes.values()]
 
     def paint(self, events: Iterable[Event]) -> None:
-        """Go through the trace."""
+        """Paint all events that are in the picture."""
         ours = self._is_ours
         for event in events:
             phase, kind = event["ph"], event.get("cat")
@@ -62,7 +68,7 @@ class Painter:
                 self._paint_worker(event)
 
     def _place(self, event: Event) -> tuple[int, float, float] | None:
-        """Row, begin and end of an event that is in the picture."""
+        """Return row, begin and end of an event; None if it is not in the picture."""
         span, row = times(event), self._rows.get(lane_key(event))
         if span is None or row is None:
             return None
@@ -83,10 +89,7 @@ class Painter:
         name = str(event.get("name", ""))
         args = arguments(event)
         failed = self._is_ours and "error" in args
-        tally = self.tally
-        tally.counts[name] += 1
-        tally.lengths[name] = tally.lengths.get(name, 0.0) + min(end, self._end) - max(begin, self._begin)
-        tally.failed += failed
+        self.totals.add_task(name, min(end, self._end) - max(begin, self._begin), failed=failed)
 
         def title() -> str:
             head = f"{name}[{args['item']}]" if "item" in args else name
@@ -95,22 +98,22 @@ class Painter:
             lines += [f"{word}: {args[word]}" for word in ("argument", "error") if word in args]
             return "\n".join(lines)
 
-        self._put(row, begin, end, self._colours.get(name, OTHERS), failed, title)
+        self._put(row, begin, end, self._colours.get(name, OTHERS_COLOUR), failed, title)
 
     def _paint_pickling(self, event: Event) -> None:
         place = self._place(event)
         if place is not None:
             title = f"{'unpickling' if event.get('name') == 'load' else 'pickling'}: {length_text(place[2] - place[1])}"
-            self._put(*place, PICKLING, False, lambda: title)
-            self.tally.happened["pickling"] += 1
+            self._put(*place, PICKLING_COLOUR, False, lambda: title)
+            self.totals.happened["pickling"] += 1
 
     def _paint_worker(self, event: Event) -> None:
-        """Mark a death, and who took over; a retirement only where somebody took over.
+        """Mark a death and its replacement. Mark a retirement only if a new worker followed.
 
-        That the others ended is seen: their lanes are no longer white.
+        Other ends need no mark, because their lanes are no longer white.
         """
         span, row = times(event), self._rows.get(lane_key(event))
-        kind = _KINDS.get(str(event.get("name")))
+        kind = _MARK_KINDS.get(str(event.get("name")))
         if span is None or row is None or kind is None:
             return
         args = arguments(event)
@@ -132,4 +135,4 @@ class Painter:
     def _mark(self, kind: str, row: int, when: float, title: str) -> None:
         if self._begin <= when <= self._end:
             self._canvas.mark(kind, row, (when - self._begin) * self._scale, title)
-            self.tally.happened[kind] += 1
+            self.totals.happened[kind] += 1

@@ -1,4 +1,4 @@
-"""The report: what a pool has done and where the time went, as data and as tables of rich."""
+"""The report of a pool: what it has done and where the time went, as data and as tables of rich."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from pairpool.view.timescale import length_text
 
 __all__ = ["FunctionReport", "PoolReport", "SlowItem", "WorkerReport"]
 
-WORKERS = 16
-"""Workers that are listed one by one; of more, the others share a line."""
+MAX_LISTED_WORKERS = 16
+"""Number of workers that have a line each. Further workers share one line."""
 
-PLAIN_WIDTH = 110
-"""Columns of a report as text, at most; in a terminal that is narrower it fits that."""
+PLAIN_WIDTH_CELLS = 110
+"""Maximum width of a report as text. A narrower terminal makes the report narrower."""
 
-GAP = 2
-TEXT_LEAST = 12
-"""Cells of a name or an argument before numbers are left out."""
+GAP_CELLS = 2
+MIN_TEXT_CELLS = 12
+"""Names and arguments keep at least this width. Columns of numbers are left out before that."""
 
 
 def _length(seconds: float) -> str:
@@ -35,16 +35,16 @@ def _length(seconds: float) -> str:
 
 @dataclass(frozen=True, slots=True)
 class FunctionReport:
-    """The items of one function; times in seconds.
+    """The items of one function. All times are in seconds.
 
     Attributes:
-        name: of the function.
-        count: items that were run to an end, those included that ended with their worker.
-        failed: items that ended with an exception.
-        mean: of how long items ran. Those that are so short that many went in one batch count with the batch's mean.
-        p50: the median of it, within 5 %.
-        p95: what 95 % of the items did not exceed, within 5 %.
-        longest: of them.
+        name: the name of the function.
+        count: the number of items that ended, including items whose worker died.
+        failed: the number of items that ended with an exception.
+        mean: the mean run time. Short items that travelled together count with the mean of their batch.
+        p50: the median run time, within 5 %.
+        p95: the run time that 95 % of the items did not exceed, within 5 %.
+        longest: the longest run time.
     """
 
     name: str
@@ -69,15 +69,15 @@ class SlowItem:
 
 @dataclass(frozen=True, slots=True)
 class WorkerReport:
-    """One place in the pool; the shares (0 to 1) are of the time that it had a worker, and add up to 1.
+    """One place in the pool. The shares (0 to 1) refer to the time in which it had a worker, and add up to 1.
 
     Attributes:
-        number: of the place.
-        items: that its workers ran.
-        busy: share of the time in which it ran items.
-        waiting: in which it had none.
-        starting: in which it was being made.
-        deaths: workers that died there.
+        number: the number of the place.
+        items: the number of items that its workers ran.
+        busy: the share of the time in which its worker ran items.
+        waiting: the share in which its worker had no item.
+        starting: the share in which its worker was starting.
+        deaths: the number of workers that died there.
     """
 
     number: int
@@ -90,19 +90,19 @@ class WorkerReport:
 
 @dataclass(frozen=True, slots=True)
 class PoolReport(JupyterMixin):
-    """What a pool has done, until now or until it ended. `print` shows it as text, rich and notebooks as tables.
+    """The work of a pool until now, or until it ended. `print` shows it as text, rich and notebooks show tables.
 
     Attributes:
-        name: of the pool.
-        seconds: that it has been open.
-        working: seconds of these in which there was a call that had not ended.
-        used: share (0 to 1) of the time of all workers in which they were busy.
-        used_while_working: the same, of the time in which there was a call.
-        done: items that have ended.
-        failed: those of them that ended with an exception.
-        functions: by total time, the longest first.
-        slowest: the slowest items, the slowest first; at most five.
-        workers: by number.
+        name: the name of the pool.
+        seconds: how long the pool has been open.
+        working: how many of these seconds had a call that had not ended.
+        used: the share (0 to 1) of the time of all workers in which they were busy.
+        used_while_working: the same share, for the seconds with a call.
+        done: the number of items that have ended.
+        failed: how many of them ended with an exception.
+        functions: one report per function, the longest total time first.
+        slowest: at most five of the slowest items, the slowest first.
+        workers: one report per worker, by number.
     """
 
     name: str
@@ -129,7 +129,7 @@ class PoolReport(JupyterMixin):
     def __str__(self) -> str:
         out = io.StringIO()
         shown = Console()
-        width = min(PLAIN_WIDTH, shown.width) if shown.is_terminal else PLAIN_WIDTH
+        width = min(PLAIN_WIDTH_CELLS, shown.width) if shown.is_terminal else PLAIN_WIDTH_CELLS
         console = Console(file=out, width=width, color_system=None, force_terminal=False, force_jupyter=False)
         console.print(self)
         return "\n".join(line.rstrip() for line in out.getvalue().rstrip("\n").split("\n"))
@@ -154,9 +154,9 @@ class _Column(NamedTuple):
     """A column of a table.
 
     Attributes:
-        title: above it.
-        rank: where there is no room for all, those with the lowest are left out.
-        is_text: whether it may be cut, down to `TEXT_LEAST`; numbers are whole or not there.
+        title: the text above it.
+        rank: if there is not enough room, the columns with the lowest rank are left out.
+        is_text: whether the column may be cut, down to `MIN_TEXT_CELLS`. Numbers are shown whole or not at all.
     """
 
     title: str
@@ -165,22 +165,24 @@ class _Column(NamedTuple):
 
 
 def _table(title: str, columns: Sequence[_Column], rows: Sequence[Sequence[str | Text]], width: int) -> Table:
-    """A table of at most `width` cells; the users' own words in it are no markup, and on one line."""
+    """Return a table of at most `width` cells. Texts of the user are not read as markup, and stay on one line."""
     needed = [
         max(map(cell_len, (column.title, *(str(row[place]) for row in rows)))) for place, column in enumerate(columns)
     ]
-    least = [min(cells, TEXT_LEAST) if column.is_text else cells for column, cells in zip(columns, needed, strict=True)]
+    least = [
+        min(cells, MIN_TEXT_CELLS) if column.is_text else cells for column, cells in zip(columns, needed, strict=True)
+    ]
     kept = list(range(len(columns)))
 
     def spare() -> int:
-        return width - sum(least[place] for place in kept) - GAP * (len(kept) - 1)
+        return width - sum(least[place] for place in kept) - GAP_CELLS * (len(kept) - 1)
 
     while spare() < 0 and len(kept) > 1:
         kept.remove(min(kept, key=lambda place: columns[place].rank))
     for place in kept:
         least[place] += max(0, min(needed[place] - least[place], spare()))
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    table.padding = (0, GAP, 0, 0)
+    padding = (0, GAP_CELLS, 0, 0)
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=padding)
     for place in kept:
         justify: JustifyMethod = "left" if columns[place].is_text else "right"
         table.add_column(columns[place].title, justify=justify, no_wrap=True, max_width=least[place])
@@ -214,7 +216,7 @@ def _workers(report: PoolReport, width: int) -> Table:
     columns = [_Column("worker", 9), _Column("tasks", 6), _Column("busy", 8), _Column("waiting", 5)]
     columns += [_Column("starting", 4), _Column("deaths", 7)]
     rows: list[list[str | Text]] = []
-    listed = report.workers if len(report.workers) <= WORKERS + 1 else report.workers[:WORKERS]
+    listed = report.workers if len(report.workers) <= MAX_LISTED_WORKERS + 1 else report.workers[:MAX_LISTED_WORKERS]
     for one in listed:
         deaths = Text(str(one.deaths), style="red" if one.deaths else "dim")
         shares = [f"{share:.1%}" for share in (one.busy, one.waiting, one.starting)]

@@ -1,25 +1,27 @@
-"""A frame at the foot of a terminal, and whatever else is written there above it.
+"""Draw a frame at the bottom of a terminal, and show all other output above the frame.
 
-    sys.stdout ──► Stream ─┐            what the program and tasks have written
-    sys.stderr ──► Stream ─┤► Screen ─► a line that is not ended yet, or an empty one: here stands the cursor
-    lines of tasks ────────┤            the frame
-    frames ────────────────┘
+    sys.stdout ──► ScreenStream ─┐            the output of the program and of tasks
+    sys.stderr ──► ScreenStream ─┤► Screen ─► a line that has not ended, or an empty line, with the cursor
+    lines of tasks ──────────────┤            the frame
+    frames ──────────────────────┘
 
-Facts, and what they mean here:
+Facts about terminals, and the consequences:
 
-- Who writes to the terminal without asking (a program that was started, a forked child, somebody at the keyboard,
-  `input` with its prompt) writes at the cursor. So it stands above the frame, and each frame begins with clearing what
-  is below it: a line that others write stays, and the frame is whole again. Below the frame, it would be the lines of
-  others that are cleared. Their line may not be ended, and nobody knows where in it the cursor is: it is saved and
-  restored, with no scrolling in between, which it would not follow.
-- A terminal that is made narrower wraps the lines that are there, but the cursor stays with its line: what is to be
-  cleared is below it still.
-- tmux keeps what is cleared from the first cell of the screen on, for one to scroll back to. So nothing is.
-- A lock that a thread holds when the program forks, a stream's own included, is held in the child for ever. So the
-  terminal is written to by its descriptor, and a child's streams are the plain ones.
-- A master that is killed puts nothing back. So the terminal is as it was after every single write, and the cursor is
-  hidden only within one, where it would be seen to jump.
-- A terminal may take nothing for as long as it likes (Ctrl-S). Who writes waits then, as without a view; nobody else.
+- Some writers do not go through the screen: a program that was started, a forked child, a person at the keyboard,
+  `input` with its prompt. They write at the cursor.
+  1. So the cursor stands above the frame, and each frame first clears everything below the cursor. Their line stays,
+     and the next frame is whole. With the cursor below the frame, their lines would be cleared.
+  2. Their line may not have ended, and the column of the cursor is not known. So the cursor is saved and restored.
+     Nothing scrolls between the two, because the saved position does not scroll.
+- A terminal that is made narrower wraps its lines, but the cursor stays with its line. So the frame is still below the
+  cursor.
+- tmux keeps text that is cleared from the first cell of the screen on in its history. So the screen is never cleared
+  from there.
+- A lock that a thread holds during a fork stays locked in the child for ever, and streams have locks. So the screen
+  writes to the descriptor of the terminal, and a child gets the plain streams back.
+- A killed master restores nothing. So every single write leaves the terminal in its normal state, and hides the cursor
+  only within the write, in which it moves.
+- A terminal can stop taking output for any time (Ctrl-S). Then only the threads that write wait, as without a view.
 """
 
 from __future__ import annotations
@@ -46,28 +48,28 @@ from pairpool.view.text import clean, passable
 
 __all__ = ["Screen", "writer"]
 
-BELOW = "\x1b[K\r\n\x1b[J"
-"""Clear what is right of the cursor and below it, and go to the next row."""
+CLEAR_BELOW = "\x1b[K\r\n\x1b[J"
+"""Clear the rest of the row and all rows below, and go to the next row."""
 
 INDEX, SAVE, RESTORE = "\x1bD", "\x1b7", "\x1b8"
-"""Down one row in the same column, scrolling at the last one; and where the cursor is."""
+"""Go down one row in the same column, scrolling at the last row. Save and restore the position of the cursor."""
 
 HIDE_CURSOR, SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
 CUT, WRAP = "\x1b[?7l", "\x1b[?7h"
-"""What becomes of a line that is too long: a frame keeps its height if the terminal was made narrower just now."""
+"""Cut or wrap long lines. A frame is cut, so that it keeps its height if the terminal has just been made narrower."""
 
 _taken: dict[object, Screen] = {}
-_streams: weakref.WeakSet[Stream] = weakref.WeakSet()
+_streams: weakref.WeakSet[ScreenStream] = weakref.WeakSet()
 
 
 class Screen:
-    """The terminal that a console writes to, for one view; from any thread.
+    """The terminal of a console, used by one view. Any thread may call it.
 
-    While it is open, `sys.stdout` and `sys.stderr` write above the frame if they are on the same terminal, and so do
-    handlers of logging that hold them.
+    While the screen is open, `sys.stdout` and `sys.stderr` write above the frame if they are on the same terminal.
+    Logging handlers that hold one of these streams do so too.
 
     Attributes:
-        streams: names of those that do.
+        streams: the names of the streams that write above the frame.
     """
 
     def __init__(self, console: Console, device: object) -> None:
@@ -85,15 +87,15 @@ class Screen:
         self._lock = threading.RLock()
         self._frame = ""
         self._width = self._height = 0  # of the frame
-        self._unended: dict[int, str] = {}  # what each thread has written since its last end of a line
-        self._shown = ""  # of the last of these
+        self._unended: dict[int, str] = {}  # by thread: its output since its last line end
+        self._shown = ""  # the newest of these, as it is on the terminal
         self._is_open = True
         self._undo = ExitStack()
         self.streams = frozenset(name for name in ("stdout", "stderr") if _device(getattr(sys, name)) == device)
 
     @classmethod
     def take(cls, console: Console) -> Screen | None:
-        """The terminal of a console; None if it is none, or one that another view, here or in a parent, is drawn on."""
+        """Return the screen of a console; None if it is not a terminal, or if a view here or in a parent has it."""
         file = console.file
         device = _device(file)
         if not (console.is_terminal and console.is_interactive) or device is None:
@@ -108,11 +110,11 @@ class Screen:
         for name in self.streams:
             stream = getattr(sys, name)
             stream.flush()
-            self._undo.enter_context(_replaced(name, Stream(self, stream)))
+            self._undo.enter_context(_replaced(name, ScreenStream(self, stream)))
         self._undo.enter_context(_redirected_handlers())
 
     def styled(self, text: str, style: Style) -> str:
-        """A text with the control sequences of its style."""
+        """Return the text with the control sequences of its style."""
         return self._render(Text(text, style))
 
     def _render(self, thing: Text | Frame) -> str:
@@ -121,7 +123,7 @@ class Screen:
         return captured.get()
 
     def draw(self, frame: Frame) -> None:
-        """Have this frame in place of the last one."""
+        """Replace the last frame by this one."""
         drawn = CUT + self._render(frame).removesuffix("\n").replace("\n", "\r\n") + WRAP if frame.lines else ""
         with self._lock:
             self._frame, self._width, self._height = drawn, frame.width, len(frame.lines)
@@ -131,12 +133,12 @@ class Screen:
                 self._print("")
 
     def print_lines(self, lines: Sequence[str]) -> None:
-        """Have these lines above the frame. Of control sequences, those for colours are kept."""
+        """Print lines above the frame. Only control sequences for colours are kept."""
         with self._lock:
             self._print("".join(f"{passable(line, self._has_colours)}\r\n" for line in lines))
 
     def write(self, text: str) -> bool:
-        """What the program itself writes, above the frame; False if there is none any more."""
+        """Print a text of the program above the frame. Return False if the screen is closed."""
         with self._lock:
             if not self._is_open:
                 return False
@@ -152,7 +154,7 @@ class Screen:
             return True
 
     def flush(self) -> None:
-        """Show what was written of a line that is not ended yet; where there is none, it does not wait for a frame."""
+        """Show the part of a line that has not ended. Without such a line, do not wait for the lock of the frame."""
         if not self._unended and not self._shown:
             return
         with self._lock:
@@ -160,7 +162,7 @@ class Screen:
                 self._print("")
 
     def close(self) -> None:
-        """Leave the last frame where it is, and the terminal and the streams as they were."""
+        """Leave the last frame in place, and restore the terminal and the streams."""
         with self._lock:
             self._is_open = False
             _taken.pop(self._device, None)
@@ -178,40 +180,41 @@ class Screen:
         self._write(clear + text + self._shown + self._below())
 
     def _clear(self) -> str:
-        """Go to where a line can begin: over the one that is shown, else below whatever others have not ended.
+        """Go to the start of a line: of the unended line that is shown, else below an unended line of other writers.
 
-        As many spaces as a row has columns but for one end in the next row, unless the cursor is in the first column.
+        The spaces are one fewer than the columns of a row. They end in the next row, unless the cursor was in the first
+        column.
         """
         begin = "" if self._shown else " " * (self._console.width - 1)
-        return f"{HIDE_CURSOR}{begin}\r{BELOW}\x1b[A"
+        return f"{HIDE_CURSOR}{begin}\r{CLEAR_BELOW}\x1b[A"
 
     def _visible(self) -> str:
-        """The line that is not ended, on one row."""
+        """Return the line that has not ended, cut to one row."""
         text = next(reversed(self._unended.values()), "")
         text = clean(passable(text.rstrip("\r"), False))
         width = self._console.width
         return set_cell_size(text, width - 1) if cell_len(text) >= width else text
 
     def _below(self) -> str:
-        """The frame, and back to where the cursor is; not one that is too large since the last resize."""
+        """Draw the frame and return to the cursor. Leave out a frame that no longer fits since the last resize."""
         size = self._console.size
         fits = 0 < self._height < size.height and self._width <= size.width
         rows = self._height if fits else 1
-        return f"{INDEX * rows}\x1b[{rows}A{SAVE}{BELOW}{self._frame if fits else ''}{RESTORE}{SHOW_CURSOR}"
+        return f"{INDEX * rows}\x1b[{rows}A{SAVE}{CLEAR_BELOW}{self._frame if fits else ''}{RESTORE}{SHOW_CURSOR}"
 
 
-class Stream:
-    """Stands for `sys.stdout` or `sys.stderr` while a screen is open; before and after that it is the same."""
+class ScreenStream:
+    """Replaces `sys.stdout` or `sys.stderr` while a screen is open. Without a screen it passes everything on."""
 
     def __init__(self, screen: Screen, file: Any) -> None:
-        self.screen: Screen | None = screen
+        self._screen: Screen | None = screen
         self.file = file
         _streams.add(self)
 
     def write(self, text: str) -> int:
         if not isinstance(text, str):
             raise TypeError(f"write() argument must be str, not {type(text).__name__}")
-        if self.screen is None or not self.screen.write(text):
+        if self._screen is None or not self._screen.write(text):
             self.file.write(text)
         return len(text)
 
@@ -220,30 +223,34 @@ class Stream:
             self.write(line)
 
     def flush(self) -> None:
-        if self.screen is not None:
-            self.screen.flush()
+        if self._screen is not None:
+            self._screen.flush()
         self.file.flush()
+
+    def detach(self) -> None:
+        """Write to the plain stream from now on."""
+        self._screen = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.file, name)
 
 
-def _make_child_whole() -> None:
-    """In a forked child: it writes to the terminal itself, for it has no view, and its parent's keeps its lock."""
+def _restore_streams_in_child() -> None:
+    """Give a forked child the plain streams. It has no view, and the lock of the parent's screen may be held."""
     for stream in list(_streams):
-        stream.screen = None
+        stream.detach()
         for name in ("stdout", "stderr"):
             if getattr(sys, name) is stream:
                 setattr(sys, name, stream.file)
 
 
-os.register_at_fork(after_in_child=_make_child_whole)
+os.register_at_fork(after_in_child=_restore_streams_in_child)
 
 
 def writer(console: Console) -> Callable[[str], None]:
-    """A function that writes to where a console does, and leaves nothing in a buffer."""
+    """Return a function that writes to the output of a console, without a buffer."""
     file, encoding = console.file, console.encoding
-    fd = None if isinstance(file, Stream) else _fileno(file)
+    fd = None if isinstance(file, ScreenStream) else _fileno(file)
 
     def write(text: str) -> None:
         data = text.encode(encoding, "replace")
@@ -261,16 +268,16 @@ def writer(console: Console) -> Callable[[str], None]:
 
 
 def _fileno(file: Any) -> int | None:
-    """The descriptor of one of Python's own text streams; what others do with theirs is not known."""
+    """Return the descriptor of one of Python's own text streams; None for other streams, which may change the text."""
     try:
         return file.fileno() if isinstance(file, io.TextIOWrapper) else None
     except (OSError, ValueError):
-        return None  # it writes into memory, or is closed
+        return None  # it writes to memory, or is closed
 
 
 def _device(file: Any) -> object:
-    """What tells whether two streams show on the same terminal; None for one that shows on none."""
-    if isinstance(file, Stream):
+    """Return the identity of a stream's terminal; None if it is not on a terminal."""
+    if isinstance(file, ScreenStream):
         file = file.file
     fd = _fileno(file)
     if fd is None:
@@ -282,29 +289,29 @@ def _device(file: Any) -> object:
 
 
 def _last_version(line: str) -> str:
-    """What follows the last carriage return that something follows: progress bars write lines over."""
+    """Return the text after the last inner carriage return, because progress bars overwrite their line."""
     return line[line.rstrip("\r").rfind("\r") + 1 :]
 
 
 @contextmanager
-def _replaced(name: str, stream: Stream) -> Iterator[None]:
+def _replaced(name: str, stream: ScreenStream) -> Iterator[None]:
     setattr(sys, name, stream)
     try:
         yield
     finally:
-        if getattr(sys, name) is stream:  # and nothing that somebody has put there meanwhile
+        if getattr(sys, name) is stream:  # nobody has replaced it in the meantime
             setattr(sys, name, stream.file)
 
 
 @contextmanager
 def _redirected_handlers() -> Iterator[None]:
-    """Have handlers of logging, which keep the stream that they were made with, write to the one in its place."""
-    moved: list[tuple[logging.StreamHandler[Any], Stream]] = []
-    stands_for = {id(one.file): one for one in (sys.stdout, sys.stderr) if isinstance(one, Stream)}
+    """Let logging handlers, which keep the stream that they were made with, write to its replacement."""
+    moved: list[tuple[logging.StreamHandler[Any], ScreenStream]] = []
+    by_file = {id(one.file): one for one in (sys.stdout, sys.stderr) if isinstance(one, ScreenStream)}
     loggers = [logging.getLogger(), *(one for one in list(_loggers.values()) if isinstance(one, logging.Logger))]
     for handler in {id(handler): handler for logger in loggers for handler in logger.handlers}.values():
-        if isinstance(handler, logging.StreamHandler) and id(handler.stream) in stands_for:
-            moved.append((handler, stands_for[id(handler.stream)]))
+        if isinstance(handler, logging.StreamHandler) and id(handler.stream) in by_file:
+            moved.append((handler, by_file[id(handler.stream)]))
     for handler, stream in moved:
         handler.setStream(stream)
     try:

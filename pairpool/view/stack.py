@@ -7,7 +7,7 @@ from rich.text import Text
 from pairpool.scoreboard.stacks import IDLE, read_stacks
 from pairpool.status import PoolStatus, WorkerStatus
 from pairpool.view.choose import OK, Output, choose, conclude
-from pairpool.view.find import NoPool, NotPermitted, Sight
+from pairpool.view.find import NoPool, NotPermitted, PoolObserver
 from pairpool.view.text import clean
 
 __all__ = ["headline", "run"]
@@ -20,7 +20,7 @@ def run(what: str | None, worker: int | None, timeout: float) -> int:
 
 def _run(what: str | None, number: int | None, timeout: float) -> int:
     found = choose(what, may_ask=True)
-    with Sight(found) as sight:
+    with PoolObserver(found) as sight:
         status = sight.status()
     if status.is_over:
         raise NoPool(f"pool {found} has ended")

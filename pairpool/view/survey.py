@@ -1,184 +1,198 @@
-"""What a whole trace holds, found in one pass: the lanes, when they were at work, and which functions took the time."""
+"""Survey a whole trace in one pass: its lanes, their busy times, and the total time of each function.
+
+All times are in µs from the zero of the trace.
+"""
 
 from __future__ import annotations
 
-import math
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from math import inf, isfinite
 
 from pairpool.view.trace_reader import Event
 
-__all__ = ["Key", "SurveyLane", "Survey", "CoreUsage", "arguments", "coverage", "lane_key", "survey", "times", "usage"]
+__all__ = ["CoreUsage", "LaneKey", "Survey", "SurveyLane", "arguments", "core_usage", "coverage", "lane_key", "times"]
 
-Key = tuple[int | str, int | str]
-"""What tells lanes apart: process id and thread id."""
-
-FOREVER = math.inf
+LaneKey = tuple[int | str, int | str]
+"""The identity of a lane: process id and thread id."""
 
 
 @dataclass(slots=True)
 class SurveyLane:
-    """One worker's place. All times in µs from the trace's zero.
+    """The place of one worker.
 
     Attributes:
-        label: what to call it.
-        begins, ends: when it was at work, in the order of the file.
-        born: when workers began here.
+        label: the text beside the lane.
+        begins, ends: when tasks began and ended here, in the order of the file.
+        started: when workers started here.
         gone: when workers ended here.
-        closed: when the place was given up: its last worker was retired and none came after it.
+        closed: when the place was given up: its last worker was retired and was not replaced.
     """
 
     label: str = ""
     begins: array[float] = field(default_factory=lambda: array("d"))
     ends: array[float] = field(default_factory=lambda: array("d"))
-    born: array[float] = field(default_factory=lambda: array("d"))
+    started: array[float] = field(default_factory=lambda: array("d"))
     gone: array[float] = field(default_factory=lambda: array("d"))
-    closed: float = FOREVER
+    closed: float = inf
+
+    def add_work(self, begin: float, end: float) -> None:
+        """Note that the worker ran something from `begin` to `end`."""
+        self.begins.append(begin)
+        self.ends.append(end)
+
+    def worker_started(self, when: float) -> None:
+        """Note that a worker started here."""
+        self.started.append(when)
+        self.closed = inf
+
+    def worker_ended(self, when: float, *, retired: bool) -> None:
+        """Note that a worker died here, or was retired."""
+        self.gone.append(when)
+        self.closed = when if retired else inf
+
+    def with_label(self, label: str) -> SurveyLane:
+        """Return this lane with a label."""
+        return SurveyLane(label, self.begins, self.ends, self.started, self.gone, self.closed)
 
     @property
     def opened(self) -> float:
-        """When the place was made; before all times if that was not told."""
-        return min(self.born) if self.born else -FOREVER
+        """When the place was made. It lies before all times if the trace does not say."""
+        return min(self.started) if self.started else -inf
 
     def work(self) -> Iterator[tuple[float, float]]:
-        """When it was at work: in order, nothing twice."""
-        until = -FOREVER
+        """Yield the busy times: in order, without overlaps."""
+        until = -inf
         for begin, end in sorted(zip(self.begins, self.ends, strict=True)):
             if end > until:
                 yield max(begin, until), end
                 until = end
 
     def lives(self) -> Iterator[tuple[float, float]]:
-        """When there was a worker."""
-        if not self.born:
-            yield -FOREVER, FOREVER
+        """Yield the times in which there was a worker."""
+        if not self.started:
+            yield -inf, inf
             return
-        gone = [*sorted(self.gone), FOREVER]
-        for begin in sorted(self.born):
+        gone = [*sorted(self.gone), inf]
+        for begin in sorted(self.started):
             yield begin, gone[bisect_left(gone, begin)]
 
 
-@dataclass(slots=True)
 class Survey:
-    """What a trace holds. All times in µs from the trace's zero.
+    """The contents of a trace, collected in one pass.
+
+    Args:
+        events: the events of the trace.
 
     Attributes:
-        is_ours: whether pairpool wrote it; else every complete event counts as a task.
-        name: of the pool, or of the first process that has one.
-        begin, end: of the whole, `end` before `begin` if nothing happens.
-        lanes: those in which something happens, in the order of the picture.
-        functions: for each, how long its tasks took together.
+        is_ours: whether pairpool wrote the trace. In other traces every complete event counts as a task.
+        name: the name of the pool, or of the first process that has a name.
+        begin, end: the time from the first to the last event. `end` is before `begin` if the trace has no events.
+        lanes: the lanes that have events, in the order of the picture.
+        functions: for each function, the total time of its tasks.
     """
 
-    is_ours: bool = False
-    name: str = ""
-    begin: float = FOREVER
-    end: float = -FOREVER
-    lanes: dict[Key, SurveyLane] = field(default_factory=dict)
-    functions: dict[str, float] = field(default_factory=dict)
+    def __init__(self, events: Iterable[Event]) -> None:
+        self.is_ours = False
+        self.name = ""
+        self.begin = inf
+        self.end = -inf
+        self.lanes: dict[LaneKey, SurveyLane] = {}
+        self.functions: dict[str, float] = {}
+        labels: dict[LaneKey, str] = {}
+        for event in events:
+            phase = event["ph"]
+            if phase == "X":
+                self._take_span(event)
+            elif phase == "M":
+                self._take_name(labels, event)
+            elif phase == "i" and event.get("cat") == "worker" and self.is_ours:
+                self._take_worker(event)
+        ordered = sorted(self.lanes, key=lambda key: [(isinstance(part, str), part) for part in key])
+        self.lanes = {key: self.lanes[key].with_label(labels.get(key) or "/".join(map(str, key))) for key in ordered}
+        if self.is_ours:
+            self.begin = min(self.begin, 0.0)
+
+    def _take_span(self, event: Event) -> None:
+        span = times(event)
+        if span is None:
+            return
+        begin, end = span
+        self._widen(begin, end)
+        kind = event.get("cat") if self.is_ours else "both"
+        if kind in ("item", "both"):
+            name = str(event.get("name", ""))
+            self.functions[name] = self.functions.get(name, 0.0) + end - begin
+        if kind in ("batch", "both") or (kind == "item" and arguments(event).get("lost")):
+            self._lane(event).add_work(begin, end)
+
+    def _take_name(self, labels: dict[LaneKey, str], event: Event) -> None:
+        args = arguments(event)
+        name = str(args.get("name", ""))
+        if event.get("name") == "thread_name":
+            labels[lane_key(event)] = name
+        elif event.get("name") == "process_name":
+            self.is_ours = self.is_ours or "pairpool" in args
+            self.name = self.name or name
+
+    def _take_worker(self, event: Event) -> None:
+        span = times(event)
+        if span is None:
+            return
+        when = span[0]
+        self._widen(when, when)
+        lane = self._lane(event)
+        if event.get("name") == "worker began":
+            lane.worker_started(when)
+        else:
+            lane.worker_ended(when, retired=event.get("name") == "worker retired")
+
+    def _widen(self, begin: float, end: float) -> None:
+        self.begin, self.end = min(self.begin, begin), max(self.end, end)
+
+    def _lane(self, event: Event) -> SurveyLane:
+        return self.lanes.setdefault(lane_key(event), SurveyLane())
 
 
 @dataclass(frozen=True, slots=True)
 class CoreUsage:
-    """How much of the workers was used.
+    """The share of the workers that was busy.
 
     Attributes:
-        shares: of the workers that were to be there, how many were at work: in equal parts of the time, 0 to 1.
-        average: the same of the whole time; 0 if no worker was to be there.
+        shares: one share (0 to 1) of the expected workers for each part of the time. All parts are equally long.
+        average: the share over the whole time. It is 0 if no worker was expected.
     """
 
     shares: tuple[float, ...]
     average: float
 
 
-def survey(events: Iterable[Event]) -> Survey:
-    """Go through a trace."""
-    found = Survey()
-    names: dict[Key, str] = {}
-    for event in events:
-        phase = event["ph"]
-        if phase == "X":
-            _take_span(found, event)
-        elif phase == "M":
-            _take_name(found, names, event)
-        elif phase == "i" and event.get("cat") == "worker" and found.is_ours:
-            _take_worker(found, event)
-    for key, lane in found.lanes.items():
-        lane.label = names.get(key) or "/".join(map(str, key))
-    ordered = sorted(found.lanes, key=lambda key: [(isinstance(part, str), part) for part in key])
-    found.lanes = {key: found.lanes[key] for key in ordered}
-    if found.is_ours:
-        found.begin = min(found.begin, 0.0)
-    return found
-
-
-def lane_key(event: Event) -> Key:
-    """The lane of an event."""
+def lane_key(event: Event) -> LaneKey:
+    """Return the identity of an event's lane."""
     pid, tid = event.get("pid", 0), event.get("tid", 0)
     return pid if type(pid) is int else str(pid), tid if type(tid) is int else str(tid)
 
 
 def times(event: Event) -> tuple[float, float] | None:
-    """Begin and end of an event in µs; None if it has none that make sense."""
+    """Return begin and end of an event in µs; None if it has no valid times."""
     try:
         begin = float(event["ts"])
         end = begin + float(event.get("dur", 0))
     except (KeyError, TypeError, ValueError, OverflowError):
         return None
-    return (begin, end) if end >= begin and math.isfinite(begin) and math.isfinite(end) else None
+    return (begin, end) if end >= begin and isfinite(begin) and isfinite(end) else None
 
 
 def arguments(event: Event) -> Event:
-    """What an event tells beside its times."""
+    """Return the `args` of an event; empty if it has none."""
     args = event.get("args")
     return args if isinstance(args, dict) else {}
 
 
-def _take_span(found: Survey, event: Event) -> None:
-    span = times(event)
-    if span is None:
-        return
-    begin, end = span
-    found.begin, found.end = min(found.begin, begin), max(found.end, end)
-    kind = event.get("cat") if found.is_ours else "both"
-    if kind in ("item", "both"):
-        name = str(event.get("name", ""))
-        found.functions[name] = found.functions.get(name, 0.0) + end - begin
-    if kind in ("batch", "both") or (kind == "item" and arguments(event).get("lost")):
-        lane = found.lanes.setdefault(lane_key(event), SurveyLane())
-        lane.begins.append(begin)
-        lane.ends.append(end)
-
-
-def _take_name(found: Survey, names: dict[Key, str], event: Event) -> None:
-    args = arguments(event)
-    name = str(args.get("name", ""))
-    if event.get("name") == "thread_name":
-        names[lane_key(event)] = name
-    elif event.get("name") == "process_name":
-        found.is_ours = found.is_ours or "pairpool" in args
-        found.name = found.name or name
-
-
-def _take_worker(found: Survey, event: Event) -> None:
-    span = times(event)
-    if span is None:
-        return
-    when = span[0]
-    found.begin, found.end = min(found.begin, when), max(found.end, when)
-    lane = found.lanes.setdefault(lane_key(event), SurveyLane())
-    if event.get("name") == "worker began":
-        lane.born.append(when)
-        lane.closed = FOREVER
-    else:
-        lane.gone.append(when)
-        lane.closed = when if event.get("name") == "worker retired" else FOREVER
-
-
 def coverage(spans: Iterable[tuple[float, float]], begin: float, end: float, parts: int) -> list[float]:
-    """How much of each of so many equal parts of the time from `begin` to `end` these spans cover, summed up, in µs."""
+    """Divide the time from `begin` to `end` into equal parts, and return how much of each the spans cover, in µs."""
     sums = [0.0] * parts
     size = (end - begin) / parts
     for first, last in spans:
@@ -197,11 +211,11 @@ def coverage(spans: Iterable[tuple[float, float]], begin: float, end: float, par
     return sums
 
 
-def usage(lanes: Sequence[SurveyLane], begin: float, end: float, parts: int) -> CoreUsage:
-    """How much of the lanes was used from `begin` to `end`, in so many equal parts of the time.
+def core_usage(lanes: Sequence[SurveyLane], begin: float, end: float, parts: int) -> CoreUsage:
+    """Divide the time from `begin` to `end` into equal parts, and return how busy the lanes were in each part.
 
-    A worker is to be there from the first that had its place to the last that was retired. So the time from a death
-    to the replacement counts as unused.
+    A worker is expected from the start of the first worker of a place until its last worker is retired. So the time
+    between a death and the replacement counts as unused.
     """
     work = [0.0] * parts
     for lane in lanes:

@@ -27,16 +27,16 @@ CYAN = Style(color="cyan")
 UNICODE = Glyphs()
 ASCII = Glyphs(ascii=True)
 
-SPACIOUS = 18
+GAPS_FROM_LINES = 18
 """Lines from which on the parts have an empty line between them."""
 
-AVERAGED = 5
+RATE_OVER_S = 5
 """Seconds over which tasks a second are told."""
 
-LABEL_MOST = 28
-BAR_LEAST, BAR_MOST = 6, 60
+MAX_LABEL_CELLS = 28
+MIN_BAR_CELLS, MAX_BAR_CELLS = 6, 60
 
-PLACE_LEAST = 12
+MIN_PLACE_CELLS = 12
 """Cells for what failed; at most half of a line, so that there is room for why."""
 
 
@@ -47,10 +47,10 @@ def render(status: PoolStatus, width: int, height: int | None, *, ascii: bool = 
         ascii: use only signs that every terminal has.
     """
     if height is None:
-        height = SPACIOUS + len(status.running) + len(status.workers) + len(status.failures)
+        height = GAPS_FROM_LINES + len(status.running) + len(status.workers) + len(status.failures)
     glyphs = ASCII if ascii else UNICODE
     head = _headlines(status, width, glyphs)[:height]
-    gap = 1 if height >= SPACIOUS else 0
+    gap = 1 if height >= GAPS_FROM_LINES else 0
     calls, workers, failures = _allot(status, height - len(head), gap)
     parts = [
         head,
@@ -84,7 +84,7 @@ def _speed(status: PoolStatus) -> float:
     """Tasks a second, of late; of a pool that has ended, on the whole."""
     if status.is_over:
         return status.done / status.uptime if status.uptime else 0.0
-    span = min(AVERAGED, max(1, int(status.uptime)))
+    span = min(RATE_OVER_S, max(1, int(status.uptime)))
     return sum(status.rates[-span:]) / span
 
 
@@ -171,10 +171,10 @@ def _calls(status: PoolStatus, width: int, lines: int, glyphs: Glyphs) -> list[L
         return []
     more = max(len(status.running), status.calls) - len(shown)
     label = max(cell_len(_label(call)) for call in shown)
-    label = min(label, LABEL_MOST, max(6, width // 4))
-    figures = [_figures(call, max(4, width - label - 2 - BAR_LEAST * (call.total is not None))) for call in shown]
+    label = min(label, MAX_LABEL_CELLS, max(6, width // 4))
+    figures = [_figures(call, max(4, width - label - 2 - MIN_BAR_CELLS * (call.total is not None))) for call in shown]
     beside_bars = [cells(line) for line, call in zip(figures, shown, strict=True) if call.total is not None]
-    bar = max(0, min(BAR_MOST, width - label - 2 - max(beside_bars, default=0)))
+    bar = max(0, min(MAX_BAR_CELLS, width - label - 2 - max(beside_bars, default=0)))
     table: list[Line] = []
     for call, beside in zip(shown, figures, strict=True):
         drawn = _bar(call, bar, glyphs) if call.total is not None else []
@@ -226,7 +226,7 @@ def _failures(status: PoolStatus, width: int, lines: int, glyphs: Glyphs) -> lis
 
 def _place(one: FailureStatus, width: int, glyphs: Glyphs) -> str:
     """What failed, and on which worker where there is room for that."""
-    where = item_name(one.function, one.item, max(PLACE_LEAST, width // 2), glyphs)
+    where = item_name(one.function, one.item, max(MIN_PLACE_CELLS, width // 2), glyphs)
     return f"{where} on {one.worker}" if one.worker is not None and width >= 100 else where
 
 

@@ -68,11 +68,11 @@ def clean(text: str) -> str:
     return "".join(char if char.isprintable() else " " for char in text)
 
 
-_SEQUENCE = re.compile(
+_CONTROL_SEQUENCE = re.compile(
     r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[PX^_][^\x1b]*(?:\x1b\\)?|[ -/]*[0-~])?"
 )  # ECMA-48, 5.3 to 5.6; of one that is cut off, what is there
-_COLOURS = re.compile(r"\x1b\[[0-9;:]*m")
-_CONTROLS = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\t\x1b"}
+_COLOUR_SEQUENCE = re.compile(r"\x1b\[[0-9;:]*m")
+_DROPPED_CONTROLS = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\t\x1b"}
 
 
 def passable(text: str, colours: bool) -> str:
@@ -83,8 +83,10 @@ def passable(text: str, colours: bool) -> str:
     """
     if text.isprintable():
         return text
-    kept = _SEQUENCE.sub(lambda found: found[0] if colours and _COLOURS.fullmatch(found[0]) else "", text)
-    kept = kept.translate(_CONTROLS)
+    kept = _CONTROL_SEQUENCE.sub(
+        lambda found: found[0] if colours and _COLOUR_SEQUENCE.fullmatch(found[0]) else "", text
+    )
+    kept = kept.translate(_DROPPED_CONTROLS)
     return f"{kept}\x1b[0m" if "\x1b" in kept else kept
 
 

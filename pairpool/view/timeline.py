@@ -1,4 +1,4 @@
-"""`pairpool timeline`: a trace drawn as an SVG picture, with a lane a worker and the utilisation below.
+"""`pairpool timeline`: draw a trace as an SVG picture, with one lane per worker and the utilisation below.
 
 file ─► survey (first pass) ─► scale, colours ─► canvas (second pass) ─► picture ─► SVG text
 """
@@ -10,21 +10,21 @@ import os
 import sys
 from collections.abc import Sequence
 
-from pairpool.view.painter import CallCounts, Painter
-from pairpool.view.survey import CoreUsage, Survey, SurveyLane, coverage, survey, usage
+from pairpool.view.painter import PaintedTotals, Painter
+from pairpool.view.survey import CoreUsage, Survey, SurveyLane, core_usage, coverage
 from pairpool.view.timeline_rows import Canvas
-from pairpool.view.timeline_svg import OTHERS, Entry, Picture, lanes_width, render
-from pairpool.view.timescale import SECOND, length_text
+from pairpool.view.timeline_svg import OTHERS_COLOUR, Entry, Picture, lanes_width, render
+from pairpool.view.timescale import SECOND_US, length_text
 from pairpool.view.trace_reader import TraceReader
 
 __all__ = ["NothingToDraw", "draw", "run"]
 
-SHARE_WIDTH = 2.0
-"""Pixels of the utilisation curve that show one number."""
+CURVE_STEP_PX = 2.0
+"""Width of one step of the utilisation curve."""
 
 
 class NothingToDraw(Exception):
-    """The trace holds no task, or none in the part that was asked for."""
+    """The trace has no task, or none in the requested part."""
 
 
 def draw(
@@ -34,39 +34,40 @@ def draw(
 
     Args:
         reader: the trace.
-        width: of the picture in pixels.
-        begin: first second to show, from the opening of the pool (or the first event, if pairpool did not write it).
-        end: last second to show.
+        width: the width of the picture in pixels.
+        begin: the first second to show, counted from the opening of the pool. In a trace of another program it counts
+            from the first event.
+        end: the last second to show.
 
     Returns:
-        The SVG text, and remarks that a reader should know, such as that the trace is cut off.
+        The SVG text, and remarks for the reader, such as that the trace is cut off.
 
     Raises:
-        ValueError: the file is no trace.
-        NothingToDraw: it has no tasks, or none of that time.
+        ValueError: the file is not a trace.
+        NothingToDraw: the trace has no tasks, or none of that time.
     """
-    found = survey(reader.events())
+    found = Survey(reader.events())
     if not found.functions:
         raise NothingToDraw(f"{reader.path} holds no tasks")
     zero = 0.0 if found.is_ours else found.begin
-    first = found.begin if begin is None else zero + begin * SECOND
-    last = max(found.end, first + 1e-3) if end is None else zero + end * SECOND
+    first = found.begin if begin is None else zero + begin * SECOND_US
+    last = max(found.end, first + 1e-3) if end is None else zero + end * SECOND_US
     lanes = tuple(found.lanes.values())
     ranked = sorted(found.functions, key=lambda name: -found.functions[name])
-    colours = {name: min(rank, OTHERS) for rank, name in enumerate(ranked)}
+    colours = {name: min(rank, OTHERS_COLOUR) for rank, name in enumerate(ranked)}
     canvas = Canvas(len(lanes), lanes_width(width, [lane.label for lane in lanes]))
     painter = Painter(found, canvas, first, last, colours)
     if first <= found.end:
         painter.paint(reader.events())
-    tally = painter.tally
-    if not tally.counts:
+    totals = painter.totals
+    if not totals.tasks:
         ends = length_text(found.end - zero)
         raise NothingToDraw(f"{reader.path} holds no tasks between these times: it ends at {ends}")
-    used = usage(lanes, first, last, max(1, round(canvas.width / SHARE_WIDTH)))
+    used = core_usage(lanes, first, last, max(1, round(canvas.width / CURVE_STEP_PX)))
     picture = Picture(
         title=found.name or os.path.basename(reader.path),
         is_ours=found.is_ours,
-        facts=_facts(found, tally, last - first, used),
+        facts=_facts(found, totals, last - first, used),
         remarks=_remarks(reader, found),
         width=width,
         lanes=lanes,
@@ -74,8 +75,8 @@ def draw(
         end=last,
         zero=zero,
         canvas=canvas,
-        legend=_legend(tally, colours),
-        happened=_happened(painter.tally, lanes, first, last),
+        legend=_legend(totals, colours),
+        happened=_happened(totals, lanes, first, last),
         usage=used,
     )
     return render(picture), list(picture.remarks)
@@ -90,35 +91,35 @@ def _remarks(reader: TraceReader, found: Survey) -> list[str]:
     return remarks
 
 
-def _happened(tally: CallCounts, lanes: Sequence[SurveyLane], begin: float, end: float) -> frozenset[str]:
-    """What the legend has to explain."""
-    happened = {kind for kind, count in tally.happened.items() if count}
-    if tally.failed:
+def _happened(totals: PaintedTotals, lanes: Sequence[SurveyLane], begin: float, end: float) -> frozenset[str]:
+    """Return the kinds of marks that the legend explains."""
+    happened = {kind for kind, count in totals.happened.items() if count}
+    if totals.failed:
         happened.add("failed")
     if any(coverage(lane.lives(), begin, end, 1)[0] < 0.995 * (end - begin) for lane in lanes):
         happened.add("absent")
     return frozenset(happened)
 
 
-def _facts(found: Survey, tally: CallCounts, length: float, used: CoreUsage) -> list[str]:
+def _facts(found: Survey, totals: PaintedTotals, length: float, used: CoreUsage) -> list[str]:
     def say(number: int, one: str) -> str:
         return f"{number:,} {one}" if number == 1 else f"{number:,} {one}s"
 
     lane = "worker" if found.is_ours else "thread"
-    facts = [length_text(length), say(len(found.lanes), lane), say(tally.counts.total(), "task")]
+    facts = [length_text(length), say(len(found.lanes), lane), say(totals.tasks.total(), "task")]
     if found.is_ours:
-        facts.append(f"{tally.failed:,} failed")
-    if tally.happened["died"]:
-        facts.append(say(tally.happened["died"], "death"))
+        facts.append(f"{totals.failed:,} failed")
+    if totals.happened["died"]:
+        facts.append(say(totals.happened["died"], "death"))
     return [*facts, f"{lane}s busy {used.average:.0%} of the time"]
 
 
-def _legend(tally: CallCounts, colours: dict[str, int]) -> list[Entry]:
-    """The functions, those that took longest in all first; those that share a colour in one entry."""
+def _legend(totals: PaintedTotals, colours: dict[str, int]) -> list[Entry]:
+    """Return one entry per function, the longest total time first. Functions that share a colour share an entry."""
     entries: dict[int, Entry] = {}
-    for name in sorted(tally.counts, key=lambda name: colours[name]):
-        colour, count, length = colours[name], tally.counts[name], tally.lengths[name]
-        if colour == OTHERS and colour in entries:
+    for name in sorted(totals.tasks, key=lambda name: colours[name]):
+        colour, count, length = colours[name], totals.tasks[name], totals.lengths[name]
+        if colour == OTHERS_COLOUR and colour in entries:
             old = entries[colour]
             entries[colour] = Entry(colour, "others", old.count + count, old.length + length)
         else:
@@ -127,9 +128,9 @@ def _legend(tally: CallCounts, colours: dict[str, int]) -> list[Entry]:
 
 
 def run(path: str, output: str | None, width: int, begin: float | None, end: float | None) -> int:
-    """Draw the trace at `path` into the file `output`, by default beside it; returns the command's exit status.
+    """Draw the trace at `path` into the file `output`, by default beside the trace, and return the exit status.
 
-    0: it is drawn; 1: there is nothing to draw; 2: it cannot be read, or the picture cannot be written.
+    0: the picture is drawn. 1: there is nothing to draw. 2: the trace cannot be read, or the picture cannot be written.
     """
 
     if output is None:
@@ -164,9 +165,9 @@ def _put(data: bytes, output: str) -> None:
             return
         if sys.stdout is None:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        while data:  # past the buffer of sys.stdout, which would be written again when the interpreter ends
+        while data:  # bypass the buffer of sys.stdout, which the interpreter would write again at its end
             data = data[os.write(sys.stdout.fileno(), data) :]
     except BrokenPipeError:
-        pass  # whoever reads it has seen enough
+        pass  # the reader has seen enough
     except OSError as error:
         raise OSError(error.errno, error.strerror, "stdout" if output == "-" else output) from None

@@ -1,4 +1,5 @@
-"""What a timeline shows of each lane, in pixels: long tasks one by one, short ones merged, so that it stays small."""
+"""The tasks and marks of a timeline's lanes, in pixels. Long tasks stay single and short tasks are merged, to keep the
+picture small."""
 
 from __future__ import annotations
 
@@ -7,29 +8,30 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-__all__ = ["LEVELS", "Bar", "Canvas", "Mark", "Run"]
+__all__ = ["OPACITY_LEVELS", "Bar", "Canvas", "Mark", "Run"]
 
-COLUMNS = 60_000
-"""How many columns all lanes together have at most, in which short tasks are merged."""
+MAX_COLUMNS = 60_000
+"""Short tasks are merged in columns. All lanes together have at most this number of columns."""
 
-BARS = 35_000
-"""How many tasks are drawn one by one at most: the longest."""
+MAX_BARS = 35_000
+"""At most this number of tasks, the longest ones, are drawn singly."""
 
-LEAST_BAR = 2.0
-"""Pixels that a task has to be wide to be drawn by itself."""
+MIN_BAR_PX = 2.0
+"""Tasks that are narrower than this are merged."""
 
-TITLED = 3_000
-"""How many tasks are told of when they are pointed at: the longest."""
+MAX_TITLED_BARS = 3_000
+"""At most this number of tasks, the longest ones, have a tooltip."""
 
-MARK_WIDTH = 3.0
-"""Pixels within which marks of a kind are one."""
+MARK_MERGE_PX = 3.0
+"""Marks of one kind that are closer than this become one mark."""
 
-LEVELS = 4
+OPACITY_LEVELS = 4
+"""Number of shades that show how full a column is."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A task from `left` to `right`, in pixels; `title` gives a text that tells of it."""
+    """A task from `left` to `right`, in pixels. `title` returns the text of its tooltip."""
 
     lane: int
     left: float
@@ -41,9 +43,9 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Columns from `left` to `right` in which short tasks took time, most of it those of one colour.
+    """Adjacent columns from `left` to `right` in which short tasks ran, most of the time those of one colour.
 
-    `level` of LEVELS parts of the time, that is: 1 means little, LEVELS all of it.
+    The tasks took about `level` of `OPACITY_LEVELS` parts of the time: 1 means little, `OPACITY_LEVELS` means all.
     """
 
     lane: int
@@ -55,7 +57,7 @@ class Run:
 
 @dataclass(slots=True)
 class Mark:
-    """Something that happened `count` times about there; `title` tells of the first time."""
+    """An event that happened `count` times near `at`. `title` describes the first one."""
 
     kind: str
     lane: int
@@ -63,18 +65,22 @@ class Mark:
     title: str
     count: int = 1
 
+    def count_again(self) -> None:
+        """Count one more event at this place."""
+        self.count += 1
+
 
 @dataclass(slots=True)
 class Canvas:
-    """Gathers tasks and marks, in pixels from the left edge of the lanes.
+    """Collects tasks and marks, in pixels from the left edge of the lanes.
 
-    Memory depends on lanes and width, not on how many tasks there are.
+    The memory depends on the lanes and the width, not on the number of tasks.
 
     Attributes:
-        lanes: how many there are.
-        width: of them, in pixels.
-        columns: how many a lane has.
-        column: width of one in pixels.
+        lanes: the number of lanes.
+        width: the width of the lanes in pixels.
+        columns: the number of columns per lane.
+        column: the width of a column in pixels.
     """
 
     lanes: int
@@ -88,48 +94,48 @@ class Canvas:
     column: float = field(init=False)
 
     def __post_init__(self) -> None:
-        self.columns = max(1, min(math.ceil(self.width), COLUMNS // max(1, self.lanes)))
+        self.columns = max(1, min(math.ceil(self.width), MAX_COLUMNS // max(1, self.lanes)))
         self.column = self.width / self.columns
 
     def add(self, lane: int, left: float, right: float, colour: int, failed: bool, title: Callable[[], str]) -> None:
-        """Put a task in. The part outside of the lanes is cut off. `title` is called when it is drawn, if at all."""
+        """Add a task. The part outside the lanes is cut off. `title` is called when the task is drawn, if at all."""
         left, right = max(left, 0.0), min(right, self.width)
         if right < left:
             return
-        if right - left < LEAST_BAR:
+        if right - left < MIN_BAR_PX:
             self._merge(lane, left, right, colour, failed)
             return
         self._count += 1
         entry = (right - left, self._count, Bar(lane, left, right, colour, failed, title))
-        if len(self._bars) < BARS:
+        if len(self._bars) < MAX_BARS:
             heapq.heappush(self._bars, entry)
         else:
             _, _, bar = heapq.heappushpop(self._bars, entry)
             self._merge(bar.lane, bar.left, bar.right, bar.colour, bar.failed)
 
     def mark(self, kind: str, lane: int, at: float, title: str) -> None:
-        """Mark what happened there, if it is within the lanes."""
+        """Add a mark, if it is within the lanes."""
         if 0 <= at <= self.width:
-            key = (kind, lane, int(at / MARK_WIDTH))
+            key = (kind, lane, int(at / MARK_MERGE_PX))
             if key in self.marks:
-                self.marks[key].count += 1
+                self.marks[key].count_again()
             else:
                 self.marks[key] = Mark(kind, lane, at, title)
 
     def bars(self) -> tuple[list[Bar], list[Bar]]:
-        """The tasks that are drawn one by one: those that are told of, and the others."""
+        """Return the tasks that are drawn singly: those with a tooltip, and the others."""
         ordered = [bar for _, _, bar in sorted(self._bars, key=lambda entry: (-entry[0], entry[1]))]
-        return ordered[:TITLED], ordered[TITLED:]
+        return ordered[:MAX_TITLED_BARS], ordered[MAX_TITLED_BARS:]
 
     def runs(self) -> Iterator[Run]:
-        """The short tasks: columns side by side that look the same are one run."""
+        """Yield the short tasks: adjacent columns that look the same are one run."""
         last: Run | None = None
         for cell in sorted(self._cells):
             lane, column = divmod(cell, self.columns)
             times = self._cells[cell]
             colour = max(times, key=times.__getitem__)
             filled = min(1.0, sum(times.values()) / self.column)
-            level = max(1, math.ceil(filled * LEVELS - 0.25))
+            level = max(1, math.ceil(filled * OPACITY_LEVELS - 0.25))
             run = Run(lane, column * self.column, (column + 1) * self.column, colour, level)
             if last and _look(last) == _look(run) and math.isclose(last.right, run.left):
                 last = Run(lane, last.left, run.right, colour, level)
@@ -141,13 +147,13 @@ class Canvas:
             yield last
 
     def failures(self) -> Iterator[tuple[int, float, float]]:
-        """Where short tasks failed: lane, left and right."""
+        """Yield the columns in which short tasks failed: lane, left and right."""
         for cell in sorted(self._failures):
             lane, column = divmod(cell, self.columns)
             yield lane, column * self.column, (column + 1) * self.column
 
     def _merge(self, lane: int, left: float, right: float, colour: int, failed: bool) -> None:
-        """Put a task into the columns that it touches."""
+        """Add a task to the columns that it touches."""
         size = self.column
         last = self.columns - 1
         base = lane * self.columns

@@ -6,27 +6,27 @@ import math
 
 __all__ = ["length_text", "ticks"]
 
-SECOND = 1e6
-MINUTE = 60 * SECOND
-HOUR = 60 * MINUTE
+SECOND_US = 1e6
+MINUTE_US = 60 * SECOND_US
+HOUR_US = 60 * MINUTE_US
 
-_UNITS = ((SECOND, "s"), (1e3, "ms"), (1.0, "µs"), (1e-3, "ns"))
+_UNITS = ((SECOND_US, "s"), (1e3, "ms"), (1.0, "µs"), (1e-3, "ns"))
 _LONG_STEPS = tuple(
-    [n * SECOND for n in (1, 2, 5, 10, 15, 30)]
-    + [n * MINUTE for n in (1, 2, 5, 10, 15, 30)]
-    + [n * HOUR for n in (1, 2, 3, 6, 12, 24)]
+    [n * SECOND_US for n in (1, 2, 5, 10, 15, 30)]
+    + [n * MINUTE_US for n in (1, 2, 5, 10, 15, 30)]
+    + [n * HOUR_US for n in (1, 2, 3, 6, 12, 24)]
 )
 
 
 def length_text(us: float) -> str:
     """A length of time with three digits or so: `850 ns`, `12.3 ms`, `4.56 s`, `2 min 05 s`, `3 h 07 min`."""
-    if us >= 10 * HOUR:
-        return f"{us / HOUR:,.1f} h"
-    if us >= HOUR - MINUTE / 2:
-        minutes = round(us / MINUTE)
+    if us >= 10 * HOUR_US:
+        return f"{us / HOUR_US:,.1f} h"
+    if us >= HOUR_US - MINUTE_US / 2:
+        minutes = round(us / MINUTE_US)
         return f"{minutes // 60} h {minutes % 60:02} min"
-    if us >= 99.95 * SECOND:
-        seconds = round(us / SECOND)
+    if us >= 99.95 * SECOND_US:
+        seconds = round(us / SECOND_US)
         return f"{seconds // 60} min {seconds % 60:02} s"
     if us <= 0:
         return "0 s"
@@ -49,12 +49,12 @@ def ticks(begin: float, end: float, most: int) -> list[tuple[float, str]]:
 
 def _step(least: float, end: float) -> float:
     """The smallest round step that is not below `least`, in an axis up to `end`."""
-    if end > 120 * SECOND and least > SECOND / 2:
+    if end > 120 * SECOND_US and least > SECOND_US / 2:
         for step in _LONG_STEPS:
             if step >= least * (1 - 1e-9):
                 return step
-        least /= 24 * HOUR
-        return _decimal_step(least) * 24 * HOUR
+        least /= 24 * HOUR_US
+        return _decimal_step(least) * 24 * HOUR_US
     return _decimal_step(least)
 
 
@@ -69,12 +69,12 @@ def _decimal_step(least: float) -> float:
 def _label(time: float, step: float, end: float) -> str:
     if abs(time) < step / 2:
         return "0"
-    if end > 120 * SECOND and step >= SECOND:
-        sign, seconds = "-" if time < 0 else "", round(abs(time) / SECOND)
+    if end > 120 * SECOND_US and step >= SECOND_US:
+        sign, seconds = "-" if time < 0 else "", round(abs(time) / SECOND_US)
         hours, minutes = seconds // 3600, seconds // 60 % 60
-        if step >= MINUTE and end >= HOUR:
-            return f"{sign}{hours} h" if step >= HOUR else f"{sign}{hours}:{minutes:02} h"
-        if end >= HOUR:
+        if step >= MINUTE_US and end >= HOUR_US:
+            return f"{sign}{hours} h" if step >= HOUR_US else f"{sign}{hours}:{minutes:02} h"
+        if end >= HOUR_US:
             return f"{sign}{hours}:{minutes:02}:{seconds % 60:02}"
         return f"{sign}{minutes}:{seconds % 60:02} min"
     unit, name = next(((unit, name) for unit, name in _UNITS if end >= unit), _UNITS[-1])

@@ -1,6 +1,6 @@
 """`pairpool top`: the live view of any pool on the machine, from outside.
 
-board under /proc ─► Sight.status ─► Sampler: cpu, rss ─► table.render ─► the terminal, a line, or JSON
+board under /proc ─► PoolObserver.status ─► Sampler: cpu, rss ─► table.render ─► the terminal, a line, or JSON
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rich.live import Live
 
 from pairpool.status import PoolStatus
 from pairpool.view.choose import OK, Output, choose, conclude
-from pairpool.view.find import NoPool, Sight, pools
+from pairpool.view.find import NoPool, PoolObserver, pools
 from pairpool.view.keys import Keys
 from pairpool.view.table import headline_plain, render
 from pairpool.view.text import clean
@@ -24,7 +24,7 @@ from pairpool.view.usage import Sampler
 
 __all__ = ["as_json", "farewell", "run"]
 
-MEASURED_OVER = 0.25
+CPU_MEASURED_OVER_S = 0.25
 """Seconds between the two looks that tell how much of a core each worker uses."""
 
 WIDTH = 80
@@ -44,7 +44,7 @@ def run(what: str | None, *, once: bool, as_json: bool, interval: float) -> int:
     def act() -> int:
         if as_json:
             return _print_json(what)
-        with Sight(choose(what, may_ask=not once)) as sight:
+        with PoolObserver(choose(what, may_ask=not once)) as sight:
             return _print_once(sight) if once else _watch(sight, interval)
 
     return conclude("top", act)
@@ -53,16 +53,16 @@ def run(what: str | None, *, once: bool, as_json: bool, interval: float) -> int:
 # --- once -------------------------------------------------------------------------------------------
 
 
-def _measured(sights: list[Sight]) -> list[PoolStatus]:
+def _measured(sights: list[PoolObserver]) -> list[PoolStatus]:
     """What these pools are doing, with what their workers use."""
     samplers = [Sampler(every=0.0) for _ in sights]
     for sampler, sight in zip(samplers, sights, strict=True):
         sampler.fill(sight.status())
-    time.sleep(MEASURED_OVER)
+    time.sleep(CPU_MEASURED_OVER_S)
     return [sampler.fill(sight.status()) for sampler, sight in zip(samplers, sights, strict=True)]
 
 
-def _print_once(sight: Sight) -> int:
+def _print_once(sight: PoolObserver) -> int:
     [status] = _measured([sight])
     console = Output()
     if console.is_terminal:
@@ -74,7 +74,7 @@ def _print_once(sight: Sight) -> int:
 
 def _print_json(what: str | None) -> int:
     if what is not None:
-        with Sight(choose(what, may_ask=False)) as sight:
+        with PoolObserver(choose(what, may_ask=False)) as sight:
             print(json.dumps(as_json(_measured([sight])[0]), indent=2))
         return OK
     sights = []
@@ -84,7 +84,7 @@ def _print_json(what: str | None) -> int:
                 print(f"process {found.pid} is left out: {found.problem}", file=sys.stderr)
                 continue
             try:
-                sights.append(Sight(found))
+                sights.append(PoolObserver(found))
             except NoPool:
                 continue  # it has ended since it was listed
         print(json.dumps([as_json(status) for status in _measured(sights)], indent=2))
@@ -114,7 +114,7 @@ def _plain(value: Any) -> Any:
 # --- until it ends ----------------------------------------------------------------------------------
 
 
-def _watch(sight: Sight, interval: float) -> int:
+def _watch(sight: PoolObserver, interval: float) -> int:
     console = Output()
     try:
         if console.is_terminal and not console.is_dumb_terminal:
@@ -128,7 +128,7 @@ def _watch(sight: Sight, interval: float) -> int:
     return OK
 
 
-def _show_pictures(sight: Sight, console: Output, interval: float) -> PoolStatus | None:
+def _show_pictures(sight: PoolObserver, console: Output, interval: float) -> PoolStatus | None:
     """Have the view fill the screen; returns the last status of a pool that ends, None if the user has enough."""
     sampler = Sampler()
     with Keys() as keys, Live(console=console, screen=True, auto_refresh=False) as live:
@@ -141,7 +141,7 @@ def _show_pictures(sight: Sight, console: Output, interval: float) -> PoolStatus
                 return None
 
 
-def _show_lines(sight: Sight, interval: float) -> PoolStatus:
+def _show_lines(sight: PoolObserver, interval: float) -> PoolStatus:
     """A line every interval, for what is no terminal or a simple one; returns the last status."""
     sampler = Sampler()
     while True:

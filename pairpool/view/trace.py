@@ -1,19 +1,18 @@
-"""A pool's life as a file of trace events, written as it goes, in the format that Chrome and Perfetto read.
+"""Write the events of a pool to a file, in the trace event format that Chrome and Perfetto read.
 
     [
-    {"ph":"M",...,"name":"process_name","args":{"name":"my pool","pairpool":"0.1.0",...}},        what pool, and when
-    {"ph":"X","ts":12.345,"dur":0.678,"pid":4711,"tid":3,"cat":"item","name":"f","args":{...}}    one event a line
-    ]
+    {"ph":"M",...,"name":"process_name","args":{"name":"my pool","pairpool":"0.1.0",...}},       the pool, and its start
+    {"ph":"X","ts":12.345,"dur":0.678,"pid":4711,"tid":3,"cat":"item","name":"f","args":{...}}   one event per line
 
-Facts about the format and its readers, and what they mean here:
+Facts about the format and its readers, and the consequences:
 
-- The closing bracket may be missing, so what a killed master has left is a trace. Each event brings the comma and
-  the line end before it, and so the file is strict JSON once the bracket is there, too. Nothing follows that: Perfetto
-  takes no more data, not even a line end.
-- Spans of one track that overlap must be nested, else Perfetto drops the inner one. Times are cut to fit.
-- Thread 0 is taken for the process's main thread, or for thread 1. Worker n is thread n + 1.
-- Older readers know only the short escapes of JSON, before the keys that they need. So times come first and texts last,
-  and what is not ASCII is written as UTF-8.
+- The closing bracket may be missing. So the file that a killed master leaves is a valid trace. Each event writes the
+  comma and the line end before itself, so that the file is strict JSON as soon as the bracket is there.
+- Perfetto accepts no data after the bracket, not even a line end. So nothing follows it.
+- Perfetto drops the inner one of two spans of a track that overlap without being nested. So times are cut to fit.
+- Perfetto takes thread 0 for the main thread of the process, or for thread 1. So worker n is thread n + 1.
+- Older readers know only the short escapes of JSON before the keys that they need. So times come first, texts come
+  last, and characters outside ASCII are written as UTF-8.
 """
 
 from __future__ import annotations
@@ -23,36 +22,38 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
+
+from pairpool.trace_events import LostItem, RanBatch
 
 __all__ = ["TraceWriter"]
 
-LONG_ITEM = 1_000_000
-"""Items that took so many ns have their argument written."""
+LONG_ITEM_NS = 1_000_000
+"""The trace has the argument of an item that took at least this time."""
 
-LONG_IO = 50_000
-"""Unpickling and pickling that took so many ns is shown as spans of its own."""
+LONG_UNPICKLING_NS = 50_000
+"""Unpickling that took longer than this is a span of its own."""
 
-TEXT_LIMIT = 500
-"""Characters of an error or an argument that are kept."""
+MAX_TEXT_CHARS = 500
+"""Longer errors and arguments are cut to this length."""
 
-NAMES_KEPT = 4096
-"""Functions whose quoted names are kept; with more, they are quoted anew."""
+MAX_QUOTED_NAMES = 4096
+"""Number of functions whose quoted names are kept. Further names are quoted each time."""
 
 _quote = json.JSONEncoder(ensure_ascii=False).encode
 
 
 class TraceWriter:
-    """Writes the trace of one pool. One thread at a time may use it; in a forked child it writes nothing.
+    """Writes the trace of one pool (a `Trace`). One thread at a time may use it. In a forked child it writes nothing.
 
-    Every call is one write(2) without a buffer, so what was told before the master was killed is in the file.
-    When writing fails, which one warning tells, the trace ends there and the pool goes on.
+    Every call is one write(2) without a buffer. So the file holds all events that were reported before the master was
+    killed. If a write fails, the trace ends there, with one warning, and the pool goes on.
 
     Args:
-        path: the file; what it held is lost.
-        name: the pool's name.
-        pid: process id of the master.
-        created: when the pool was opened, in monotonic ns as all times here: the zero of the trace.
+        path: the file. Its old content is lost.
+        name: the name of the pool.
+        pid: the process id of the master.
+        created: when the pool was opened, in monotonic ns, as all times here. It is the zero of the trace.
 
     Raises:
         OSError: the file cannot be opened.
@@ -68,7 +69,7 @@ class TraceWriter:
         self._until: dict[int, int] = {}
         self._calls: dict[int, str] = {}
         self._names: dict[str, str] = {}
-        package = sys.modules.get("pairpool")  # not imported: it is on the floor above all others
+        package = sys.modules.get("pairpool")  # not imported, because it stands above this module in the house
         about = {
             "name": _clean(name),
             "pairpool": getattr(package, "__version__", ""),
@@ -78,120 +79,90 @@ class TraceWriter:
 
     @property
     def is_open(self) -> bool:
-        """Whether this process still writes."""
+        """Tell whether this process still writes."""
         return self._fd >= 0 and os.getpid() == self._owner
 
     def worker_began(self, number: int, pid: int, began: int, replaced: int) -> None:
-        """A worker was started.
+        """Write that a worker started.
 
         Args:
-            number: its place in the pool, from 0.
-            pid: its process id.
-            began: when, in monotonic ns.
+            number: the worker's place in the pool, from 0.
+            pid: the process id of the worker.
+            began: when the worker started.
             replaced: how many workers had this place before.
         """
         if self.is_open:
             args = {"pid": pid, "replaced": replaced} if replaced else {"pid": pid}
-            self._write([*self._begin(number), self._instant(number, began, "worker began", args)])
+            self._write([*self._introduce(number), self._instant(number, began, "worker began", args)])
 
     def worker_ended(self, number: int, pid: int, when: int, reason: str, *, died: bool) -> None:
-        """A worker ended: it `died`, or was retired. `reason` says of what, in words."""
+        """Write that a worker `died`, or was retired. `reason` says why, in words."""
         if self.is_open:
             name = "worker died" if died else "worker retired"
             args = {"pid": pid, "reason": _short(reason)}
-            self._write([*self._begin(number), self._instant(number, when, name, args)])
+            self._write([*self._introduce(number), self._instant(number, when, name, args)])
 
-    def batch(
-        self,
-        worker: int,
-        call: int,
-        functions: str | Sequence[str],
-        first: int,
-        began: int,
-        ended: int,
-        stamps: Sequence[int],
-        items_ended: int,
-        failed: Mapping[int, str],
-        arguments: Callable[[int], str] | None = None,
-    ) -> None:
-        """A worker ran a batch to its end.
-
-        Args:
-            worker: its number.
-            call: number of the call.
-            functions: name of the function, or of each item's.
-            first: index of the first item in its call.
-            began: when the worker took the batch up, in monotonic ns.
-            ended: when it was done with it.
-            stamps: when each item was begun. It ended when the next began.
-            items_ended: when the last one ended.
-            failed: by offset in the batch, the errors of the items that failed.
-            arguments: gives a short text of an item's argument, by its offset. It is asked for long items only, and
-                must not raise.
-        """
-        if not self.is_open or not stamps:
+    def batch(self, run: RanBatch) -> None:
+        """Write the spans of a batch and of its items."""
+        starts = run.starts
+        if not self.is_open or not starts:
             return
-        out = self._begin(worker)
-        lane = self._lanes[worker]
-        began = max(began, self._until.get(worker, 0))
-        self._until[worker] = ended = max(ended, began)
-        names = [functions] if isinstance(functions, str) else functions
-        args = f'{{"call":{call},"first":{first},"items":{len(stamps)}}}'
-        title = f'{self._name(names[0])[:-1]} ×{len(stamps)}"'
+        out = self._introduce(run.worker)
+        lane = self._lanes[run.worker]
+        began, ended = self._fit(run.worker, run.began, run.ended)
+        names = [run.functions] if isinstance(run.functions, str) else run.functions
+        args = f'{{"call":{run.call},"first":{run.first},"items":{len(starts)}}}'
+        title = f'{self._name(names[0])[:-1]} ×{len(starts)}"'
         out.append(self._span(began, ended, f'{lane},"cat":"batch","name":{title},"args":{args}'))
-        at = min(max(began, stamps[0]), ended)
-        if at - began > LONG_IO:
+        at = min(max(began, starts[0]), ended)
+        if at - began > LONG_UNPICKLING_NS:
             out.append(self._span(began, at, f'{lane},"cat":"io","name":"load"'))
-        heads = [f'{lane},"cat":"item","name":{self._name(name)},"args":{{"call":{call},"item":' for name in names]
+        heads = [f'{lane},"cat":"item","name":{self._name(name)},"args":{{"call":{run.call},"item":' for name in names]
         if len(heads) == 1:
-            heads *= len(stamps)
+            heads *= len(starts)
         zero = self._zero
-        for offset, (head, end) in enumerate(zip(heads, (*stamps[1:], items_ended), strict=True)):
+        for offset, (head, end) in enumerate(zip(heads, (*starts[1:], ended), strict=True)):
             end = at if end < at else min(end, ended)
             span = end - at
-            more = _details(offset, span, failed, arguments) if failed or span >= LONG_ITEM else ""
-            out.append(
-                f',\n{{"ph":"X","ts":{(at - zero) / 1000:.3f},"dur":{span / 1000:.3f},{head}{first + offset}{more}}}}}'
-            )
+            more = _details(offset, span, run) if run.failed or span >= LONG_ITEM_NS else ""
+            index = run.first + offset
+            out.append(f',\n{{"ph":"X","ts":{(at - zero) / 1000:.3f},"dur":{span / 1000:.3f},{head}{index}{more}}}}}')
             at = end
-        if ended - at > LONG_IO:
-            out.append(self._span(at, ended, f'{lane},"cat":"io","name":"save"'))
         self._write(out)
 
-    def lost(self, worker: int, call: int, function: str, index: int, began: int, ended: int, error: str) -> None:
-        """A worker died while it ran this item, which began and ended then, and this `error` came of it."""
+    def lost(self, lost: LostItem) -> None:
+        """Write the span of an item whose worker died."""
         if not self.is_open:
             return
-        began = max(began, self._until.get(worker, 0))
-        self._until[worker] = ended = max(ended, began)
-        args = f'{{"call":{call},"item":{index},"lost":true,"error":{_quote(_short(error))}}}'
-        out = self._begin(worker)
-        head = f'{self._lanes[worker]},"cat":"item","name":{self._name(function)}'
+        out = self._introduce(lost.worker)
+        began, ended = self._fit(lost.worker, lost.began, lost.ended)
+        args = f'{{"call":{lost.call},"item":{lost.item},"lost":true,"error":{_quote(_short(lost.error))}}}'
+        head = f'{self._lanes[lost.worker]},"cat":"item","name":{self._name(lost.function)}'
         out.append(self._span(began, ended, f'{head},"args":{args}'))
         self._write(out)
 
     def call_began(self, number: int, kind: str, function: str, total: int | None, when: int) -> None:
-        """A call was made: a `map`, an `imap` or another `kind`, of `total` items where that is known."""
+        """Write that a call began: a `map`, an `imap` or another `kind`, of `total` items if that is known."""
         if self.is_open:
             self._calls[number] = name = _quote(_clean(f"{kind} {function}"))
             self._write([self._call("b", number, name, when, {"total": total})])
 
     def call_ended(self, number: int, when: int, done: int, failed: int) -> None:
-        """A call that had begun ended, with so many items `done`, those that `failed` included."""
+        """Write that a call ended, with `done` items. The items that `failed` are among them."""
         if self.is_open and number in self._calls:
             name = self._calls.pop(number)
             self._write([self._call("e", number, name, when, {"done": done, "failed": failed})])
 
     def close(self) -> None:
-        """End the trace: what is told later is not written. In a forked child only its descriptor is closed."""
+        """End the trace. Later events are not written. In a forked child this closes only the descriptor."""
         if self.is_open:
             self._write(["\n]"])
-        self._let_go()
+        self._close_file()
 
     # --- events as text ---
 
-    def _begin(self, worker: int) -> list[str]:
-        """The events that name a worker's lane, the first time."""
+    def _introduce(self, worker: int) -> list[str]:
+        """Return the events that name the worker's lane. They are written once for each worker."""
         if worker in self._lanes:
             return []
         self._lanes[worker] = lane = f'"pid":{self._pid},"tid":{worker + 1}'
@@ -199,6 +170,12 @@ class TraceWriter:
             f',\n{{"ph":"M",{lane},"name":"thread_name","args":{{"name":"worker {worker}"}}}}',
             f',\n{{"ph":"M",{lane},"name":"thread_sort_index","args":{{"sort_index":{worker}}}}}',
         ]
+
+    def _fit(self, worker: int, began: int, ended: int) -> tuple[int, int]:
+        """Return begin and end of a span, cut so that it does not overlap earlier spans of the worker."""
+        began = max(began, self._until.get(worker, 0))
+        self._until[worker] = ended = max(ended, began)
+        return began, ended
 
     def _span(self, began: int, ended: int, rest: str) -> str:
         ts, dur = (began - self._zero) / 1000, (ended - began) / 1000
@@ -215,11 +192,11 @@ class TraceWriter:
         return f',\n{head},"cat":"call","name":{name},"args":{_quote(args)}}}'
 
     def _name(self, function: str) -> str:
-        """The name in quotes."""
+        """Return the name in quotes."""
         name = self._names.get(function)
         if name is None:
             name = _quote(_clean(function))
-            if len(self._names) < NAMES_KEPT:
+            if len(self._names) < MAX_QUOTED_NAMES:
                 self._names[function] = name
         return name
 
@@ -228,32 +205,33 @@ class TraceWriter:
     def _write(self, events: list[str]) -> None:
         data = "".join(events).encode()
         try:
-            while data:  # a regular file takes all at once, unless the disk is full
+            while data:  # a regular file accepts all bytes at once, unless the disk is full
                 data = data[os.write(self._fd, data) :]
         except OSError as error:
-            self._let_go()
+            self._close_file()
             logging.getLogger("pairpool").warning("the trace %s ends here: %s", self._path, error)
 
-    def _let_go(self) -> None:
+    def _close_file(self) -> None:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
 
 
-def _details(offset: int, span: int, failed: Mapping[int, str], arguments: Callable[[int], str] | None) -> str:
-    """What is told of an item beside its times: its error, and its argument where it took long."""
+def _details(offset: int, span: int, run: RanBatch) -> str:
+    """Return the further arguments of an item's event: its error, and its argument if the item was long."""
     out = ""
-    if offset in failed:
-        out += f',"error":{_quote(_short(failed[offset]))}'
-    if arguments is not None and span >= LONG_ITEM:
-        out += f',"argument":{_quote(_short(arguments(offset)))}'
+    if offset in run.failed:
+        out += f',"error":{_quote(_short(run.failed[offset]))}'
+    if run.argument_of is not None and span >= LONG_ITEM_NS:
+        out += f',"argument":{_quote(_short(run.argument_of(offset)))}'
     return out
 
 
 def _clean(text: str) -> str:
-    """`text` as UTF-8 can hold it: lone surrogates are spelt out."""
+    """Return `text` with lone surrogates spelt out, because UTF-8 cannot encode them."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _short(text: str) -> str:
-    return _clean(text if len(text) <= TEXT_LIMIT else text[: TEXT_LIMIT - 1] + "…")
+    """Return `text` in at most `MAX_TEXT_CHARS` characters."""
+    return _clean(text if len(text) <= MAX_TEXT_CHARS else text[: MAX_TEXT_CHARS - 1] + "…")

@@ -1,7 +1,7 @@
-"""Reads trace events out of JSON files, one at a time: those of pairpool and those of other programs.
+"""Read trace events from JSON files of pairpool and of other programs, one event at a time.
 
 [ event, event, ... ]                             the closing bracket may be missing
-{"other": ..., "traceEvents": [ event, ... ]}     what follows the events is not read
+{"other": ..., "traceEvents": [ event, ... ]}     the text after the events is not read
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ __all__ = ["Event", "TraceReader"]
 
 Event = dict[str, Any]
 
-CHUNK = 1 << 18
-EVENT_LIMIT = 1 << 24
-"""Characters in which an event has to end. What is longer is taken for damage, so that memory is bounded."""
+CHUNK_BYTES = 1 << 18
+MAX_EVENT_CHARS = 1 << 24
+"""An event that is longer than this counts as damage, so that memory is bounded."""
 
 _SPACE = " \t\r\n"
-_scan = json.JSONDecoder().scan_once  # type: ignore[attr-defined] # raw_decode, without a call in between
+_scan = json.JSONDecoder().scan_once  # type: ignore[attr-defined] # as raw_decode, with one call less
 _NO_VALUE = (StopIteration, ValueError, RecursionError)
-"""How the scanner tells that no value is there, or that it does not end."""
+"""The scanner raises these if there is no value, or if the value does not end."""
 
 
 class _CutOff(Exception):
-    """The text ends, or is damaged, within a value."""
+    """The text ends within a value, or is damaged there."""
 
 
 class TraceReader:
-    """A trace file, whose events can be gone through more than once.
+    """A trace file, whose events can be read more than once. Use it as a context manager.
 
-    Memory is bounded, however long the file is. Use it as a context manager.
+    The memory is bounded, whatever the length of the file.
 
     Attributes:
-        path: the file's name.
-        truncated: whether the last time through, the events ended before their closing bracket did.
+        path: the name of the file.
+        truncated: whether the closing bracket was missing when the events were last read.
 
     Raises:
         OSError: the file cannot be opened or read.
@@ -62,10 +62,10 @@ class TraceReader:
         self.close()
 
     def events(self) -> Iterator[Event]:
-        """The events from the first on, as they are in the file.
+        """Yield the events from the first one on, in the order of the file.
 
         Raises:
-            ValueError: the file is no trace. The text says why, and names the file.
+            ValueError: the file is not a trace. The text says why, and names the file.
         """
         self.truncated = False
         self._file.seek(0)
@@ -75,7 +75,7 @@ class TraceReader:
             self._find_events(text)
         elif first != "[":
             self._refuse("it is empty" if not first else "it is not JSON of trace events")
-        text.at += 1
+        text.skip_char()
         found = False
         while (begin := text.peek(_SPACE + ",")) != "]":
             try:
@@ -92,19 +92,19 @@ class TraceReader:
                 self._refuse("its JSON holds no trace events")
 
     def _find_events(self, text: _Text) -> None:
-        """Go on to the bracket that opens the events of a JSON object."""
-        text.at += 1
+        """Move to the bracket that opens the events of a JSON object."""
+        text.skip_char()
         try:
             while text.peek(_SPACE + ",") == '"':
                 key = text.value()
                 if text.peek() != ":":
                     break
-                text.at += 1
+                text.skip_char()
                 if text.peek() == "[" and key == "traceEvents":
                     return
                 text.value()
         except _CutOff:
-            pass  # then no events are there
+            pass  # the object ends without events
         self._refuse("its JSON has no list of traceEvents")
 
     def _refuse(self, reason: str) -> NoReturn:
@@ -116,7 +116,7 @@ def _open(path: str) -> IO[bytes]:
         file: IO[bytes] = stack.enter_context(open(path, "rb"))
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             copy: IO[bytes] = stack.enter_context(tempfile.TemporaryFile())
-            shutil.copyfileobj(file, copy)  # a pipe can be read once only
+            shutil.copyfileobj(file, copy)  # a pipe can be read only once
             file.close()
             file = copy
         stack.pop_all()
@@ -124,43 +124,47 @@ def _open(path: str) -> IO[bytes]:
 
 
 class _Text:
-    """The text of a file from `at` on, of which only a part is in memory."""
+    """The text of a file from the current place on. Only a part of it is in memory."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        self.at = 0
+        self._at = 0
         self._file = file
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")("replace")
         self._text = ""
 
     def _more(self) -> bool:
-        """Read on; whether there was something."""
-        data = self._file.read(max(CHUNK, len(self._text) - self.at))
-        self._text = self._text[self.at :] + self._decoder.decode(data, not data)
-        self.at = 0
+        """Read the next part; return False at the end of the file."""
+        data = self._file.read(max(CHUNK_BYTES, len(self._text) - self._at))
+        self._text = self._text[self._at :] + self._decoder.decode(data, not data)
+        self._at = 0
         return bool(data)
 
+    def skip_char(self) -> None:
+        """Move past the next character."""
+        self._at += 1
+
     def peek(self, skipped: str = _SPACE) -> str:
-        """The next character that is not `skipped`; empty at the end."""
+        """Move to the next character that is not among `skipped`, and return it; empty at the end."""
         while True:
-            text, at = self._text, self.at
+            text, at = self._text, self._at
             while at < len(text) and text[at] in skipped:
                 at += 1
-            self.at = at
+            self._at = at
             if at < len(text):
                 return text[at]
             if not self._more():
                 return ""
 
     def value(self) -> Any:
-        """The value that begins here; `_CutOff` where none does, or where it does not end."""
+        """Return the value that begins here. Raise `_CutOff` if there is none, or if it does not end."""
         while True:
             try:
-                value, at = _scan(self._text, self.at)
+                value, at = _scan(self._text, self._at)
             except _NO_VALUE:
-                if len(self._text) - self.at > EVENT_LIMIT or not self._more():
+                if len(self._text) - self._at > MAX_EVENT_CHARS or not self._more():
                     raise _CutOff from None
                 continue
             if at == len(self._text) and self._more():
-                continue  # a number may go on
-            self.at = at
+                continue  # the value may be a number that goes on
+            self._at = at
             return value

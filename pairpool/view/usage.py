@@ -11,13 +11,13 @@ from pairpool.status import PoolStatus, WorkerStatus
 
 __all__ = ["Sampler"]
 
-EVERY = 1.0
+SAMPLE_EVERY_S = 1.0
 """Seconds between two samples, if not told otherwise."""
 
-SHARE = 0.01
+SAMPLING_CORE_SHARE = 0.01
 """Share of one core that sampling may take; with many workers it is done less often."""
 
-_GONE = (psutil.NoSuchProcess, psutil.ZombieProcess, psutil.AccessDenied)
+_UNREADABLE = (psutil.NoSuchProcess, psutil.ZombieProcess, psutil.AccessDenied)
 
 
 class Sampler:
@@ -31,7 +31,7 @@ class Sampler:
         >>> status = sampler.fill(pool.status())
     """
 
-    def __init__(self, every: float = EVERY) -> None:
+    def __init__(self, every: float = SAMPLE_EVERY_S) -> None:
         self._every = every
         self._processes: dict[int, psutil.Process] = {}
         self._found: dict[int, tuple[float | None, int | None]] = {}
@@ -45,7 +45,9 @@ class Sampler:
         began = time.monotonic()
         if began >= self._next:
             self._sample({worker.pid for worker in status.workers if worker.pid})
-            self._next = began + (max(self._every, (time.monotonic() - began) / SHARE) if self._every else 0.0)
+            self._next = began + (
+                max(self._every, (time.monotonic() - began) / SAMPLING_CORE_SHARE) if self._every else 0.0
+            )
         return replace(status, workers=tuple(self._filled(worker) for worker in status.workers))
 
     def _filled(self, worker: WorkerStatus) -> WorkerStatus:
@@ -66,6 +68,6 @@ class Sampler:
             with process.oneshot():
                 cpu = process.cpu_percent()  # since the call before; of the first one it says 0
                 return None if is_new else cpu, int(process.memory_info().rss)
-        except _GONE:
+        except _UNREADABLE:
             self._processes.pop(pid, None)
             return None, None

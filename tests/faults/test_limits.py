@@ -273,12 +273,12 @@ def test_sizes_that_are_none(wrong: int | str) -> None:
 
 
 def test_usage_of_memory() -> None:
-    here = memory.usage_of(os.getpid())
+    here = memory.memory_usage_of(os.getpid())
     assert here is not None
     assert 0 < here.private <= here.resident
     done = subprocess.Popen(["true"])
     done.wait()
-    assert memory.usage_of(done.pid) is None
+    assert memory.memory_usage_of(done.pid) is None
 
 
 def test_the_counter_of_oom_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

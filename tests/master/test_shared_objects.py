@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from pairpool import Pool
-from pairpool.linux.memory import usage_of
+from pairpool.linux.memory import memory_usage_of
 from pairpool.transport.channel import Kind
 from tests.support import shared_tasks, tasks
 from tests.support.gates import Gate, Reports
@@ -340,11 +340,11 @@ def test_four_workers_have_one_copy_between_them(
 ) -> None:
     pool = make_pool(4)
     array = np.ones(32 * MEBIBYTE // 8)
-    before = {pid: usage.private for pid in pids_of(pool) if (usage := usage_of(pid))}
+    before = {pid: usage.private for pid in pids_of(pool) if (usage := memory_usage_of(pid))}
     shared = pool.share(array)
     with in_all_workers(pool, shared, reports, gate) as pids:
         found = [proportional(pid) for pid in pids]
-        private = {pid: usage.private for pid in pids if (usage := usage_of(pid))}
+        private = {pid: usage.private for pid in pids if (usage := memory_usage_of(pid))}
     assert array.nbytes * 0.9 < sum(share for share, _ in found) < array.nbytes * 1.01
     assert sum(own for _, own in found) <= 4 * 4096
     assert all(private[pid] - before[pid] < 8 * MEBIBYTE for pid in pids)

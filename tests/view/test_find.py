@@ -14,7 +14,7 @@ import pytest
 
 from pairpool.linux import descriptors, pidfds
 from pairpool.scoreboard.board import MAGIC, MEMFD, VERSION
-from pairpool.view.find import Found, NoPool, NotPermitted, SeveralPools, Sight, find, pools
+from pairpool.view.find import FoundPool, NoPool, NotPermitted, PoolObserver, SeveralPools, find, pools
 from tests.support.gates import Gate
 from tests.support.pools import MakePool
 from tests.support.processes import all_ended
@@ -22,7 +22,7 @@ from tests.support.waiting import PATIENCE
 from tests.view.masters import master, own
 
 
-def names(found: list[Found]) -> set[tuple[int, str]]:
+def names(found: list[FoundPool]) -> set[tuple[int, str]]:
     return {(one.pid, one.name) for one in found}
 
 
@@ -41,7 +41,7 @@ def test_pools_of_this_process(make_pool: MakePool, start_method: str) -> None:
     assert here == [mine, other], "one entry a pool, though workers have the board, too"
     first.terminate()
     assert [one.name for one in pools() if one.pid == os.getpid()] == [other]
-    with Sight(find(other)) as sight:
+    with PoolObserver(find(other)) as sight:
         shown, status = sight.status(), second.status()
         assert (shown.name, shown.pid, shown.processes, shown.start_method) == (other, os.getpid(), 1, start_method)
         assert [one.pid for one in shown.workers] == [one.pid for one in status.workers]
@@ -50,7 +50,7 @@ def test_pools_of_this_process(make_pool: MakePool, start_method: str) -> None:
 def test_pool_of_another_process(start_method: str, gate: Gate) -> None:
     with master(own("far"), 3, method=start_method, gate=gate.path) as far:
         assert (far.pid, own("far")) in names(pools())
-        with Sight(find(str(far.pid))) as sight:
+        with PoolObserver(find(str(far.pid))) as sight:
             assert eventually(lambda: sight.status().busy == 3)
             status = sight.status()
             assert status.done == 21
@@ -62,7 +62,7 @@ def test_pool_of_another_process(start_method: str, gate: Gate) -> None:
 
 def test_workers_and_zygotes_lead_to_their_pool(start_method: str, gate: Gate) -> None:
     with master(own("lead"), 2, method=start_method, gate=gate.path) as lead:
-        with Sight(find(own("lead"))) as sight:
+        with PoolObserver(find(own("lead"))) as sight:
             numbers = {one.pid: one.number for one in sight.status().workers}
         for pid in lead.workers():
             found = find(str(pid))
@@ -72,15 +72,15 @@ def test_workers_and_zygotes_lead_to_their_pool(start_method: str, gate: Gate) -
 
 def test_stopped_master_is_shown_and_not_disturbed(gate: Gate) -> None:
     with master(own("halt"), gate=gate.path) as halt:
-        with Sight(find(own("halt"))) as sight:
+        with PoolObserver(find(own("halt"))) as sight:
             assert eventually(lambda: sight.status().busy == 2)
-        with halt.stopped(), Sight(find(own("halt"))) as sight:
+        with halt.stopped(), PoolObserver(find(own("halt"))) as sight:
             assert eventually(lambda: "stopped" in sight.status().remark)
             status = sight.status()
             assert status.busy == 2
             assert not status.is_over
             assert pidfds.state_of(halt.pid) == "T"
-        with Sight(find(own("halt"))) as sight:
+        with PoolObserver(find(own("halt"))) as sight:
             assert eventually(lambda: sight.status().remark == "")
         halt.tell("exit")
 
@@ -88,7 +88,7 @@ def test_stopped_master_is_shown_and_not_disturbed(gate: Gate) -> None:
 def test_killed_master(gate: Gate) -> None:
     with master(own("kill"), gate=gate.path) as kill:
         workers = kill.workers()
-        with Sight(find(own("kill"))) as sight:
+        with PoolObserver(find(own("kill"))) as sight:
             assert not sight.status().is_over
             kill.process.kill()
             kill.process.wait()
@@ -105,7 +105,7 @@ def test_killed_master(gate: Gate) -> None:
 def test_pool_that_ends_though_it_is_looked_at() -> None:
     with master(own("end")) as end:
         workers = end.workers()
-        with Sight(find(own("end"))) as sight:
+        with PoolObserver(find(own("end"))) as sight:
             end.tell("close")
             assert all_ended(workers)
             status = sight.status()
@@ -121,7 +121,7 @@ def test_pool_that_ends_though_it_is_looked_at() -> None:
 
 
 def test_master_that_becomes_another_program() -> None:
-    with master(own("exec")) as other, Sight(find(own("exec"))) as sight:
+    with master(own("exec")) as other, PoolObserver(find(own("exec"))) as sight:
         other.tell("exec")
         assert eventually(lambda: sight.status().is_over)
         assert "another program" in sight.status().remark
@@ -132,10 +132,10 @@ def test_pool_that_ended_between_two_looks() -> None:
         found = find(own("gap"))
         gap.tell("close")
         with pytest.raises(NoPool, match="has just ended"):
-            Sight(found)
+            PoolObserver(found)
         gap.tell("exit")
         with pytest.raises(NoPool, match="has just ended"):
-            Sight(found)
+            PoolObserver(found)
 
 
 def test_same_name_twice(make_pool: MakePool) -> None:
@@ -251,7 +251,7 @@ def test_pool_of_another_user(make_pool: MakePool) -> None:
 def test_sight_leaves_nothing_open(make_pool: MakePool) -> None:
     make_pool(1, name=own("open"))
     before = os.listdir("/proc/self/fd")
-    with Sight(find(own("open"))) as sight:
+    with PoolObserver(find(own("open"))) as sight:
         sight.status()
     assert os.listdir("/proc/self/fd") == before
     assert issubclass(NotPermitted, PermissionError)

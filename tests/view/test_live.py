@@ -455,8 +455,8 @@ def test_many_forks_in_the_midst_of_frames(script: Script) -> None:
         from pairpool.view import live
 
         warnings.simplefilter("ignore", DeprecationWarning)
-        live.FRAME_EVERY = live.SHARE = 0.0001
-        live.SHARE = 1000
+        live.FRAME_EVERY_S = live.DRAWING_CORE_SHARE = 0.0001
+        live.DRAWING_CORE_SHARE = 1000
         with Pool(2, live=True) as pool:
             result = pool.map_async(wait, range(2))
             for number in range(150):
@@ -688,7 +688,7 @@ PLAIN = """
         written.release()
 
     live.LiveView._write_line = write_and_tell
-    live.LINE_EVERY = 0.1
+    live.LINE_EVERY_S = 0.1
     with Pool(2, live=True, name="é") as pool:
         pool.map(say, range(20))
         for _ in range(3):
@@ -763,7 +763,7 @@ def test_output_that_is_closed_early(script: Script) -> None:
     path = script("""
         from pairpool.view import live
 
-        live.LINE_EVERY = 0.05
+        live.LINE_EVERY_S = 0.05
         with Pool(2, live=True) as pool:
             time.sleep(0.5)
             assert pool.map(abs, range(100)) == list(range(100))
@@ -785,7 +785,7 @@ def test_stderr_alone_is_closed_early(script: Script) -> None:
     path = script("""
         from pairpool.view import live
 
-        live.LINE_EVERY = 0.05
+        live.LINE_EVERY_S = 0.05
         with Pool(2, live=True) as pool:
             time.sleep(0.5)
             pool.map(say, range(10))
@@ -876,7 +876,7 @@ def test_an_exception_of_the_one_who_is_asked(console: Console, caplog: pytest.L
 
 
 def test_who_has_too_many_lines_waits(console: Console, monkeypatch: pytest.MonkeyPatch, gate: Gate) -> None:
-    monkeypatch.setattr(live, "QUEUE", 10)
+    monkeypatch.setattr(live, "MAX_QUEUED_LINES", 10)
     count = 0
 
     def read() -> Any:
@@ -917,7 +917,7 @@ def test_frames_are_rarer_when_they_are_dear(console: Console, monkeypatch: pyte
         return spent
 
     monkeypatch.setattr("time.thread_time", thread_time)
-    for one, expected in ((0.0, live.FRAME_EVERY), (0.01, 0.01 / live.SHARE)):
+    for one, expected in ((0.0, live.FRAME_EVERY_S), (0.01, 0.01 / live.DRAWING_CORE_SHARE)):
         cost = one
         waits.clear()
         view = LiveView(lambda: make_status(2), console)

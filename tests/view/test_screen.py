@@ -17,7 +17,7 @@ from rich.style import Style
 
 from pairpool.output_lines import LONGEST
 from pairpool.view.frame import Frame
-from pairpool.view.screen import Screen, Stream
+from pairpool.view.screen import Screen, ScreenStream
 from tests.view.terminal import Terminal
 
 
@@ -234,7 +234,7 @@ def test_no_text_disturbs_the_frame(texts: list[str]) -> None:
 def test_a_stream_is_like_the_one_that_it_stands_for(stage: Stage) -> None:
     screen, file = stage()
     kept: Any = sys.stdout
-    assert isinstance(kept, Stream)
+    assert isinstance(kept, ScreenStream)
     assert kept.encoding == "utf-8"
     assert kept.isatty()
     assert kept.write("four") == 4
@@ -381,4 +381,4 @@ def test_a_child_has_the_plain_streams(stage: Stage) -> None:
             taken = Screen.take(console_of(file)) is None
             os._exit(0 if is_whole and taken and "x" in file.terminal.lines[-1] else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    assert isinstance(sys.stdout, Stream)
+    assert isinstance(sys.stdout, ScreenStream)

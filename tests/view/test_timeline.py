@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from array import array
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -15,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pairpool import cli
+from pairpool.trace_events import LostItem, RanBatch
 from pairpool.view import timeline_rows
-from pairpool.view.survey import SurveyLane, coverage, survey, usage
+from pairpool.view.survey import Survey, SurveyLane, core_usage, coverage
 from pairpool.view.timeline import draw
 from pairpool.view.timeline_rows import Canvas
 from pairpool.view.timescale import length_text, ticks
@@ -37,7 +39,8 @@ def write(path: Path, name: str = "mine") -> TraceWriter:
 def put(writer: TraceWriter, worker: int, begin: float, end: float, function: str = "f", error: str = "") -> None:
     """One item that took its batch's whole time, in seconds."""
     first, last = round(begin * SECOND), round(end * SECOND)
-    writer.batch(worker, 1, function, 7, first, last, [first], last, {0: error} if error else {}, lambda _: "<arg>")
+    errors = {0: error} if error else {}
+    writer.batch(RanBatch(worker, 1, function, 7, first, last, [first], errors, lambda _: "<arg>"))
 
 
 def picture(path: Path, **options: Any) -> tuple[str, ElementTree.Element]:
@@ -63,13 +66,11 @@ def path(tmp_path: Path) -> Path:
 # --- the numbers ---
 
 
-def lane(work: list[tuple[float, float]], born: list[float], gone: list[float], closed: float = math.inf) -> SurveyLane:
-    made = SurveyLane("", closed=closed)
-    made.begins.extend(begin for begin, _ in work)
-    made.ends.extend(end for _, end in work)
-    made.born.extend(born)
-    made.gone.extend(gone)
-    return made
+def lane(
+    work: list[tuple[float, float]], started: list[float], gone: list[float], closed: float = math.inf
+) -> SurveyLane:
+    begins, ends = (array("d", [span[side] for span in work]) for side in (0, 1))
+    return SurveyLane("", begins, ends, array("d", started), array("d", gone), closed)
 
 
 def test_coverage_is_exact() -> None:
@@ -88,22 +89,22 @@ def test_coverage_adds_up(spans: list[tuple[float, float]], parts: int) -> None:
 
 
 def test_usage_of_workers_that_are_there_all_the_time() -> None:
-    used = usage([lane([(0.0, 10.0)], [], []), lane([(5.0, 10.0)], [], [])], 0.0, 10.0, 2)
+    used = core_usage([lane([(0.0, 10.0)], [], []), lane([(5.0, 10.0)], [], [])], 0.0, 10.0, 2)
     assert used.shares == (0.5, 1.0)
     assert used.average == 0.75
 
 
 def test_usage_counts_from_the_first_worker_to_a_retirement_but_not_to_a_death() -> None:
     died = lane([(2.0, 4.0), (6.0, 8.0)], [2.0, 6.0], [4.0, 8.0])
-    assert usage([died], 0.0, 10.0, 5).shares == (0.0, 1.0, 0.0, 1.0, 0.0)
-    assert usage([died], 0.0, 10.0, 5).average == 0.5
+    assert core_usage([died], 0.0, 10.0, 5).shares == (0.0, 1.0, 0.0, 1.0, 0.0)
+    assert core_usage([died], 0.0, 10.0, 5).average == 0.5
     retired = lane([(2.0, 4.0), (6.0, 8.0)], [2.0, 6.0], [4.0, 8.0], closed=8.0)
-    assert usage([retired], 0.0, 10.0, 5).average == pytest.approx(4 / 6)
-    assert usage([lane([], [20.0], [])], 0.0, 10.0, 1).average == 0.0
+    assert core_usage([retired], 0.0, 10.0, 5).average == pytest.approx(4 / 6)
+    assert core_usage([lane([], [20.0], [])], 0.0, 10.0, 1).average == 0.0
 
 
 def test_usage_counts_nested_and_overlapping_spans_once() -> None:
-    assert usage([lane([(1.0, 2.0), (0.0, 5.0), (3.0, 7.0), (0.0, 1.0)], [], [])], 0.0, 10.0, 1).average == 0.7
+    assert core_usage([lane([(1.0, 2.0), (0.0, 5.0), (3.0, 7.0), (0.0, 1.0)], [], [])], 0.0, 10.0, 1).average == 0.7
 
 
 def test_a_survey_of_a_trace(path: Path) -> None:
@@ -111,7 +112,7 @@ def test_a_survey_of_a_trace(path: Path) -> None:
     writer.worker_began(1, 11, SECOND, 0)
     put(writer, 1, 2, 4)
     put(writer, 0, 2, 3, "g")
-    writer.lost(1, 1, "f", 8, 5 * SECOND, 6 * SECOND, "WorkerDied")
+    writer.lost(LostItem(1, 1, "f", 8, 5 * SECOND, 6 * SECOND, "WorkerDied"))
     writer.worker_ended(1, 11, 6 * SECOND, "SIGKILL", died=True)
     writer.worker_began(1, 12, 7 * SECOND, 1)
     writer.worker_ended(1, 12, 9 * SECOND, "closed", died=False)
@@ -119,7 +120,7 @@ def test_a_survey_of_a_trace(path: Path) -> None:
     writer.worker_ended(0, 10, 3 * SECOND, "SIGKILL", died=True)
     writer.close()
     with TraceReader(path) as reader:
-        found = survey(reader.events())
+        found = Survey(reader.events())
     assert (found.is_ours, found.name, found.begin, found.end) == (True, "mine", 0.0, 9e6)
     assert found.functions == {"f": 3e6, "g": 1e6}
     first, second = found.lanes.values()
@@ -143,7 +144,7 @@ def test_short_tasks_are_merged_and_long_ones_are_not() -> None:
         canvas.add(0, n / 100, (n + 1) / 100, 3, n == 250, no_title)
     canvas.add(1, 50.0, 60.0, 4, True, no_title)
     (run,) = canvas.runs()
-    assert (run.lane, run.left, run.right, run.colour, run.level) == (0, 0.0, 10.0, 3, timeline_rows.LEVELS)
+    assert (run.lane, run.left, run.right, run.colour, run.level) == (0, 0.0, 10.0, 3, timeline_rows.OPACITY_LEVELS)
     assert list(canvas.failures()) == [(0, 2.0, 3.0)]
     ((bar,), others) = canvas.bars()
     assert (bar.lane, bar.left, bar.right, bar.colour, bar.failed, others) == (1, 50.0, 60.0, 4, True, [])
@@ -170,8 +171,8 @@ def test_what_is_outside_is_cut_off() -> None:
 
 
 def test_the_longest_tasks_are_drawn_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timeline_rows, "BARS", 10)
-    monkeypatch.setattr(timeline_rows, "TITLED", 4)
+    monkeypatch.setattr(timeline_rows, "MAX_BARS", 10)
+    monkeypatch.setattr(timeline_rows, "MAX_TITLED_BARS", 4)
     canvas = Canvas(lanes=1, width=1000.0)
     for n in range(40):
         canvas.add(0, 20.0 * n, 20.0 * n + 3 + (n * 7 % 40) / 10, 1, False, no_title)
@@ -238,7 +239,7 @@ def test_what_a_picture_says(path: Path) -> None:
     writer = write(path, "my pool")
     writer.worker_began(0, 11, 0, 0)
     put(writer, 0, 0, 2)
-    writer.lost(0, 1, "g", 8, 2 * SECOND, 4 * SECOND, "WorkerDied: SIGKILL")
+    writer.lost(LostItem(0, 1, "g", 8, 2 * SECOND, 4 * SECOND, "WorkerDied: SIGKILL"))
     writer.worker_ended(0, 11, 4 * SECOND, "SIGKILL", died=True)
     writer.worker_began(0, 12, 6 * SECOND, 1)
     put(writer, 0, 6, 8, error="ValueError: no")
@@ -294,7 +295,7 @@ def test_functions_beyond_ten_share_a_colour(path: Path) -> None:
 def test_hostile_names_are_drawn(path: Path) -> None:
     writer = write(path, HOSTILE)
     first = 10 * SECOND
-    writer.batch(0, 1, HOSTILE, 0, 0, first, [0], first, {0: HOSTILE}, lambda _: HOSTILE)
+    writer.batch(RanBatch(0, 1, HOSTILE, 0, 0, first, [0], {0: HOSTILE}, lambda _: HOSTILE))
     writer.worker_ended(0, 1, first, HOSTILE, died=True)
     writer.close()
     _, root = picture(path)
@@ -319,8 +320,8 @@ def test_the_picture_stays_finite(path: Path, workers: int) -> None:
     for n in range(20_000):
         begin = n * SECOND
         stamps = [begin + k * 1000 for k in range(3)]
-        items_ended = begin + n * 7919 % 1000 * SECOND // 1000
-        writer.batch(n % workers, 1, f"f{n % 12}", n, begin, begin + SECOND, stamps, items_ended, {})
+        ended = begin + n * 7919 % 1000 * SECOND // 1000
+        writer.batch(RanBatch(n % workers, 1, f"f{n % 12}", n, begin, ended, stamps, {}))
     writer.close()
     svg, root = picture(path)
     assert int(root.get("height", "0")) <= 1600

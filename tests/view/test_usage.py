@@ -14,7 +14,7 @@ import pytest
 
 from pairpool.status import PoolStatus
 from pairpool.view import usage
-from pairpool.view.usage import EVERY, SHARE, Sampler
+from pairpool.view.usage import SAMPLE_EVERY_S, SAMPLING_CORE_SHARE, Sampler
 from tests.view.statuses import make_status, make_worker
 
 BURN = "print('up', flush=True)\nwhile True: pass"
@@ -74,7 +74,7 @@ def test_who_burns_and_who_idles(start: Start, clock: Clock) -> None:
     until = sum(used.cpu_times()[:2]) + 0.3
     while sum(used.cpu_times()[:2]) < until:
         time.sleep(0.02)  # it does not matter how long
-    clock.now += EVERY
+    clock.now += SAMPLE_EVERY_S
     one, other, third = sampler.fill(status).workers
     assert one.cpu is not None
     assert other.cpu is not None
@@ -94,7 +94,7 @@ def test_who_has_ended_uses_nothing_and_is_forgotten(start: Start, clock: Clock)
     ends.kill()
     ends.wait()
     for _ in range(2):
-        clock.now += EVERY
+        clock.now += SAMPLE_EVERY_S
         one, other = sampler.fill(status_of(stays.pid, ends.pid)).workers
         assert one.rss
         assert one.cpu is not None
@@ -108,7 +108,7 @@ def test_a_zombie_uses_nothing(start: Start, clock: Clock) -> None:
     sampler.fill(status_of(ends.pid))
     ends.kill()
     pidfd_ended(ends)
-    clock.now += EVERY
+    clock.now += SAMPLE_EVERY_S
     (worker,) = sampler.fill(status_of(ends.pid)).workers
     assert not worker.rss
 
@@ -123,9 +123,9 @@ def test_a_worker_in_the_place_of_another_starts_anew(start: Start, clock: Clock
     one, other = start(IDLE), start(IDLE)
     sampler = Sampler()
     sampler.fill(status_of(one.pid))
-    clock.now += EVERY
+    clock.now += SAMPLE_EVERY_S
     assert sampler.fill(status_of(one.pid)).workers[0].cpu is not None
-    clock.now += EVERY
+    clock.now += SAMPLE_EVERY_S
     assert sampler.fill(status_of(other.pid)).workers[0].cpu is None
     assert set(sampler._processes) == {other.pid}
 
@@ -160,17 +160,17 @@ def test_it_samples_no_more_often_than_it_says(clock: Clock, monkeypatch: pytest
     status = status_of(1)
     for _ in range(21):
         sampler.fill(status)
-        clock.now += EVERY / 4
-    assert times == [1000.0 + EVERY * number for number in range(6)]
+        clock.now += SAMPLE_EVERY_S / 4
+    assert times == [1000.0 + SAMPLE_EVERY_S * number for number in range(6)]
 
-    cost = 0.05  # of which so much takes more than SHARE, if it is done every second
-    clock.now += EVERY
+    cost = 0.05  # of which so much takes more than SAMPLING_CORE_SHARE, if it is done every second
+    clock.now += SAMPLE_EVERY_S
     before = len(times)
     begin = clock.now
     while clock.now < begin + 60:
         sampler.fill(status)
-        clock.now += EVERY / 4
-    assert len(times) - before <= 60 * SHARE / cost + 1
+        clock.now += SAMPLE_EVERY_S / 4
+    assert len(times) - before <= 60 * SAMPLING_CORE_SHARE / cost + 1
 
 
 def test_without_a_pause_each_call_samples() -> None:
