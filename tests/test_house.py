@@ -43,7 +43,7 @@ LAYERS = (
     ("pairpool.transport",),
     ("pairpool.scoreboard",),
     ("pairpool.linux",),
-    ("pairpool.errors", "pairpool.status", "pairpool.output_lines"),
+    ("pairpool.errors", "pairpool.status", "pairpool.output_lines", "pairpool.trace_events"),
 )
 """From top to bottom. A module imports only from its own layer and from lower layers."""
 
