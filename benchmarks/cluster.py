@@ -1,10 +1,15 @@
-"""What a cluster's pool costs: `ClusterPool.map` and plain `Client.map` in turns, on 1 to 8 nodes on loopback.
+"""Measure the costs of a cluster's pool: `ClusterPool.map` and plain `Client.map` in turns, on 1 to 8 local nodes.
 
-`python -m benchmarks.cluster [--rounds N] [--nodes 1,2,4,8] [--save FILE] [--killed]`. A node is a Dask worker with one
-thread. Sleeping tasks show what the way there and back costs where there are fewer cores than nodes; computing ones run
-on as many nodes as there are cores. Tasks that do nothing tell what a batch and an item cost the program, the scheduler
-and a node. Needs `distributed`. `python -m benchmarks.cluster_model` makes tables of it. `--killed` times one call
-instead: on one node, on two, and on two of which one is killed.
+    python -m benchmarks.cluster [--rounds N] [--nodes 1,2,4,8] [--save FILE] [--killed]
+
+A node is a Dask worker with one thread. There are three kinds of tasks:
+
+- Sleeping tasks show the cost of the transport, even if there are fewer cores than nodes.
+- Computing tasks run on at most as many nodes as there are cores.
+- Tasks that do nothing show what a batch and an item cost the program, the scheduler and a node.
+
+`--killed` times one call instead: on one node, on two nodes, and on two nodes of which one is killed.
+`python -m benchmarks.cluster_tables` prints the tables of docs/scaling.md. Needs `distributed`.
 """
 
 from __future__ import annotations
@@ -31,29 +36,29 @@ from benchmarks.tasks import noop
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "cluster.json"
 
-LENGTHS = 0.001, 0.01, 0.1, 1.0
+LENGTHS_S = 0.001, 0.01, 0.1, 1.0
 """Seconds that a task takes."""
 
-SECONDS = 1.5
-"""How long a run should take if nothing cost anything, in tasks of up to a tenth of that."""
+RUN_S = 1.5
+"""Seconds that a run of short tasks would take without any overhead."""
 
-FEWEST = 4
-"""Tasks a node, of long ones."""
+MIN_TASKS_PER_NODE = 4
+"""Tasks per node, if tasks are long."""
 
 PLAIN_TASKS = 1500
-"""The most that plain Dask is given: it takes milliseconds for each, and the rate is the same with more."""
+"""Most tasks for plain Dask, which needs milliseconds per task. With more tasks its rate stays the same."""
 
 BATCHES = 800
-"""Of one item that does nothing, to see what a batch costs."""
+"""Batches of one item that does nothing. They show what a batch costs."""
 
 ITEMS = 40_000
-"""That do nothing, in batches of a tenth of them, to see what an item costs."""
+"""Items that do nothing, in ten batches. They show what an item costs."""
 
-START = 60.0
-"""Seconds that processes of Dask may take to be there."""
+START_LIMIT_S = 60.0
+"""Seconds that the processes of Dask may take to start."""
 
-STEPS = 20_000_000
-"""Of a loop, in about a second."""
+STEPS_PER_SECOND = 20_000_000
+"""Steps of a loop that take about a second."""
 
 
 @dataclass(frozen=True)
@@ -61,15 +66,17 @@ class Run:
     """One measurement.
 
     Attributes:
-        case: `sleep`, `compute`, or of tasks that do nothing: `batches` of one each, `items` of a few batches.
+        case: `sleep` or `compute`. Or tasks that do nothing: `batches` of one item, or `items` in a few batches.
         way: `pairpool` or `dask`.
-        nodes: how many.
-        length: seconds of a task, as asked for.
-        alone: seconds that such a task takes in a loop in a process of its own, without a pool.
-        tasks: how many.
-        seconds: from call to result.
-        program, scheduler, workers: CPU seconds there; the last one of all nodes together.
-        bytes: what went over the loopback device, anybody's.
+        nodes: number of nodes.
+        length: requested seconds of a task.
+        alone: measured seconds of such a task in a loop without a pool.
+        tasks: number of tasks.
+        seconds: from the call to the result.
+        program: CPU seconds of the program.
+        scheduler: CPU seconds of the scheduler.
+        workers: CPU seconds of all nodes together.
+        bytes: bytes on the loopback device, including those of other programs.
     """
 
     case: str
@@ -86,13 +93,13 @@ class Run:
 
     @property
     def efficiency(self) -> float:
-        """Share of the nodes' time that tasks had."""
+        """The share of the nodes' time that the tasks had."""
         return self.tasks * self.alone / (self.nodes * self.seconds)
 
 
 @dataclass
 class Cluster:
-    """Processes of Dask's, and what this program made to talk to them."""
+    """The processes of Dask, and this program's connections to them."""
 
     scheduler: psutil.Process
     workers: list[psutil.Process]
@@ -100,7 +107,7 @@ class Cluster:
     pool: Any
 
     def cpu(self) -> tuple[float, float, float]:
-        """CPU seconds of the program, of the scheduler and of all nodes, pools on them included."""
+        """Return the CPU seconds of the program, of the scheduler, and of all nodes with their pools."""
         on_nodes = [one for worker in self.workers for one in (worker, *worker.children(recursive=True))]
         return time.process_time(), _cpu_of(self.scheduler), sum(map(_cpu_of, on_nodes))
 
@@ -111,7 +118,7 @@ def _cpu_of(process: psutil.Process) -> float:
 
 
 def loopback_bytes() -> int:
-    """Sent over the loopback device since the machine was started."""
+    """Return the bytes that the loopback device has sent since the machine was started."""
     for line in Path("/proc/net/dev").read_text().splitlines():
         name, _, figures = line.partition(":")
         if name.strip() == "lo":
@@ -121,7 +128,7 @@ def loopback_bytes() -> int:
 
 @contextmanager
 def dask_process(*arguments: str) -> Iterator[psutil.Process]:
-    """A process of Dask's, killed at the end."""
+    """Start a process of Dask, and kill it at the end of the block."""
     command = [sys.executable, "-m", "dask", *arguments]
     quiet = subprocess.DEVNULL
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -134,7 +141,7 @@ def dask_process(*arguments: str) -> Iterator[psutil.Process]:
 
 @contextmanager
 def cluster(nodes: int) -> Iterator[Cluster]:
-    """A scheduler with so many nodes of one thread each, and a pool on them."""
+    """Start a scheduler and nodes of one thread each, and open a pool on them."""
     from distributed import Client
 
     from pairpool.dask import ClusterPool
@@ -145,26 +152,26 @@ def cluster(nodes: int) -> Iterator[Cluster]:
         scheduler = stack.enter_context(dask_process("scheduler", *options, "--scheduler-file", str(file)))
         options = ["--scheduler-file", str(file), "--nthreads", "1", "--no-nanny", "--no-dashboard"]
         workers = [stack.enter_context(dask_process("worker", *options)) for _ in range(nodes)]
-        deadline = time.monotonic() + START
+        deadline = time.monotonic() + START_LIMIT_S
         while not file.exists():
             if time.monotonic() > deadline:
                 raise TimeoutError("the scheduler did not start")
             time.sleep(0.05)
-        client = stack.enter_context(Client(scheduler_file=str(file), timeout=START, set_as_default=False))
-        client.wait_for_workers(nodes, timeout=START)
-        pool = stack.enter_context(ClusterPool(client, timeout=START))
+        client = stack.enter_context(Client(scheduler_file=str(file), timeout=START_LIMIT_S, set_as_default=False))
+        client.wait_for_workers(nodes, timeout=START_LIMIT_S)
+        pool = stack.enter_context(ClusterPool(client, timeout=START_LIMIT_S))
         yield Cluster(scheduler, workers, client, pool)
 
 
 def compute(seconds: float) -> float:
-    """Work that takes about so long, and the same number of steps whatever else the machine does."""
-    for _ in range(int(seconds * STEPS)):
+    """Compute for about this time. The number of steps does not depend on the load of the machine."""
+    for _ in range(int(seconds * STEPS_PER_SECOND)):
         pass
     return seconds
 
 
 def alone(task: Callable[[float], object], length: float) -> float:
-    """Seconds that the task takes in a loop: a sleep lasts longer than it is asked to."""
+    """Return the seconds per task in a loop, because a sleep takes longer than its argument."""
     times = max(1, int(0.3 / length))
     begin = time.perf_counter()
     for _ in range(times):
@@ -193,10 +200,10 @@ def measure(there: Cluster, run: Callable[[], None], **what: Any) -> Run:
 
 
 def tasks_of(there: Cluster, case: str, length: float, rounds: int) -> Iterator[Run]:
-    """Both ways in turns, over tasks of one length."""
+    """Measure both ways in turns, with tasks of one length."""
     task = time.sleep if case == "sleep" else compute
     nodes = len(there.workers)
-    count = nodes * max(FEWEST, round(SECONDS / length))
+    count = nodes * max(MIN_TASKS_PER_NODE, round(RUN_S / length))
     for number in range(rounds):
         ways = ("pairpool", "dask") if number % 2 else ("dask", "pairpool")
         loop = round(alone(task, length), 6)
@@ -210,7 +217,7 @@ def tasks_of(there: Cluster, case: str, length: float, rounds: int) -> Iterator[
 
 
 def nothing(there: Cluster, rounds: int) -> Iterator[Run]:
-    """Items that do nothing: one to a batch, then many."""
+    """Measure items that do nothing: first one per batch, then many per batch."""
     for _ in range(rounds):
         for case, count, chunksize in (("batches", BATCHES, 1), ("items", ITEMS, ITEMS // 10)):
             yield measure(
@@ -226,7 +233,7 @@ def all_runs(node_counts: list[int], rounds: int) -> Iterator[Run]:
             by_pool(there, time.sleep, [0.01] * 100 * nodes)  # opens the pools on the nodes
             by_dask(there, time.sleep, [0.01] * 10 * nodes)
             yield from nothing(there, rounds)
-            for length in LENGTHS:
+            for length in LENGTHS_S:
                 yield from tasks_of(there, "sleep", length, rounds)
                 if nodes <= cores:
                     yield from tasks_of(there, "compute", length, rounds)
@@ -235,16 +242,16 @@ def all_runs(node_counts: list[int], rounds: int) -> Iterator[Run]:
 # --- a node that is killed ----------------------------------------------------------------------------
 
 KILLED_TASKS = 1600
-KILLED_LENGTH = 0.01
+KILLED_LENGTH_S = 0.01
 
 
 def sleep_and_return(item: int) -> int:
-    time.sleep(KILLED_LENGTH)
+    time.sleep(KILLED_LENGTH_S)
     return item
 
 
 def with_a_kill(nodes: int, kills: bool) -> float:
-    """Seconds for the call; its results are complete and in order, or this raises."""
+    """Return the seconds of the call. Raise `AssertionError` if results are missing or out of order."""
     with cluster(nodes) as there:
         by_pool(there, time.sleep, [0.01] * 100 * nodes)
         found = []
@@ -271,13 +278,15 @@ def print_kills(rounds: int) -> None:
 def main() -> None:
     import distributed
 
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.cluster", description="What a cluster's pool costs.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.cluster", description="Measure the costs of a cluster's pool."
+    )
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--nodes", default="1,2,4,8", help="how many, separated by commas")
-    parser.add_argument("--killed", action="store_true", help="time only a call with a node killed")
+    parser.add_argument("--nodes", default="1,2,4,8", help="numbers of nodes, separated by commas")
+    parser.add_argument("--killed", action="store_true", help="time only a call during which a node is killed")
     parser.add_argument("--save", type=Path, default=RESULTS, metavar="FILE")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # not without ending what was started
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # leaves the blocks that end the processes of Dask
     if arguments.killed:
         print_kills(arguments.rounds)
         return

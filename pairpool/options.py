@@ -40,11 +40,13 @@ __all__ = [
     "START_METHODS",
     "CallOptions",
     "ExecutorKeywords",
+    "ItemKeywords",
     "Limits",
     "PoolKeywords",
     "PoolOptions",
     "RetryOn",
     "SharedKeywords",
+    "WorkerKeywords",
     "check_buffersize",
     "check_chunksize",
     "check_processes",
@@ -63,16 +65,29 @@ class Limits(TypedDict, total=False):
     retry_on: RetryOn | None
 
 
-class SharedKeywords(TypedDict, total=False):
-    """The keywords that all faces of a pool take. `Pool` describes them."""
+class WorkerKeywords(TypedDict, total=False):
+    """The keywords about a worker's life. `Pool` describes them."""
 
-    start_method: str
-    name: str | None
+    initializer: Callable[..., object] | None
+    initargs: Iterable[Any]
+    maxtasksperchild: int | None
+
+
+class ItemKeywords(TypedDict, total=False):
+    """The keywords that limit what an item may use. `Pool` describes them."""
+
     task_timeout: float | None
     retries: int
     retry_on: RetryOn
     memory_limit: int | str | None
     start_timeout: float | None
+
+
+class SharedKeywords(ItemKeywords, total=False):
+    """The keywords that all faces of a pool on this machine take. `Pool` describes them."""
+
+    start_method: str
+    name: str | None
     chunksize: int | None
     trace: str | os.PathLike[str] | None
     capture: bool | Callable[[OutputLine], object]
@@ -85,12 +100,8 @@ class ExecutorKeywords(SharedKeywords, total=False):
     live: bool
 
 
-class PoolKeywords(SharedKeywords, total=False):
+class PoolKeywords(SharedKeywords, WorkerKeywords, total=False):
     """The keywords that `AsyncPool` takes in addition to `processes` and `live`."""
-
-    initializer: Callable[..., object] | None
-    initargs: Iterable[Any]
-    maxtasksperchild: int | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,9 @@
-"""Calls made one by one, sent by the batch: Dask needs milliseconds for each task of its own.
+"""Send single calls in batches, because Dask needs milliseconds for each of its tasks.
 
-    submit ─► news ─► waiting ─► batch ─► Dask ─► run_batch on a node ─► Report ─► each call's result
+    submit ─► events ─► waiting ─► batch ─► Dask ─► run_batch on a node ─► report ─► the result of each call
 
-One thread does all of it, from the first call on. It waits for news: calls, Dask's futures as they end, and the end.
+One thread does all of this, from the first call on. It waits for events: calls, cancellations, Dask's futures that are
+done, and the end.
 """
 
 from __future__ import annotations
@@ -15,38 +16,38 @@ from collections import deque
 from concurrent.futures import CancelledError
 from typing import Any, Protocol
 
-from pairpool.dask import node
 from pairpool.dask.batch_sizer import BatchSizer
 from pairpool.dask.in_flight import InFlight
+from pairpool.dask.messages import BatchOrder, CallContent, CallHead, ItemMode, NodeSetup
 from pairpool.dask.nodes import Nodes
 from pairpool.dask.stats import ClusterCallStats, ClusterStats
 from pairpool.transport.failures import error_for_each
 
 __all__ = ["BatchedCall", "CallBatcher", "ClusterTarget"]
 
-LOOK = 1.0
-"""Seconds without news after which to see whether there is still a scheduler."""
+SCHEDULER_CHECK_INTERVAL_S = 1.0
+"""Seconds without an event after which the thread checks that the scheduler is still there."""
 
 
 class ClusterTarget(Protocol):
-    """Where the outcome of a call goes."""
+    """The destination of a call's outcome."""
 
     def begin(self) -> bool:
-        """It goes out; False if it was cancelled."""
+        """Note that the call goes out. Return False if it was cancelled."""
 
     def done(self) -> bool:
-        """Whether nobody waits for an outcome any more."""
+        """Return whether nobody waits for an outcome any more."""
 
     def settle(self, success: bool, value: Any) -> object:
-        """This is the outcome; only the first counts."""
+        """Set the outcome. Only the first one counts."""
 
 
 class BatchedCall:
-    """A call, pickled."""
+    """A single call, pickled."""
 
     __slots__ = ("content", "name", "target")
 
-    def __init__(self, name: str, content: node.CallContent, target: ClusterTarget) -> None:
+    def __init__(self, name: str, content: CallContent, target: ClusterTarget) -> None:
         self.name, self.content, self.target = name, content, target
 
 
@@ -54,57 +55,58 @@ class CallBatcher:
     """The single calls of a cluster's pool.
 
     Args:
-        client: of the cluster.
-        setup: of the pools on its nodes.
-        pace: how many calls go into a batch.
-        nodes: of the cluster.
+        client: the Dask client of the cluster.
+        setup: the pools on the nodes.
+        stats: the statistics of the pool.
+        sizer: computes the calls per batch.
+        nodes: the nodes of the cluster.
     """
 
     def __init__(
         self,
         client: Any,
-        setup: node.Setup,
-        books: ClusterStats,
-        pace: BatchSizer,
+        setup: NodeSetup,
+        stats: ClusterStats,
+        sizer: BatchSizer,
         nodes: Nodes,
     ) -> None:
         self._setup = setup
-        self._books = books
-        self._pace = pace
+        self._stats = stats
+        self._sizer = sizer
         self._nodes = nodes
-        self._news: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._traffic = InFlight(client, nodes, self._watch, self._is_wanted)
+        self._events: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._in_flight = InFlight(client, nodes, self._watch, self._is_wanted)
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._is_closed = False
         self._is_cancelled = False
         self._waiting: deque[BatchedCall] = deque()
-        self._batches: dict[str, list[BatchedCall]] = {}  # under way, by `Order.call`
+        self._batches: dict[str, list[BatchedCall]] = {}  # in flight, by `CallHead.call`
         self._call: ClusterCallStats | None = None
 
     # --- from any thread ------------------------------------------------------------------------
 
-    def submit(self, single: BatchedCall) -> None:
-        """Have a call run. Raises `ValueError` after `close`."""
+    def submit(self, call: BatchedCall) -> None:
+        """Send a call soon. Raises `ValueError` after `close`."""
         with self._lock:
             if self._is_closed:
                 raise ValueError("Pool not running")
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="pairpool-cluster", daemon=True)
                 self._thread.start()
-        self._news.put(single)
+        self._events.put(call)
 
-    def look(self) -> None:
-        """A call was cancelled."""
-        self._news.put(None)
+    def on_cancelled(self) -> None:
+        """Have the thread look for calls that were cancelled."""
+        self._events.put(None)
 
     def close(self, *, cancel: bool) -> None:
-        """Take no more calls, and wait until those there have ended; with `cancel`, at once."""
+        """Take no more calls, and wait for the end of the earlier ones. With `cancel`, end them at once."""
         with self._lock:
             self._is_closed = True
             thread = self._thread
         self._is_cancelled = self._is_cancelled or cancel
-        self._news.put(None)
+        self._events.put(None)
         if thread is not None and thread is not threading.current_thread():
             thread.join()
 
@@ -113,115 +115,113 @@ class CallBatcher:
     def _run(self) -> None:
         while True:
             try:
-                for news in self._gather():
-                    self._hear(news)
+                for event in self._next_events():
+                    self._on_event(event)
                 if self._is_cancelled:
                     raise CancelledError("the pool was terminated")
                 self._fill()
-            except Exception as error:  # or the scheduler has gone away, or no node fits any more
+            except Exception as error:  # such as: the scheduler has gone away, or no node has the right versions
                 self._fail(error)
-            if self._call is not None and not (self._waiting or self._batches):
-                self._books.close(self._call)
+            has_calls = bool(self._waiting or self._batches)
+            if self._call is not None and not has_calls:
+                self._stats.close(self._call)
                 self._call = None
-            if self._is_closed and not (self._waiting or self._batches) and self._news.empty():
+            if self._is_closed and not has_calls and self._events.empty():
                 return
 
-    def _gather(self) -> list[Any]:
-        """The news there are; waits until there are some, and sees to it that there still can be."""
+    def _next_events(self) -> list[Any]:
+        """Wait for events and return them. While batches are in flight, check the scheduler from time to time."""
         found: list[Any] = []
         try:
-            found.append(self._news.get(timeout=LOOK if self._batches else None))
+            found.append(self._events.get(timeout=SCHEDULER_CHECK_INTERVAL_S if self._batches else None))
             while True:
-                found.append(self._news.get_nowait())
+                found.append(self._events.get_nowait())
         except queue.Empty:
             if not found:
-                self._traffic.require_scheduler()
+                self._in_flight.require_scheduler()
         return found
 
-    def _hear(self, news: Any) -> None:
-        if isinstance(news, BatchedCall):
-            self._waiting.append(news)
-            self._enter(news)
-        elif news is None:
-            self._drop_unwanted()
-        elif news in self._traffic:
-            self._receive(news)
+    def _on_event(self, event: Any) -> None:
+        if isinstance(event, BatchedCall):
+            self._waiting.append(event)
+            self._count(event)
+        elif event is None:
+            self._cancel_unwanted()
+        elif event in self._in_flight:
+            self._receive(event)
 
-    def _enter(self, single: BatchedCall) -> None:
-        """In the books, all calls until there are none are one."""
+    def _count(self, call: BatchedCall) -> None:
+        """Count a call. In the statistics, all single calls that are open at the same time are one call."""
         if self._call is None:
-            self._call = ClusterCallStats(single.name, "apply", None)
-            self._books.open(self._call)
-        elif self._call.function != single.name:
-            self._call.function = "calls"
-        self._call.taken += 1
+            self._call = ClusterCallStats(call.name, "apply", None)
+            self._stats.open(self._call)
+        self._call.take(1, call.name)
 
     # --- out ------------------------------------------------------------------------------------
 
     def _fill(self) -> None:
-        """Send what keeps the nodes busy."""
+        """Send batches until the nodes have enough to do."""
         nodes = self._nodes.present() if self._waiting else {}
-        while self._waiting and self._traffic.has_room(nodes):
-            size = min(len(self._waiting), self._pace.next(len(self._waiting), len(nodes), sum(nodes.values())))
-            batch = [single for single in (self._waiting.popleft() for _ in range(size)) if single.target.begin()]
-            self._cross_out(size - len(batch))
+        while self._waiting and self._in_flight.has_room(nodes):
+            size = min(len(self._waiting), self._sizer.next(len(self._waiting), len(nodes), sum(nodes.values())))
+            batch = [call for call in (self._waiting.popleft() for _ in range(size)) if call.target.begin()]
+            self._discount(size - len(batch))
             if batch:
                 self._send(batch)
 
     def _send(self, batch: list[BatchedCall]) -> None:
-        content = pickle.dumps([single.content for single in batch])
-        order = node.BatchOrder(self._setup, uuid.uuid4().hex, b"", node.CALL, 0, content, len(batch), b"")
-        self._batches[order.call] = batch
-        self._traffic.submit(order)
+        content = pickle.dumps([call.content for call in batch])
+        head = CallHead(self._setup, uuid.uuid4().hex, b"", ItemMode.CALL, b"")
+        self._batches[head.call] = batch
+        self._in_flight.submit(BatchOrder(head, 0, content, len(batch)))
 
     def _watch(self, future: Any) -> None:
-        future.add_done_callback(self._news.put)
+        future.add_done_callback(self._events.put)
 
-    def _is_wanted(self, order: node.BatchOrder) -> bool:
-        return any(not single.target.done() for single in self._batches[order.call])
+    def _is_wanted(self, order: BatchOrder) -> bool:
+        return any(not call.target.done() for call in self._batches[order.head.call])
 
-    def _drop_unwanted(self) -> None:
-        """Have the nodes end batches whose calls were all cancelled."""
-        for call, batch in self._batches.items():
-            if all(single.target.done() for single in batch):
-                self._traffic.cancel(call)
+    def _cancel_unwanted(self) -> None:
+        """Have the nodes end the batches whose calls were all cancelled."""
+        for name, batch in self._batches.items():
+            if all(call.target.done() for call in batch):
+                self._in_flight.cancel(name)
 
     # --- in -------------------------------------------------------------------------------------
 
     def _receive(self, future: Any) -> None:
-        arrival = self._traffic.receive(future)
-        call = arrival.order.call
-        batch = self._batches[call]
-        if arrival.goes_on:
+        """Give the outcomes of a batch that is done to its calls."""
+        order, outcomes, is_in_flight, report = self._in_flight.receive(future)
+        if is_in_flight:
             return
-        del self._batches[call]
-        if arrival.outcomes is None:
-            self._cross_out(len(batch))
+        batch = self._batches.pop(order.head.call)
+        if outcomes is None:
+            self._discount(len(batch))
             return
-        where = ""
-        if arrival.report is not None:
-            where = arrival.report.node
-            self._pace.learn(len(batch), arrival.report.seconds)
+        node = ""
+        if report is not None:
+            node = report.node
+            self._sizer.learn(len(batch), report.seconds)
         if self._call is not None:
-            self._books.ran(self._call, where, 0, arrival.outcomes, [single.name for single in batch])
-        for single, (success, value) in zip(batch, arrival.outcomes, strict=True):
-            single.target.settle(success, value)
+            self._stats.ran(self._call, node, 0, outcomes, [call.name for call in batch])
+        for call, (success, value) in zip(batch, outcomes, strict=True):
+            call.target.settle(success, value)
 
-    def _cross_out(self, count: int) -> None:
-        """So many calls were cancelled."""
+    def _discount(self, count: int) -> None:
+        """Remove cancelled calls from the statistics."""
         if self._call is not None:
-            self._call.taken -= count
+            self._call.drop(count)
 
     def _fail(self, error: Exception) -> None:
-        """No call can end any more, for this reason."""
-        lost = [*(single for batch in self._batches.values() for single in batch), *self._waiting]
+        """End all calls with this exception."""
+        lost = [*(call for batch in self._batches.values() for call in batch), *self._waiting]
         self._batches.clear()
         self._waiting.clear()
         try:
-            self._traffic.cancel()
+            self._in_flight.cancel()
         except OSError:
-            pass  # there is no scheduler that could be told
-        self._traffic.clear()
-        for single, its_own in zip(lost, error_for_each(error, len(lost)), strict=True):
-            if single.target.begin():
-                single.target.settle(False, its_own)
+            pass  # there is no scheduler to tell
+        self._in_flight.clear()
+        for call, its_error in zip(lost, error_for_each(error, len(lost)), strict=True):
+            if call.target.begin():
+                call.target.settle(False, its_error)

@@ -1,109 +1,100 @@
-"""A call on a cluster: batches out, reports in, as many under way as keep the nodes busy.
+"""A call with several items on a cluster: batches go out, reports come in, and the nodes stay busy.
 
-    Batches ─► Traffic ─► Dask ─► run_batch on a node ─► Traffic ─► in order, if that is wanted ─► outcomes
+    input ─► Batches ─► InFlight ─► Dask ─► run_batch on a node ─► InFlight ─► in input order, if wanted ─► outcomes
 
-Whoever reads the outcomes drives it: no thread is needed for that, and nothing is taken from the input that nobody
-waits for.
+The thread that reads the outcomes drives the call. So the call needs no thread of its own, and takes nothing from the
+input that nobody waits for.
 """
 
 from __future__ import annotations
 
 import math
 import time
-import uuid
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
-from typing import Any
+from typing import Any, NamedTuple
 
-import cloudpickle
-
-from pairpool.dask import node
 from pairpool.dask.batch_sizer import BatchSizer
-from pairpool.dask.in_flight import InFlight, Outcome
+from pairpool.dask.in_flight import InFlight, ItemOutcome
+from pairpool.dask.messages import BatchOrder, CallHead
 from pairpool.dask.nodes import Nodes
 from pairpool.dask.packing import Packer
 from pairpool.dask.stats import ClusterCallStats, ClusterStats
 from pairpool.linux.interrupts import allow_signals, defer_signals, is_own
-from pairpool.options import Limits
 from pairpool.transport.repeats import Repeats
 
-__all__ = ["Batches", "ClusterCall"]
+__all__ = ["Batches", "CallItems", "ClusterCall"]
 
-UNREAD = 8
-"""Batches for each node that may wait for one before them, where results are wanted in order."""
+UNREAD_BATCHES_PER_NODE = 8
+"""Batches per node that may wait for an earlier batch, if results are wanted in order."""
 
-FILL_SECONDS = 0.1
-"""Time after which a batch of a stream goes out with the items that are there, at least one."""
+FILL_LIMIT_S = 0.1
+"""Seconds after which a batch of a stream goes out with the items that are there, at least one."""
+
+
+class CallItems(NamedTuple):
+    """The input of a call."""
+
+    items: Iterator[Any]
+    total: int | None = None
+    """The number of items, if it is known."""
+    error: BaseException | None = None
+    """The exception that the input raised after these items, if it did."""
 
 
 class Batches:
-    """The items of a call, batch by batch, pickled.
+    """The items of a call, pickled and cut into batches.
 
     Each item is pickled before the input is asked for the next item, because the input may reuse its memory.
 
     Args:
-        function: pickled.
-        items: the input.
-        total: the number of items, if it is known.
-        chunksize: items per batch; None for batches of `target` seconds.
-        error: the exception that the input raised after these items, if it did.
+        head: the part of the orders that is the same for all batches.
+        source: the input.
+        sizer: computes the items per batch.
         repeats: for an input that is complete: large objects that several items contain are pickled once per batch.
-            None for a stream, whose batches end after `FILL_SECONDS` unless there is a `chunksize`.
+            None for a stream. A batch of a stream goes out after `FILL_LIMIT_S`, unless the sizes are fixed.
+
+    Attributes:
+        taken: the items that were taken from the input.
+        error: the exception of the input.
     """
 
-    def __init__(
-        self,
-        setup: node.Setup,
-        function: bytes,
-        mode: int,
-        items: Iterator[Any],
-        total: int | None,
-        limits: Limits,
-        target: float,
-        chunksize: int | None,
-        error: BaseException | None = None,
-        repeats: Repeats | None = None,
-    ) -> None:
-        self._parts = setup, uuid.uuid4().hex, function, mode
-        self._items = items
-        self._total = total
-        self._limits: bytes = cloudpickle.dumps(limits)
+    def __init__(self, head: CallHead, source: CallItems, sizer: BatchSizer, repeats: Repeats | None = None) -> None:
+        self._head = head
+        self._items = source.items
+        self._total = source.total
         self._repeats = repeats
-        self._seconds = FILL_SECONDS if repeats is None and chunksize is None else math.inf
-        self.pace = BatchSizer(target, chunksize)
+        self._fill_limit_s = FILL_LIMIT_S if repeats is None and sizer.fixed is None else math.inf
+        self.sizer = sizer
         self.taken = 0
-        self.error = error
+        self.error = source.error
         self.is_exhausted = False
 
-    def next(self, nodes: dict[str, int], at_most: int) -> tuple[node.BatchOrder | None, dict[int, BaseException]]:
+    def next(self, nodes: dict[str, int], at_most: int) -> tuple[BatchOrder | None, dict[int, BaseException]]:
         """Return the next batch, and by offset the exceptions of its items that cannot be pickled.
 
         The batch is None if there are no more items.
         """
         remaining = None if self._total is None else self._total - self.taken
-        size = min(at_most, self.pace.next(remaining, len(nodes), sum(nodes.values())))
+        size = min(at_most, self.sizer.next(remaining, len(nodes), sum(nodes.values())))
         packer, failed = self._take(size)
         if not packer:
             return None, {}
         first, self.taken = self.taken, self.taken + len(packer)
-        setup, call, function, mode = self._parts
-        order = node.BatchOrder(setup, call, function, mode, first, packer.packed(), len(packer), self._limits)
-        return order, failed
+        return BatchOrder(self._head, first, packer.packed(), len(packer)), failed
 
     def _take(self, size: int) -> tuple[Packer, dict[int, BaseException]]:
         """Take up to `size` items. Return them, and by offset the exceptions of items that cannot be pickled."""
         packer = Packer(self._repeats)
         failed: dict[int, BaseException] = {}
-        with (
-            defer_signals(),
-            allow_signals(),
-        ):  # so that what a signal's handler raises can be told from what an item raises
+        # `is_own` below tells an exception of an item from an exception of a signal handler
+        with defer_signals(), allow_signals():
             self._fill(packer, failed, size)
         return packer, failed
 
     def _fill(self, packer: Packer, failed: dict[int, BaseException], size: int) -> None:
-        ends = time.monotonic() + self._seconds
+        ends = time.monotonic() + self._fill_limit_s
         while len(packer) < size and not self.is_exhausted:
             try:
                 item = next(self._items)
@@ -126,12 +117,15 @@ class Batches:
 
 
 class ClusterCall:
-    """A call under way; read by one thread, cancelled by any.
+    """A call that one thread reads. Any thread may cancel it.
 
     Args:
-        client: of the cluster.
-        nodes: of the cluster.
-        buffersize: items that may be taken and not yet read; None for some batches a node.
+        client: the Dask client of the cluster.
+        batches: the items.
+        call: the statistics of this call.
+        stats: the statistics of the pool.
+        nodes: the nodes of the cluster.
+        buffersize: items that may be taken and not yet read; None for `UNREAD_BATCHES_PER_NODE`.
     """
 
     def __init__(
@@ -139,135 +133,136 @@ class ClusterCall:
         client: Any,
         batches: Batches,
         call: ClusterCallStats,
-        books: ClusterStats,
+        stats: ClusterStats,
         nodes: Nodes,
         buffersize: int | None,
     ) -> None:
         self._client = client
         self._batches = batches
         self._call = call
-        self._books = books
+        self._stats = stats
         self._nodes = nodes
-        self._arrivals: Any = None
-        self._traffic = InFlight(client, nodes, self._watch, lambda _order: not self.is_cancelled)
         self._buffersize = buffersize
-        self._ready: deque[list[Outcome]] = deque()  # the outcomes of batches, for the reader
-        self._failed: dict[int, dict[int, BaseException]] = {}
-        """Of batches under way, by their first items: the exceptions of items that cannot be pickled, by offset."""
+        self._in_flight = InFlight(client, nodes, self._watch, lambda _order: not self._is_cancelled)
+        self._finished: Any = None  # Dask's queue of futures that are done
+        self._early: dict[int, list[ItemOutcome]] = {}  # by first item: batches that finished before an earlier batch
+        self._next_first = 0
+        self._ready: deque[list[ItemOutcome]] = deque()  # the outcomes of batches, for the reader
+        self._unpickled: dict[int, dict[int, BaseException]] = {}  # by first item of the batch, and by offset
         self._read = 0
         self._is_over = False
-        self.is_cancelled = False
-        self.deadline: float | None = None
-        """Of the clock `time.monotonic`: until then the reader waits for the next outcome."""
+        self._is_cancelled = False
+        self._deadline_s: float | None = None
 
     def cancel(self) -> bool:
-        """End the call. Returns whether there was something to end."""
+        """End the call. Return False if it has ended before."""
         if self._is_over:
             return False
-        self.is_cancelled = True
-        self._traffic.cancel()
+        self._is_cancelled = True
+        self._in_flight.cancel()
         return True
 
-    def outcomes(self, *, ordered: bool) -> Iterator[Outcome | None]:
-        """For each item whether it has a value, and that or its exception; None at each `deadline`."""
+    def set_deadline(self, seconds: float | None) -> None:
+        """Let the reader wait at most until this time of `time.monotonic`; None for any time."""
+        self._deadline_s = seconds
+
+    def outcomes(self, *, ordered: bool) -> Iterator[ItemOutcome | None]:
+        """Yield for each item whether it has a value, and the value or the exception. Yield None at each deadline."""
         from distributed import as_completed
 
-        arrivals = self._arrivals = as_completed(loop=self._client.loop)
-        waiting: dict[int, list[Outcome]] = {}
-        due = 0
-        ready = self._ready
-        self._books.open(self._call)
+        self._finished = as_completed(loop=self._client.loop)
+        self._stats.open(self._call)
         try:
             self._fill()
-            while self._traffic:
-                future = self._await(arrivals)
+            while self._in_flight:
+                future = self._wait_for_batch()
                 if future is None:
                     yield None
                     continue
-                first, outcomes = self._receive(future)
-                if outcomes is not None and ordered:
-                    waiting[first] = outcomes
-                    while due in waiting:
-                        ready.append(waiting.pop(due))
-                        due += len(ready[-1])
-                elif outcomes is not None:
-                    ready.append(outcomes)
+                self._receive(future, ordered=ordered)
                 self._fill()
-                while ready:
-                    for outcome in ready.popleft():
+                while self._ready:
+                    for outcome in self._ready.popleft():
                         self._read += 1
                         yield outcome
                     self._fill()
-            if self.is_cancelled:
+            if self._is_cancelled:
                 raise CancelledError("the call was cancelled")
             if self._batches.error is not None:
                 raise self._batches.error
         except RuntimeError as error:
-            self._traffic.require_scheduler(error)
+            self._in_flight.require_scheduler(error)
             raise
         finally:
             self._is_over = True
-            if not self.is_cancelled:
-                self._traffic.cancel()
-            self._traffic.clear()
-            self._books.close(self._call)
+            if not self._is_cancelled:
+                self._in_flight.cancel()
+            self._in_flight.clear()
+            self._stats.close(self._call)
 
     # --- out ------------------------------------------------------------------------------------
 
     def _fill(self) -> None:
-        """Send batches until as many are under way as keep the nodes busy.
+        """Send batches until the nodes have enough to do.
 
-        The reader must not wait for a slow input while there is something to read: then return after `FILL_SECONDS`.
+        If the input is slow, return after `FILL_LIMIT_S` as soon as the reader has something to do.
         """
-        if self.is_cancelled:
+        if self._is_cancelled:
             return
-        ends = time.monotonic() + FILL_SECONDS
+        ends = time.monotonic() + FILL_LIMIT_S
         nodes = self._nodes.present()
-        many, threads = max(1, len(nodes)), sum(nodes.values())
-        while not self._batches.is_exhausted and self._traffic.has_room(nodes):
+        count, threads = max(1, len(nodes)), sum(nodes.values())
+        while not self._batches.is_exhausted and self._in_flight.has_room(nodes):
             unread = self._batches.taken - self._read
-            usual = self._batches.pace.next(None, many, threads)
-            bound = self._buffersize or (len(self._traffic) + UNREAD * many) * usual
+            usual = self._batches.sizer.next(None, count, threads)
+            bound = self._buffersize or (len(self._in_flight) + UNREAD_BATCHES_PER_NODE * count) * usual
             if unread >= bound and unread:
                 return
             order, failed = self._batches.next(nodes, max(1, bound - unread))
             if order is None:
                 return
-            self._call.taken = self._batches.taken
+            self._call.take(order.length)
             if failed:
-                self._failed[order.first] = failed
-            self._traffic.submit(order)
+                self._unpickled[order.first] = failed
+            self._in_flight.submit(order)
             if time.monotonic() >= ends and self._has_news():
                 return
 
     def _has_news(self) -> bool:
-        """Whether the reader has something to do: outcomes, batches that have ended, or its deadline has passed."""
-        is_late = self.deadline is not None and time.monotonic() >= self.deadline
-        return is_late or bool(self._ready) or bool(self._arrivals.has_ready())
+        """Return whether the reader has something to do: outcomes, finished batches, or a passed deadline."""
+        is_late = self._deadline_s is not None and time.monotonic() >= self._deadline_s
+        return is_late or bool(self._ready) or bool(self._finished.has_ready())
 
     def _watch(self, future: Any) -> None:
-        self._arrivals.add(future)
-        if self.is_cancelled:  # by another thread, which did not see this one
+        self._finished.add(future)
+        if self._is_cancelled:  # `cancel` may have run in another thread before this future was in flight
             self._client.cancel([future], force=True)
 
     # --- in -------------------------------------------------------------------------------------
 
-    def _await(self, arrivals: Any) -> Any:
-        """The future of a batch that has ended; None if there is none at the deadline."""
-        if self.deadline is not None:
-            with arrivals.thread_condition:
-                if not arrivals.thread_condition.wait_for(arrivals.has_ready, self.deadline - time.monotonic()):
+    def _wait_for_batch(self) -> Any:
+        """Return the future of a batch that is done; None at the deadline."""
+        if self._deadline_s is not None:
+            condition = self._finished.thread_condition
+            with condition:
+                if not condition.wait_for(self._finished.has_ready, self._deadline_s - time.monotonic()):
                     return None
-        return next(arrivals)
+        return next(self._finished)
 
-    def _receive(self, future: Any) -> tuple[int, list[Outcome] | None]:
-        """The first index and the outcomes of a batch that has ended; None if there are none (see `InFlight`)."""
-        order, outcomes, _goes_on, report = self._traffic.receive(future)
+    def _receive(self, future: Any, *, ordered: bool) -> None:
+        """Take the outcomes of a batch that is done. Make those ready that the reader may have now."""
+        order, outcomes, _is_in_flight, report = self._in_flight.receive(future)
         if outcomes is None:
-            return order.first, None
+            return
         if report is not None:
-            self._batches.pace.learn(order.length, report.seconds)
-        for offset, error in self._failed.pop(order.first, {}).items():
+            self._batches.sizer.learn(order.length, report.seconds)
+        for offset, error in self._unpickled.pop(order.first, {}).items():
             outcomes[offset] = False, error
-        self._books.ran(self._call, "" if report is None else report.node, order.first, outcomes)
-        return order.first, outcomes
+        self._stats.ran(self._call, "" if report is None else report.node, order.first, outcomes)
+        if not ordered:
+            self._ready.append(outcomes)
+            return
+        self._early[order.first] = outcomes
+        while self._next_first in self._early:
+            self._ready.append(self._early.pop(self._next_first))
+            self._next_first += len(self._ready[-1])

@@ -1,4 +1,4 @@
-"""The nodes of a cluster: which there are, and which of them are used."""
+"""The nodes of a cluster: which nodes there are, and which of them the pool uses."""
 
 from __future__ import annotations
 
@@ -8,84 +8,87 @@ import threading
 import time
 from typing import Any
 
-from pairpool.dask import node
+from pairpool.dask.messages import versions
 from pairpool.dask.stats import ClusterStats
 from pairpool.errors import ClusterMismatch
 
-__all__ = ["GONE", "Nodes"]
+__all__ = ["SCHEDULER_GONE", "Nodes"]
 
-GONE = "the Dask scheduler has gone away, and did not come back in time"
+SCHEDULER_GONE = "the Dask scheduler has gone away, and did not come back in time"
 
-LOOK_EVERY = 1.0
-"""Seconds between two looks at which nodes there are."""
+REFRESH_INTERVAL_S = 1.0
+"""Seconds for which a list of nodes is used before the scheduler is asked again."""
 
 
 class Nodes:
-    """Dask's workers that fit this program; from any thread.
+    """The Dask workers that have the versions of this program. Any thread may call the methods.
 
     Args:
-        client: of the cluster.
-        versions: what nodes have to have.
-        books: told which nodes there are.
+        client: the Dask client of the cluster.
+        required: the versions that a node must have.
+        stats: learns which nodes there are.
     """
 
-    def __init__(self, client: Any, versions: str, books: ClusterStats) -> None:
+    def __init__(self, client: Any, required: str, stats: ClusterStats) -> None:
         self._client = client
-        self._versions = versions
-        self._books = books
+        self._required = required
+        self._stats = stats
         self._lock = threading.Lock()
-        self._there: dict[str, int] = {}
-        self._looked_at = -math.inf
+        self._present: dict[str, int] = {}
+        self._refreshed_s = -math.inf
         self._refused: set[str] = set()
 
     def check(self, timeout: float, where: str) -> None:
-        """Wait for a node, and see whether all that are there fit.
+        """Wait for the first node, and check the versions of all nodes.
 
         Raises:
-            ConnectionError: there is none within `timeout` seconds.
-            ClusterMismatch: one does not fit.
+            ConnectionError: there is no node within `timeout` seconds.
+            ClusterMismatch: a node has other versions.
         """
         try:
             self._client.wait_for_workers(1, timeout=timeout)
         except TimeoutError:
             raise ConnectionError(f"the Dask scheduler at {where} has no node within {timeout:g} s") from None
-        found = self._client.run(node.versions, on_error="return")
+        found = self._client.run(versions, on_error="return")
         for address, answer in found.items():
             if isinstance(answer, BaseException):
                 raise ClusterMismatch(f"the node {address} has no pairpool like this one's: {answer!r}") from answer
-            if answer != self._versions:
-                raise ClusterMismatch(f"the node {address} has {answer}, and this program {self._versions}")
+            if answer != self._required:
+                raise ClusterMismatch(f"the node {address} has {answer}, and this program {self._required}")
 
     def present(self) -> dict[str, int]:
-        """Those that are used now, by address, with how many threads each has.
+        """Return the nodes that are used now: the number of threads by address.
 
-        Raises `ConnectionError` if there is no scheduler any more.
+        Raises `ConnectionError` if the scheduler has gone away.
         """
         with self._lock:
-            if time.monotonic() - self._looked_at > LOOK_EVERY:
+            if time.monotonic() - self._refreshed_s > REFRESH_INTERVAL_S:
                 try:
                     found = self._client.nthreads()
                 except (OSError, TimeoutError) as error:
-                    raise ConnectionError(GONE) from error
-                self._there = {address: threads for address, threads in found.items() if address not in self._refused}
-                self._looked_at = time.monotonic()
-                self._books.see(self._there)
-            return dict(self._there)
+                    raise ConnectionError(SCHEDULER_GONE) from error
+                self._present = {address: threads for address, threads in found.items() if address not in self._refused}
+                self._refreshed_s = time.monotonic()
+                self._stats.set_nodes(self._present)
+            return dict(self._present)
 
-    def limits(self) -> list[str] | None:
-        """The addresses that batches are limited to; None where all nodes fit."""
+    def allowed(self) -> list[str] | None:
+        """Return the addresses that batches are limited to; None if every node may run them.
+
+        Raises `ClusterMismatch` if no node has the versions of this program.
+        """
         if not self._refused:
             return None
-        there = list(self.present())
-        if not there:
+        present = list(self.present())
+        if not present:
             raise ClusterMismatch("no node of the cluster has the versions of this program")
-        return there
+        return present
 
     def refuse(self, address: str, reason: str) -> None:
-        """Use a node no more, which has said itself that it does not fit."""
+        """Stop using a node that has reported other versions."""
         with self._lock:
             if address in self._refused:
                 return
             self._refused.add(address)
-            self._looked_at = -math.inf
+            self._refreshed_s = -math.inf
         logging.getLogger("pairpool").warning("%s: it is not used", reason)

@@ -6,7 +6,7 @@
     | ------------------------- | ---------------------------------------------------------------------------------- |
     | immutable                 | as it is: no task can change it, so several tasks may have the same object         |
     | anything else             | as a pickle of its own: `add` makes it, and `unpack` loads it by itself            |
-    | contains a large object   | the same, but the pickle names a large object that stands in other items, too;     |
+    | contains a large object   | the same, but the pickle names the large object, which other items contain, too;   |
     | that is repeated          | the large object has one pickle for all of them, and is loaded once                |
 
 An item that cannot be pickled or loaded fails alone.
@@ -15,7 +15,6 @@ An item that cannot be pickled or loaded fails alone.
 from __future__ import annotations
 
 import io
-import itertools
 import pickle
 from typing import Any
 
@@ -23,21 +22,22 @@ import cloudpickle
 
 from pairpool.linux.interrupts import is_own
 from pairpool.transport.items import PlainWriter, is_immutable
+from pairpool.transport.large_parts import LargeParts
 from pairpool.transport.numeric import is_array
-from pairpool.transport.repeats import LARGE, Repeats, mutable_in
+from pairpool.transport.repeats import LARGE, Repeats
 
 __all__ = ["Packer", "repeats", "unpack"]
 
 PLAIN, PICKLED, SHARING, MISSING = range(4)
-"""How an item travels: as it is; as a pickle of its own; as a pickle that names large objects; not at all."""
+"""How an item travels: as it is, as a pickle of its own, as a pickle that names large objects, or not at all."""
 
 _CONTAINERS = frozenset({tuple, list, dict})
 
 
 def _dumps(item: Any, writer: PlainWriter) -> bytes:
-    """Return a pickle of an item. Functions and classes that the other side cannot import go by value.
+    """Return a pickle of an item. Functions and classes that the other side cannot import travel by value.
 
-    Plain data contains none of these, and takes half the time or less without cloudpickle.
+    Plain data contains no functions or classes, and needs half the time or less without cloudpickle.
     """
     if is_array(item) and item.dtype.isbuiltin == 1:
         return pickle.dumps(item, 5)
@@ -53,10 +53,10 @@ def repeats() -> Repeats:
 
 
 class Packer:
-    """Packs items one by one.
+    """Pack items one by one.
 
     Args:
-        repeats: of the call, if large objects that several items contain are pickled once. None to share nothing.
+        repeats: the call's memory for large objects, which are pickled once per batch. None to share nothing.
     """
 
     def __init__(self, repeats: Repeats | None = None) -> None:
@@ -69,7 +69,7 @@ class Packer:
         return len(self._values)
 
     def add(self, item: Any) -> None:
-        """Pickle an item as it is now. Raises the exception of its pickling; the item is not added then."""
+        """Pickle an item as it is now. If that raises, the item is not added."""
         if is_immutable(item):
             kind, value = PLAIN, item
         elif self._large is None:
@@ -119,22 +119,18 @@ def _load(kind: int, value: Any, large: _LoadedLarge) -> Any:
 
 
 class _LargePickles:
-    """Pickles each large object that several items of a batch contain once; and so each large item that repeats.
+    """Pickle each large object that several items of a batch contain once, and each large item that repeats once.
 
-    A large object travels apart from the items that contain it. In an item such as `(table, table.log)`, the second
-    element is a part of the first. It has to stay one, so the large object must not travel apart from this item: the
-    item is pickled by itself, as a whole.
+    A large object travels apart from the items that name it, if `LargeParts` allows it.
     """
 
     def __init__(self, repeats: Repeats, writer: PlainWriter) -> None:
         self.pickles: list[bytes] = []
         self._repeats = repeats
         self._writer = writer
-        self._items: dict[int, Any] = {}  # those of this batch that have a large pickle, by identity
+        self._items: dict[int, Any] = {}  # the items of this batch that have a large pickle, by identity
         self._places: dict[int, int] = {}  # in `pickles`, by identity
-        self._picklers: list[cloudpickle.Pickler] = []  # for each place; its memo keeps alive what the pickle contains
-        self._inside: dict[int, frozenset[int]] = {}
-        self._are_apart: dict[tuple[int, int], bool] = {}
+        self._parts = LargeParts()
 
     def dumps(self, item: Any) -> tuple[int, bytes]:
         """Return how an item travels, and its pickle."""
@@ -153,7 +149,7 @@ class _LargePickles:
         return PICKLED, _dumps(item, self._writer)
 
     def _dumps_sharing(self, item: Any) -> bytes | None:
-        """Return a pickle that names the large objects. None if there are none, or if they must not travel apart."""
+        """Return a pickle that names the large objects; None if there are none, or if they must not travel apart."""
         file = io.BytesIO()
         pickler = _ItemPickler(file, self)
         try:
@@ -161,8 +157,8 @@ class _LargePickles:
         except Exception as error:
             if not is_own(error):
                 raise
-            return None  # if it is the item that cannot be pickled, its own pickle raises this again
-        if not pickler.used or not self._can_travel_apart(pickler):
+            return None  # if the item itself cannot be pickled, its own pickle raises the exception again
+        if not pickler.used or not self._parts.may_travel_apart(pickler, pickler.used):
             return None
         return file.getvalue()
 
@@ -176,26 +172,8 @@ class _LargePickles:
             pickler.dump(thing)
             place = self._places[identity] = len(self.pickles)
             self.pickles.append(file.getvalue())
-            self._picklers.append(pickler)
+            self._parts.add(pickler)
         return place
-
-    def _can_travel_apart(self, pickler: _ItemPickler) -> bool:
-        """Whether an item and its large objects have no other mutable object in common."""
-        outside = mutable_in(pickler)
-        if outside and not all(outside.isdisjoint(self._inside_of(place)) for place in pickler.used):
-            return False
-        return all(self._is_apart(one, other) for one, other in itertools.combinations(sorted(pickler.used), 2))
-
-    def _is_apart(self, one: int, other: int) -> bool:
-        """Whether two large objects have no mutable object in common."""
-        if (one, other) not in self._are_apart:
-            self._are_apart[one, other] = self._inside_of(one).isdisjoint(self._inside_of(other))
-        return self._are_apart[one, other]
-
-    def _inside_of(self, place: int) -> frozenset[int]:
-        if place not in self._inside:
-            self._inside[place] = mutable_in(self._picklers[place])
-        return self._inside[place]
 
 
 class _ItemPickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
@@ -214,7 +192,7 @@ class _ItemPickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle ha
 
 
 class _LoadedLarge:
-    """The large objects of a batch, each loaded when the first item asks for it."""
+    """The large objects of a batch. Each is loaded when the first item asks for it."""
 
     def __init__(self, pickles: list[bytes]) -> None:
         self._pickles = pickles

@@ -1,4 +1,4 @@
-"""What calls on a cluster return: a stream of results, or one to come."""
+"""The results of calls on a cluster: `ClusterStream` for streams, `ClusterResult` for all other calls."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError, Future, wait
 from typing import Any, Generic, TypeVar
 
 from pairpool.dask.cluster_call import ClusterCall
@@ -18,15 +18,15 @@ R = TypeVar("R")
 
 
 class ClusterStream(Generic[R]):
-    """What `imap` and `imap_unordered` return, with the methods of `IMapIterator`; to be read by one thread.
+    """The result of `imap` and `imap_unordered`, with the methods of `IMapIterator`. One thread reads it.
 
-    An item's exception is raised in its place, and the iteration can go on after it (as a generator's cannot). Items
-    go out as it is read; dropping it ends the rest of the call.
+    An item's exception is raised in its place. The iteration can continue after it, unlike a generator. Items go out
+    while the stream is read. If the stream is dropped, the rest of the call is cancelled.
     """
 
-    def __init__(self, work: ClusterCall, *, ordered: bool, return_exceptions: bool) -> None:
-        self._work = work
-        self._outcomes = work.outcomes(ordered=ordered)
+    def __init__(self, call: ClusterCall, *, ordered: bool, return_exceptions: bool) -> None:
+        self._call = call
+        self._outcomes = call.outcomes(ordered=ordered)
         self._return_exceptions = return_exceptions
 
     def __iter__(self) -> Iterator[R]:
@@ -36,13 +36,13 @@ class ClusterStream(Generic[R]):
         return self.next()
 
     def next(self, timeout: float | None = None) -> R:
-        """The next result.
+        """Return the next result.
 
         Raises:
-            StopIteration: there is none any more.
-            multiprocessing.TimeoutError: it was not there within `timeout` seconds.
+            StopIteration: there are no more results.
+            multiprocessing.TimeoutError: the result was not ready within `timeout` seconds.
         """
-        self._work.deadline = None if timeout is None else time.monotonic() + timeout
+        self._call.set_deadline(None if timeout is None else time.monotonic() + timeout)
         found = next(self._outcomes)
         if found is None:
             raise timeout_error()
@@ -50,28 +50,28 @@ class ClusterStream(Generic[R]):
         if is_value or self._return_exceptions:
             return outcome  # type: ignore[no-any-return]
         try:
-            if isinstance(outcome, StopIteration):  # which would be taken for the end
+            if isinstance(outcome, StopIteration):  # the reader would take it for the end of the stream
                 raise RuntimeError("a task raised StopIteration") from outcome
             raise outcome
         finally:
             del found, outcome
 
     def cancel(self, *, kill: bool = False) -> bool:
-        """End the rest of the call; `kill` makes no difference. Returns whether there was something to end."""
-        return self._work.cancel()
+        """End the rest of the call. `kill` has no effect. Return False if the call had ended before."""
+        return self._call.cancel()
 
 
 class ClusterResult(Future[R]):
-    """The outcome of a call to come, with the methods of `AsyncResult` and of `concurrent.futures.Future`."""
+    """The result of a call, with the methods of `AsyncResult` and of `concurrent.futures.Future`."""
 
     def __init__(
         self,
-        cancel: Callable[[], object],
+        on_cancel: Callable[[], object],
         callback: Callable[[R], object] | None = None,
         error_callback: Callable[[BaseException], object] | None = None,
     ) -> None:
         super().__init__()
-        self._cancel = cancel
+        self._on_cancel = on_cancel
         self._callback = callback
         self._error_callback = error_callback
         self._lock = threading.Lock()
@@ -79,8 +79,10 @@ class ClusterResult(Future[R]):
         self._is_settled = False
         self._was_cancelled = False
 
+    # --- for the pool ---------------------------------------------------------------------------
+
     def run(self, call: Callable[[], R]) -> None:
-        """Have it be the outcome of this; called by the pool, in a thread of its own."""
+        """Run a function and take its outcome. The pool does this in a thread of its own."""
         if not self.begin():
             return
         try:
@@ -91,7 +93,7 @@ class ClusterResult(Future[R]):
             self.settle(True, value)
 
     def begin(self) -> bool:
-        """Called by the pool when the call goes out. Returns False if it was cancelled before."""
+        """Note that the call goes out. Return False if it was cancelled before."""
         with self._lock:
             if not self._has_begun:
                 self._has_begun = True
@@ -99,7 +101,7 @@ class ClusterResult(Future[R]):
         return not self.cancelled()
 
     def settle(self, success: bool, value: Any, *, is_cancelled: bool = False) -> bool:
-        """Called by the pool with the outcome; only the first counts. Returns whether this is it."""
+        """Set the outcome. Only the first one counts; return whether this is the first."""
         with self._lock:
             if self._is_settled or self.cancelled():
                 return False
@@ -120,42 +122,45 @@ class ClusterResult(Future[R]):
         except BaseException:
             logging.getLogger("pairpool").exception("a callback of %r raised", self)
 
+    # --- for the caller -------------------------------------------------------------------------
+
     def get(self, timeout: float | None = None) -> R:
-        """The result, or its exception raised. Raises `multiprocessing.TimeoutError` if it is not there in time."""
+        """Return the result, or raise its exception.
+
+        Raises `multiprocessing.TimeoutError` if the call has not ended within `timeout` seconds.
+        """
         self.wait(timeout)
         if not self.done():
             raise timeout_error()
         return self.result()
 
     def wait(self, timeout: float | None = None) -> None:
-        """Wait until the call has ended, or for `timeout` seconds."""
-        from concurrent.futures import wait
-
+        """Wait until the call has ended, but at most `timeout` seconds."""
         wait([self], timeout)
 
     def ready(self) -> bool:
-        """Whether the call has ended."""
+        """Return whether the call has ended."""
         return self.done()
 
     def successful(self) -> bool:
-        """Whether the call ended without an exception. Raises `ValueError` if it has not ended."""
+        """Return whether the call ended without an exception. Raises `ValueError` if it has not ended."""
         if not self.done():
             raise ValueError(f"{self!r} not ready")
         return not self.cancelled() and self.exception() is None
 
     def cancel(self, *, kill: bool = False) -> bool:
-        """End the call: `get` raises `CancelledError`. Returns False if it has ended by itself.
+        """End the call: `get` raises `CancelledError`. Return False if the call had ended before.
 
-        What runs is ended, too, within seconds, with and without `kill`; except a single call that is in one batch with
-        others: that one is only not waited for.
+        The nodes end the running items within seconds, with and without `kill`. There is one exception: a single call
+        that shares its batch with other calls runs on, but nobody waits for it.
         """
-        if super().cancel():  # it had not begun
+        if super().cancel():  # the call had not begun
             self.begin()
         elif not self.settle(False, CancelledError("the call was cancelled"), is_cancelled=True):
             return False
-        self._cancel()
+        self._on_cancel()
         return True
 
     def cancelled(self) -> bool:
-        """Whether the call was cancelled."""
+        """Return whether the call was cancelled."""
         return self._was_cancelled or super().cancelled()

@@ -1,18 +1,14 @@
-"""The large objects that the items of one batch name instead of containing them.
-
-A large object travels apart from the items that contain it. In an item such as `(table, table.log)`, the second element
-is a part of the first, and has to stay a part of it. So such an item is pickled as a whole.
-"""
+"""The large objects that the items of one batch name instead of containing them (see `large_parts`)."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from typing import Any
 
 from pairpool.transport.items import Pickled, Pickles
+from pairpool.transport.large_parts import LargeParts
 from pairpool.transport.picklers import Beside
-from pairpool.transport.repeats import Repeats, mutable_in
+from pairpool.transport.repeats import Repeats
 
 __all__ = ["Large"]
 
@@ -33,9 +29,8 @@ class Large:
         self.parts = Pickles()
         self._pickle_alone = pickle_alone
         self._numbers: dict[int, int] = {}
-        self._besides: list[Beside] = []
-        self._inside: dict[int, frozenset[int]] = {}
-        self._apart: dict[tuple[int, ...], bool] = {}
+        self._besides: list[Beside] = []  # keeps the segments that the parts name
+        self._inside = LargeParts()
 
     def number(self, thing: object) -> int | None:
         """Return the number of a large object, which is pickled when it is named first; None for other objects."""
@@ -48,23 +43,9 @@ class Large:
             number = self._numbers[identity] = len(self.parts)
             self.parts.append(part)
             self._besides.append(beside)
+            self._inside.add(beside.pickler)
         return number
 
     def may_travel_apart(self, item: Beside) -> bool:
         """Return whether an item and the large objects that it names have no other mutable object in common."""
-        outside = mutable_in(item.pickler)
-        if outside and not all(outside.isdisjoint(self._inside_of(number)) for number in item.used):
-            return False
-        return all(self._are_apart(*pair) for pair in itertools.combinations(sorted(item.used), 2))
-
-    def _are_apart(self, *pair: int) -> bool:
-        """Whether two large objects have no mutable object in common."""
-        if pair not in self._apart:
-            one, other = pair
-            self._apart[pair] = self._inside_of(one).isdisjoint(self._inside_of(other))
-        return self._apart[pair]
-
-    def _inside_of(self, number: int) -> frozenset[int]:
-        if number not in self._inside:
-            self._inside[number] = mutable_in(self._besides[number].pickler)
-        return self._inside[number]
+        return self._inside.may_travel_apart(item.pickler, item.used)

@@ -1,4 +1,4 @@
-"""Calls made one by one on a cluster: they travel by the batch, and each ends its own way."""
+"""Single calls on a cluster: they travel in batches, and each has its own outcome."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from tests.support.scripts import environment
 
 @pytest.fixture(scope="module")
 def lone_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a scheduler with one node of two threads."""
+    """Give the address of a scheduler with one node of two threads."""
     with scheduler(tmp_path_factory.mktemp("dask")) as address, node(address):
         yield address
 
 
-def test_many_calls_take_few_tasks_of_dasks_and_one_thread(lone_node: str, tmp_path: Path) -> None:
+def test_many_calls_need_one_thread(lone_node: str, tmp_path: Path) -> None:
     code = """
         import threading
         from concurrent.futures import as_completed
@@ -65,7 +65,7 @@ def test_many_calls_take_few_tasks_of_dasks_and_one_thread(lone_node: str, tmp_p
     }
 
 
-def test_what_goes_wrong_is_the_calls_own(lone_node: str, tmp_path: Path) -> None:
+def test_a_call_that_fails_does_not_harm_other_calls(lone_node: str, tmp_path: Path) -> None:
     code = """
         class Rude(Exception):
             def __str__(self):
@@ -114,7 +114,7 @@ def test_what_goes_wrong_is_the_calls_own(lone_node: str, tmp_path: Path) -> Non
     assert (negative, no_number, ended) == ("ValueError", "TypeError", "Pool not running")
 
 
-def test_functions_are_pickled_as_they_are_at_each_call(lone_node: str, tmp_path: Path) -> None:
+def test_a_function_is_pickled_as_it_is_at_each_call(lone_node: str, tmp_path: Path) -> None:
     code = """
         from functools import partial
 
@@ -185,7 +185,7 @@ def test_functions_are_pickled_as_they_are_at_each_call(lone_node: str, tmp_path
     }
 
 
-def test_a_calls_own_limits_do_not_harm_other_calls(lone_node: str, tmp_path: Path) -> None:
+def test_the_limits_of_a_call_do_not_change_other_calls(lone_node: str, tmp_path: Path) -> None:
     code = """
         class Rare(Exception):
             pass
@@ -207,7 +207,7 @@ def test_a_calls_own_limits_do_not_harm_other_calls(lone_node: str, tmp_path: Pa
     assert run(tmp_path, code, lone_node, str(tmp_path / "failed")) == [4, "done", 9]
 
 
-def test_calls_are_cancelled_before_and_while_they_run(lone_node: str, tmp_path: Path) -> None:
+def test_calls_can_be_cancelled_before_and_while_they_run(lone_node: str, tmp_path: Path) -> None:
     code = """
         from concurrent.futures import CancelledError, wait
         pool = ClusterPool(sys.argv[1], timeout=30)
@@ -234,7 +234,7 @@ def test_calls_are_cancelled_before_and_while_they_run(lone_node: str, tmp_path:
     assert run(tmp_path, code, lone_node) == [True, True, 200, [True, True], "cancelled", 25, "terminated"]
 
 
-def test_a_node_is_killed_under_single_calls_and_then_the_scheduler(tmp_path: Path) -> None:
+def test_single_calls_survive_a_killed_node_but_not_a_lost_scheduler(tmp_path: Path) -> None:
     code = """
         import logging
         logging.disable(logging.CRITICAL)
@@ -269,7 +269,7 @@ def test_a_node_is_killed_under_single_calls_and_then_the_scheduler(tmp_path: Pa
     assert json.loads(out) == [True, "the Dask scheduler has gone away, and did not come back in time"]
 
 
-def test_the_first_outcome_counts() -> None:
+def test_only_the_first_outcome_of_a_result_counts() -> None:
     told: list[object] = []
     result: ClusterResult[int] = ClusterResult(lambda: told.append("cancel"), told.append, told.append)
     assert result.begin()
@@ -280,7 +280,7 @@ def test_the_first_outcome_counts() -> None:
     assert (result.get(), result.successful(), told) == (1, True, [1])
 
 
-def test_a_call_that_had_not_begun_is_cancelled_for_good() -> None:
+def test_a_result_that_was_cancelled_before_its_call_began_takes_no_outcome() -> None:
     told: list[object] = []
     result: ClusterResult[int] = ClusterResult(lambda: told.append("cancel"), told.append, told.append)
     assert result.cancel()
@@ -289,14 +289,14 @@ def test_a_call_that_had_not_begun_is_cancelled_for_good() -> None:
     assert (result.cancelled(), result.successful(), told) == (True, False, ["cancel"])
 
 
-def test_an_exception_without_a_text_is_written_down_all_the_same() -> None:
+def test_statistics_contain_an_exception_whose_str_fails() -> None:
     class Rude(Exception):
         def __str__(self) -> str:
             raise RuntimeError
 
-    books = ClusterStats("far away")
+    stats = ClusterStats("far away")
     call = ClusterCallStats("calls", "apply", None)
-    books.open(call)
-    books.ran(call, "tcp://one:1", 0, [(False, Rude()), (False, ValueError())], ["f", "g"])
-    failures = [(one.function, one.item, one.error) for one in books.status().failures]
+    stats.open(call)
+    stats.ran(call, "tcp://one:1", 0, [(False, Rude()), (False, ValueError())], ["f", "g"])
+    failures = [(one.function, one.item, one.error) for one in stats.status().failures]
     assert failures == [("g", 0, "ValueError: "), ("f", 0, "Rude: <unprintable: RuntimeError>")]

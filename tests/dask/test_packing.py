@@ -1,4 +1,4 @@
-"""How the items of a cluster's batches are pickled: each by itself, and shared large objects once per batch."""
+"""The pickles of a cluster's batches: one for each item, and one per batch for a large object that items share."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pairpool.dask import node
-from pairpool.dask.cluster_call import FILL_SECONDS, Batches
+from pairpool.dask.batch_sizer import BatchSizer
+from pairpool.dask.cluster_call import FILL_LIMIT_S, Batches, CallItems
+from pairpool.dask.messages import BatchOrder, CallHead, ItemMode, NodeSetup
 from pairpool.dask.packing import Packer, repeats, unpack
 from pairpool.transport.failures import error_for_each
 from pairpool.transport.repeats import LARGE, Repeats
@@ -26,14 +27,14 @@ def packed(items: list[Any], shared: Repeats | None = None) -> bytes:
 
 
 def there(items: list[Any], shared: Repeats | None = None) -> list[Any]:
-    """Return the items after the way there; all of them can be loaded."""
+    """Return the items after they were packed and unpacked. All of them can be loaded."""
     found = unpack(packed(items, shared))
     assert all(is_loaded for is_loaded, _item in found), found
     return [item for _is_loaded, item in found]
 
 
 class Broken:
-    """Cannot be loaded."""
+    """An object that cannot be loaded."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -43,7 +44,7 @@ class Broken:
 
 
 class Closed:
-    """Cannot be pickled."""
+    """An object that cannot be pickled."""
 
     def __reduce__(self) -> Any:
         raise TypeError("not this one")
@@ -68,7 +69,7 @@ class Table:
         vars(self).update(state)
 
 
-# --- each item by itself ------------------------------------------------------------------------------
+# --- items of their own ---------------------------------------------------------------------------------
 
 
 values = st.recursive(
@@ -85,13 +86,13 @@ values = st.recursive(
 
 
 @given(st.lists(values, max_size=8), st.booleans())
-def test_what_arrives_is_what_a_pickle_of_each_item_gives(items: list[Any], is_complete: bool) -> None:
+def test_an_item_arrives_as_a_pickle_of_it_would(items: list[Any], is_complete: bool) -> None:
     found = there(items, repeats() if is_complete else None)
     assert repr(found) == repr([pickle.loads(pickle.dumps(item)) for item in items])
 
 
 @pytest.mark.parametrize("make", [list, dict, set, bytearray, Table, lambda: ([], 1), lambda: {"inner": []}])
-def test_the_same_object_several_times_becomes_several_objects(make: Callable[[], Any]) -> None:
+def test_an_object_that_is_several_items_becomes_several_objects(make: Callable[[], Any]) -> None:
     one = make()
     first, second, third = there([one, one, one])
     assert len({id(first), id(second), id(third)}) == 3
@@ -101,13 +102,13 @@ def test_the_same_object_several_times_becomes_several_objects(make: Callable[[]
         assert first["inner"] is not second["inner"]
 
 
-def test_what_an_item_has_twice_it_has_twice_there() -> None:
+def test_an_object_that_an_item_contains_twice_stays_one_object() -> None:
     inner: list[int] = []
     [(first, second)] = there([(inner, inner)])
     assert first is second
 
 
-def test_an_item_is_taken_as_it_is_at_that_moment() -> None:
+def test_an_item_is_pickled_as_it_is_when_it_is_added() -> None:
     packer = Packer()
     buffer = [0]
     for number in range(5):
@@ -122,13 +123,13 @@ def test_immutable_items_take_few_bytes() -> None:
     assert len(packed([(text, number) for number in range(100)])) < 12_000
 
 
-def test_functions_of_a_main_module_go_by_value() -> None:
+def test_functions_that_cannot_be_imported_travel_by_value() -> None:
     offset = 3
     function, in_a_dict = there([lambda x: x + offset, {"f": lambda x: x - offset}])
     assert (function(4), in_a_dict["f"](4)) == (7, 1)
 
 
-def test_an_item_that_cannot_be_pickled_leaves_its_place() -> None:
+def test_an_item_that_cannot_be_pickled_keeps_its_place() -> None:
     packer = Packer()
     packer.add([1])
     with pytest.raises(TypeError, match="not this one"):
@@ -205,14 +206,14 @@ def test_a_part_of_a_large_object_stays_a_part_of_it(table: Table) -> None:
     assert len({id(item[2]) for item in found}) == 5
 
 
-def test_what_two_large_objects_have_in_common_stays_common() -> None:
+def test_an_object_inside_two_large_objects_stays_one_object() -> None:
     one, other = Table(), Table()
     other.log = one.log
     found = there([(one, other, number) for number in range(5)], repeats())
     assert all(item[0].log is item[1].log for item in found)
     other.log = []
     found = there([(one, other, number) for number in range(5)], repeats())
-    assert len({id(item[0]) for item in found}) == 2  # the first item has its own; the others share
+    assert len({id(item[0]) for item in found}) == 2  # the first item has its own copies; the others share theirs
 
 
 def test_arrays_that_have_only_their_type_in_common_are_shared() -> None:
@@ -245,7 +246,7 @@ def test_a_large_object_that_can_no_longer_be_pickled_fails_its_items(table: Tab
 # --- one error of several items -----------------------------------------------------------------------
 
 
-def test_several_items_that_fail_for_one_reason_have_an_exception_each() -> None:
+def test_items_that_fail_for_the_same_reason_have_different_exception_objects() -> None:
     class Tied(Exception):
         def __reduce__(self) -> Any:
             raise TypeError
@@ -275,11 +276,11 @@ NODES = {"tcp://one:1": 2}
 
 
 def batches(items: Iterator[Any], chunksize: int | None = None, shared: Repeats | None = None) -> Batches:
-    setup = node.Setup("key", "versions", b"")
-    found = Batches(setup, b"function", node.MAP, items, None, {}, 0.1, chunksize, None, shared)
-    found.pace.learn(1, 1e-5)
-    found.pace.learn(5000, 0.05)
-    return found
+    head = CallHead(NodeSetup("key", "versions", b""), "call", b"function", ItemMode.MAP, b"limits")
+    sizer = BatchSizer(0.1, chunksize)
+    sizer.learn(1, 1e-5)
+    sizer.learn(5000, 0.05)
+    return Batches(head, CallItems(items), sizer, shared)
 
 
 def slowly(count: int, seconds: float) -> Iterator[int]:
@@ -288,19 +289,19 @@ def slowly(count: int, seconds: float) -> Iterator[int]:
         yield number
 
 
-def loaded(order: node.BatchOrder | None) -> list[Any]:
+def loaded(order: BatchOrder | None) -> list[Any]:
     assert order is not None
     found = [item for is_loaded, item in unpack(order.items) if is_loaded]
     assert order.length >= len(found)
     return found
 
 
-def test_a_slow_input_is_not_read_for_long_before_its_first_items_go_out() -> None:
-    taken = batches(slowly(1000, FILL_SECONDS / 10))
+def test_the_first_items_of_a_slow_input_go_out_soon() -> None:
+    taken = batches(slowly(1000, FILL_LIMIT_S / 10))
     began = time.monotonic()
     order, failed = taken.next(NODES, 10_000)
     found = loaded(order)
-    assert time.monotonic() - began < 10 * FILL_SECONDS
+    assert time.monotonic() - began < 10 * FILL_LIMIT_S
     assert 1 <= len(found) <= 10
     assert found == list(range(len(found)))
     assert not failed
@@ -309,15 +310,15 @@ def test_a_slow_input_is_not_read_for_long_before_its_first_items_go_out() -> No
     assert order.first == len(found)
 
 
-def test_an_input_that_is_slower_still_gives_one_item_per_batch() -> None:
-    taken = batches(slowly(3, 1.5 * FILL_SECONDS))
+def test_a_very_slow_input_gives_one_item_per_batch() -> None:
+    taken = batches(slowly(3, 1.5 * FILL_LIMIT_S))
     assert [loaded(taken.next(NODES, 100)[0]) for _ in range(3)] == [[0], [1], [2]]
     assert taken.next(NODES, 100) == (None, {})
     assert taken.is_exhausted
 
 
 def test_a_chunksize_is_obeyed_even_if_the_input_is_slow() -> None:
-    taken = batches(slowly(12, FILL_SECONDS / 5), 10)
+    taken = batches(slowly(12, FILL_LIMIT_S / 5), 10)
     assert loaded(taken.next(NODES, 100)[0]) == list(range(10))
     assert loaded(taken.next(NODES, 100)[0]) == [10, 11]
 

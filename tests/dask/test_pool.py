@@ -1,4 +1,4 @@
-"""`ClusterPool` on a real scheduler and Dask workers on loopback; in programs of their own, for Dask leaves threads."""
+"""`ClusterPool` on a real scheduler and Dask workers on loopback. Each program has a process of its own."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.support.scripts import environment, python
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a scheduler with two nodes of two threads each."""
+    """Give the address of a scheduler with two nodes of two threads each."""
     pytest.importorskip("distributed")
     with ExitStack() as stack:
         address = stack.enter_context(scheduler(tmp_path_factory.mktemp("dask")))
@@ -38,7 +38,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 # --- calls --------------------------------------------------------------------------------------------
 
 
-def test_the_methods_of_pool(cluster: str, tmp_path: Path) -> None:
+def test_the_methods_of_pool_work_on_a_cluster(cluster: str, tmp_path: Path) -> None:
     code = """
         found = {}
         with ClusterPool(sys.argv[1], timeout=30) as pool:
@@ -88,7 +88,7 @@ def test_the_methods_of_pool(cluster: str, tmp_path: Path) -> None:
     }
 
 
-def test_what_goes_wrong_is_the_items_own(cluster: str, tmp_path: Path) -> None:
+def test_an_item_that_fails_does_not_harm_other_items(cluster: str, tmp_path: Path) -> None:
     code = """
         def tell(error):
             return [type(error).__name__, str(error).splitlines()[0], getattr(error, "__notes__", [])]
@@ -211,7 +211,7 @@ def test_an_item_or_result_that_cannot_be_loaded_fails_alone(cluster: str, tmp_p
     }
 
 
-def test_a_slow_input_does_not_hold_up_its_first_results(cluster: str, tmp_path: Path) -> None:
+def test_a_slow_input_does_not_delay_its_first_results(cluster: str, tmp_path: Path) -> None:
     code = """
         pulled = []
 
@@ -240,7 +240,7 @@ def test_a_slow_input_does_not_hold_up_its_first_results(cluster: str, tmp_path:
     assert run(tmp_path, code, cluster) == [[0, True, True], [0, True, True], [True, sum(x * x for x in range(40))]]
 
 
-def test_an_input_of_map_async_may_be_emptied_at_once(cluster: str, tmp_path: Path) -> None:
+def test_map_async_copies_a_list_that_the_caller_changes(cluster: str, tmp_path: Path) -> None:
     code = """
         with ClusterPool(sys.argv[1], timeout=30) as pool:
             items = list(range(5000))
@@ -253,16 +253,16 @@ def test_an_input_of_map_async_may_be_emptied_at_once(cluster: str, tmp_path: Pa
 
 def test_a_large_object_in_many_items_travels_once_per_batch(cluster: str, tmp_path: Path) -> None:
     code = """
-        from pairpool.dask import stream
+        from pairpool.dask import cluster_call
 
         sizes = []
 
-        class Traffic(stream.Traffic):
-            def submit(self, order, deaths=0):
+        class InFlight(cluster_call.InFlight):
+            def submit(self, order, losses=0):
                 sizes.append(len(order.items))
-                super().submit(order, deaths)
+                super().submit(order, losses)
 
-        stream.Traffic = Traffic
+        cluster_call.InFlight = InFlight
         text = "x" * 1_000_000
         table = {"text": text, "seen": []}
         with ClusterPool(sys.argv[1], timeout=30) as pool:
@@ -286,7 +286,7 @@ def test_a_large_object_in_many_items_travels_once_per_batch(cluster: str, tmp_p
     assert sizes == [2.0, 1.0, 2.0, 1.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0]
 
 
-def test_a_node_is_killed_and_another_joins(tmp_path: Path) -> None:
+def test_a_call_survives_a_killed_node_and_uses_a_new_one(tmp_path: Path) -> None:
     pytest.importorskip("distributed")
     code = """
         with ClusterPool(sys.argv[1], timeout=30) as pool:
@@ -314,7 +314,7 @@ def test_a_node_is_killed_and_another_joins(tmp_path: Path) -> None:
     assert json.loads(out) == [True, 2, True]
 
 
-def test_an_ended_call_is_cancelled(cluster: str, tmp_path: Path) -> None:
+def test_a_cancelled_call_raises_and_the_pool_goes_on(cluster: str, tmp_path: Path) -> None:
     code = """
         from concurrent.futures import CancelledError
         pool = ClusterPool(sys.argv[1], timeout=30)
@@ -332,7 +332,7 @@ def test_an_ended_call_is_cancelled(cluster: str, tmp_path: Path) -> None:
     assert run(tmp_path, code, cluster) == [True, True, False, [0, 1, 4]]
 
 
-def test_a_call_is_cancelled_while_a_batch_goes_out(cluster: str, tmp_path: Path) -> None:
+def test_a_call_can_be_cancelled_while_a_batch_goes_out(cluster: str, tmp_path: Path) -> None:
     code = """
         from concurrent.futures import CancelledError
         with ClusterPool(sys.argv[1], timeout=30) as pool:
@@ -392,7 +392,7 @@ def test_an_initializer_of_the_main_module_sets_globals_for_its_functions(cluste
     assert "exit status 3" in found[4]
 
 
-def test_large_arguments_bring_no_advice_of_dasks(cluster: str, tmp_path: Path) -> None:
+def test_large_arguments_cause_no_warning_of_dask(cluster: str, tmp_path: Path) -> None:
     code = """
         with ClusterPool(sys.argv[1], timeout=30) as pool, warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -401,7 +401,7 @@ def test_large_arguments_bring_no_advice_of_dasks(cluster: str, tmp_path: Path) 
     assert run(tmp_path, code, cluster) == [12_000_000] * 2
 
 
-def test_several_nodes_in_one_process(tmp_path: Path) -> None:
+def test_several_nodes_may_live_in_one_process(tmp_path: Path) -> None:
     pytest.importorskip("distributed")
     code = """
         from distributed import LocalCluster
@@ -413,7 +413,7 @@ def test_several_nodes_in_one_process(tmp_path: Path) -> None:
     assert run(tmp_path, code) == [True, [True, True]]
 
 
-def test_the_scheduler_goes_away(tmp_path: Path) -> None:
+def test_a_lost_scheduler_raises_connection_error(tmp_path: Path) -> None:
     pytest.importorskip("distributed")
     code = """
         import logging
@@ -443,10 +443,28 @@ def test_the_scheduler_goes_away(tmp_path: Path) -> None:
     assert json.loads(out) == "the Dask scheduler has gone away, and did not come back in time"
 
 
+def test_all_threads_of_a_node_work_on_long_items(tmp_path: Path) -> None:
+    pytest.importorskip("distributed")
+    code = """
+        def interval(_):
+            began = time.monotonic()
+            time.sleep(0.3)
+            return began, time.monotonic()
+
+        with ClusterPool(sys.argv[1], timeout=30) as pool:
+            pool.map(square, range(8))  # opens the pool on the node
+            spans = pool.map(interval, range(40))
+        most = max(sum(began <= moment < ended for began, ended in spans) for moment, _ in spans)
+        print(json.dumps(most))
+    """
+    with scheduler(tmp_path) as address, node(address, 8):
+        assert run(tmp_path, code, address) == 8
+
+
 # --- bad input ----------------------------------------------------------------------------------------
 
 
-def test_no_scheduler_no_nodes_other_versions(cluster: str, tmp_path: Path) -> None:
+def test_a_missing_scheduler_a_missing_node_and_other_versions_are_errors(cluster: str, tmp_path: Path) -> None:
     code = """
         import logging
         logging.disable(logging.CRITICAL)
@@ -482,7 +500,7 @@ def test_no_scheduler_no_nodes_other_versions(cluster: str, tmp_path: Path) -> N
     assert found[3][1] == f"there is no Dask scheduler at {silent} within 1 s (nothing there speaks as one)"
 
 
-def test_wrong_arguments_are_refused_here_and_not_on_the_nodes(cluster: str, tmp_path: Path) -> None:
+def test_wrong_arguments_are_refused_in_the_program(cluster: str, tmp_path: Path) -> None:
     code = """
         def tell(call):
             try:
@@ -518,13 +536,13 @@ def test_wrong_arguments_are_refused_here_and_not_on_the_nodes(cluster: str, tmp
     ]
 
 
-def test_without_distributed_the_extra_is_named() -> None:
+def test_without_distributed_the_error_names_the_extra() -> None:
     done = python("-c", "import sys; sys.modules['distributed'] = None; import pairpool.dask")
     expected = "ImportError: pairpool.dask needs Dask's distributed: pip install 'pairpool[dask]'"
     assert done.stderr.splitlines()[-1] == expected
 
 
-# --- arithmetic and books -----------------------------------------------------------------------------
+# --- batch sizes and statistics -----------------------------------------------------------------------
 
 
 @given(
@@ -533,57 +551,58 @@ def test_without_distributed_the_extra_is_named() -> None:
     st.integers(1, 64),
 )
 def test_a_batch_has_at_least_one_item_and_grows_step_by_step(
-    learnt: list[tuple[int, float]], nodes: int, threads: int
+    learned: list[tuple[int, float]], nodes: int, threads: int
 ) -> None:
-    pace = BatchSizer(0.1)
+    sizer = BatchSizer(0.1)
     largest = 1
-    for items, seconds in learnt:
-        pace.learn(items, seconds)
+    for items, seconds in learned:
+        sizer.learn(items, seconds)
         largest = max(largest, items)
         for remaining in (None, 10_000, 1):
-            assert 1 <= pace.next(remaining, nodes, nodes * threads) <= 4 * largest
+            assert 1 <= sizer.next(remaining, nodes, nodes * threads) <= 4 * largest
 
 
 def settled(item: float, nodes: int, threads: int) -> BatchSizer:
-    pace = BatchSizer(0.1)
-    assert pace.next(None, nodes, threads) == threads // nodes  # no worker waits for what nobody knows
+    """Return a sizer that has learned how many seconds an item takes."""
+    sizer = BatchSizer(0.1)
+    assert sizer.next(None, nodes, threads) == threads // nodes  # one item per worker until the first batch is back
     for _ in range(20):
-        size = pace.next(None, nodes, threads)
-        pace.learn(size, size * item)
-    return pace
+        size = sizer.next(None, nodes, threads)
+        sizer.learn(size, size * item)
+    return sizer
 
 
-def test_batches_take_as_long_as_they_should() -> None:
-    pace = settled(0.001, 4, 16)
-    assert pace.next(None, 4, 16) == 400  # a tenth of a second on a node of four threads
-    assert pace.next(1600, 4, 16) == 200  # the last ones are smaller
-    assert pace.next(300, 4, 16) == 100  # but not tiny
-    pace.learn(100, 10.0)  # suddenly slow
-    assert pace.next(None, 4, 16) == 4
+def test_a_batch_takes_about_the_target() -> None:
+    sizer = settled(0.001, 4, 16)
+    assert sizer.next(None, 4, 16) == 400  # a tenth of a second on a node of four threads
+    assert sizer.next(1600, 4, 16) == 200  # the last ones are smaller
+    assert sizer.next(300, 4, 16) == 100  # but not tiny
+    sizer.learn(100, 10.0)  # suddenly slow
+    assert sizer.next(None, 4, 16) == 4
     assert BatchSizer(0.1, 7).next(3, 4, 16) == 7
 
 
-def test_many_nodes_get_longer_batches_for_one_scheduler_serves_them_all() -> None:
-    pace = settled(0.01, 1000, 16_000)
-    a_second = 1000 / (pace.next(None, 1000, 16_000) * 0.01 / 16)
-    assert a_second == pytest.approx(250, rel=0.01)  # tasks of two milliseconds each: half of its time
+def test_with_many_nodes_batches_are_longer_to_spare_the_scheduler() -> None:
+    sizer = settled(0.01, 1000, 16_000)
+    per_second = 1000 / (sizer.next(None, 1000, 16_000) * 0.01 / 16)
+    assert per_second == pytest.approx(250, rel=0.01)  # at two milliseconds each: half of the scheduler's time
 
 
-def test_a_node_is_a_line_of_the_view() -> None:
-    books = ClusterStats("far away")
+def test_a_view_shows_one_line_per_node() -> None:
+    stats = ClusterStats("far away")
     call = ClusterCallStats("simulate", "map", 100)
-    books.open(call)
-    books.see({"tcp://one:1": 8, "tcp://two:2": 16})
-    books.ran(call, "tcp://one:1", 0, [(True, None)] * 20)
-    books.ran(call, "tcp://two:2", 20, [(True, None), (False, LookupError("no"))])
-    status = books.status()
+    stats.open(call)
+    stats.set_nodes({"tcp://one:1": 8, "tcp://two:2": 16})
+    stats.ran(call, "tcp://one:1", 0, [(True, None)] * 20)
+    stats.ran(call, "tcp://two:2", 20, [(True, None), (False, LookupError("no"))])
+    status = stats.status()
     assert (status.processes, status.done, status.failed, status.pending) == (2, 22, 1, 78)
     assert [(worker.number, worker.done, worker.failed) for worker in status.workers] == [(0, 20, 0), (1, 2, 1)]
     text = render(status, 120, None).text
     assert "16 threads at tcp://two:2" in text
     assert "LookupError: no" in text
     assert "0 starting" in text
-    books.see({"tcp://two:2": 16})
-    assert [worker.number for worker in books.status().workers] == [1]
-    books.close(call)
-    assert books.status().workers[0].state == "idle"
+    stats.set_nodes({"tcp://two:2": 16})
+    assert [worker.number for worker in stats.status().workers] == [1]
+    stats.close(call)
+    assert stats.status().workers[0].state == "idle"

@@ -1,4 +1,4 @@
-"""What is left on a node when its client vanishes, or a call is cancelled: nothing, and soon."""
+"""A node ends its processes soon after its client has vanished, or after a call was cancelled."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from tests.support.dask_cluster import COMMON, PATIENCE, node, scheduler
 from tests.support.scripts import environment
 
 SETTINGS = """
-def hurry():
-    from pairpool.dask import node
-    node.IDLE = 1.0
+def end_idle_pools_soon():
+    from pairpool.dask import node_pools
+    node_pools.IDLE_LIMIT_S = 1.0
 
 def open_late(begun, ended):
-    # a pool of this node makes the one file when it begins to open, and is there only when there is the other
-    from pairpool.dask import node
+    # a pool of this node makes the file `begun` when it begins to open, and then waits for the file `ended`
+    from pairpool.dask import node_pools
 
-    class Late(node.Pool):
+    class Late(node_pools.Pool):
         def __init__(self, *args, **kwargs):
             open(begun, "w").close()
             while not os.path.exists(ended):
@@ -37,12 +37,12 @@ def open_late(begun, ended):
             super().__init__(*args, **kwargs)
             open(ended + " and opened", "w").close()
 
-    node.Pool = Late
+    node_pools.Pool = Late
 """
 
 
 def children(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """What runs below a Dask worker."""
+    """Return the processes that a Dask worker has started, directly or indirectly."""
     return psutil.Process(process.pid).children(recursive=True)
 
 
@@ -60,10 +60,10 @@ def program(directory: Path, code: str) -> list[str]:
     return [sys.executable, str(script)]
 
 
-def test_the_client_is_killed_in_the_middle_of_endless_tasks(tmp_path: Path) -> None:
+def test_a_node_ends_the_pool_of_a_client_that_was_killed(tmp_path: Path) -> None:
     code = """
         pool = ClusterPool(sys.argv[1], timeout=30)
-        pool._client.run(hurry)
+        pool._client.run(end_idle_pools_soon)
         pool.map_async(time.sleep, [100_000.0] * 2, 1)
         time.sleep(100_000.0)
     """
@@ -74,11 +74,11 @@ def test_the_client_is_killed_in_the_middle_of_endless_tasks(tmp_path: Path) -> 
         stack.callback(running.kill)
         until(lambda: len(children(there)) > 2, "no workers on the node")
         running.kill()
-        until(lambda: not children(there), "the pool of a client that is gone is still there")
+        until(lambda: not children(there), "the pool of a client that has ended is still on the node")
         assert there.poll() is None
 
 
-def test_a_cancelled_call_ends_what_runs_for_it_on_nodes(tmp_path: Path) -> None:
+def test_a_cancelled_call_ends_its_tasks_on_the_nodes(tmp_path: Path) -> None:
     code = """
         with ClusterPool(sys.argv[1], timeout=30) as pool:
             result = pool.map_async(time.sleep, [100_000.0] * 2, 1)
@@ -97,7 +97,7 @@ def test_a_cancelled_call_ends_what_runs_for_it_on_nodes(tmp_path: Path) -> None
         assert json.loads(out) == [x * x for x in range(8)]
 
 
-def test_a_pool_that_opens_while_its_client_ends_is_not_left_behind(tmp_path: Path) -> None:
+def test_a_pool_that_opens_while_its_client_ends_is_ended(tmp_path: Path) -> None:
     code = """
         begun, ended = sys.argv[2:]
         with ClusterPool(sys.argv[1], timeout=30) as pool:
@@ -115,11 +115,11 @@ def test_a_pool_that_opens_while_its_client_ends_is_not_left_behind(tmp_path: Pa
         subprocess.run(command, env=environment(), check=True, timeout=PATIENCE)
         until((tmp_path / "ended and opened").exists, "the node has not opened its pool")
         before = time.monotonic()
-        until(lambda: not children(there), "the pool of a client that is gone is still there")
-        assert time.monotonic() - before < 30, "it was not ended, but found idle"
+        until(lambda: not children(there), "the pool of a client that has ended is still on the node")
+        assert time.monotonic() - before < 30, "the pool was found idle, but the end of the client should have ended it"
 
 
-def test_a_program_that_ends_with_calls_under_way_ends(tmp_path: Path) -> None:
+def test_a_program_exits_although_calls_are_in_flight(tmp_path: Path) -> None:
     code = """
         pool = ClusterPool(sys.argv[1], timeout=30)
         half_read = pool.imap(square, itertools.count())
@@ -134,5 +134,5 @@ def test_a_program_that_ends_with_calls_under_way_ends(tmp_path: Path) -> None:
         done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=PATIENCE)
         assert (done.returncode, done.stdout, done.stderr) == (3, "0 1\n", "")
         before = time.monotonic()
-        until(lambda: not children(there), "the pool of a client that is gone is still there")
-        assert time.monotonic() - before < 30, "it was not ended, but found idle"
+        until(lambda: not children(there), "the pool of a client that has ended is still on the node")
+        assert time.monotonic() - before < 30, "the pool was found idle, but the end of the client should have ended it"
