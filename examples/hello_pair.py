@@ -14,16 +14,17 @@ import argparse
 import sys
 
 from pairpool.linux import pidfds
-from pairpool.transport.channel import Channel, Header, Kind, Lost
+from pairpool.transport.channel import Channel, Lost
+from pairpool.transport.protocol import TextPacket
 from pairpool.worker.zygote import DirectZygote, ForkedZygote, Spawned, Zygote
 
 
 def child(channel: Channel, _slot: int, _serial: int) -> int:
     """What the child runs; its exit status."""
-    _header, words, _descriptors = channel.receive()
+    _packet, words, _descriptors = channel.receive()
     # flushed before the answer leaves, or the parent's line could come first
     print(bytes(words).decode(), flush=True)
-    channel.send(Header(Kind.TEXT), b"I am Child")
+    channel.send(TextPacket(), b"I am Child")
     return 0
 
 
@@ -49,7 +50,7 @@ def main() -> int:
         # closed: then the child's death is an end of file, and `receive` cannot wait for ever.
         forked.far.close()
         try:
-            forked.near.send(Header(Kind.TEXT), b"I am Father")
+            forked.near.send(TextPacket(), b"I am Father")
             print(bytes(forked.near.receive()[1]).decode(), flush=True)
         except Lost:
             print("the child ended without a word", file=sys.stderr)

@@ -31,7 +31,7 @@ from pairpool.results.iterator import IMapIterator
 from pairpool.scoreboard.board import PoolWord
 from pairpool.scoreboard.stacks import read_stacks
 from pairpool.transport.items import as_one
-from pairpool.worker.worker import Mode
+from pairpool.transport.protocol import Mode
 
 if TYPE_CHECKING:
     from rich.console import Console

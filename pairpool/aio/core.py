@@ -21,7 +21,7 @@ from pairpool.master.jobs.intake import Gathered, gather, length_of
 from pairpool.master.jobs.stream import StreamSpec
 from pairpool.options import CallOptions
 from pairpool.pool import CLOSE, RUN, TERMINATE, Pool
-from pairpool.worker.worker import Mode
+from pairpool.transport.protocol import Mode
 
 if TYPE_CHECKING:
     from pairpool.master.functions import Function

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, Unpack, over
 from pairpool.aio.core import Core
 from pairpool.aio.stream import AsyncStream
 from pairpool.options import DEFAULTS, CallOptions, Limits, PoolKeywords, RetryOn
-from pairpool.worker.worker import Mode
+from pairpool.transport.protocol import Mode
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -24,13 +24,26 @@ from pairpool.master.shared_objects import SharedObjects
 from pairpool.master.watchdog import Watchdog
 from pairpool.master.workers import LATELY, WorkerHandle, WorkerSet
 from pairpool.scoreboard.board import NOTHING, Scoreboard, State, Word
-from pairpool.transport.channel import Cut, Header, Kind
+from pairpool.transport.channel import Cut
 from pairpool.transport.failures import Failure, Fault
 from pairpool.transport.fd_passing import OutgoingFds
 from pairpool.transport.payload import Encoded
+from pairpool.transport.protocol import (
+    BatchPacket,
+    DescriptorsPacket,
+    DiscardDescriptorsPacket,
+    Flag,
+    ForgetPacket,
+    FunctionPacket,
+    InitFailedPacket,
+    Packet,
+    ReadyPacket,
+    ReceivedPacket,
+    ResultPacket,
+)
 from pairpool.transport.segments import Segment, SegmentClosed
 from pairpool.transport.serializer import Serializer
-from pairpool.worker.worker import Flag
+from pairpool.transport.wire import ProtocolError
 
 __all__ = ["Dispatcher", "Hooks"]
 
@@ -237,16 +250,17 @@ class Dispatcher:
         if timeout is not None:
             self._overseer.expect(timeout / 2)
         if batch.movers and not job.options.retries:
-            flags |= Flag.MOVES
-        header = Header(
-            Kind.BATCH,
+            flags |= Flag.CONFIRM
+        packet = BatchPacket(
             flags=flags | (Flag.BY_VALUE if by_value else 0) | (Flag.TIMED if timeout is not None else 0),
             mode=job.mode,
             format=encoded.format,
             function=functions[0].number,
             batch=batch.number,
             first=batch.first,
-            items=batch.count,
+            item_count=batch.count,
+            descriptors=0 if encoded.rights is None else len(encoded.rights.fds),
+            size=encoded.size,
         )
         try:
             if encoded.segments:
@@ -254,7 +268,7 @@ class Dispatcher:
             for function in functions:
                 if function.number not in member.knows:
                     self._teach(member, function)
-            member.post(header, encoded.pieces, encoded.size, encoded.rights)
+            member.post(packet, encoded.pieces, encoded.rights)
         except (OSError, SegmentClosed) as error:  # no memory or no descriptor for a lane; or closed by another thread
             member.held.remove(batch)
             crew.watched.pop(member, None)
@@ -292,9 +306,14 @@ class Dispatcher:
     def _teach(self, member: WorkerHandle, function: Function) -> None:
         self._board.name_function(function.number, function.name)
         self._shares.bring(member, function.encoded.segments, function.number)
-        header = Header(Kind.FUNCTION, flags=Flag.STATE if function.has_state else 0, function=function.number)
         encoded = function.encoded
-        member.post(header, encoded.pieces, encoded.size, encoded.rights)
+        packet = FunctionPacket(
+            flags=Flag.HAS_STATE if function.has_state else 0,
+            function=function.number,
+            descriptors=0 if encoded.rights is None else len(encoded.rights.fds),
+            size=encoded.size,
+        )
+        member.post(packet, encoded.pieces, encoded.rights)
         member.knows.add(function.number)
 
     def forget(self, numbers: list[int]) -> None:
@@ -305,7 +324,7 @@ class Dispatcher:
             for number in numbers:
                 if number in member.knows and not member.dismissed:
                     member.knows.discard(number)
-                    member.post(Header(Kind.FORGET, function=number))
+                    member.post(ForgetPacket(number))
 
     # --- work back ------------------------------------------------------------------------------
 
@@ -326,84 +345,90 @@ class Dispatcher:
         while not (member.dismissed or self._loop.ended):  # by another thread, say
             crew.touching = member
             try:
-                packet = member.receive()
+                received = member.receive()
             except Cut as cut:
-                self._on_cut(member, cut.header)
-                packet = None
+                self._on_cut(member, cut.packet)
+                received = None
                 continue
-            if packet is None:
+            if received is None:
                 break
-            header, payload, fds = packet
-            if header.kind == Kind.RESULT:
-                if member.torn and (not member.held or member.held[0].number != header.batch):
+            packet, payload, fds = received
+            if type(packet) is ResultPacket:
+                if member.torn and (not member.held or member.held[0].number != packet.batch):
                     break  # an exception struck between the arrival of an earlier result and what was to become of it
-                self._on_result(member, header, self._read(member, header, payload, fds))
-            elif header.kind == Kind.RIGHTS:
-                member.inbox.keep(header, fds)
-            elif header.kind == Kind.RECEIVED:
-                self._on_received(member, header)
-            elif header.kind == Kind.READY:
+                self._on_result(member, packet, self._read(member, packet, payload, fds))
+            elif isinstance(packet, DescriptorsPacket):
+                member.inbox.keep(packet, fds)
+            elif isinstance(packet, DiscardDescriptorsPacket):
+                member.inbox.discard(packet)
+            elif isinstance(packet, ReceivedPacket):
+                self._on_received(member, packet)
+            elif isinstance(packet, ReadyPacket):
                 self._hooks.on_ready(member)
-            elif header.kind == Kind.INIT_FAILED:
+            elif isinstance(packet, InitFailedPacket):
                 self._hooks.on_initializer_failed(member, bytes(payload).decode("utf-8", "replace"))
                 break
+            else:
+                raise ProtocolError(f"worker {member.number} (pid {member.pid}) has sent {packet}")
             crew.touching = None
             if not member.held and not everything:
                 break
         crew.touching = None
 
-    def _on_received(self, member: WorkerHandle, header: Header) -> None:
+    def _on_received(self, member: WorkerHandle, packet: ReceivedPacket) -> None:
         """A worker is about to run an item with descriptors that are its own from now on."""
         for batch in member.held:
-            if batch.number == header.batch:
+            if batch.number == packet.batch:
                 batch.hand_over()
 
-    def _on_cut(self, member: WorkerHandle, header: Header) -> None:
+    def _on_cut(self, member: WorkerHandle, packet: Packet) -> None:
         """A worker has sent descriptors, and this process has no room for them: they are lost."""
-        if header.kind == Kind.RIGHTS:
-            member.inbox.lose(header)
-        elif header.kind == Kind.RESULT:
+        if isinstance(packet, DescriptorsPacket):
+            member.inbox.lose(packet)
+        elif isinstance(packet, ResultPacket):
             member.retiring = True  # it takes for known a lane that may have been lost
-            self._on_result(member, header, worker_death.cut_outcome(header))
+            self._on_result(member, packet, worker_death.cut_outcome(packet))
 
-    def _read(self, member: WorkerHandle, header: Header, payload: memoryview, fds: list[int]) -> worker_death.Outcome:
+    def _read(
+        self, member: WorkerHandle, packet: ResultPacket, payload: memoryview, fds: list[int]
+    ) -> worker_death.Outcome:
         outcome: worker_death.Outcome = ([], {}, [], None)
-        if not header.rights:
+        if not packet.descriptors:
 
             def use(content: memoryview) -> None:
                 nonlocal outcome
-                outcome = worker_death.read_outcome(header, content)
+                outcome = worker_death.read_outcome(packet, content)
 
-            member.content(header, payload, fds, use)
+            member.content(packet, payload, fds, use)
             return outcome
 
         batch = member.held[0]
 
         def use_with_descriptors(content: memoryview) -> None:
             nonlocal outcome
-            outcome = worker_death.read_outcome(header, content, functools.partial(batch.job.has_a_reader, batch))
+            outcome = worker_death.read_outcome(packet, content, functools.partial(batch.job.has_a_reader, batch))
 
-        with member.inbox.gather(header, fds) as arrival:
-            member.content(header, payload, fds, use_with_descriptors)
-        return worker_death.cut_outcome(header) if arrival.is_cut else outcome
+        with member.inbox.gather(packet, fds) as arrival:
+            member.content(packet, payload, fds, use_with_descriptors)
+        return worker_death.cut_outcome(packet) if arrival.is_cut else outcome
 
-    def _on_result(self, member: WorkerHandle, header: Header, outcome: worker_death.Outcome) -> None:
+    def _on_result(self, member: WorkerHandle, packet: ResultPacket, outcome: worker_death.Outcome) -> None:
         batch = member.held[0]
-        assert batch.number == header.batch, "a worker reported a batch that it does not hold"
-        job, count = batch.job, header.items
+        assert batch.number == packet.batch, "a worker reported a batch that it does not hold"
+        job, count = batch.job, packet.item_count
         if self._loop.ended:
             return  # by the caller's own code, while it was unpickled
-        known = batch.first - header.first
+        known = batch.first - packet.first
         if known:  # the item's own signal handler raised between a report and the note that it was sent
             outcome, count = worker_death.without_first(outcome, known), count - known
-            header = header._replace(items=count)
+            packet = packet._replace(item_count=count)
         values, failed, missing, stamps = outcome
-        self._accounts.ran(member, batch, header, stamps, failed)
-        if header.flags & Flag.PARTIAL:
+        self._accounts.ran(member, batch, packet, stamps, failed)
+        if packet.flags & Flag.PARTIAL:
             self._on_partial(batch, count, values, failed, missing)
             return
-        job.sizer.learn(count, header.nanoseconds, 1000 * header.sharing)
-        job.sizer.learn_bytes(max(1, count), header.size)
+        job.sizer.learn(count, packet.took_ns, 1000 * packet.sharing_took_us)
+        job.sizer.learn_bytes(max(1, count), packet.size)
         if count < batch.count:
             self._agenda.put_back([batch.keep(count)])
         elif count > batch.count:

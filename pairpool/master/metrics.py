@@ -30,10 +30,10 @@ from pairpool.scoreboard.board import (
     Word,
 )
 from pairpool.trace_events import LostItem, RanBatch, Trace
-from pairpool.transport.channel import Header
 from pairpool.transport.failures import safe, short_call, short_repr
 from pairpool.transport.items import Pickles, shown
-from pairpool.worker.worker import Mode, Stamps
+from pairpool.transport.protocol import Mode, ResultPacket
+from pairpool.transport.stamps import Stamps
 
 if TYPE_CHECKING:
     from pairpool.master.workers import WorkerHandle
@@ -189,17 +189,17 @@ class Metrics:
         self,
         member: WorkerHandle,
         batch: Batch,
-        header: Header,
+        report: ResultPacket,
         stamps: Stamps | None,
         failed: Mapping[int, BaseException],
     ) -> None:
         """A worker has reported the first items of a batch, or the last of those.
 
         Args:
-            header: of the report, with their count, and the time of the whole batch where it is the last one.
+            report: the packet, with their count, and the time of the whole batch where it is the last one.
             stamps: when each of them was begun, where the worker noted it.
         """
-        count, nanoseconds = min(header.items, batch.count), header.nanoseconds
+        count, nanoseconds = min(report.item_count, batch.count), report.took_ns
         place = self.tally.place(member.number)
         place.busy += nanoseconds
         place.items += count

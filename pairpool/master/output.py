@@ -30,7 +30,8 @@ from pairpool.linux import descriptors
 from pairpool.output_lines import LineCutter, OutputLine
 from pairpool.transport import log_records
 from pairpool.transport.capture import LOG, STREAMS, CaptureFd
-from pairpool.transport.channel import PACKET_LIMIT, Header, Kind
+from pairpool.transport.protocol import CapturePacket
+from pairpool.transport.wire import PACKET_LIMIT
 
 __all__ = ["Collector", "Sink", "each_line", "print_lines", "print_tagged"]
 
@@ -267,22 +268,22 @@ class Collector:
             self._thread = threading.Thread(target=self._run, name="pairpool-output", daemon=True)
             self._thread.start()
 
-    def attach(self, worker: int, pid: int, *, streams: bool, log: bool) -> list[tuple[Header, CaptureFd]]:
+    def attach(self, worker: int, pid: int, *, streams: bool, log: bool) -> list[tuple[CapturePacket, CaptureFd]]:
         """Begin to read what a worker writes; returns the packets that have it written here.
 
         Raises `OSError` if the kernel refuses a descriptor; what was made before that ends with its outlet.
         """
-        packets: list[tuple[Header, CaptureFd]] = []
+        packets: list[tuple[CapturePacket, CaptureFd]] = []
         if streams:
             for number, name in STREAMS.items():
                 near, outlet = _raise_above(*os.pipe2(os.O_CLOEXEC))
                 os.set_blocking(near, False)
-                packets.append((Header(Kind.CAPTURE, first=number), outlet))
+                packets.append((CapturePacket(number), outlet))
                 self._watch(_Pipe(near, worker, pid, name))
         if log and self.level is not None:
             one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             near, outlet = _raise_above(one.detach(), other.detach())
-            packets.append((Header(Kind.CAPTURE, first=LOG, items=self.level), outlet))
+            packets.append((CapturePacket(LOG, self.level), outlet))
             self._watch(_Log(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, near), worker))
         return packets
 

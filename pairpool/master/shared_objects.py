@@ -11,7 +11,7 @@ from pairpool.master.functions import Function
 from pairpool.master.jobs.base import Batch
 from pairpool.master.jobs.queue import JobQueue
 from pairpool.master.workers import WorkerHandle, WorkerSet
-from pairpool.transport.channel import Header, Kind
+from pairpool.transport.protocol import UnsharePacket
 from pairpool.transport.segments import Reader, Segment, Shared, closed_error
 from pairpool.transport.serializer import Serializer
 from pairpool.transport.shared_writer import write_segment
@@ -93,7 +93,7 @@ class SharedObjects:
     def _have_forgotten(self, ident: int) -> None:
         for member in self._crew:
             if member.segments.pop(ident, None) is not None and not member.dismissed:
-                member.post(Header(Kind.UNSHARE, batch=ident))
+                member.post(UnsharePacket(ident))
                 if member.wants_room:
                     self._loop.watch_for_room(member.channel.fileno(), True)
 

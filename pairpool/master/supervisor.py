@@ -21,8 +21,9 @@ from pairpool.master.metrics import Metrics, arguments_of
 from pairpool.master.watchdog import Watchdog
 from pairpool.master.workers import WorkerHandle, WorkerSet
 from pairpool.scoreboard.board import Scoreboard, State, Word
-from pairpool.transport.channel import Header, Kind, Lost
+from pairpool.transport.channel import Lost
 from pairpool.transport.inherited_names import InheritedNames
+from pairpool.transport.protocol import StartPacket
 from pairpool.transport.serializer import Serializer
 from pairpool.worker.zygote import Spawned, SpawnFailed, Zygote
 
@@ -303,7 +304,7 @@ class Supervisor(Hooks):
         if self.collector is not None:
             self.capture(member, streams=self.collector.streams, log=True)
         if self.has_initializer:
-            member.post(Header(Kind.START))
+            member.post(StartPacket())
         crew.place_newborn(member)
 
     def capture(self, member: WorkerHandle, *, streams: bool, log: bool) -> None:

@@ -14,12 +14,12 @@ from pairpool.linux.interrupts import is_own
 from pairpool.linux.memory import format_size
 from pairpool.master.jobs.base import Batch
 from pairpool.scoreboard.board import State, Word
+from pairpool.scoreboard.fault_stacks import read_fault_stack, task_frames
 from pairpool.transport import fd_passing
-from pairpool.transport.channel import Header
 from pairpool.transport.failures import Failure, Fault, error_for_each
 from pairpool.transport.payload import EACH, each_item, load_all, load_item
-from pairpool.worker import worker
-from pairpool.worker.worker import STACK_ROOM, Flag, Stamps
+from pairpool.transport.protocol import Flag, ResultPacket
+from pairpool.transport.stamps import Stamps
 
 if TYPE_CHECKING:
     from pairpool.master.workers import WorkerHandle
@@ -51,7 +51,9 @@ _DOING = {
 }
 
 
-def read_outcome(header: Header, content: memoryview, has_a_reader: Callable[[int], bool] | None = None) -> Outcome:
+def read_outcome(
+    packet: ResultPacket, content: memoryview, has_a_reader: Callable[[int], bool] | None = None
+) -> Outcome:
     """The values, the errors by offset, the failures that another try may mend, and the stamps.
 
     Args:
@@ -59,29 +61,29 @@ def read_outcome(header: Header, content: memoryview, has_a_reader: Callable[[in
     """
     failures: list[Failure] = []
     stamps = None
-    if header.flags & Flag.STAMPED:
-        size = Stamps.size(header.items)
+    if packet.flags & Flag.STAMPED:
+        size = Stamps.size(packet.item_count)
         stamps, content = Stamps.unpack(content[:size]), content[size:]
-    if header.flags & Flag.FAILURES:
-        failures = [Failure(*one) for one in pickle.loads(content[: header.split])]
-        content = content[header.split :]
+    if packet.flags & Flag.FAILURES:
+        failures = [Failure(*one) for one in pickle.loads(content[: packet.failures_size])]
+        content = content[packet.failures_size :]
     values: list[Any] = []
     failed: dict[int, BaseException] = {}
     if not len(content):
-        values = [None] * header.items
-    elif header.format != EACH:
+        values = [None] * packet.item_count
+    elif packet.format != EACH:
         try:
-            values = load_all(header.format, content)
+            values = load_all(packet.format, content)
         except BaseException as error:  # no memory for them, or no numpy here
             if not is_own(error):
                 raise
-            values = [None] * header.items
-            failed = dict(enumerate(error_for_each(error, header.items)))
+            values = [None] * packet.item_count
+            failed = dict(enumerate(error_for_each(error, packet.item_count)))
     else:
         for offset, (pickled, buffers, place) in enumerate(each_item(content)):
             is_read = has_a_reader is None or has_a_reader(offset)
             try:
-                if header.rights:
+                if packet.descriptors:
                     fd_passing.begin(place)
                 values.append(load_item(pickled, buffers) if pickled and is_read else None)
                 if has_a_reader is not None:
@@ -98,10 +100,10 @@ def read_outcome(header: Header, content: memoryview, has_a_reader: Callable[[in
     return values, failed, [one for one in failures if one.missing is not None or one.fault == Fault.ROOM], stamps
 
 
-def cut_outcome(header: Header) -> Outcome:
+def cut_outcome(packet: ResultPacket) -> Outcome:
     """What becomes of results that have come without their descriptors."""
     error = fd_passing.table_is_full("the result of the task could not be received")
-    return [None] * header.items, dict(enumerate(error_for_each(error, header.items))), [], None
+    return [None] * packet.item_count, dict(enumerate(error_for_each(error, packet.item_count))), [], None
 
 
 def without_first(outcome: Outcome, count: int) -> Outcome:
@@ -164,8 +166,8 @@ class Death:
         self.item = words[Word.ITEM]
         self.function = words[Word.FUNCTION]
         self.status, self.went_with_zygote = _read_status(member)
-        room = _read_stack(stacks, member.number)
-        self.stack = _task_frames(room.split(b"\0", 1)[0].decode("utf-8", "replace"))
+        room = read_fault_stack(stacks, member.number)
+        self.stack = task_frames(room.split(b"\0", 1)[0].decode("utf-8", "replace"))
         self.cause, self.advice = self._explain(oom)
 
     @property
@@ -296,13 +298,6 @@ def _out_of_memory(rss: int, limit: int | None) -> str:
     return f"{text}; the cgroup's limit is {format_size(limit)}" if limit else text
 
 
-def _read_stack(stacks: int, number: int) -> bytes:
-    try:
-        return os.pread(stacks, STACK_ROOM, number * STACK_ROOM)
-    except OSError:
-        return b""  # there is no memory for it now, and the rest is worth telling without it
-
-
 def _read_status(member: WorkerHandle) -> tuple[int | None, bool]:
     """The wait status of a worker, and whether it ended because its zygote had.
 
@@ -316,15 +311,6 @@ def _read_status(member: WorkerHandle) -> tuple[int | None, bool]:
     if status in (None, int(signal.SIGKILL)) and member.zygote.is_gone:
         return int(signal.SIGKILL), True  # which is what PDEATHSIG sends
     return status, False
-
-
-def _task_frames(stack: str) -> str:
-    """A faulthandler report without the frames below the task: those are the worker's, and how it was forked."""
-    lines = stack.splitlines()
-    for position, line in enumerate(lines):
-        if f'"{worker.__file__}"' in line:
-            return "\n".join(lines[:position])
-    return stack
 
 
 def terminated() -> BaseException:

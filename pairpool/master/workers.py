@@ -22,11 +22,29 @@ from pairpool.master.jobs.base import Batch, Target
 from pairpool.master.worker_death import KillReason
 from pairpool.scoreboard.board import Slot, Word
 from pairpool.transport.capture import CaptureFd
-from pairpool.transport.channel import HEADER, INLINE_LIMIT, Buffer, Cut, Header, Kind, Lost
-from pairpool.transport.fd_passing import FdInbox, OutgoingFds, attached, packets_ahead, retraction
+from pairpool.transport.channel import Cut, Lost
+from pairpool.transport.fd_passing import Carrier, FdInbox, OutgoingFds, discard_for, packets_ahead
 from pairpool.transport.payload_shm import PayloadBuffer, PayloadBuffers, PayloadReader
+from pairpool.transport.protocol import (
+    REPORT_SIGNAL,
+    BatchPacket,
+    CapturePacket,
+    DescriptorsPacket,
+    DiscardDescriptorsPacket,
+    Flag,
+    ForgetPacket,
+    FunctionPacket,
+    Packet,
+    ResultPacket,
+    SharePacket,
+    StartPacket,
+    UnsharePacket,
+    attached_count,
+    encode,
+    recall_of,
+)
 from pairpool.transport.segments import SegmentFd
-from pairpool.worker.worker import HURRY, Flag
+from pairpool.transport.wire import INLINE_LIMIT, Buffer, Recall
 from pairpool.worker.zygote import Spawned, Zygote
 
 __all__ = ["LATELY", "WorkerSet", "WorkerHandle"]
@@ -44,11 +62,17 @@ LOOK_AT = 8
 """Workers with one batch that are looked at for room: one call's batches are as long on each."""
 
 
+PostedPacket = BatchPacket | DiscardDescriptorsPacket | ForgetPacket | FunctionPacket | StartPacket | UnsharePacket
+"""A packet for a worker, which the worker must not read before the CAPTURE packets that were sent ahead of it."""
+
+
 class _Outgoing(NamedTuple):
     """A packet that waits for room in the socket."""
 
+    packet: Packet
     pieces: list[Buffer]
-    lane: PayloadBuffer | SegmentFd | CaptureFd | None
+    """Its header, and its payload or what refers to that."""
+    lane: PayloadBuffer | SegmentFd | CaptureFd | None = None
     fds: Sequence[int] = ()
     cargo: OutgoingFds | None = None
     """What keeps these open."""
@@ -104,65 +128,56 @@ class WorkerHandle:
 
     # --- sending --------------------------------------------------------------------------------
 
-    def post(
-        self, header: Header, pieces: Sequence[Buffer] = (), size: int = 0, cargo: OutgoingFds | None = None
-    ) -> None:
-        """Send a packet, or keep it until there is room; never blocks. Large payloads go through a lane.
+    def post(self, packet: PostedPacket, pieces: Sequence[Buffer] = (), cargo: OutgoingFds | None = None) -> None:
+        """Send a packet, or keep it until there is room; never block. A large payload travels in shared memory.
 
-        Raises `OSError` if a lane cannot be made.
+        Raises `OSError` if no shared memory can be had.
         """
         lane = None
         fds: Sequence[int] = ()
         if self.outlets:
-            header = header._replace(outlets=self.outlets)
-        if cargo is not None:
-            header = header._replace(rights=len(cargo.fds))
-        if size > INLINE_LIMIT:
-            lane = self.lanes.put(pieces, size)
-            header = header._replace(flags=header.flags | Flag.LANE, size=size)
-            packet: list[Buffer] = [HEADER.pack(*header), lane.reference()]
-        elif len(pieces) == 1:
-            packet = [HEADER.pack(*header[:-1], size) + pieces[0]]
+            packet = packet._replace(captures_before=self.outlets)
+        if isinstance(packet, BatchPacket | FunctionPacket):
+            if packet.size > INLINE_LIMIT:
+                lane = self.lanes.put(pieces, packet.size)
+                packet = packet._replace(flags=packet.flags | Flag.IN_SHM)
+                pieces = [lane.reference()]
+            if cargo is not None:
+                fds = self._post_ahead(packet, cargo)
+        if len(pieces) == 1:
+            content: list[Buffer] = [encode(packet) + pieces[0]]
         else:
-            packet = [HEADER.pack(*header[:-1], size), *pieces]
-            if len(packet) > 8:
-                packet = [b"".join(packet)]
-        if cargo is not None:
-            fds = self._post_ahead(header, cargo)
-        if self._outbox or not self._send(packet, lane, fds):
-            self._outbox.append(_Outgoing(packet, lane, fds, cargo))
+            content = [encode(packet), *pieces]
+            if len(content) > 8:
+                content = [b"".join(content)]
+        self._send_or_keep(_Outgoing(packet, content, lane, fds, cargo))
 
-    def _post_ahead(self, header: Header, cargo: OutgoingFds) -> list[int]:
-        """Post what does not fit into the packet itself; returns the descriptors that go with that."""
+    def _post_ahead(self, packet: Carrier, cargo: OutgoingFds) -> list[int]:
+        """Post the descriptors that do not fit into the packet itself; return those that travel with it."""
         left = list(cargo.fds)
-        for ahead, fds in packets_ahead(header, left):
-            packet: list[Buffer] = [HEADER.pack(*ahead)]
-            if self._outbox or not self._send(packet, None, fds):
-                self._outbox.append(_Outgoing(packet, None, fds, cargo))
+        for ahead, fds in packets_ahead(packet, left):
+            self._send_or_keep(_Outgoing(ahead, [encode(ahead)], None, fds, cargo))
         return left
 
-    def capture(self, header: Header, outlet: CaptureFd) -> None:
+    def capture(self, packet: CapturePacket, outlet: CaptureFd) -> None:
         """Send an outlet; what is posted from now on is not read before it, not even if it is taken back."""
-        self.pass_on(header, outlet)
+        self.pass_on(packet, outlet)
         self.outlets += 1
 
-    def pass_on(self, header: Header, passage: SegmentFd | CaptureFd) -> None:
+    def pass_on(self, packet: SharePacket | CapturePacket, passage: SegmentFd | CaptureFd) -> None:
         """Send a packet with a descriptor, or keep both until there is room."""
-        packet: list[Buffer] = [HEADER.pack(*header)]
-        if self._outbox or not self._send(packet, passage):
-            self._outbox.append(_Outgoing(packet, passage))
+        self._send_or_keep(_Outgoing(packet, [encode(packet)], passage))
 
-    def _send(
-        self,
-        packet: list[Buffer],
-        lane: PayloadBuffer | SegmentFd | CaptureFd | None,
-        fds: Sequence[int] = (),
-        _cargo: OutgoingFds | None = None,
-    ) -> bool:
+    def _send_or_keep(self, outgoing: _Outgoing) -> None:
+        if self._outbox or not self._send(outgoing):
+            self._outbox.append(outgoing)
+
+    def _send(self, outgoing: _Outgoing) -> bool:
+        _packet, content, lane, fds, _cargo = outgoing
         if lane is not None and not lane.known:
             fds = (*fds, lane.fd.fileno())
         try:
-            if not self.channel.send_packet(packet, fds, wait=False):
+            if not self.channel.send_packet(content, fds, wait=False):
                 return False
         except OSError as error:
             if error.errno != errno.ETOOMANYREFS:
@@ -176,12 +191,12 @@ class WorkerHandle:
     def flush(self) -> None:
         """Send what waits, as far as there is room."""
         self._starved.pop(self, None)
-        while self._outbox and self._send(*self._outbox[0]):
+        while self._outbox and self._send(self._outbox[0]):
             self._outbox.popleft()
 
     # --- receiving ------------------------------------------------------------------------------
 
-    def receive(self) -> tuple[Header, memoryview, list[int]] | None:
+    def receive(self) -> tuple[Packet, memoryview, list[int]] | None:
         """The next packet from the worker, or None if there is none now. Raises `Cut` if its descriptors are lost."""
         try:
             return self.channel.receive(wait=False)
@@ -194,10 +209,12 @@ class WorkerHandle:
         poller.register(self.channel.fileno(), select.POLLIN)
         return bool(poller.poll(0))
 
-    def content(self, header: Header, payload: memoryview, fds: list[int], use: Callable[[memoryview], None]) -> None:
+    def content(
+        self, packet: ResultPacket, payload: memoryview, fds: list[int], use: Callable[[memoryview], None]
+    ) -> None:
         """Call `use` with the payload of a packet, wherever it is."""
-        if header.flags & Flag.LANE:
-            self.reader.read(payload, header.size, fds, use)
+        if packet.flags & Flag.IN_SHM:
+            self.reader.read(payload, packet.size, fds, use)
         else:
             use(payload)
 
@@ -205,72 +222,75 @@ class WorkerHandle:
         """Take back every batch that the worker has not read, in order; other unread packets go out again."""
         waiting, self._outbox = self._outbox, deque()
         self._starved.pop(self, None)
-        numbers: list[int] = []
-        resend: list[tuple[Header, CaptureFd | None]] = []
+        taken_back: list[int] = []
+        resend: list[_Outgoing] = []
         while True:
-            fds: list[int] | None = None
             try:
-                header, payload, fds = self.far.receive(wait=False)
-            except Cut as cut:  # what was lost are copies: the descriptors that they were made of are still here
-                header, payload = cut.header, cut.payload
+                packet, payload, fds = self.far.receive(wait=False)
+            except Cut as cut:  # the lost descriptors are copies: those that they were made of are still here
+                self._undo_sending(cut.packet, cut.payload, None, taken_back, resend)
             except (OSError, Lost):
-                break  # nothing more is there; or the kernel has no memory for it now, and it stays with the worker
-            self._unsend(header, payload, fds, numbers, resend)
-        for pieces, lane, _fds, _cargo in waiting:
-            head = bytes(pieces[0])
-            header = Header._make(HEADER.unpack_from(head))
-            if lane is not None:
-                lane.free()
-            self._note_unsent(header, numbers, resend, lane if isinstance(lane, CaptureFd) else None)
-        recalled = [batch for batch in self.held if batch.number in numbers]
+                break  # no packet is left; or the kernel has no memory for one now, and it stays with the worker
+            else:
+                self._undo_sending(packet, payload, fds, taken_back, resend)
+        for outgoing in waiting:
+            if recall_of(outgoing.packet) is not Recall.RESEND and outgoing.lane is not None:
+                outgoing.lane.free()
+            self._undo(outgoing, taken_back, resend)
+        recalled = [batch for batch in self.held if batch.number in taken_back]
         for batch in recalled:
             self.held.remove(batch)
-        for header, outlet in resend:
-            if outlet is None:
-                self.post(header)
-            else:
-                self.pass_on(header, outlet)
+        for outgoing in resend:
+            self._send_or_keep(outgoing)
         return recalled
 
-    def _unsend(
+    def _undo_sending(
         self,
-        header: Header,
+        packet: Packet,
         payload: memoryview,
         fds: list[int] | None,
-        numbers: list[int],
-        resend: list[tuple[Header, CaptureFd | None]],
+        taken_back: list[int],
+        resend: list[_Outgoing],
     ) -> None:
-        """Deal with a packet that was taken back; without `fds` its descriptors were lost."""
-        if header.flags & Flag.LANE:
-            self.lanes.unsent(bytes(payload), known=fds is not None and len(fds) == attached(header))
-        outlet = CaptureFd(fds.pop()) if header.kind == Kind.CAPTURE and fds else None
+        """Undo a packet that was sent and was not read; without `fds` its descriptors were lost."""
+        if recall_of(packet) is Recall.RESEND:
+            kept = OutgoingFds()
+            kept.adopt(fds or ())
+            content: list[Buffer] = [encode(packet), bytes(payload)] if payload else [encode(packet)]
+            self._undo(_Outgoing(packet, content, None, kept.fds, kept), taken_back, resend)
+            return
+        if isinstance(packet, BatchPacket | FunctionPacket) and packet.flags & Flag.IN_SHM:
+            is_known = fds is not None and len(fds) == attached_count(packet.descriptors)
+            self.lanes.unsent(bytes(payload), known=is_known)
         for fd in fds or ():
             os.close(fd)
-        self._note_unsent(header, numbers, resend, outlet)
+        self._undo(_Outgoing(packet, []), taken_back, resend)
 
-    def _note_unsent(
-        self,
-        header: Header,
-        numbers: list[int],
-        resend: list[tuple[Header, CaptureFd | None]],
-        outlet: CaptureFd | None,
-    ) -> None:
-        if header.kind == Kind.BATCH:
-            numbers.append(header.batch)
-        elif header.kind == Kind.FUNCTION or (header.kind == Kind.RIGHTS and not header.batch):
-            self.knows.discard(header.function)
-        elif header.kind == Kind.SHARE:
-            self.knows -= self.segments.pop(header.batch, set())
-        elif header.kind == Kind.CAPTURE:
-            resend.append((header, outlet))  # if the outlet is lost, so is the output; but the worker counts them
-        elif header.kind != Kind.RIGHTS or not header.items:
-            resend.append((header, None))
-        if (end := retraction(header)) is not None:
-            resend.append((end, None))
+    def _undo(self, outgoing: _Outgoing, taken_back: list[int], resend: list[_Outgoing]) -> None:
+        """Do what the protocol says about a packet that is recalled.
+
+        Args:
+            taken_back: gets the numbers of batches.
+            resend: gets the packets that are sent again.
+        """
+        packet, recall = outgoing.packet, recall_of(outgoing.packet)
+        if recall is Recall.RESEND:
+            resend.append(outgoing)
+        elif isinstance(packet, BatchPacket):
+            taken_back.append(packet.batch)
+        elif isinstance(packet, SharePacket):
+            self.knows -= self.segments.pop(packet.segment, set())
+        elif isinstance(packet, FunctionPacket) or (isinstance(packet, DescriptorsPacket) and not packet.batch):
+            self.knows.discard(packet.function)
+        else:
+            assert recall is not Recall.NEVER, f"{packet} was recalled from a worker"
+        discard = discard_for(packet)
+        if discard is not None:
+            resend.append(_Outgoing(discard, [encode(discard)]))
 
     def hurry(self, batch: Batch, now: float) -> None:
         """Have the worker report what is finished of the batch that it runs."""
-        pidfds.send_signal(self.pidfd.fileno(), HURRY)
+        pidfds.send_signal(self.pidfd.fileno(), REPORT_SIGNAL)
         if not batch.hurried:
             batch.hurried_since = now
         batch.hurry_at = now + min(1.0, HURRY_EVERY * 2**batch.hurried)

@@ -30,7 +30,7 @@ from typing import NamedTuple
 from pairpool.linux import descriptors, pidfds
 from pairpool.linux.interrupts import allow_signals, defer_signals
 
-__all__ = ["IDLE", "clean", "offer_stack", "read_stack", "read_stacks", "show_threads"]
+__all__ = ["IDLE", "WORKER_FILES", "clean", "offer_stack", "read_stack", "read_stacks", "show_threads"]
 
 MEMFD = "pairpool-stack"
 ALL = int(signal.SIGRTMAX) - 10
@@ -54,8 +54,10 @@ LONGEST = 1 << 20
 IDLE = "idle"
 """The stack of a worker that waits for work."""
 
+WORKER_FILES = "/pairpool/worker/"
+"""In the path of each file whose frames are the worker's own, below those of a task."""
+
 _LINK = f"/memfd:{MEMFD} (deleted)"
-_WORKER = '/pairpool/worker/worker.py"'
 _LOOPS = ("_run_timed", "_run_limited", "_run_short")
 _WAITS = ("_next_packet", "_await_packet", "_cool_down")
 _BELOW_THREADS = (" in _bootstrap", " in _bootstrap_inner")
@@ -330,7 +332,7 @@ def _task_frames(frames: list[str]) -> str:
     """The frames of the main thread that belong to the task."""
     while frames and '/pairpool/scoreboard/stacks.py"' in frames[0]:
         frames = frames[1:]
-    own = [number for number, frame in enumerate(frames) if _WORKER in frame]
+    own = [number for number, frame in enumerate(frames) if WORKER_FILES in frame]
     if not own:
         return "\n".join(frames)
     loop = next((number for number in own if frames[number].endswith(_LOOPS)), None)
@@ -339,6 +341,6 @@ def _task_frames(frames: list[str]) -> str:
             return IDLE
         return "\n".join(frames[: own[0]] or frames[:1])
     end = loop
-    while end and _WORKER in frames[end - 1]:
+    while end and WORKER_FILES in frames[end - 1]:
         end -= 1
     return "\n".join(frames[:end]) or "  in native code: the function is not one of Python's"

@@ -19,12 +19,12 @@ import sys
 from typing import Any
 
 from pairpool.linux import descriptors
-from pairpool.transport.channel import Header
+from pairpool.transport.protocol import CapturePacket
 
 __all__ = ["LOG", "STDERR", "STDOUT", "STREAMS", "CaptureFd", "arrive", "finish"]
 
 STDOUT, STDERR, LOG = 1, 2, 3
-"""What an outlet is for: `Header.first` of its packet."""
+"""What an outlet is for: the field `stream` of its packet."""
 
 STREAMS = {STDOUT: "stdout", STDERR: "stderr"}
 
@@ -61,7 +61,7 @@ class CaptureFd:
 _captured = False
 
 
-def arrive(header: Header, fds: list[int], inherited: tuple[Any, Any]) -> None:
+def arrive(packet: CapturePacket, fds: list[int], inherited: tuple[Any, Any]) -> None:
     """A packet has brought an outlet: have output go there from now on.
 
     Args:
@@ -70,12 +70,12 @@ def arrive(header: Header, fds: list[int], inherited: tuple[Any, Any]) -> None:
     if not fds:
         return  # the master has lost it: output goes where it went before
     fd = fds.pop()
-    if header.first == LOG:
+    if packet.stream == LOG:
         from pairpool.transport import log_records
 
-        log_records.install(descriptors.above_standard(fd), header.items)
+        log_records.install(descriptors.above_standard(fd), packet.level)
     else:
-        _take_stream(header.first, fd, inherited[header.first - 1])
+        _take_stream(packet.stream, fd, inherited[packet.stream - 1])
 
 
 def finish() -> None:

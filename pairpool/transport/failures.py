@@ -9,9 +9,9 @@ import traceback
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from pairpool.transport.channel import Buffer
 from pairpool.transport.fd_reducers import BUILDERS
 from pairpool.transport.serializer import Serializer
+from pairpool.transport.wire import Buffer
 
 __all__ = [
     "Failure",

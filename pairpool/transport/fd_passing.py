@@ -26,10 +26,19 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from pairpool.linux import descriptors
 from pairpool.transport import segments
-from pairpool.transport.channel import MAX_DESCRIPTORS, Header, Kind
+from pairpool.transport.protocol import (
+    BatchPacket,
+    DescriptorsPacket,
+    DiscardDescriptorsPacket,
+    FunctionPacket,
+    Packet,
+    ResultPacket,
+    attached_count,
+)
+from pairpool.transport.wire import DESCRIPTORS_PER_PACKET
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from pairpool.transport.fd import Fd
 
@@ -40,11 +49,11 @@ __all__ = [
     "NoRoom",
     "ChildFds",
     "OutgoingFds",
-    "attached",
     "begin",
     "current",
     "packets_ahead",
-    "retraction",
+    "Carrier",
+    "discard_for",
     "settle",
     "table_is_full",
     "take",
@@ -52,9 +61,6 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-
-PER_PACKET = MAX_DESCRIPTORS - 1
-"""Descriptors of a batch that go in one packet, which leaves room for a lane's memfd."""
 
 BATCH_LIMIT = 64
 """Descriptors from which on a batch takes no further item: few for any table, and enough to share a packet's cost."""
@@ -113,6 +119,12 @@ class OutgoingFds:
 
     def __len__(self) -> int:
         return len(self.fds)
+
+    def adopt(self, fds: Sequence[int]) -> None:
+        """Own descriptors that were received."""
+        if fds and not self.fds:
+            descriptors.own(self._copies)
+        self.fds += fds
 
     def add(self, fd: int, what: object) -> int:
         """Copy the descriptor of `what`; returns the place of the copy. Raises `OSError` if it is not open."""
@@ -220,24 +232,32 @@ def _why_not_sent(error: OSError, fd: int, what: object) -> OSError:
     return OSError(error.errno, f"{what!r} cannot be sent: its descriptor {fd} is not open")
 
 
-def packets_ahead(header: Header, fds: list[int]) -> Iterator[tuple[Header, list[int]]]:
-    """The packets that go ahead of one with so many descriptors; what is left of `fds` goes with that itself."""
-    while len(fds) > PER_PACKET:
-        part = fds[:PER_PACKET]
-        del fds[:PER_PACKET]
-        yield Header(Kind.RIGHTS, function=header.function, batch=header.batch, items=len(part)), part
+Carrier = BatchPacket | FunctionPacket | ResultPacket
+"""A packet whose payload names descriptors."""
 
 
-def attached(header: Header) -> int:
-    """How many descriptors go with a packet itself, apart from a lane's memfd."""
-    return (header.rights - 1) % PER_PACKET + 1 if header.rights else 0
+def _owner_of(packet: Carrier) -> tuple[int, int]:
+    """Return the function and the batch by which the packets ahead of `packet` name it; one of them can be 0."""
+    if isinstance(packet, BatchPacket):
+        return packet.function, packet.batch
+    if isinstance(packet, FunctionPacket):
+        return packet.function, 0
+    return 0, packet.batch
 
 
-def retraction(header: Header) -> Header | None:
-    """What has the receiver close what was sent ahead of a packet that was taken back; None if nothing was."""
-    if header.rights <= PER_PACKET:
-        return None
-    return Header(Kind.RIGHTS, function=header.function, batch=header.batch)
+def packets_ahead(packet: Carrier, fds: list[int]) -> Iterator[tuple[DescriptorsPacket, list[int]]]:
+    """Yield the packets that carry descriptors ahead of `packet`; those left in `fds` travel with `packet` itself."""
+    while len(fds) > DESCRIPTORS_PER_PACKET:
+        part = fds[:DESCRIPTORS_PER_PACKET]
+        del fds[:DESCRIPTORS_PER_PACKET]
+        yield DescriptorsPacket(*_owner_of(packet), len(part)), part
+
+
+def discard_for(packet: Packet) -> DiscardDescriptorsPacket | None:
+    """Return the packet that discards what travelled ahead of a recalled packet; None if nothing did."""
+    if isinstance(packet, BatchPacket | FunctionPacket) and packet.descriptors > DESCRIPTORS_PER_PACKET:
+        return DiscardDescriptorsPacket(*_owner_of(packet))
+    return None
 
 
 # --- the receiver's side ------------------------------------------------------------------------------
@@ -249,33 +269,33 @@ class FdInbox:
     def __init__(self) -> None:
         self._early: dict[tuple[int, int], list[int] | None] = {}
 
-    def keep(self, header: Header, fds: list[int]) -> None:
-        """Put away what a packet has brought, or close what has come before it if it says so."""
-        key = header.function, header.batch
-        early = self._early.setdefault(key, [])
-        if not header.items:
-            del self._early[key]
-            _close(early or ())
-        elif early is None:
+    def keep(self, packet: DescriptorsPacket, fds: list[int]) -> None:
+        """Store what a packet has brought, until the packet that needs it arrives."""
+        early = self._early.setdefault((packet.function, packet.batch), [])
+        if early is None:
             _close(fds)
         else:
             early += fds
 
-    def lose(self, header: Header) -> None:
-        """A packet's descriptors were lost, for the table is full."""
-        key = header.function, header.batch
+    def discard(self, packet: DiscardDescriptorsPacket) -> None:
+        """Close what came ahead of a packet that will not arrive."""
+        _close(self._early.pop((packet.function, packet.batch), None) or ())
+
+    def lose(self, packet: DescriptorsPacket) -> None:
+        """Note that a packet's descriptors were lost because the table is full."""
+        key = packet.function, packet.batch
         _close(self._early.get(key) or ())
         self._early[key] = None
 
-    def gather(self, header: Header, fds: list[int]) -> ReceivedFds:
-        """All descriptors of a packet; takes its own out of `fds`, and leaves there what belongs to its lane."""
-        early = self._early.pop((header.function, header.batch), [])
-        own = fds[: attached(header)]
+    def gather(self, packet: Carrier, fds: list[int]) -> ReceivedFds:
+        """Return all descriptors of a packet. Take its own out of `fds`, and leave the memfd of its payload there."""
+        early = self._early.pop(_owner_of(packet), [])
+        own = fds[: attached_count(packet.descriptors)]
         del fds[: len(own)]
         if early is None:
             _close(own)
             return ReceivedFds([], is_cut=True)
-        if len(early) + len(own) < header.rights:
+        if len(early) + len(own) < packet.descriptors:
             _close([*early, *own])
             return ReceivedFds([])
         return ReceivedFds([*early, *own])

@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 from pairpool.transport.numeric import is_plain, is_scalar, is_small_array, reduce_scattered
 
 if TYPE_CHECKING:
-    from pairpool.transport.channel import Buffer
     from pairpool.transport.fd_passing import ChildFds, OutgoingFds
     from pairpool.transport.segments import Segment
+    from pairpool.transport.wire import Buffer
 
 __all__ = [
     "ATOMS",

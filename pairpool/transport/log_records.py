@@ -12,7 +12,7 @@ import pickle
 import socket
 from typing import Any
 
-from pairpool.transport.channel import PACKET_LIMIT
+from pairpool.transport.wire import PACKET_LIMIT
 
 __all__ = ["RecordSender", "install", "pack", "unpack"]
 

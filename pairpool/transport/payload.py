@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from pairpool.transport import fd_passing, payload_shm
-from pairpool.transport.channel import Buffer
 from pairpool.transport.fd_passing import OutgoingFds
 from pairpool.transport.items import Failed, Part, Pickled, Pickles, joined
 from pairpool.transport.segments import Segment, closed_error
+from pairpool.transport.wire import FORMATS, Buffer
 
 __all__ = [
     "BULK",
@@ -38,7 +38,7 @@ __all__ = [
     "single",
 ]
 
-BULK, EACH, WHOLE, SHARING = 0, 1, 2, 3
+BULK, EACH, WHOLE, SHARING = range(FORMATS)
 
 _WORD = struct.Struct("<Q")
 _COUNT_BITS = 32

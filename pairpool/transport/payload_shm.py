@@ -27,7 +27,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from pairpool.linux import descriptors
-from pairpool.transport.channel import Buffer
+from pairpool.transport.wire import Buffer
 
 __all__ = ["KEPT", "RECLAIM_AT", "PayloadBuffer", "PayloadReader", "PayloadBuffers", "WarmMemory", "memory"]
 

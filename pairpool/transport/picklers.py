@@ -13,12 +13,12 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pairpool.transport import fd_reducers, payload_shm
-from pairpool.transport.channel import Buffer
 from pairpool.transport.fd_passing import ChildFds, OutgoingFds
 from pairpool.transport.inherited_names import NAMEABLE, InheritedNames
 from pairpool.transport.items import Pickled, load_pickled
 from pairpool.transport.numeric import reduce_scattered
 from pairpool.transport.segments import Segment, Shared, look_up
+from pairpool.transport.wire import Buffer
 
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite

@@ -28,7 +28,7 @@ import weakref
 from typing import Any, Generic, Protocol, TypeVar
 
 from pairpool.linux import descriptors
-from pairpool.transport.channel import Header, Kind
+from pairpool.transport.protocol import SharePacket
 
 __all__ = [
     "SegmentMemory",
@@ -141,12 +141,12 @@ class Segment:
         """
         self._readers[id(reader)] = reader
 
-    def pack(self) -> tuple[Header, SegmentFd]:
+    def pack(self) -> tuple[SharePacket, SegmentFd]:
         """The packet that brings it to a worker. Raises `SegmentClosed`."""
         memory = self._memory
         if memory is None:
             raise closed_error()
-        return Header(Kind.SHARE, batch=self.ident, first=self._table_at), SegmentFd(memory)
+        return SharePacket(self.ident, self._table_at), SegmentFd(memory)
 
     def close(self) -> None:
         """Free the memory as soon as no task uses it any more."""
@@ -300,16 +300,16 @@ def lacking() -> Exception:
     return _Lacking()
 
 
-def lose(header: Header, error: OSError) -> None:
+def lose(packet: SharePacket, error: OSError) -> None:
     """A packet with a segment has come without its memfd: tasks that use it fail with `error`."""
-    _arrived[header.batch] = _Arrived(-1, header.first, error)
+    _arrived[packet.segment] = _Arrived(-1, packet.table_at, error)
 
 
-def arrive(header: Header, fds: list[int]) -> None:
+def arrive(packet: SharePacket, fds: list[int]) -> None:
     """A packet has brought a segment; its memfd is closed."""
     fd = fds.pop()
     try:
-        _arrived[header.batch] = _Arrived(fd, header.first)
+        _arrived[packet.segment] = _Arrived(fd, packet.table_at)
     finally:
         os.close(fd)
 

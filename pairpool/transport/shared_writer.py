@@ -15,10 +15,10 @@ import sys
 from typing import Any
 
 from pairpool.linux import descriptors
-from pairpool.transport.channel import Buffer
 from pairpool.transport.picklers import NamingPickler, needs_value
 from pairpool.transport.segments import Segment, SegmentMemory
 from pairpool.transport.serializer import Serializer
+from pairpool.transport.wire import Buffer
 
 __all__ = ["SegmentWriter", "write_segment"]
 

@@ -18,7 +18,9 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from pairpool.linux import descriptors
-from pairpool.transport.channel import INLINE_LIMIT, Channel, Header, Kind, Lost
+from pairpool.transport.channel import Channel, Lost
+from pairpool.transport.protocol import PreparationPacket, TextPacket
+from pairpool.transport.wire import INLINE_LIMIT, ProtocolError
 
 if TYPE_CHECKING:
     from pairpool.worker.zygote import Body
@@ -161,9 +163,9 @@ def send_preparation(control: Channel, setup: bytes) -> None:
     sys.modules.setdefault("__mp_main__", sys.modules["__main__"])
     message, _no_descriptors = pickle_for_child(data)
     message = struct.pack("<Q", len(message)) + message + setup
-    control.send(Header(Kind.TEXT, items=-(-len(message) // INLINE_LIMIT)))
+    control.send(PreparationPacket(-(-len(message) // INLINE_LIMIT)))
     for at in range(0, len(message), INLINE_LIMIT):
-        control.send(Header(Kind.TEXT), message[at : at + INLINE_LIMIT])
+        control.send(TextPacket(), message[at : at + INLINE_LIMIT])
 
 
 def run_fresh_zygote(control_fd: int, master: int, factory: str, fds: list[int]) -> None:
@@ -180,7 +182,10 @@ def run_fresh_zygote(control_fd: int, master: int, factory: str, fds: list[int])
         os.set_inheritable(fd, False)
     try:
         pidfd = descriptors.above_standard(os.pidfd_open(master))
-        parts = [bytes(control.receive()[1]) for _ in range(control.receive()[0].items)]
+        packet, _payload, _fds = control.receive()
+        if not isinstance(packet, PreparationPacket):
+            raise ProtocolError(f"the master has sent {packet} to a fresh zygote")
+        parts = [bytes(control.receive()[1]) for _ in range(packet.parts)]
     except (ProcessLookupError, Lost):
         os._exit(1)  # the master is gone, or wants no zygote any more: there is no reason to start
     message = b"".join(parts)

@@ -8,8 +8,6 @@ that the board shows, with the state that says in which of these steps it was.
 
 from __future__ import annotations
 
-import faulthandler
-import os
 import pickle
 import select
 import signal
@@ -17,7 +15,6 @@ import sys
 import time
 import traceback
 import warnings
-from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from operator import length_hint
@@ -26,22 +23,41 @@ from typing import Any, NamedTuple
 from pairpool.linux.spin import SPIN_NS, Spinning
 from pairpool.scoreboard import progress
 from pairpool.scoreboard.board import NOTHING, Scoreboard, Slot, State, Word
+from pairpool.scoreboard.fault_stacks import catch_faults
 from pairpool.scoreboard.stacks import offer_stack, show_threads
 from pairpool.transport import capture, fd_passing, payload_shm, segments
-from pairpool.transport.channel import INLINE_LIMIT, Buffer, Channel, Cut, Header, Kind, Lost
+from pairpool.transport.channel import Channel, Cut, Lost
 from pairpool.transport.failures import Failure, Fault, describe_failure, missing_module, safe
 from pairpool.transport.items import NONE, Part
 from pairpool.transport.keeper import Keeper
 from pairpool.transport.payload import BULK, EACH, SHARING, Encoded, each_item, load_all, load_item, load_shared
 from pairpool.transport.payload_shm import KEPT, PayloadBuffers, PayloadReader, WarmMemory
+from pairpool.transport.protocol import (
+    REPORT_SIGNAL,
+    BatchPacket,
+    CapturePacket,
+    DescriptorsPacket,
+    DiscardDescriptorsPacket,
+    Flag,
+    ForgetPacket,
+    FunctionPacket,
+    InitFailedPacket,
+    Mode,
+    Packet,
+    ReadyPacket,
+    ReceivedPacket,
+    ResultPacket,
+    SharePacket,
+    StartPacket,
+    UnsharePacket,
+)
 from pairpool.transport.repeats import LARGE
 from pairpool.transport.serializer import Serializer
+from pairpool.transport.stamps import Stamps
+from pairpool.transport.wire import INLINE_LIMIT, Buffer, ProtocolError
 from pairpool.worker import bootstrap
 
-__all__ = ["HURRY", "STACK_ROOM", "Flag", "Mode", "Stamps", "Worker", "WorkerBody"]
-
-STACK_ROOM = 1 << 20
-"""Bytes of the stacks memfd that belong to one slot; only touched pages take memory."""
+__all__ = ["Worker", "WorkerBody"]
 
 IDLE_AFTER = 1.0
 """Seconds without work after which a worker gives back what it keeps warm."""
@@ -55,59 +71,6 @@ TIMED_UP_TO = 16
 
 STAMPED_FROM_NS = 200_000
 """How long a batch has to take for the starts of its items to be worth sending."""
-
-
-class Flag:
-    """Bits of `Header.flags`."""
-
-    LANE = 1  # the payload is in a lane, and the packet's own payload names it
-    BY_VALUE = 2  # something in the batch went by value, so results may, too
-    FAILURES = 4  # the payload's first section lists failures
-    PARTIAL = 16  # a report of what is finished, while a later item of the batch runs
-    SPIN = 32  # a core is free: look for the next packet before sleeping
-    TIMED = 8  # each item's start goes on the board, for it has a time limit
-    MOVES = 128  # of a batch: say so before its item is run, for its descriptors are to be closed in the master
-    STATE = 2  # of a function: it contains objects that a task may change
-    STAMPED = 64  # of a batch: send each item's start along; of a report: the payload begins with them
-
-
-class Mode:
-    """How a function is applied to an item."""
-
-    MAP = 0  # function(item)
-    STAR = 1  # function(*item)
-    CALL = 2  # item is (number of the function, args, kwds), or (number, (args, kwds))
-
-
-HURRY = signal.SIGURG
-"""Asks a worker to report what is finished of its batch. By default it is ignored: programs that a task runs do so."""
-
-
-class Stamps(NamedTuple):
-    """When the items of a batch were begun, in monotonic ns."""
-
-    began: int
-    """When the worker had the packet."""
-    starts: list[int]
-    ended: int
-    """When the last item was over."""
-
-    def lengths(self) -> list[int]:
-        """How long each item took."""
-        return [after - start for start, after in zip(self.starts, [*self.starts[1:], self.ended], strict=True)]
-
-    def pack(self) -> bytes:
-        return array("Q", (self.began, *self.starts, self.ended)).tobytes()
-
-    @classmethod
-    def unpack(cls, content: memoryview) -> Stamps:
-        began, *starts, ended = content.cast("Q").tolist()
-        return cls(began, starts, ended)
-
-    @staticmethod
-    def size(items: int) -> int:
-        """Bytes of those of so many items."""
-        return 8 * (items + 2)
 
 
 class _Broken(NamedTuple):
@@ -137,6 +100,30 @@ class _Stateful:
     def __call__(self, *args: Any, **kwds: Any) -> Any:
         self._current = self.load()  # it is kept until the result is pickled, which may contain a part of it
         return self._current(*args, **kwds)
+
+
+class _Report(NamedTuple):
+    """What a report is about; the fields of its packet that do not depend on its payload."""
+
+    batch: int
+    first: int
+    item_count: int
+    took_ns: int = 0
+    sharing_took_us: int = 0
+    is_partial: bool = False
+
+
+_Carrier = BatchPacket | FunctionPacket
+_OtherFromMaster = (
+    DescriptorsPacket
+    | DiscardDescriptorsPacket
+    | ForgetPacket
+    | FunctionPacket
+    | SharePacket
+    | StartPacket
+    | UnsharePacket
+)
+_FromMaster = BatchPacket | CapturePacket | _OtherFromMaster
 
 
 class _Missing:
@@ -170,40 +157,39 @@ class Worker:
         self._keeper = _ValueKeeper(self)
         self._sharing_took = 0  # ns that it took to load what several items of this batch have in common
         self._stamps: list[int] = []  # starts of the items of this batch that were not reported
-        self._running: tuple[Header, list[Any]] | None = None
+        self._running: tuple[BatchPacket, list[Any]] | None = None
         self._reported = 0
         self._remaining: Any = None  # the items of a batch of short ones that were not begun
         self._may_spin = 0
         self._spinning = Spinning()
         self._inherited = sys.stdout, sys.stderr
-        self._outlets = 0  # packets of kind CAPTURE that have come
-        self._early: deque[tuple[Header, memoryview, list[int]]] = deque()  # those that one of them should precede
+        self._outlets = 0  # CAPTURE packets that were served
+        self._early: deque[tuple[BatchPacket | _OtherFromMaster, memoryview, list[int]]] = deque()  # wait for those
 
     def run(self) -> int:
         """Serve until the master closes its end; returns the exit status."""
         receive = self._next_packet
-        batch = Kind.BATCH
         self.words[Word.STATE] = State.IDLE
         try:
-            packet = receive()
-            while packet[0].kind == Kind.CAPTURE:
-                self._serve_other(*packet)
-                packet = receive()
+            received = receive()
+            while isinstance(received[0], CapturePacket):
+                self._serve_other(*received)
+                received = receive()
             if not self._initialize():
                 return 1
             self.words[Word.READY] = time.monotonic_ns()
             while True:
-                header, payload, fds = packet
-                if header.kind == batch:
-                    self._may_spin = header.flags & Flag.SPIN
-                    self._serve_batch(header, payload, fds)
+                packet, payload, fds = received
+                if type(packet) is BatchPacket:
+                    self._may_spin = packet.flags & Flag.SPIN
+                    self._serve_batch(packet, payload, fds)
                 else:
-                    self._serve_other(header, payload, fds)
-                packet = receive()
+                    self._serve_other(packet, payload, fds)
+                received = receive()
         except Lost:
             return 0
 
-    def _next_packet(self) -> tuple[Header, memoryview, list[int]]:
+    def _next_packet(self) -> tuple[_FromMaster, memoryview, list[int]]:
         """The next packet of those that have come with all that belongs to them.
 
         The master may take back the packet with an outlet just before this worker reads the batch behind it. What the
@@ -211,19 +197,22 @@ class Worker:
         """
         early = self._early
         while True:
-            if early and early[0][0].outlets <= self._outlets:
+            if early and early[0][0].captures_before <= self._outlets:
                 return early.popleft()
             try:
-                packet = self._await_packet()
+                packet, payload, fds = self._await_packet()
             except Cut as cut:
-                self._serve_cut(cut.header)
+                self._serve_cut(cut.packet)
                 continue
-            if packet[0].kind == Kind.CAPTURE or not (early or packet[0].outlets > self._outlets):
-                return packet
-            header, payload, fds = packet
-            early.append((header, memoryview(bytes(payload)), fds))
+            if isinstance(packet, CapturePacket):
+                return packet, payload, fds
+            if type(packet) is not BatchPacket and not isinstance(packet, _OtherFromMaster):
+                raise ProtocolError(f"the master has sent {packet} to a worker")
+            if not early and packet.captures_before <= self._outlets:
+                return packet, payload, fds
+            early.append((packet, memoryview(bytes(payload)), fds))
 
-    def _await_packet(self) -> tuple[Header, memoryview, list[int]]:
+    def _await_packet(self) -> tuple[Packet, memoryview, list[int]]:
         """The next packet; looks without sleeping where a core is free and that pays."""
         began, spinning = time.monotonic_ns(), self._spinning
         if self._may_spin and spinning.pays():
@@ -250,22 +239,24 @@ class Worker:
             self.lanes.give_back()
             self.reader.give_back()
 
-    def _serve_other(self, header: Header, payload: memoryview, fds: list[int]) -> None:
-        if header.kind == Kind.FUNCTION:
-            self._learn(header, payload, fds)
-        elif header.kind == Kind.FORGET:
-            self._forget(header.function)
-        elif header.kind == Kind.SHARE:
-            segments.arrive(header, fds)
-        elif header.kind == Kind.UNSHARE:
-            segments.drop(header.batch)
-        elif header.kind == Kind.CAPTURE:
+    def _serve_other(self, packet: _FromMaster, payload: memoryview, fds: list[int]) -> None:
+        if isinstance(packet, FunctionPacket):
+            self._learn(packet, payload, fds)
+        elif isinstance(packet, ForgetPacket):
+            self._forget(packet.function)
+        elif isinstance(packet, SharePacket):
+            segments.arrive(packet, fds)
+        elif isinstance(packet, UnsharePacket):
+            segments.drop(packet.segment)
+        elif isinstance(packet, CapturePacket):
             self._outlets += 1
-            capture.arrive(header, fds, self._inherited)
-        elif header.kind == Kind.RIGHTS:
-            self.inbox.keep(header, fds)
-        elif header.kind != Kind.START:
-            raise AssertionError(f"a packet of unknown kind {header.kind}")
+            capture.arrive(packet, fds, self._inherited)
+        elif isinstance(packet, DescriptorsPacket):
+            self.inbox.keep(packet, fds)
+        elif isinstance(packet, DiscardDescriptorsPacket):
+            self.inbox.discard(packet)
+        else:
+            assert isinstance(packet, StartPacket)
 
     def _forget(self, number: int) -> None:
         function = [self.functions.pop(number, None)]
@@ -273,25 +264,25 @@ class Worker:
             self._carrying.discard(number)
             _let_go(function)
 
-    def _serve_cut(self, header: Header) -> None:
+    def _serve_cut(self, packet: Packet) -> None:
         """A packet has come whose descriptors are lost, for this process may open no more files."""
         error = fd_passing.table_is_full("the descriptors of the task could not be received")
-        if header.kind == Kind.BATCH:
-            self._refuse(header, error)
-        elif header.kind == Kind.RIGHTS:
-            self.inbox.lose(header)
-        elif header.kind == Kind.FUNCTION:
-            self.functions[header.function] = _Broken(describe_failure(self.codec, 0, Fault.ROOM, error))
-        elif header.kind == Kind.SHARE:
-            segments.lose(header, error)
-        elif header.kind == Kind.CAPTURE:
+        if isinstance(packet, BatchPacket):
+            self._refuse(packet, error)
+        elif isinstance(packet, DescriptorsPacket):
+            self.inbox.lose(packet)
+        elif isinstance(packet, FunctionPacket):
+            self.functions[packet.function] = _Broken(describe_failure(self.codec, 0, Fault.ROOM, error))
+        elif isinstance(packet, SharePacket):
+            segments.lose(packet, error)
+        elif isinstance(packet, CapturePacket):
             self._outlets += 1  # and the output goes where it went before
 
-    def _refuse(self, header: Header, error: OSError) -> None:
+    def _refuse(self, packet: BatchPacket, error: OSError) -> None:
         """Report all items of a batch as failed for want of room."""
         failure = describe_failure(self.codec, 0, Fault.ROOM, error)
-        failures = [failure._replace(offset=offset) for offset in range(header.items)]
-        self._send(Header(Kind.RESULT, batch=header.batch, first=header.first, items=header.items), None, failures)
+        failures = [failure._replace(offset=offset) for offset in range(packet.item_count)]
+        self._send(_Report(packet.batch, packet.first, packet.item_count), None, failures)
 
     def _initialize(self) -> bool:
         """Run the initializer; the first packet of any kind says that the master knows this worker."""
@@ -302,25 +293,40 @@ class Worker:
             self.initializer(*self.initargs)
         except BaseException:
             text = safe(traceback.format_exc)
-            self.channel.send(Header(Kind.INIT_FAILED), text.encode("utf-8", "replace")[-INLINE_LIMIT:])
+            self.channel.send(InitFailedPacket(), text.encode("utf-8", "replace")[-INLINE_LIMIT:])
             return False
         self.words[Word.STATE] = State.IDLE
-        self.channel.send(Header(Kind.READY))
+        self.channel.send(ReadyPacket())
         return True
 
-    def _content(self, header: Header, payload: memoryview, fds: list[int], use: Callable[[memoryview], None]) -> bool:
+    def _content(
+        self,
+        packet: BatchPacket | FunctionPacket,
+        payload: memoryview,
+        fds: list[int],
+        use: Callable[[memoryview], None],
+    ) -> bool:
         """Call `use` with the payload of a packet, wherever it is; False if its descriptors were lost before it."""
-        if header.rights:
-            with self.inbox.gather(header, fds) as arrival:
-                self._content(header._replace(rights=0), payload, fds, use)
+        if packet.descriptors:
+            with self.inbox.gather(packet, fds) as arrival:
+                self._read(packet, payload, fds, use)
             return not arrival.is_cut
-        if header.flags & Flag.LANE:
-            self.reader.read(payload, header.size, fds, use)
+        self._read(packet, payload, fds, use)
+        return True
+
+    def _read(
+        self,
+        packet: BatchPacket | FunctionPacket,
+        payload: memoryview,
+        fds: list[int],
+        use: Callable[[memoryview], None],
+    ) -> None:
+        if packet.flags & Flag.IN_SHM:
+            self.reader.read(payload, packet.size, fds, use)
         else:
             use(payload)
-        return True
 
-    def _learn(self, header: Header, payload: memoryview, fds: list[int]) -> None:
+    def _learn(self, header: FunctionPacket, payload: memoryview, fds: list[int]) -> None:
         self.words[Word.FUNCTION] = header.function
         self.words[Word.STARTED] = time.monotonic_ns()
         self.words[Word.STATE] = State.FUNCTION
@@ -329,7 +335,7 @@ class Worker:
             pickled, buffers, _place = next(each_item(content))
             try:
                 function = load_item(pickled, buffers)
-                if header.flags & Flag.STATE:
+                if header.flags & Flag.HAS_STATE:
                     function = _Stateful(pickled, buffers, function)
                 self.functions[header.function] = function
             except BaseException as error:
@@ -338,7 +344,7 @@ class Worker:
                 self.functions[header.function] = _Broken(
                     describe_failure(self.codec, 0, Fault.FUNCTION, error, missing)
                 )
-            if header.rights:
+            if header.descriptors:
                 self._carrying.add(header.function)
             if segments.take_lacking():
                 self.functions.pop(header.function, None)
@@ -350,14 +356,14 @@ class Worker:
 
     # --- a batch --------------------------------------------------------------------------------
 
-    def _serve_batch(self, header: Header, payload: memoryview, fds: list[int]) -> None:
+    def _serve_batch(self, header: BatchPacket, payload: memoryview, fds: list[int]) -> None:
         words = self.words
         words[Word.STARTED] = began = time.monotonic_ns()  # before the state: whoever looks takes the two together
         words[Word.STATE] = State.LOADING
         words[Word.ITEM] = NOTHING
         words[Word.FUNCTION] = header.function
         words[Word.FIRST] = header.first
-        words[Word.COUNT] = header.items
+        words[Word.COUNT] = header.item_count
         words[Word.BOUND] = 0
         words[Word.BATCH] = header.batch
         items = self._load(header, payload, fds)
@@ -368,8 +374,8 @@ class Worker:
             words[Word.STATE] = State.IDLE
             return
         is_ready = self._knows_functions(header, items)
-        if header.flags & Flag.MOVES and is_ready and not self._needs_another_try(header, items):
-            self.channel.send(Header(Kind.RECEIVED, batch=header.batch))
+        if header.flags & Flag.CONFIRM and is_ready and not self._needs_another_try(header, items):
+            self.channel.send(ReceivedPacket(header.batch))
         values: list[Any] = []
         timed = header.flags & Flag.TIMED
         words[Word.ITEM] = NOTHING  # now, so that nobody takes what was unpickled last for what runs
@@ -378,7 +384,7 @@ class Worker:
         words[Word.STATE] = State.RUNNING
         self._reported = 0
         self._stamps.clear()
-        self._keeper.begin(values, header.items)
+        self._keeper.begin(values, header.item_count)
         self._keeper.flags = header.flags
         if is_ready:
             self._running = header, values
@@ -396,7 +402,7 @@ class Worker:
         del items  # not before the results are pickled: a finalizer may change what they contain
         words[Word.STATE] = State.IDLE
 
-    def _load(self, header: Header, payload: memoryview, fds: list[int]) -> Any:
+    def _load(self, header: BatchPacket, payload: memoryview, fds: list[int]) -> Any:
         """The items of a batch: a sequence, or `_Loaded` where some of them may have failed to load."""
         loaded: Any = None
 
@@ -420,10 +426,10 @@ class Worker:
                 item: Any = _Missing
                 if pickled:
                     try:
-                        if header.rights:
+                        if header.descriptors:
                             fd_passing.begin(place)
                         item = load_item(pickled, buffers, shared)
-                        if header.rights:
+                        if header.descriptors:
                             fd_passing.settle()
                     except BaseException as error:
                         fd_passing.undo()
@@ -435,16 +441,16 @@ class Worker:
             return None
         return loaded
 
-    def _load_bulk(self, header: Header, content: memoryview) -> Any:
+    def _load_bulk(self, header: BatchPacket, content: memoryview) -> Any:
         """Plain data, which fails to load only for want of memory or of numpy: then that is what each item gets."""
         try:
             return load_all(header.format, content)
         except BaseException as error:
             failure = describe_failure(self.codec, 0, Fault.ARGUMENT, error)
-            self.failures += [failure._replace(offset=offset) for offset in range(header.items)]
-            return _Loaded([_Missing] * header.items)
+            self.failures += [failure._replace(offset=offset) for offset in range(header.item_count)]
+            return _Loaded([_Missing] * header.item_count)
 
-    def _knows_functions(self, header: Header, items: Any) -> bool:
+    def _knows_functions(self, header: BatchPacket, items: Any) -> bool:
         """Whether the batch can be run; if not, it goes back with nothing done.
 
         The master may take back the packet with a function, or with a segment, just before this worker reads the batch
@@ -457,14 +463,14 @@ class Worker:
         calls = items.items if isinstance(items, _Loaded) else items
         return all(call is _Missing or call[0] in self.functions for call in calls)
 
-    def _needs_another_try(self, header: Header, items: Any) -> bool:
+    def _needs_another_try(self, header: BatchPacket, items: Any) -> bool:
         """Whether the only item of a batch, or its function, was not unpickled: it may yet go by value."""
         if self.failures:
             return True
         number = items.items[0][0] if header.mode == Mode.CALL else header.function
         return isinstance(self.functions[number], _Broken)
 
-    def _plain(self, header: Header) -> Callable[[Any], Any]:
+    def _plain(self, header: BatchPacket) -> Callable[[Any], Any]:
         """The function as one of one argument."""
         if header.mode == Mode.CALL:
             return self._call
@@ -483,7 +489,7 @@ class Worker:
             return lambda item: function(*tuple(item))
         return function  # type: ignore[no-any-return]
 
-    def _careful(self, header: Header) -> Callable[[Any], Any]:
+    def _careful(self, header: BatchPacket) -> Callable[[Any], Any]:
         plain = self._plain(header)
         return lambda item: None if item is _Missing else plain(item)
 
@@ -498,14 +504,14 @@ class Worker:
             _raise_broken(function)
         return function(*args, **kwds)
 
-    def _run(self, function: Any, items: Sequence[Any], header: Header, values: list[Any]) -> None:
+    def _run(self, function: Any, items: Sequence[Any], header: BatchPacket, values: list[Any]) -> None:
         """Run the items in order; one value each is appended, None for a failure."""
         timed = bool(header.flags & (Flag.TIMED | Flag.STAMPED))
         remaining = iter(items)
-        loop = _run_timed if timed or header.items <= TIMED_UP_TO else _run_limited
-        if header.items >= SHORT_FROM and not timed:
+        loop = _run_timed if timed or header.item_count <= TIMED_UP_TO else _run_limited
+        if header.item_count >= SHORT_FROM and not timed:
             self._remaining = remaining
-            self.words[Word.BOUND] = header.first + header.items
+            self.words[Word.BOUND] = header.first + header.item_count
             loop = _run_short
         while True:
             try:
@@ -544,7 +550,7 @@ class Worker:
         finally:
             self._running = running
 
-    def _report_finished(self, header: Header, values: list[Any]) -> None:
+    def _report_finished(self, header: BatchPacket, values: list[Any]) -> None:
         """Report the items of a batch that have ended since the last report, while a later one runs."""
         done, finished = self._reported, values[self._reported :]
         if not finished:
@@ -555,7 +561,7 @@ class Worker:
         header = header._replace(first=header.first + done)
         encoded = self._save(header, finished, failures)
         self.words[Word.ITEM] = item
-        reply = Header(Kind.RESULT, flags=Flag.PARTIAL, batch=header.batch, first=header.first, items=len(finished))
+        reply = _Report(header.batch, header.first, len(finished), is_partial=True)
         try:
             self._send(reply, encoded, failures, self._take_stamps(header, len(finished), 0, 0))
         except (OSError, MemoryError):
@@ -569,14 +575,14 @@ class Worker:
         values[done:] = [None] * len(finished)
         _drop(finished, encoded)
 
-    def _stop_short(self, header: Header) -> None:
+    def _stop_short(self, header: BatchPacket) -> None:
         """Begin no item any more that was not taken yet, and say which is the first of those."""
         remaining, self._remaining = self._remaining, None
         left = length_hint(remaining)
         remaining.__setstate__(sys.maxsize)
-        self.words[Word.BOUND] = header.first + header.items - left
+        self.words[Word.BOUND] = header.first + header.item_count - left
 
-    def _take_stamps(self, header: Header, count: int, began: int, ended: int) -> Stamps | None:
+    def _take_stamps(self, header: BatchPacket, count: int, began: int, ended: int) -> Stamps | None:
         """The starts of the first `count` items that were not reported, if they are worth sending.
 
         A batch of many short items has none; of a single one, or of few short ones, the time of the batch says as much.
@@ -588,7 +594,7 @@ class Worker:
             return None
         return Stamps(began or starts[0], starts, self._stamps[0] if self._stamps else ended or time.monotonic_ns())
 
-    def _report(self, header: Header, values: list[Any], began: int, ended: int) -> None:
+    def _report(self, header: BatchPacket, values: list[Any], began: int, ended: int) -> None:
         failures, self.failures = self.failures, []
         kept, values = values, self._keeper.take(values)
         self._keeper.begin([])
@@ -609,9 +615,7 @@ class Worker:
             if stream is not None:
                 _flush(stream)
         sharing_took, self._sharing_took = self._sharing_took // 1000, 0
-        reply = Header(
-            Kind.RESULT, batch=header.batch, first=header.first, items=count, nanoseconds=took, sharing=sharing_took
-        )
+        reply = _Report(header.batch, header.first, count, took, sharing_took)
         stamps = self._take_stamps(header, count, began, ended)
         try:
             self._send(reply, encoded, failures, stamps)
@@ -621,7 +625,7 @@ class Worker:
     def _lost_result(self, offset: int, error: BaseException) -> Failure:
         return describe_failure(self.codec, offset, Fault.RAISED, error)
 
-    def _save(self, header: Header, values: list[Any], failures: list[Failure]) -> Encoded | None:
+    def _save(self, header: BatchPacket, values: list[Any], failures: list[Failure]) -> Encoded | None:
         if not values:
             return None
 
@@ -645,50 +649,54 @@ class Worker:
         return described._replace(kind=safe(lambda: repr(error)), text=safe(lambda: repr(value)), remote=remote)
 
     def _send(
-        self, reply: Header, encoded: Encoded | None, failures: list[Failure], stamps: Stamps | None = None
+        self, reply: _Report, encoded: Encoded | None, failures: list[Failure], stamps: Stamps | None = None
     ) -> None:
         """Send a report; stamps and failures come first, so that values can be read in place."""
-        first = pickle.dumps([tuple(failure) for failure in failures], 5) if failures else b""
-        pieces: list[Buffer] = [first] if first else []
-        size = len(first)
+        flags = Flag.PARTIAL if reply.is_partial else 0
+        pieces: list[Buffer] = []
+        size = failures_size = 0
         if stamps is not None:
-            pieces.insert(0, stamps.pack())
-            size += len(pieces[0])
-            reply = reply._replace(flags=reply.flags | Flag.STAMPED)
+            pieces.append(stamps.pack())
+            size = len(pieces[0])
+            flags |= Flag.STAMPED
+        if failures:
+            pieces.append(pickle.dumps([tuple(failure) for failure in failures], 5))
+            failures_size = len(pieces[-1])
+            size += failures_size
+            flags |= Flag.FAILURES
+        format = BULK
+        fds: list[int] = []
         if encoded is not None:
             pieces += encoded.pieces
             size += encoded.size
-        fds: list[int] = []
-        if encoded is not None and encoded.rights is not None:
-            fds = list(encoded.rights.fds)
-            reply = reply._replace(rights=len(fds))
-        reply = reply._replace(
-            format=BULK if encoded is None else encoded.format,
-            flags=reply.flags | (Flag.FAILURES if first else 0),
-            split=len(first),
-            size=size,
+            format = encoded.format
+            if encoded.rights is not None:
+                fds = list(encoded.rights.fds)
+        is_large = size > INLINE_LIMIT
+        packet = ResultPacket(
+            flags | Flag.IN_SHM if is_large else flags,
+            format,
+            reply.batch,
+            reply.first,
+            reply.item_count,
+            failures_size,
+            len(fds),
+            reply.took_ns,
+            reply.sharing_took_us,
+            size,
         )
-        if size <= INLINE_LIMIT:
-            self._show_sending(reply)
-            self._send_ahead(reply, fds)
-            self.channel.send(reply, b"".join(pieces) if len(pieces) > 1 else (pieces or [b""])[0], fds)
+        lane = self.lanes.put(pieces, size) if is_large else None
+        if not reply.is_partial:
+            self.words[Word.STATE] = State.SENDING
+        for ahead, part in fd_passing.packets_ahead(packet, fds):
+            self.channel.send(ahead, fds=part)
+        if lane is None:
+            self.channel.send(packet, b"".join(pieces) if len(pieces) > 1 else (pieces or [b""])[0], fds)
             return
-        lane = self.lanes.put(pieces, size)
-        self._show_sending(reply)
-        self._send_ahead(reply, fds)
         if not lane.known:
             fds.append(lane.fd.fileno())
-        self.channel.send_reference(reply._replace(flags=reply.flags | Flag.LANE), lane.reference(), fds)
+        self.channel.send(packet, lane.reference(), fds)
         lane.known = True
-
-    def _send_ahead(self, reply: Header, fds: list[int]) -> None:
-        """Send what does not fit into the packet itself; it leaves `fds`."""
-        for header, part in fd_passing.packets_ahead(reply, fds):
-            self.channel.send(header, fds=part)
-
-    def _show_sending(self, reply: Header) -> None:
-        if not reply.flags & Flag.PARTIAL:
-            self.words[Word.STATE] = State.SENDING
 
 
 class _ValueKeeper(Keeper):
@@ -869,30 +877,16 @@ class WorkerBody(NamedTuple):
         slot = self.board.slot(number)
         slot.words[Word.BORN] = time.monotonic_ns()
         progress.become_reporter(self.board, number)
-        _catch_faults(self.stacks, number)
+        catch_faults(self.stacks, number)
         offer_stack()
         bootstrap.become_pool_worker(serial, self.master, daemon=self.daemon)
         worker = Worker(channel, slot, self.initializer, self.initargs)
-        signal.signal(HURRY, worker.hurry)
+        signal.signal(REPORT_SIGNAL, worker.hurry)
         status = worker.run()
         if status == 0:
             bootstrap.finish_pool_worker()
         capture.finish()
         return status
-
-
-def _catch_faults(stacks: int, number: int) -> None:
-    """Have the Python stack of a crash in native code written to this slot's room in the stacks memfd."""
-    try:
-        own = os.open(f"/proc/self/fd/{stacks}", os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
-        return  # no /proc: crashes are still noticed, only without a stack
-    start = number * STACK_ROOM
-    if os.pread(own, 1, start).strip(b"\0"):
-        used = os.pread(own, STACK_ROOM, start).rstrip(b"\0")
-        os.pwrite(own, bytes(len(used)), start)
-    os.lseek(own, start, os.SEEK_SET)
-    faulthandler.enable(own)
 
 
 def make_body(fds: list[int], setup: bytes) -> WorkerBody:

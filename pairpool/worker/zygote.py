@@ -34,7 +34,18 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from pairpool.linux import descriptors, forking, pidfds, process_tree, signals
-from pairpool.transport.channel import Channel, Header, Kind, Lost
+from pairpool.transport.channel import Channel, Lost
+from pairpool.transport.protocol import (
+    HelloPacket,
+    Packet,
+    ReapedPacket,
+    SparePacket,
+    SpareRequestPacket,
+    SpawnedPacket,
+    SpawnFailedPacket,
+    SpawnPacket,
+)
+from pairpool.transport.wire import ProtocolError
 
 __all__ = [
     "Body",
@@ -268,7 +279,7 @@ def serve(control: Channel, body: Body, master: int, names: bytes = b"") -> int:
     poller.register(control.fileno(), select.POLLIN)
     poller.register(master, select.POLLIN)
     try:
-        control.send(Header(Kind.HELLO), names)
+        control.send(HelloPacket(), names)
         is_untidy = False
         while True:
             events = poller.poll(0 if is_untidy else None)
@@ -278,14 +289,16 @@ def serve(control: Channel, body: Body, master: int, names: bytes = b"") -> int:
                 continue
             if master in [fd for fd, _events in events]:
                 break
-            header = control.receive()[0]
-            if header.kind == Kind.SPAWN:
-                _spawn_for(control, body, header.first, header.batch, workers)
-            elif header.kind == Kind.REAPED:
-                workers.pop(header.batch, None)
+            packet = control.receive()[0]
+            if isinstance(packet, SpawnPacket):
+                _spawn_for(control, body, packet, workers)
+            elif isinstance(packet, ReapedPacket):
+                workers.pop(packet.serial, None)
                 is_untidy = True
-            elif header.kind == Kind.SPARE:
+            elif isinstance(packet, SpareRequestPacket):
                 spares = {_spare_for(control, body, master, names)}
+            else:
+                raise ProtocolError(f"the master has sent {packet} to the zygote")
     except Lost:
         pass  # the master has closed the pool, or died: either way this is the end
     process_tree.kill_children(keep=set())
@@ -309,13 +322,13 @@ def _spare_for(control: Channel, body: Body, master: int, names: bytes) -> int:
         pid = _fork_with(child)
         pidfd = os.pidfd_open(pid)
         try:
-            control.send(Header(Kind.SPARE, items=pid), fds=(near.fileno(), pidfd))
+            control.send(SparePacket(pid), fds=(near.fileno(), pidfd))
         finally:
             os.close(pidfd)
     except OSError:
         if pid:
             _give_up(pid)
-        control.send(Header(Kind.SPARE))
+        control.send(SparePacket())
         pid = 0
     finally:
         near.close()
@@ -323,17 +336,18 @@ def _spare_for(control: Channel, body: Body, master: int, names: bytes) -> int:
     return pid
 
 
-def _spawn_for(control: Channel, body: Body, slot: int, serial: int, workers: dict[int, int]) -> None:
+def _spawn_for(control: Channel, body: Body, packet: SpawnPacket, workers: dict[int, int]) -> None:
+    slot, serial = packet.slot, packet.serial
     try:
         new = fork_worker(body, slot, serial, by_zygote=True)
     except OSError as error:
         number = error.errno or errno.EAGAIN
-        control.send(Header(Kind.SPAWN_FAILED, first=slot, items=number), (error.strerror or str(error)).encode())
+        control.send(SpawnFailedPacket(slot, number), (error.strerror or str(error)).encode())
         return
     workers[serial] = new.pid
     fds = (new.near.fileno(), new.far.fileno(), new.pidfd.fileno())
     try:
-        control.send(Header(Kind.SPAWNED, first=slot, batch=serial, items=new.pid), fds=fds)
+        control.send(SpawnedPacket(serial, slot, new.pid), fds=fds)
     finally:
         new.near.close()
         new.far.close()
@@ -353,7 +367,7 @@ class _ZygoteProcess:
         self.pid = pid
         self._spare: _ZygoteProcess | None = None
         self._is_spare_due = False
-        self._outbox: deque[Header] = deque()
+        self._outbox: deque[Packet] = deque()
         try:
             self.pidfd = descriptors.Descriptor(os.pidfd_open(pid) if pidfd < 0 else pidfd)
         except BaseException:
@@ -370,20 +384,20 @@ class _ZygoteProcess:
         return self.pidfd.fileno() < 0 or pidfds.has_ended(self.pidfd.fileno())
 
     def request(self, slot: int) -> None:
-        self._post(Header(Kind.SPAWN, first=slot, batch=next(_serials)))
+        self._post(SpawnPacket(next(_serials), slot))
 
     def reaped(self, serial: int) -> None:
         try:
-            self._post(Header(Kind.REAPED, batch=serial))
+            self._post(ReapedPacket(serial))
         except Lost:
             pass  # it died with its workers, and `receive` will say so
         except OSError:
             pass  # no memory for a packet: what the worker left is ended with the next one's
 
-    def _post(self, header: Header) -> None:
+    def _post(self, packet: Packet) -> None:
         """Send a packet, or keep it until there is room: it may be waiting for the master to read its answers."""
-        if self._outbox or not self._control.send(header, wait=False):
-            self._outbox.append(header)
+        if self._outbox or not self._control.send(packet, wait=False):
+            self._outbox.append(packet)
 
     def flush(self) -> bool:
         try:
@@ -400,7 +414,7 @@ class _ZygoteProcess:
             self._spare = None
         if self._spare is None and not self._is_spare_due and self.was_ready:
             try:
-                self._post(Header(Kind.SPARE))
+                self._post(SpareRequestPacket())
             except (Lost, OSError):
                 return  # it is gone, and so `receive` will say; or there is no memory now, and a later call will do
             self._is_spare_due = True
@@ -418,23 +432,25 @@ class _ZygoteProcess:
             self.flush()
         while True:
             try:
-                header, payload, fds = self._control.receive(wait=False)
+                packet, payload, fds = self._control.receive(wait=False)
             except BlockingIOError:
                 return None
-            if header.kind == Kind.SPAWNED:
+            if isinstance(packet, SpawnedPacket):
                 near, far = Channel.from_fd(fds[0]), Channel.from_fd(fds[1])
-                return Spawned(header.first, header.batch, header.items, near, far, descriptors.Descriptor(fds[2]))
-            if header.kind == Kind.SPAWN_FAILED:
-                return SpawnFailed(header.first, OSError(header.items, bytes(payload).decode()))
-            if header.kind == Kind.SPARE:
+                return Spawned(packet.slot, packet.serial, packet.pid, near, far, descriptors.Descriptor(fds[2]))
+            if isinstance(packet, SpawnFailedPacket):
+                return SpawnFailed(packet.slot, OSError(packet.errno, bytes(payload).decode()))
+            if isinstance(packet, SparePacket):
                 self._is_spare_due = False
                 if fds:
-                    self._spare = _ZygoteProcess(Channel.from_fd(fds[0]), header.items, fds[1])
+                    self._spare = _ZygoteProcess(Channel.from_fd(fds[0]), packet.pid, fds[1])
                     self._spare.main_names = self.main_names
-                continue
-            self.was_ready = True
-            if self.is_fresh:
-                self.main_names = frozenset(bytes(payload).decode().split())
+            elif isinstance(packet, HelloPacket):
+                self.was_ready = True
+                if self.is_fresh:
+                    self.main_names = frozenset(bytes(payload).decode().split())
+            else:
+                raise ProtocolError(f"the zygote has sent {packet}")
 
     def wait(self, timeout: float | None) -> None:
         poller = select.poll()

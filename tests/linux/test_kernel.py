@@ -21,13 +21,14 @@ import pytest
 
 from pairpool.errors import PoolInherited
 from pairpool.linux import cgroup, descriptors, forking, pidfds, process_tree, requirements
-from pairpool.transport.channel import Channel, Header, Kind, Lost
+from pairpool.transport.channel import Channel, Lost
+from pairpool.transport.protocol import TextPacket
 from pairpool.worker.zygote import Body
 from tests.support.children import forked, in_child, sigchld_ignored, wait_for_end
 from tests.support.kernel import KERNEL_TELLS_STATUS
 from tests.support.scripts import ROOT
 
-GO = Header(Kind.TEXT)
+GO = TextPacket()
 
 tells_status = pytest.mark.skipif(
     not KERNEL_TELLS_STATUS,
@@ -162,7 +163,7 @@ def test_a_process_dies_with_its_parent() -> None:
     def child_of(parent: int) -> Body:
         def child(_channel: Channel, _slot: int, _serial: int) -> int:
             process_tree.die_with_parent(parent)
-            telling.send(Header(Kind.TEXT, items=os.getpid()))
+            telling.send(TextPacket(os.getpid()))
             signal.pause()
             return 0
 
@@ -180,7 +181,9 @@ def test_a_process_dies_with_its_parent() -> None:
     try:
         with forked(parent) as middle:
             telling.close()
-            pidfd = os.pidfd_open(told.receive()[0].items)
+            packet = told.receive()[0]
+            assert isinstance(packet, TextPacket)
+            pidfd = os.pidfd_open(packet.number)
             try:
                 assert not pidfds.wait_ended(pidfd, 0.0)
                 middle.near.send(GO)

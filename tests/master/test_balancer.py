@@ -23,8 +23,8 @@ from typing import Any
 import pytest
 
 from pairpool import Pool, WorkerDied
-from pairpool.transport.channel import Header
-from pairpool.worker.worker import HURRY, Flag, Worker
+from pairpool.transport.protocol import REPORT_SIGNAL
+from pairpool.worker.worker import Worker
 from tests.support import tasks
 from tests.support.gates import Gate, Reports
 from tests.support.pools import MakePool
@@ -409,7 +409,7 @@ class Insistent:
         self.number = number
 
     def __reduce__(self) -> Any:
-        signal.raise_signal(HURRY)
+        signal.raise_signal(REPORT_SIGNAL)
         return Insistent, (self.number,)
 
     def __eq__(self, other: object) -> bool:
@@ -419,7 +419,7 @@ class Insistent:
 def be_asked(x: int) -> Insistent:
     """Every fourth item lets the report of those before it be asked for, as the master does with SIGURG."""
     if x % 4 == 3:
-        signal.raise_signal(HURRY)
+        signal.raise_signal(REPORT_SIGNAL)
     if x % 8 == 1:
         raise Odd(x)
     return Insistent(x)
@@ -441,9 +441,9 @@ def raise_after_reports() -> None:
     """Have an exception strike a worker just after each report in the midst of a batch, as a task's own alarm may."""
     send = Worker._send
 
-    def _send(self: Worker, reply: Header, *rest: Any) -> None:
+    def _send(self: Worker, reply: Any, *rest: Any) -> None:
         send(self, reply, *rest)
-        if reply.flags & Flag.PARTIAL:
+        if reply.is_partial:
             raise Alarm
 
     Worker._send = _send  # type: ignore[assignment,method-assign]
@@ -451,7 +451,7 @@ def raise_after_reports() -> None:
 
 def be_asked_or_alarmed(x: int) -> int:
     if x % 4 == 3:
-        signal.raise_signal(HURRY)
+        signal.raise_signal(REPORT_SIGNAL)
     return x
 
 

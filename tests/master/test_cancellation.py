@@ -8,7 +8,7 @@ from typing import Any
 from pairpool.master.cancellation import Cancellation
 from pairpool.master.jobs.base import Batch, Calls
 from pairpool.master.jobs.call_options import CallOptions
-from pairpool.worker.worker import Mode
+from pairpool.transport.protocol import Mode
 
 
 class Target:

@@ -23,9 +23,9 @@ import pytest
 from pairpool import InitializerFailed, OutputLine, Pool, TaskTimeout, WorkerDied
 from pairpool.master import output
 from pairpool.output_lines import LONGEST
-from pairpool.transport.capture import STDOUT, CaptureFd
-from pairpool.transport.channel import Header, Kind
+from pairpool.transport.capture import STDOUT
 from pairpool.transport.log_records import pack
+from pairpool.transport.protocol import CapturePacket, Packet
 from tests.support import output_tasks, tasks
 from tests.support.gates import Gate, Reports
 from tests.support.pools import MakePool
@@ -483,24 +483,21 @@ def test_no_batch_overtakes_an_outlet(
     said = [pool.apply_async(output_tasks.write_every_way, (number,)) for number in range(3)]
     member = pool._master.crew.members[0]
 
-    def take_back() -> tuple[Header, list[int]]:
-        header, _payload, fds = member.far.receive(wait=False)
-        return header, fds
+    def take_back() -> tuple[Packet, list[int]]:
+        packet, _payload, fds = member.far.receive(wait=False)
+        return packet, fds
 
     def send_again() -> bool:
-        header, fds = taken
-        resend: list[tuple[Header, CaptureFd | None]] = []
-        member._unsend(header, memoryview(b""), None if lost else fds, [], resend)
-        for again, outlet in resend:
-            assert (outlet is None) is lost
-            if outlet is None:
-                member.post(again)
-            else:
-                member.pass_on(again, outlet)
+        packet, fds = taken
+        resend: list[Any] = []
+        member._undo_sending(packet, memoryview(b""), None if lost else fds, [], resend)
+        for outgoing in resend:
+            assert (not outgoing.fds) is lost
+            member._send_or_keep(outgoing)
         return True
 
     taken = pool._master.inquire(take_back)
-    assert (taken[0].kind, taken[0].first) == (Kind.CAPTURE, STDOUT)
+    assert taken[0] == CapturePacket(STDOUT)
     gate.let()
     hold.get(PATIENCE)
     while select.select([member.far], [], [], 0)[0]:

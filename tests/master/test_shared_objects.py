@@ -20,7 +20,7 @@ import pytest
 
 from pairpool import Pool
 from pairpool.linux.memory import memory_usage_of
-from pairpool.transport.channel import Kind
+from pairpool.transport.protocol import SharePacket
 from tests.support import shared_tasks, tasks
 from tests.support.gates import Gate, Reports
 from tests.support.pools import MakePool, mp_pool, pids_of
@@ -587,7 +587,7 @@ def test_a_worker_that_lacks_the_segment_of_an_argument(
     items = [(reports.path, gate.path, None if x == 0 else shared, x) for x in range(4)]
     results = pool.imap(partial(shared_tasks.star, shared_tasks.tell_and_total), items, 1)
     reports.next()
-    assert recall_one_packet(pool) == Kind.SHARE
+    assert isinstance(recall_one_packet(pool), SharePacket)
     gate.let()
     assert list(results) == [0.0, *[array.sum()] * 3]
 
@@ -600,7 +600,7 @@ def test_a_worker_that_lacks_the_segment_of_a_function(
     first = pool.imap(partial(tasks.tell_and_hold, reports.path, gate.path), [1], 1)
     reports.next()
     second = pool.imap(partial(shared_tasks.total, shared), range(3), 1)
-    assert recall_one_packet(pool) == Kind.SHARE
+    assert isinstance(recall_one_packet(pool), SharePacket)
     gate.let()
     assert list(first) == [1]
     assert list(second) == [array.sum()] * 3

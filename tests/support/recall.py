@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pairpool import Pool
+from pairpool.transport.protocol import Packet
 
 __all__ = ["recall_one_packet"]
 
 
-def recall_one_packet(pool: Pool) -> int:
-    """Recall only the next packet, as a master does if the worker reads the others first. Return the packet's kind."""
+def recall_one_packet(pool: Pool) -> Packet:
+    """Recall only the next packet, as a master does if the worker reads the others first. Return the packet."""
     (member,) = pool._master.crew.members.values()
-    header, payload, fds = member.far.receive(wait=False)
-    member._unsend(header, payload, fds, [], [])
-    return header.kind
+    packet, payload, fds = member.far.receive(wait=False)
+    member._undo_sending(packet, payload, fds, [], [])
+    return packet

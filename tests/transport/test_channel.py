@@ -17,10 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pairpool.transport import channel as channel_module
-from pairpool.transport.channel import HEADER, INLINE_LIMIT, Buffer, Channel, Header, Kind, Lost
+from pairpool.transport.channel import Channel, Lost
+from pairpool.transport.protocol import Packet, TextPacket, encode
+from pairpool.transport.wire import HEADER_SIZE, INLINE_LIMIT, MAX_DESCRIPTORS, Buffer
 from tests.support.children import forked
 
-TEXT = Header(Kind.TEXT)
+TEXT = TextPacket()
 
 Pair = tuple[Channel, Channel]
 
@@ -33,8 +35,13 @@ def pair() -> Iterator[Pair]:
     far.close()
 
 
-def numbered(number: int) -> Header:
-    return Header(Kind.TEXT, batch=number)
+def numbered(number: int) -> TextPacket:
+    return TextPacket(number)
+
+
+def number_of(packet: Packet) -> int:
+    assert isinstance(packet, TextPacket)
+    return packet.number
 
 
 def take_all(channel: Channel) -> list[int]:
@@ -42,7 +49,7 @@ def take_all(channel: Channel) -> list[int]:
     found = []
     while True:
         try:
-            found.append(channel.receive(wait=False)[0].batch)
+            found.append(number_of(channel.receive(wait=False)[0]))
         except BlockingIOError:
             return found
 
@@ -65,25 +72,15 @@ def test_packets_keep_their_boundaries_and_their_order(payloads: list[bytes]) ->
         for payload in payloads:
             assert near.send(TEXT, payload)
         for payload in payloads:
-            header, received, fds = far.receive()
+            packet, received, fds = far.receive()
             assert bytes(received) == payload
-            assert header == TEXT._replace(size=len(payload))
+            assert packet == TEXT
             assert fds == []
         with pytest.raises(BlockingIOError):
             far.receive(wait=False)
     finally:
         near.close()
         far.close()
-
-
-def test_every_field_of_a_header_arrives(pair: Pair) -> None:
-    near, far = pair
-    sizes = (8, 8, 8, 8, 32, 64, 64, 32, 32, 32, 64, 32, 32, 64)
-    header = Header(*((1 << bits) - 1 - place for place, bits in enumerate(sizes)))
-    assert near.send_reference(header, b"elsewhere")
-    received, payload, _fds = far.receive()
-    assert received == header
-    assert bytes(payload) == b"elsewhere"
 
 
 def test_both_directions_are_apart(pair: Pair) -> None:
@@ -103,10 +100,10 @@ def test_the_largest_inline_payload_fits(pair: Pair) -> None:
 
 def test_pieces_make_one_packet(pair: Pair) -> None:
     near, far = pair
-    pieces: list[Buffer] = [HEADER.pack(*TEXT._replace(size=6)), b"ab", bytearray(b"cd"), memoryview(b"ef")]
+    pieces: list[Buffer] = [encode(numbered(6)), b"ab", bytearray(b"cd"), memoryview(b"ef")]
     assert near.send_packet(pieces)
-    header, payload, _fds = far.receive()
-    assert (header.size, bytes(payload)) == (6, b"abcdef")
+    packet, payload, _fds = far.receive()
+    assert (packet, bytes(payload)) == (numbered(6), b"abcdef")
 
 
 @pytest.mark.parametrize("wait", [True, False])
@@ -114,10 +111,10 @@ def test_a_packet_above_the_kernels_limit_is_refused(pair: Pair, wait: bool) -> 
     near, far = pair
     limit = near.sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) - 32
     with pytest.raises(OSError, match="too long") as caught:
-        near.send(TEXT, bytes(limit - HEADER.size + 1), wait=wait)
+        near.send(TEXT, bytes(limit - HEADER_SIZE + 1), wait=wait)
     assert caught.value.errno == errno.EMSGSIZE
-    assert near.send(TEXT, bytes(limit - HEADER.size), wait=wait)
-    assert far.receive()[0].size == limit - HEADER.size
+    assert near.send(TEXT, bytes(limit - HEADER_SIZE), wait=wait)
+    assert len(far.receive()[1]) == limit - HEADER_SIZE
 
 
 # --- the end ------------------------------------------------------------------------------------------
@@ -129,7 +126,7 @@ def test_eof_is_lost_once_all_has_been_read(pair: Pair, wait: bool) -> None:
     near.send(numbered(1))
     near.send(numbered(2))
     near.close()
-    assert [far.receive(wait=wait)[0].batch for _ in range(2)] == [1, 2]
+    assert [number_of(far.receive(wait=wait)[0]) for _ in range(2)] == [1, 2]
     for _ in range(2):
         with pytest.raises(Lost):
             far.receive(wait=wait)
@@ -152,7 +149,7 @@ def test_what_was_sent_before_the_end_arrives_though_something_was_left_unread(p
     near.send(TEXT, b"not read by the other side")
     far.send(numbered(7))
     far.close()
-    assert near.receive()[0].batch == 7
+    assert number_of(near.receive()[0]) == 7
     with pytest.raises(Lost):
         near.receive()
 
@@ -160,7 +157,7 @@ def test_what_was_sent_before_the_end_arrives_though_something_was_left_unread(p
 def test_a_dead_process_shows_no_eof_while_a_second_handle_is_open() -> None:
     with forked(lambda channel, _slot, _serial: int(not channel.send(numbered(5)))) as child:
         assert select.select([child.pidfd], [], [], 20.0)[0], "the child did not end"
-        assert child.near.receive()[0].batch == 5
+        assert number_of(child.near.receive()[0]) == 5
         with pytest.raises(BlockingIOError):
             child.near.receive(wait=False)
         child.far.close()
@@ -173,19 +170,19 @@ def test_a_dead_process_shows_no_eof_while_a_second_handle_is_open() -> None:
 
 def test_a_packet_that_is_cut_off_raises(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     near, far = pair
-    monkeypatch.setattr(channel_module, "PACKET_LIMIT", HEADER.size + 100)
+    monkeypatch.setattr(channel_module, "PACKET_LIMIT", HEADER_SIZE + 100)
     near.send(TEXT, bytes(100))
     near.send(TEXT, bytes(101), [near.fileno()])  # the descriptor arrives, and must be closed
     near.send(numbered(3))
     assert len(far.receive()[1]) == 100
     with pytest.raises(OSError, match="a packet did not fit"):
         far.receive()
-    assert far.receive()[0].batch == 3
+    assert number_of(far.receive()[0]) == 3
 
 
 def test_a_packet_takes_so_many_descriptors_and_no_more(pair: Pair) -> None:
     near, far = pair
-    most = channel_module.MAX_DESCRIPTORS
+    most = MAX_DESCRIPTORS
     with ExitStack() as opened:
         near.send(TEXT, b"", [near.fileno()] * most)
         fds = far.receive()[2]
@@ -213,7 +210,7 @@ def test_descriptors_that_do_not_fit_the_process_raise(pair: Pair, room: int) ->
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert caught.value.errno == errno.EMFILE
-    assert far.receive()[0].batch == 3
+    assert number_of(far.receive()[0]) == 3
 
 
 # --- descriptors --------------------------------------------------------------------------------------
@@ -225,7 +222,7 @@ def test_descriptors_pass_in_order_and_close_on_exec(pair: Pair) -> None:
     try:
         os.set_inheritable(reading, True)
         near.send(TEXT, b"both ends", [reading, writing])
-        _header, payload, fds = far.receive()
+        _packet, payload, fds = far.receive()
     finally:
         os.close(reading)
         os.close(writing)
@@ -297,11 +294,11 @@ def test_unread_packets_can_be_taken_back(pair: Pair) -> None:
     try:
         for number in range(10):
             near.send(numbered(number))
-        assert [far.receive()[0].batch for _ in range(3)] == [0, 1, 2]
+        assert [number_of(far.receive()[0]) for _ in range(3)] == [0, 1, 2]
         assert take_all(second) == [3, 4, 5, 6, 7, 8, 9]
         assert take_all(far) == []
         near.send(numbered(10))
-        assert far.receive()[0].batch == 10
+        assert number_of(far.receive()[0]) == 10
     finally:
         second.close()
 
@@ -332,7 +329,7 @@ def test_each_packet_reaches_exactly_one_of_two_processes() -> None:
         taken = array.array("i")
         while True:
             try:
-                taken.append(channel.receive()[0].batch)
+                taken.append(number_of(channel.receive()[0]))
             except Lost:
                 reports.send(TEXT, taken.tobytes())
                 return 0

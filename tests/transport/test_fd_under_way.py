@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pairpool import Fd, Pool
-from pairpool.transport.channel import HEADER, Kind
+from pairpool.transport.protocol import DescriptorsPacket, DiscardDescriptorsPacket
 from tests.support import descriptor_tasks as work
 from tests.support.gates import Gate, Reports
 from tests.support.recall import recall_one_packet
@@ -35,7 +35,7 @@ def test_a_worker_that_lacks_descriptors_of_an_argument(pool: Pool, reports: Rep
     held = pool.imap(functools.partial(work.hold, reports.path, gate.path), [1])
     reports.next()
     results = pool.imap(work.count_distinct, [[Fd(null) for _ in range(count)]])
-    assert recall_one_packet(pool) == Kind.RIGHTS
+    assert isinstance(recall_one_packet(pool), DescriptorsPacket)
     gate.let()
     assert list(held) == [1]
     assert list(results) == [count]
@@ -53,13 +53,14 @@ def test_descriptors_that_came_ahead_of_what_was_taken_back(pool: Pool, reports:
     reports.next()
     results = pool.imap(work.count_distinct, [[Fd(null) for _ in range(600)]])
     (member,) = pool._master.crew.members.values()
-    header, _payload, fds = member.far.receive(wait=False)
-    assert (header.kind, header.items) == (Kind.RIGHTS, 252)
+    packet, _payload, fds = member.far.receive(wait=False)
+    assert isinstance(packet, DescriptorsPacket)
+    assert packet.fd_count == 252
     assert results.cancel()
-    assert member.channel.send_packet([HEADER.pack(*header)], fds)  # as if the worker had read it before
+    assert member.channel.send(packet, fds=fds)  # as if the worker had read it before
     for fd in fds:
         os.close(fd)
-    member.post(header._replace(items=0))
+    member.post(DiscardDescriptorsPacket(packet.function, packet.batch))
     gate.let()
     assert list(held) == [1]
     assert pool.apply(work.open_here) == before
@@ -72,7 +73,7 @@ def test_a_worker_that_lacks_descriptors_of_a_function(pool: Pool, reports: Repo
     held = pool.imap(functools.partial(work.hold, reports.path, gate.path), [1])
     reports.next()
     results = pool.imap(functools.partial(_count_both, [Fd(null) for _ in range(300)]), range(3))
-    assert recall_one_packet(pool) == Kind.RIGHTS
+    assert isinstance(recall_one_packet(pool), DescriptorsPacket)
     gate.let()
     assert list(held) == [1]
     assert list(results) == [300, 301, 302]

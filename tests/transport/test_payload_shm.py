@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pairpool.transport import payload_shm as lanes_module
-from pairpool.transport.channel import Buffer
 from pairpool.transport.payload_shm import RECLAIM_AT, PayloadBuffer, PayloadBuffers, PayloadReader, WarmMemory
+from pairpool.transport.wire import Buffer
 
 SMALLEST = 1 << 12
 HUGE_FROM = 1 << 14

@@ -29,16 +29,17 @@ from hypothesis import strategies as st
 
 from pairpool.errors import LargeCaptureWarning
 from pairpool.master.functions import Functions
-from pairpool.transport.channel import Channel, Header, Kind
+from pairpool.transport.channel import Channel
 from pairpool.transport.inherited_names import InheritedNames
 from pairpool.transport.payload import BULK, EACH, Encoded, each_item, load_item
 from pairpool.transport.payload import load_all as load_bulk
 from pairpool.transport.payload_shm import PayloadBuffers, PayloadReader
 from pairpool.transport.picklers import OUT_OF_BAND_FROM
+from pairpool.transport.protocol import TextPacket
 from pairpool.transport.serializer import Serializer
 from tests.support.children import forked
 
-TEXT = Header(Kind.TEXT)
+TEXT = TextPacket()
 
 MEBIBYTE = 1 << 20
 
@@ -159,8 +160,9 @@ def in_main(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 def serve(channel: Channel, _slot: int, _serial: int) -> int:
     """A worker in little: load what comes, a function or items and call each; send what they return."""
     while True:
-        header, payload, _fds = channel.receive()
-        if header.format == BULK:
+        packet, payload, _fds = channel.receive()
+        assert isinstance(packet, TextPacket)
+        if packet.number == BULK:
             things: list[Any] = list(pickle.loads(payload))
         else:
             things = [load_item(data, buffers) for data, buffers, _place in each_item(payload)]
@@ -174,7 +176,7 @@ class Twin:
         self._channel = channel
 
     def call(self, encoded: Encoded) -> Any:
-        self._channel.send(TEXT._replace(format=encoded.format), payload_of(encoded))
+        self._channel.send(TextPacket(encoded.format), payload_of(encoded))
         return pickle.loads(self._channel.receive()[1])
 
 

@@ -220,7 +220,7 @@ def refuse_a_report() -> None:
 
     def send_or_fail(self: Any, reply: Any, *rest: Any) -> None:
         nonlocal is_refused
-        if reply.flags & worker.Flag.PARTIAL and not is_refused:
+        if reply.is_partial and not is_refused:
             is_refused = True
             raise OSError("no descriptors can be sent now")
         send(self, reply, *rest)

@@ -19,14 +19,15 @@ import pytest
 
 from pairpool import Pool
 from pairpool.linux import descriptors, forking, pidfds, process_tree
-from pairpool.transport.channel import Channel, Header, Kind, Lost
+from pairpool.transport.channel import Channel, Lost
+from pairpool.transport.protocol import TextPacket
 from pairpool.worker import zygote
 from pairpool.worker.zygote import Body, DirectZygote, ForkedZygote, FreshZygote, Spawned, SpawnFailed, Zygote
 from tests.support.children import in_child, wait_for_end
 from tests.support.scripts import ROOT, environment
 from tests.support.waiting import PATIENCE
 
-TEXT = Header(Kind.TEXT)
+TEXT = TextPacket()
 
 Make = Callable[[Body], Zygote]
 

@@ -12,7 +12,7 @@ from pairpool.master.jobs.call_options import DEFAULTS, CallOptions
 from pairpool.master.jobs.stream import StreamJob
 from pairpool.master.metrics import Metrics
 from pairpool.transport.failures import error_for_each
-from pairpool.worker.worker import Mode
+from pairpool.transport.protocol import Mode
 
 __all__ = ["JobQueue"]
 
