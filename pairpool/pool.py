@@ -598,7 +598,7 @@ class Pool:
         )
         try:
             self._master.submit_job(job)
-            self._master.loop.poke()
+            self._master.loop.run_once()
             if options.task_timeout is not None or is_ahead:
                 self._master.drive_in_background()  # limits hold, too, while the reader is busy
         except BaseException as error:

@@ -1,20 +1,26 @@
-"""Signals while the main thread drives a pool: handlers in Python run when a turn is over, and not in the midst of one.
+"""Defer the handlers of signals while the main thread drives a pool: they run between two turns, never inside one.
 
-Python runs a handler between any two steps of the main thread, and many handlers raise: KeyboardInterrupt, a time
-limit by SIGALRM, `sys.exit` by SIGTERM. In a turn of the loop that may be between taking a result and handing it over,
-and somebody else's call would pay for it. So whoever drives holds handlers back: that there was a signal is noted,
-whoever waits is woken, and the handler is called then. The caller's own code, which a turn runs (an iterator that reads
-from a terminal, say), is struck at once, and so is everything if the signal comes again a while later: a turn may last,
-as when a large argument is pickled.
+Python runs a handler between any two steps of the main thread, and many handlers raise: KeyboardInterrupt, a time limit
+by SIGALRM, `sys.exit` by SIGTERM. In a turn of the loop that can be between receiving a result and delivering it, and
+then another caller's result would be lost. So the thread that drives defers the handlers:
 
-Only handlers that are functions of Python are replaced, and only while the main thread drives. What C has put in front
-of one, as `faulthandler.register(..., chain=True)` does, stays, and so does that handler. Those that profilers use
-(SIGPROF, SIGVTALRM) are called as ever.
+1. `start_deferring` replaces the handlers that are Python functions with `_on_signal`.
+2. A signal comes: `_on_signal` records the handler in the guard, and wakes the thread if it waits.
+3. The turn ends, the guard is released, and the recorded handlers are called. They may raise.
+
+Exceptions to this rule:
+
+- A turn runs code of the caller, such as an iterator that reads from a terminal. There, handlers run at once
+  (`allow_signals`).
+- A turn can last, as when a large argument is pickled. If the same signal comes again after `FORCED_AFTER_S`, its
+  handler runs at once.
+- Handlers that C code has installed in front of Python's, such as `faulthandler.register(..., chain=True)`, stay in
+  place. So do those of SIGPROF and SIGVTALRM, which profilers use.
 """
 
 from __future__ import annotations
 
-import _signal  # type: ignore[import-not-found]  # what is beneath `signal`, whose enums take 12 µs of each wait
+import _signal  # type: ignore[import-not-found]  # below `signal`, whose enums take 12 µs of each wait
 import ctypes
 import os
 import sys
@@ -26,88 +32,129 @@ from typing import Any
 
 Handler = Callable[[int, Any], object]
 
-__all__ = ["Guard", "defer_signals", "allow_signals", "hold", "is_from_handler", "is_in_force", "is_own"]
+__all__ = ["Guard", "allow_signals", "defer_signals", "is_from_handler", "is_in_force", "is_own", "start_deferring"]
 
-IMPATIENT = 0.2
-"""Seconds after which a signal that comes again is not held back any more."""
+FORCED_AFTER_S = 0.2
+"""Seconds after which a signal that comes again is not deferred any more."""
 
 _NUMBERS = tuple(map(int, (SIGINT, SIGTERM, SIGALRM, SIGHUP, SIGUSR1, SIGUSR2, SIGQUIT)))
 
 _SIGACTION_BYTES = 512
-"""More than any platform's `struct sigaction`, which begins with the handler's address."""
+"""More than `struct sigaction` has on any platform. It begins with the handler's address."""
 
 
 class Guard:
-    """Handlers are held back as long as this is in force.
+    """Handlers are deferred as long as this is in force.
 
     Args:
         wake: called as soon as there is a signal.
+        outer: the guard that was in force before.
 
     Attributes:
-        pending: handlers that are to be called, by signal number, each with the second when it was held back.
-        passages: how many of the caller's functions run now, which may be interrupted.
-        raised: what a handler has raised in one of them, or in the midst of a turn after all.
+        pending: handlers to be called, by signal number, each with the second when it was deferred.
+        allowed: how many of the caller's functions run now, in which handlers run at once.
+        raised: what a handler raised in one of them, or in the middle of a turn after all.
     """
 
     def __init__(self, wake: Callable[[], object], outer: Guard | None) -> None:
         self.wake = wake
         self.pending: dict[int, tuple[Handler, float]] = {}
-        self.passages = 0
+        self.allowed = 0
         self.raised: BaseException | None = None
         self._outer = outer
 
+    def withdraw(self) -> None:
+        """Let the outer guard be in force again, without calling anything."""
+        global _guard
+        _guard = self._outer
+
     def release(self) -> None:
-        """Have handlers be called at once again; calls those that were held back, which may raise."""
+        """Stop deferring, and call the deferred handlers, which may raise."""
         try:
             self._end()
-        except BaseException:  # of a handler that was held back, or of one that struck meanwhile
+        except BaseException:  # from a deferred handler, or from one that ran meanwhile
             self._end()
             raise
 
     def _end(self) -> None:
         global _guard
         if self._outer is None:
-            _give_back()
+            _restore_handlers()
         if _guard is self:
             _guard = self._outer
-        self.raised = None  # whose traceback leads back here
+        self.raised = None  # its traceback leads back here
         self.call_pending()
 
     def hand_over(self) -> None:
-        """As `release`, but within another guard that is in force the handlers are left to that one."""
+        """Do as `release` does; but if another guard is in force outside of this one, leave the handlers to it."""
         global _guard
         outer = self._outer
-        if outer is None or outer.passages:
+        if outer is None or outer.allowed:
             self.release()
             return
         if _guard is self:
             _guard = outer
         self.raised = None
-        for number, held_back in self.pending.items():
-            outer.pending.setdefault(number, held_back)
+        for number, deferred in self.pending.items():
+            outer.pending.setdefault(number, deferred)
         if self.pending:
             outer.wake()
 
     def call_pending(self) -> None:
-        """Call the handlers that were held back."""
+        """Call the deferred handlers."""
         while self.pending:
             number, (handler, _since) = self.pending.popitem()
             handler(number, sys._getframe())
 
+    def on_signal(self, number: int, frame: Any) -> None:
+        """Defer the handler of a signal, or call it at once if the caller's code runs or if the signal is repeated."""
+        if self.allowed:
+            self.pending.pop(number, None)
+            self._call(_replaced[number], number, frame)
+            return
+        now = time.monotonic()
+        handler, since = self.pending.setdefault(number, (_replaced[number], now))
+        if now - since >= FORCED_AFTER_S:
+            del self.pending[number]
+            self._call(handler, number, frame)
+        self.wake()
+
+    def _call(self, handler: Handler, number: int, frame: Any) -> None:
+        try:
+            handler(number, frame)
+        except BaseException as error:
+            self.raised = error
+            raise
+
+    def enter_allowed(self) -> None:
+        """Call handlers at once from now on, first those that were deferred."""
+        if self.pending:
+            try:
+                self.call_pending()
+            except BaseException as error:
+                self.raised = error
+                raise
+        self.allowed += 1
+
+    def leave_allowed(self) -> None:
+        """Undo `enter_allowed`."""
+        self.allowed -= 1
+
 
 _guard: Guard | None = None
-_held: dict[int, Handler] = {}
-"""What is called for a signal when no guard is in force; what was, where that has ended."""
+
+_replaced: dict[int, Handler] = {}
+"""The handler of each signal that `_on_signal` stands for, or stood for last."""
 
 
-def _give_back() -> None:
-    for number, handler in list(_held.items()):
-        if _signal.getsignal(number) is _strike:
+def _restore_handlers() -> None:
+    for number, handler in list(_replaced.items()):
+        if _signal.getsignal(number) is _on_signal:
             _signal.signal(number, handler)
 
 
-def hold(wake: Callable[[], object]) -> Guard | None:
-    """Hold handlers back; None if this thread runs none."""
+def start_deferring(wake: Callable[[], object]) -> Guard | None:
+    """Defer handlers until the guard that this returns is released. None if this thread runs no handlers."""
     global _guard
     if threading.get_ident() != threading.main_thread().ident:
         return None
@@ -116,14 +163,14 @@ def hold(wake: Callable[[], object]) -> Guard | None:
         _guard = guard
         for number in _NUMBERS:
             handler = _signal.getsignal(number)
-            if handler is _strike or not callable(handler):
+            if handler is _on_signal or not callable(handler):
                 continue
             if handler is not default_int_handler and not _is_called_by_python(number):
                 continue
-            _held[number] = handler
-            _signal.signal(number, _strike)
+            _replaced[number] = handler
+            _signal.signal(number, _on_signal)
     except ValueError:  # not the main interpreter
-        _guard = guard._outer
+        guard.withdraw()
         return None
     except BaseException:
         guard.release()
@@ -131,45 +178,33 @@ def hold(wake: Callable[[], object]) -> Guard | None:
     return guard
 
 
-def _strike(number: int, frame: Any) -> None:
+def _on_signal(number: int, frame: Any) -> None:
     guard = _guard
     if guard is None:  # it is being released
-        _held[number](number, frame)
-    elif guard.passages:
-        guard.pending.pop(number, None)
-        try:
-            _held[number](number, frame)
-        except BaseException as error:
-            guard.raised = error
-            raise
+        _replaced[number](number, frame)
     else:
-        now = time.monotonic()
-        handler, since = guard.pending.setdefault(number, (_held[number], now))
-        if now - since >= IMPATIENT:
-            del guard.pending[number]
-            try:
-                handler(number, frame)
-            except BaseException as error:
-                guard.raised = error
-                raise
-        guard.wake()
+        guard.on_signal(number, frame)
 
 
 def is_in_force() -> bool:
-    """Whether handlers are held back now."""
+    """Return whether handlers are deferred now."""
     return _guard is not None
 
 
+def _guard_of_this_thread() -> Guard | None:
+    return _guard if threading.get_ident() == threading.main_thread().ident else None
+
+
 def is_from_handler(error: BaseException) -> bool:
-    """Whether a signal's handler raised this in the caller's code: then it is not that code's own."""
-    guard = _guard if threading.get_ident() == threading.main_thread().ident else None
+    """Return whether the handler of a signal raised this inside the caller's code, and not that code itself."""
+    guard = _guard_of_this_thread()
     return guard is not None and guard.raised is error
 
 
 def is_own(error: BaseException) -> bool:
-    """Whether code of a user's raised this itself in the midst of a turn, and no handler did.
+    """Return whether the user's code raised this itself in the middle of a turn, and no handler did.
 
-    Without a guard, as in asyncio's loop, anything but an `Exception` may come from a handler.
+    Without a guard, as in asyncio's event loop, anything but an `Exception` may come from a handler.
     """
     if threading.get_ident() != threading.main_thread().ident:
         return True
@@ -177,63 +212,56 @@ def is_own(error: BaseException) -> bool:
     return isinstance(error, Exception) if guard is None else guard.raised is not error
 
 
-class defer_signals:
-    """A `with` block in which handlers are held back; at the end of the outermost they are called, which may raise."""
+class defer_signals:  # used like a function
+    """A `with` block in which handlers are deferred. They run at the end of the outermost block, and may raise."""
 
     def __enter__(self) -> None:
-        self._guard = hold(_nobody)
+        self._guard = start_deferring(_wake_nobody)
 
     def __exit__(self, *_: object) -> None:
         if self._guard is not None:
             self._guard.hand_over()
 
 
-def _nobody() -> None:
-    """Nobody waits who would have to be woken."""
+def _wake_nobody() -> None:
+    """Do nothing, because no thread waits."""
 
 
-class allow_signals:
-    """A `with` block of the caller's code, or of a wait that may be left: a handler is called in it at once."""
+class allow_signals:  # used like a function
+    """A `with` block for code of the caller, or for a wait that may be interrupted: handlers run in it at once."""
 
     def __enter__(self) -> None:
-        guard = self._guard = _guard if threading.get_ident() == threading.main_thread().ident else None
-        if guard is None:
-            return
-        if guard.pending:
-            try:
-                guard.call_pending()
-            except BaseException as error:
-                guard.raised = error
-                raise
-        guard.passages += 1
+        guard = self._guard = _guard_of_this_thread()
+        if guard is not None:
+            guard.enter_allowed()
 
     def __exit__(self, *_: object) -> None:
         if self._guard is not None:
-            self._guard.passages -= 1
+            self._guard.leave_allowed()
 
 
-# --- who calls a handler ------------------------------------------------------------------------------
+# --- which code calls a handler -----------------------------------------------------------------------
 
-_sigaction = ctypes.PyDLL(None).sigaction  # which keeps the GIL, and so the core
-_sigaction.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
+_SIGACTION = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+_sigaction = _SIGACTION(("sigaction", ctypes.PyDLL(None)))  # PYFUNCTYPE keeps the GIL, and so the core
 _action = ctypes.create_string_buffer(_SIGACTION_BYTES)
 _address = ctypes.c_void_p.from_buffer(_action)
-_pythons: set[int | None] = set()
+_addresses_of_python: set[int | None] = set()
 
 
 def _is_called_by_python(number: int) -> bool:
-    """Whether the kernel calls Python's own handler in C for this signal: `signal.signal` would end any other."""
-    if not _pythons:
-        _pythons.add(_address_of_pythons())
+    """Return whether the kernel calls Python's own C handler for this signal. `signal.signal` would undo any other."""
+    if not _addresses_of_python:
+        _addresses_of_python.add(_find_address_of_python())
     _sigaction(number, None, ctypes.addressof(_action))
-    return _address.value in _pythons
+    return _address.value in _addresses_of_python
 
 
-def _address_of_pythons() -> int | None:
-    """Where Python's handler in C is: set one for a signal that has none, and look."""
+def _find_address_of_python() -> int | None:
+    """Return the address of Python's C handler. Set it for a signal that has none, and read it back."""
     for number in (_signal.SIGURG, _signal.SIGWINCH, _signal.SIGCONT, _signal.SIGIO):
         if _signal.getsignal(number) == _signal.SIG_DFL:
-            _signal.signal(number, _strike)
+            _signal.signal(number, _on_signal)
             try:
                 _sigaction(number, None, ctypes.addressof(_action))
                 return _address.value
@@ -242,12 +270,12 @@ def _address_of_pythons() -> int | None:
     return None
 
 
-def _leave_to_child() -> None:
-    """A forked child waits for nothing here."""
+def _reset_in_child() -> None:
+    """Stop deferring in a forked child, which waits for nothing here."""
     global _guard
     _guard = None
     if threading.get_ident() == threading.main_thread().ident:
-        _give_back()
+        _restore_handlers()
 
 
-os.register_at_fork(after_in_child=_leave_to_child)
+os.register_at_fork(after_in_child=_reset_in_child)

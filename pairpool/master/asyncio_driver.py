@@ -62,7 +62,7 @@ class AsyncioDriver:
         self._turned: list[Future[None]] = []
         self._fd = descriptors.Descriptor(os.dup(loop.descriptor))
         descriptors.own(self._fd)
-        loop.attendant = self.summon
+        loop.set_asyncio(self.summon)
         self._watch()
         self.summon()  # what is submitted wakes the event loop only after a first turn
 
@@ -89,7 +89,7 @@ class AsyncioDriver:
 
     def leave(self) -> None:
         """The pool has ended: watch it no more."""
-        self._loop.attendant = None
+        self._loop.set_asyncio(None)
         self.summon()  # to tell those who still wait
         if threading.get_ident() == self._thread or self.events.is_closed():
             self._let_go()
@@ -117,7 +117,7 @@ class AsyncioDriver:
         self._is_visiting = True
         left: float | None = 0.0
         try:
-            left = self._loop.visit(time.monotonic() + BUDGET)
+            left = self._loop.run_once(time.monotonic() + BUDGET)
         finally:
             self._is_visiting = False
             self._plan(left)
@@ -129,7 +129,7 @@ class AsyncioDriver:
             return
         if left is None:
             self._unwatch()  # it would only be readable again and again, while another thread deals with it
-            self._loop.remind()
+            self._loop.request_turn()
             return
         self._watch()
         if left == 0:

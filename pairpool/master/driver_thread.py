@@ -25,13 +25,13 @@ class DriverThread(threading.Thread):
         self._loop = loop
         self._is_idle = is_idle
         self._nudges: queue.SimpleQueue[None] = queue.SimpleQueue()  # in C: no signal's handler can leave it locked
-        loop.standby = self._take_over
+        loop.set_standby(self._take_over)
 
     def run(self) -> None:
         loop = self._loop
         while not loop.ended:
             try:
-                loop.stand_in(self._is_idle)
+                loop.drive_if_free(self._is_idle)
             except BaseException:
                 sys.excepthook(*sys.exc_info())
             if not loop.ended:

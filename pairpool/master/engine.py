@@ -134,7 +134,7 @@ class Engine:
         self.crew = WorkerSet()
         self.overseer = Watchdog(self.crew, settings.memory_limit, settings.start_timeout)
         self.accounts = Metrics(board, self.functions, trace)
-        self.agenda = JobQueue(self.functions, self._forget, self.loop.is_in_the_way, self.accounts)
+        self.agenda = JobQueue(self.functions, self._forget, self.loop.would_deadlock, self.accounts)
         self.agenda.at_rest = memory.give_back
         self.shares = SharedObjects(self.agenda, self.crew, self.loop, codec)
         self._dealer = Dispatcher(
@@ -193,7 +193,7 @@ class Engine:
         from pairpool.scoreboard import snapshot
 
         if self._remains is None:
-            self.loop.glance(self.write_board)
+            self.loop.query(self.write_board)
         with self._board_lock:
             board = self._remains or self.board
             return replace(snapshot.take(board, time.monotonic_ns()), state=state)
@@ -201,7 +201,7 @@ class Engine:
     def before_leaving(self) -> None:
         """The leader has what it waited for: see to it that workers have enough to do until somebody comes back."""
         if self._dealer.holds_back:
-            self.loop.poke()
+            self.loop.run_once()
 
     def has_a_core_free(self) -> bool:
         return self.crew.has_a_core_free() and threading.current_thread() is not self._driver
@@ -214,7 +214,7 @@ class Engine:
         if self.nursery.is_closing:
             self.nursery.retire_all()
 
-    def mend(self) -> None:
+    def recover(self) -> None:
         """No batch may be lost, and no worker be left in an unknown state."""
         self.agenda.mend(self.crew.mend())
 
@@ -335,7 +335,7 @@ class Engine:
         if driver is not None:
             driver.nudge()
         else:
-            self.loop.undisturbed(self._start_driver)
+            self.loop.defer_signals_in(self._start_driver)
 
     def _start_driver(self) -> None:
         with self._driver_lock:
@@ -346,7 +346,7 @@ class Engine:
 
     def is_idle(self) -> bool:
         """Whether nothing is left to do."""
-        return not self.agenda.unfinished and not self.loop.inbox and not self.loop.later
+        return not self.agenda.unfinished and not self.loop.has_actions
 
     def wait_for_calls(self) -> None:
         """Wait until nothing is left to do but for readers of streams."""
@@ -355,7 +355,7 @@ class Engine:
     def _has_calls(self) -> bool:
         unfinished = list(self.agenda.unfinished)
         waiting = any(not isinstance(job, StreamJob) or job.unbounded for job in unfinished)
-        return waiting or bool(self.loop.inbox or self.loop.later)
+        return waiting or self.loop.has_actions
 
     @property
     def size(self) -> int:
@@ -431,7 +431,7 @@ class Engine:
 
     def wait_for_workers(self) -> None:
         """Notice workers that have ended, and wait until all that were asked for are there."""
-        self.loop.poke()
+        self.loop.run_once()
         self.loop.wait(lambda: self.loop.ended or not self.nursery.is_waiting)
 
     def begin_close(self) -> None:
@@ -447,7 +447,7 @@ class Engine:
     def close(self) -> None:
         """Let the workers exit as soon as nothing is left to do; what they wrote until now is handed over."""
         self.begin_close()
-        self.loop.poke()
+        self.loop.run_once()
         if self.collector is not None and not self.loop.is_mine:  # the sink may wait for who leads
             self.collector.settle()
 
@@ -482,20 +482,20 @@ class Engine:
         if self.loop.over.is_set():
             self._stop_threads()
         else:
-            self.loop.undisturbed(lambda: self._terminate(grace))
+            self.loop.defer_signals_in(lambda: self._terminate(grace))
 
     def _terminate(self, grace: float | None) -> None:
         loop = self.loop
-        taken = loop.seize()
+        taken = loop.acquire_exclusive()
         try:
             if not loop.over.is_set():
                 self._end(grace)
         finally:
             if taken:
-                loop.release()
+                loop.release_exclusive()
             else:
                 loop.over.set()
-        self.loop.run_later()
+        self.loop.run_callbacks()
         self._stop_threads()
 
     def _stop_threads(self) -> None:
@@ -510,8 +510,7 @@ class Engine:
             self.at_end.pop()()
 
     def _end(self, grace: float | None) -> None:
-        while self.loop.inbox:
-            self.loop.inbox.popleft()()
+        self.loop.run_actions()
         reason = self.agenda.broken or worker_death.terminated()
         self.agenda.broken = reason
         self.crew.end(grace, is_busy=self._is_busy)

@@ -88,7 +88,7 @@ class SharedObjects:
         """A segment is gone: have the workers that know it let go of it, too. From any thread, `__del__` included."""
         self._made.pop(ident, None)
         if not self._loop.ended:
-            self._loop.slip_in(lambda: self._have_forgotten(ident))
+            self._loop.call_or_submit(lambda: self._have_forgotten(ident))
 
     def _have_forgotten(self, ident: int) -> None:
         for member in self._crew:

@@ -49,7 +49,7 @@ class AsyncResult(Generic[R]):
         """Whether the call has ended, with a result or an exception."""
         if not self._done:
             forking.require_owner(self._master.identity)
-            self._master.loop.poke()
+            self._master.loop.run_once()
         return self._done
 
     def successful(self) -> bool:
@@ -109,7 +109,7 @@ class AsyncResult(Generic[R]):
         if callback is None:
             self._end()
         else:
-            self._master.loop.later.append(lambda: self._call(callback))
+            self._master.loop.call_later(lambda: self._call(callback))
 
     @property
     def has_outcome(self) -> bool:
@@ -135,7 +135,7 @@ class AsyncResult(Generic[R]):
         self._done = True
         self.job = self._callback = self._error_callback = None
         pool, self._pool = self._pool, None
-        self._master.loop.finished.append(pool)
+        self._master.loop.release_later(pool)
 
 
 class MapResult(AsyncResult[R]):

@@ -109,7 +109,7 @@ class PoolFuture(Future[R]):
         """Called by the loop; only the first outcome counts."""
         if self._outcome is None:
             self._outcome = success, value
-            self._master.loop.later.append(self._tell)
+            self._master.loop.call_later(self._tell)
 
     def _tell(self) -> None:
         """Fulfil it, which runs callbacks."""
@@ -130,7 +130,7 @@ class PoolFuture(Future[R]):
             self._outcome = True, None
             self.job = None
             pool, self._pool = self._pool, None
-            self._master.loop.finished.append(pool)
+            self._master.loop.release_later(pool)
 
 
 _ENDED = ("CANCELLED", "CANCELLED_AND_NOTIFIED", "FINISHED")

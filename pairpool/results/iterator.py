@@ -65,9 +65,9 @@ class _Gate:
         forking.require_owner(master.identity)
         try:
             if not job.done:
-                master.loop.remind()  # there is room for more, which a leader that sleeps cannot know
+                master.loop.request_turn()  # there is room for more, which a leader that sleeps cannot know
             if job.ready:
-                master.loop.poke()
+                master.loop.run_once()
                 return
             ready = job.done or master.loop.wait(lambda: job.readable, timeout, focus=job)
             master.before_leaving()

@@ -310,17 +310,19 @@ def test_what_blocks_in_the_event_loops_thread_does_not_hang(run: Run, gate: Gat
 
 
 class ShortOfTime:
-    """Stands in for a pool's loop: always readable, and wants each visit a tenth of a millisecond after the last."""
+    """A loop whose descriptor is always readable, and that wants each turn a tenth of a millisecond after the last."""
 
     ended = False
-    attendant: object = None
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
-        self.visits = 0
+        self.turns = 0
 
-    def visit(self, _until: float) -> float:
-        self.visits += 1
+    def set_asyncio(self, call: object) -> None:
+        """Nobody else leads this loop."""
+
+    def run_once(self, _deadline: float) -> float:
+        self.turns += 1
         return 0.0001
 
 
@@ -333,13 +335,13 @@ def test_a_turn_that_is_due_at_once_and_another_before_it(run: Run) -> None:
         reading, writing = os.pipe()
         os.write(writing, b".")
         loop = ShortOfTime(reading)
-        attendant = AsyncioDriver(cast(EventLoop, loop), asyncio.get_running_loop())
+        driver = AsyncioDriver(cast(EventLoop, loop), asyncio.get_running_loop())
         for _ in range(10):
-            attendant.summon()
+            driver.summon()
             await asyncio.sleep(0)
-        await soon(lambda: loop.visits >= 30)
+        await soon(lambda: loop.turns >= 30)
         loop.ended = True
-        attendant.leave()
+        driver.leave()
         os.close(reading)
         os.close(writing)
         assert errors == []

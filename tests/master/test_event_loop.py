@@ -1,4 +1,4 @@
-"""Who leads, and who leaves the lead to whom."""
+"""Leader and followers: which thread drives the loop, and how the lead passes on."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class NoWork:
     def tend(self) -> None:
         pass
 
-    def mend(self) -> None:
+    def recover(self) -> None:
         pass
 
 
@@ -32,14 +32,14 @@ def loop() -> Iterator[EventLoop]:
     loop.close()
 
 
-def test_a_glance_is_this_threads_where_nobody_leads(loop: EventLoop) -> None:
+def test_a_query_runs_in_this_thread_if_nobody_leads(loop: EventLoop) -> None:
     by: list[int] = []
-    loop.glance(lambda: by.append(threading.get_ident()))
+    loop.query(lambda: by.append(threading.get_ident()))
     assert by == [threading.get_ident()]
 
 
-def test_a_glance_is_left_to_the_leader(loop: EventLoop) -> None:
-    """Each of them, however fast they follow each other: who only looks takes nothing from who waits."""
+def test_a_query_is_left_to_the_leader(loop: EventLoop) -> None:
+    """A thread that only asks something never takes the lead from a thread that waits, however often it asks."""
     by: list[int] = []
     leads, is_over = threading.Event(), threading.Event()
     loop.submit(leads.set)
@@ -48,8 +48,8 @@ def test_a_glance_is_left_to_the_leader(loop: EventLoop) -> None:
     try:
         assert leads.wait(PATIENCE)
         for number in range(1, 201):
-            loop.glance(lambda: by.append(threading.get_ident()))
-            if len(by) < number:  # on a busy machine the leader may take longer than a glance waits
+            loop.query(lambda: by.append(threading.get_ident()))
+            if len(by) < number:  # on a busy machine the leader may take longer than a query waits
                 assert loop.wait(lambda number=number: len(by) == number, PATIENCE)  # type: ignore[misc]
     finally:
         loop.submit(is_over.set)
@@ -57,45 +57,45 @@ def test_a_glance_is_left_to_the_leader(loop: EventLoop) -> None:
     assert by == [leader.ident] * 200
 
 
-def test_what_a_glance_within_a_turn_asks_for_comes_after_it(loop: EventLoop) -> None:
-    """The thread leads itself: it does not wait for others."""
+def test_a_query_from_within_a_turn_runs_after_it(loop: EventLoop) -> None:
+    """The thread is the leader itself, so it does not wait for another one."""
     seen: list[str] = []
 
     def look() -> None:
-        loop.glance(lambda: seen.append("glance"))
+        loop.query(lambda: seen.append("query"))
         seen.append("turn")
 
     loop.submit(look)
-    loop.poke()
-    assert seen == ["turn", "glance"]
+    loop.run_once()
+    assert seen == ["turn", "query"]
 
 
-def test_glances_of_many_threads_end_with_nobody_to_lead(loop: EventLoop) -> None:
+def test_queries_of_many_threads_end_although_no_thread_waits(loop: EventLoop) -> None:
     seen: list[int] = []
 
-    def glance_often() -> None:
+    def query_often() -> None:
         for _ in range(100):
-            loop.glance(lambda: seen.append(1))
+            loop.query(lambda: seen.append(1))
 
-    threads = [threading.Thread(target=glance_often) for _ in range(4)]
+    threads = [threading.Thread(target=query_often) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(PATIENCE)
         assert not thread.is_alive()
-    loop.poke()
-    assert len(seen) >= 400  # an action that an interrupt or another thread's turn meets may be run twice
+    loop.run_once()
+    assert len(seen) >= 400  # an action may run twice if another thread's turn meets it
 
 
-def test_who_stands_in_leaves_it_to_who_leads_and_is_told_when_nobody_does(loop: EventLoop) -> None:
+def test_the_standby_thread_leaves_the_lead_to_others_and_is_told_when_it_is_free(loop: EventLoop) -> None:
     told, leads, is_over = threading.Event(), threading.Event(), threading.Event()
-    loop.standby = told.set
+    loop.set_standby(told.set)
     loop.submit(leads.set)
     leader = threading.Thread(target=lambda: loop.wait(is_over.is_set))
     leader.start()
     try:
         assert leads.wait(PATIENCE)
-        loop.stand_in(is_over.is_set)  # would drive until then, if nobody led
+        loop.drive_if_free(is_over.is_set)  # would drive until then, if nobody led
         assert not is_over.is_set()
         assert not told.is_set()
     finally:
@@ -104,10 +104,10 @@ def test_who_stands_in_leaves_it_to_who_leads_and_is_told_when_nobody_does(loop:
     assert told.is_set()
 
 
-def test_nobody_stands_in_for_a_follower(loop: EventLoop) -> None:
-    """The lead goes to a thread that waits, and not to the one that drives for those who do not."""
+def test_a_follower_comes_before_the_standby_thread(loop: EventLoop) -> None:
+    """The lead goes to a thread that waits for a result, and not to the thread that drives in the background."""
     told: list[int] = []
-    loop.standby = lambda: told.append(threading.get_ident())
+    loop.set_standby(lambda: told.append(threading.get_ident()))
     leads, first_is_over, second_is_over = threading.Event(), threading.Event(), threading.Event()
     loop.submit(leads.set)
     first = threading.Thread(target=lambda: loop.wait(first_is_over.is_set))
@@ -131,8 +131,8 @@ def test_nobody_stands_in_for_a_follower(loop: EventLoop) -> None:
     assert set(told) == {second.ident}
 
 
-def test_who_stands_in_drives_where_nobody_leads(loop: EventLoop) -> None:
+def test_the_standby_thread_drives_if_nobody_leads(loop: EventLoop) -> None:
     by: list[int] = []
     loop.submit(lambda: by.append(threading.get_ident()))
-    loop.stand_in(lambda: bool(by))
+    loop.drive_if_free(lambda: bool(by))
     assert by == [threading.get_ident()]

@@ -24,7 +24,9 @@ from tests.support.waiting import PATIENCE
 
 def test_no_call_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each that was submitted has its result, whenever the wait for another was interrupted."""
-    monkeypatch.setattr(guards, "IMPATIENT", 60.0)  # on a busy machine a turn may well take longer than two strikes
+    monkeypatch.setattr(
+        guards, "FORCED_AFTER_S", 60.0
+    )  # on a busy machine a turn may well take longer than two strikes
     with Executor(2) as executor, Striker("", 0.003, 2.0, number=signal.SIGINT, raises=KeyboardInterrupt) as striker:
         futures: list[tuple[int, Future[int]]] = []
 
@@ -88,7 +90,7 @@ class Struck:
 def test_ctrl_c_while_an_argument_is_pickled_is_not_that_items_exception(
     make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guards, "IMPATIENT", 0.0)
+    monkeypatch.setattr(guards, "FORCED_AFTER_S", 0.0)
     pool = make_pool(2)
     with pytest.raises(KeyboardInterrupt):
         pool.map(str, [1, Struck(), 3], return_exceptions=True)
@@ -104,7 +106,7 @@ def test_a_worker_that_was_dealt_with_as_an_exception_struck(make_pool: MakePool
 
     def strike() -> None:
         master.crew.touching = master.crew.members[0]
-        master.mend()
+        master.recover()
 
     master.inquire(strike)
     with pytest.raises(WorkerDied) as caught:

@@ -24,7 +24,7 @@ from rich.console import Console
 
 from pairpool import AsyncResult, CancelledError, Executor, Pool
 from pairpool.linux import interrupts
-from pairpool.linux.interrupts import IMPATIENT, allow_signals, defer_signals, is_in_force
+from pairpool.linux.interrupts import FORCED_AFTER_S, allow_signals, defer_signals, is_in_force
 from pairpool.view.live import LiveView
 from tests.support import tasks
 from tests.support.gates import Gate, Reports
@@ -197,7 +197,7 @@ def make_striking(_x: int) -> Striking:
 
 @pytest.mark.usefixtures("handler")
 def test_what_a_handler_raises_is_no_results_failure(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(interrupts, "IMPATIENT", 0.0)  # as if the signal had come before, and the turn lasted
+    monkeypatch.setattr(interrupts, "FORCED_AFTER_S", 0.0)  # as if the signal had come before, and the turn lasted
     pool = make_pool(1)
     with pytest.raises(Struck):
         pool.map(make_striking, [1], return_exceptions=True)
@@ -328,7 +328,7 @@ def test_a_turn_that_does_not_end_is_struck_by_the_second_one(number: int, make_
 
     def strikes() -> None:
         begun.wait()
-        while not struck.wait(IMPATIENT / 4):
+        while not struck.wait(FORCED_AFTER_S / 4):
             strike(number)
 
     old = signal.signal(number, handle)
@@ -341,7 +341,7 @@ def test_a_turn_that_does_not_end_is_struck_by_the_second_one(number: int, make_
     finally:
         thread.join()
         signal.signal(number, old)
-    assert time.monotonic() - began >= IMPATIENT
+    assert time.monotonic() - began >= FORCED_AFTER_S
     assert pool.apply(tasks.square, (3,)) == 9
 
 
