@@ -1,4 +1,7 @@
-"""For every test: an end after a minute, and a check that nothing is left behind. For some: pools."""
+"""Fixtures and hooks of all tests.
+
+Every test is ended after a minute, and fails if it leaves a process, a descriptor or anything else behind.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +24,8 @@ from tests.support.leftovers import Snapshot, Tag, leftovers
 if TYPE_CHECKING:
     from pairpool import Pool
 
-HANG_LIMIT = 60.0
-"""Seconds for a test, set-up and tear-down included; `@pytest.mark.hang_limit(seconds)` overrides it."""
+HANG_LIMIT_S = 60.0
+"""Seconds for one test with its setup and teardown. `@pytest.mark.hang_limit(seconds)` sets another limit."""
 
 _tag = pytest.StashKey[Tag]()
 _stderr = pytest.StashKey[int]()
@@ -30,7 +33,7 @@ _failed = pytest.StashKey[bool]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", f"hang_limit(seconds): end the test after so long, not {HANG_LIMIT:g} s")
+    config.addinivalue_line("markers", f"hang_limit(seconds): end the test after this time instead of {HANG_LIMIT_S:g} s")
     config.stash[_tag] = Tag()
     config.stash[_stderr] = os.dup(2)  # during a test, descriptor 2 is pytest's capture file
 
@@ -41,13 +44,13 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 # --- no test hangs ------------------------------------------------------------------------------------
 #
-# By an alarm signal, because the other ways disturb what is tested here: pytest-timeout's thread method and
-# faulthandler's watchdog (which pytest's faulthandler_timeout starts) are threads. With one alive every fork
-# is a fork of a threaded process: Python 3.12 warns of it, and a child whose interpreter ends in the normal
-# way waits for the watchdog, which it did not inherit, for ever. A timer is not inherited, starts nothing,
-# and interrupts whatever call the main thread is blocked in. faulthandler is chained before the handler, so
-# that the stacks are shown even if the main thread never comes back to run Python; and the alarm repeats, for
-# the exception may be swallowed where it strikes (in a __del__, say).
+# The limit is an alarm signal, because pytest-timeout's thread method and faulthandler's watchdog
+# (`faulthandler_timeout`) need a thread. While such a thread runs, Python 3.12 warns of each fork. A forked child
+# whose interpreter ends in the normal way waits forever for the watchdog, which the child did not inherit.
+#
+# 1. A timer is not inherited by children and needs no thread. It interrupts every call that blocks the main thread.
+# 2. faulthandler runs before the handler, so the stacks are shown even if the main thread never runs Python again.
+# 3. The alarm repeats, because the code that it interrupts may swallow the exception, for example in a `__del__`.
 
 
 @pytest.hookimpl(wrapper=True)
@@ -55,7 +58,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
     if item.config.getoption("usepdb"):
         return (yield)
     marker = item.get_closest_marker("hang_limit")
-    limit = float(marker.args[0]) if marker else HANG_LIMIT
+    limit = float(marker.args[0]) if marker else HANG_LIMIT_S
 
     def end(_number: int, _frame: object) -> None:
         pytest.fail(f"still running after {limit:g} s: ended (the stacks of all threads are on stderr)")
@@ -75,7 +78,10 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 
 
 def pytest_collection_finish() -> None:
-    """What is loaded now stays: each test ends with a collection, which would go through all of it, for 40 ms."""
+    """Take all objects that exist now out of the garbage collector.
+
+    Each test ends with a collection, which takes 40 ms with these objects.
+    """
     gc.collect()
     gc.freeze()
 
@@ -92,31 +98,32 @@ def pytest_runtest_makereport(
 
 @pytest.fixture(scope="session")
 def tag(pytestconfig: pytest.Config) -> Tag:
-    """What marks this run's processes, orphans included."""
+    """Return the mark of all processes that this run starts, orphans included."""
     return pytestconfig.stash[_tag]
 
 
 @pytest.fixture(autouse=True)
 def nothing_left_behind(request: pytest.FixtureRequest, tag: Tag) -> Iterator[None]:
-    """Fail the test if a process, descriptor, shared mapping, thread or signal disposition is left behind.
+    """Fail the test if it leaves a process, descriptor, shared mapping, thread or signal disposition behind.
 
-    Being automatic it is set up before the test's other fixtures, and looks after they are torn down.
+    An automatic fixture is set up before the other fixtures, so it checks after their teardown.
     """
     before = Snapshot.take()
     yield
     if request.node.stash.get(_failed, False):
-        return  # the traceback keeps the frames of a failed test, and so all that it had open
-    request.node.funcargs.clear()  # what fixtures gave to the test would outlive it a little
+        return  # the traceback of a failed test keeps its frames, and thereby its open pools and files
+    request.node.funcargs.clear()  # these references keep the values of fixtures alive after the test
     found = leftovers(before, tag)
     if found:
         pytest.fail("left behind by this test:\n" + "\n".join(f"  {line}" for line in found), pytrace=False)
 
 
 @pytest.fixture(autouse=True)
-def exceptions_are_pickled_as_ever() -> None:
-    """Importing distributed has tblib pickle those classes of exceptions that there are by then, in its own way.
+def exceptions_are_pickled_as_usual() -> None:
+    """Undo what the import of distributed does to the pickling of exceptions.
 
-    Whatever test had it imported: the others see what a program without it sees, as far as they are run alone.
+    The import makes tblib pickle all exception classes that exist at that time. Without this fixture, the result of a
+    test would depend on whether an earlier test has imported distributed.
     """
     table = copyreg.dispatch_table
     for one, reduce in list(table.items()):
@@ -124,7 +131,7 @@ def exceptions_are_pickled_as_ever() -> None:
             del table[one]
 
 
-# --- holding tasks back, and hearing from them --------------------------------------------------------
+# --- holding tasks, and receiving their reports --------------------------------------------------------
 
 
 @pytest.fixture
@@ -144,7 +151,7 @@ def reports(tmp_path: Path) -> Iterator[Reports]:
 
 @pytest.fixture(scope="session")
 def _pipe_of_libuv() -> None:
-    """It has one for all event loops of a process, from the first on, and keeps it: have it made before the test."""
+    """Let uvloop open its pipe before the test. The first event loop opens it, and the process keeps it open."""
     if HAS_UVLOOP:
         run_uvloop(asyncio.sleep(0))
 
@@ -153,7 +160,7 @@ def _pipe_of_libuv() -> None:
     params=["asyncio", pytest.param("uvloop", marks=pytest.mark.skipif(not HAS_UVLOOP, reason="no uvloop here"))]
 )
 def run(request: pytest.FixtureRequest, _pipe_of_libuv: None) -> Run:
-    """Runs a coroutine on asyncio's own event loop, in debug mode, and on uvloop's."""
+    """Return a function that runs a coroutine: on asyncio's event loop in debug mode, then on uvloop's."""
     return run_debugged if request.param == "asyncio" else run_uvloop
 
 
@@ -162,15 +169,15 @@ def run(request: pytest.FixtureRequest, _pipe_of_libuv: None) -> Run:
 
 @pytest.fixture(params=["fork", "forkserver", "direct"])
 def start_method(request: pytest.FixtureRequest) -> str:
-    """Has the test run once for every way of starting workers."""
+    """Run the test once per start method."""
     return str(request.param)
 
 
 @pytest.fixture
 def make_pool(request: pytest.FixtureRequest) -> Iterator[Callable[..., Pool]]:
-    """Makes pools as `Pool` does, of two workers unless told, and ends them with the test.
+    """Return a function that makes pools of two workers by default, and terminate the pools after the test.
 
-    In a test that asks for `start_method` too, that is the pools' start method.
+    If the test also asks for `start_method`, the pools use that start method.
     """
     from pairpool import Pool
 
@@ -186,5 +193,5 @@ def make_pool(request: pytest.FixtureRequest) -> Iterator[Callable[..., Pool]]:
     yield make
     for pool in reversed(pools):
         pool.terminate()
-    while pools:  # and let go of them, for `make` lives until the end of the test's checks
+    while pools:  # drop the references, because `make` lives until the test's last checks
         pools.pop().join()
