@@ -1,12 +1,13 @@
-# make demo      the example in a virtual environment of its own
+# make demo      run the example, in a virtual environment
 # make test      lint, types and tests
+# make pytest    the tests only, in WORKERS processes; ARGS="-n 0 -k name" runs some of them in one process
 # make test-all  the tests on every CPython >= 3.11 found on PATH and under ~/.pyenv
-# make docs      the documentation as a site of its own, in site/
-# make stress    a minute of pools under fire, 20 s with each start method
-# make bench     pairpool beside other pools and the machine's limits, half an hour; ARGS="--quick" is one round
-# make clean     remove what the above have made
+# make docs      build the documentation in site/
+# make stress    kill workers of running pools for a minute, 20 s per start method
+# make bench     compare pairpool with other pools and with the machine's limits in half an hour; ARGS="--quick" is one round
+# make clean     remove what the other targets have made
 #
-# Nothing has to be installed first: Python >= 3.11, make and git are enough. PYTHON=... chooses the interpreter.
+# Python >= 3.11, make and git are enough. PYTHON=... chooses the interpreter.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -18,16 +19,20 @@ PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 IS_NEW_ENOUGH := import sys; sys.exit(sys.implementation.name != "cpython" or sys.version_info < (3, 11))
 MINOR := import sys; print("%d.%d" % sys.version_info[:2])
 
-# A PYTHON that was asked for is taken or refused; only the default may be replaced by a newer one.
+# One worker more than there are cores, because many tests wait for processes.
+CORES := $(shell nproc)
+WORKERS ?= $(shell echo $$(($(CORES) < 8 ? $(CORES) + 1 : 8)))
+
+# An explicit PYTHON is used or refused. Only the default may be replaced by a newer interpreter.
 ifeq ($(origin PYTHON),file)
 CANDIDATES = $(PYTHON) $(NEWER) $(PYENV)
 else
 CANDIDATES = $(PYTHON)
 endif
 
-# Both stamps install into one environment, which two pips at once would break.
+# All stamps install into one environment, and two pips at once would break it.
 .NOTPARALLEL:
-# A recipe that was interrupted must not leave a stamp that says it was done.
+# An interrupted recipe must not leave its stamp behind.
 .DELETE_ON_ERROR:
 .PHONY: demo test lint types pytest test-all docs stress bench clean
 
@@ -38,12 +43,13 @@ test: lint types pytest
 
 lint: $(VENV)/test.stamp
 	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet . || { echo "make lint: run $(BIN)/ruff format" >&2; exit 1; }
 
 types: $(VENV)/test.stamp
 	@$(BIN)/mypy
 
 pytest: $(VENV)/test.stamp
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 test-all:
 	@tried=; failed=; \
@@ -59,7 +65,7 @@ test-all:
 	echo "== tested on CPython$$tried"; \
 	[ -z "$$failed" ] || { echo "== failed on CPython$$failed" >&2; exit 1; }
 
-# Not --quiet, with which no warning is counted, and so none fails the strict build.
+# Without --quiet, because mkdocs then counts no warnings, and the strict build cannot fail.
 docs: $(VENV)/docs.stamp
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --clean
 	@echo "site/index.html is the first page; with search: python3 -m http.server --directory site"

@@ -90,8 +90,8 @@ def test_a_pickle_that_a_handler_interrupts_is_not_part_of_the_next_one() -> Non
     old = signal.signal(signal.SIGALRM, strike)
     try:
         for number in range(300):
-            signal.setitimer(signal.ITIMER_REAL, 1e-5 + number * 1e-7)
             try:
+                signal.setitimer(signal.ITIMER_REAL, 1e-5 + number * 1e-7)
                 while True:
                     writer.dump([number, {}])
             except Struck:
