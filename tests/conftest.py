@@ -33,7 +33,7 @@ _failed = pytest.StashKey[bool]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", f"hang_limit(seconds): end the test after this time instead of {HANG_LIMIT_S:g} s")
+    config.addinivalue_line("markers", f"hang_limit(seconds): the time limit, instead of {HANG_LIMIT_S:g} s")
     config.stash[_tag] = Tag()
     config.stash[_stderr] = os.dup(2)  # during a test, descriptor 2 is pytest's capture file
 
