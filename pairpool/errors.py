@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import sys
 from concurrent.futures import BrokenExecutor, CancelledError
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 __all__ = [
     "BrokenExecutor",
     "CancelledError",
     "ClusterMismatch",
+    "DeathDetails",
     "InitializerFailed",
     "LargeCaptureWarning",
     "PoolInherited",
@@ -29,6 +30,25 @@ __all__ = [
 E = TypeVar("E", bound=BaseException)
 
 
+class DeathDetails(NamedTuple):
+    """The details of the end of a worker, from which `WorkerDied` and `TaskTimeout` take their attributes.
+
+    The fields have the meaning of the attributes of `WorkerDied`.
+    """
+
+    exitcode: int | None = None
+    reason: str = ""
+    signal: str = ""
+    cause: str = ""
+    advice: str = ""
+    arguments: str = ""
+    doing: str = "running"
+    stack: str = ""
+
+
+_NO_DETAILS = DeathDetails()
+
+
 class WorkerDied(BrokenExecutor):
     """The worker process that was running this task ended before the task did. Only this task failed.
 
@@ -36,46 +56,35 @@ class WorkerDied(BrokenExecutor):
         function: qualified name of the task's function.
         index: position of the item in the call's input (0 for a single call).
         arguments: short repr of the item, or of a single call's arguments.
-        worker: number of the worker in its pool; -1 where it is not about a single one.
-        pid: its process id.
+        worker: number of the worker in its pool; -1 if the error is not about one worker.
+        pid: process id of the worker.
         exitcode: exit status, or the negated signal number as in `multiprocessing.Process.exitcode`; None if the
             kernel does not tell (before Linux 6.15).
-        signal: name of the signal that ended it, such as `SIGSEGV`; empty if it exited.
+        signal: name of the signal that ended the worker, such as `SIGSEGV`; empty if the worker exited.
         reason: the exit in words, such as `signal SIGSEGV` or `exit status 3`.
         cause: the likely cause in words.
-        advice: what to do, in one line.
-        stack: the Python stack at a fault in native code, as text; empty where there is none.
-        doing: what the worker was at: `running`, `unpickling the argument of`, `pickling the result of` ...
+        advice: what the caller can do, in one line.
+        stack: the Python stack at a fault in native code, as text; empty if there is none.
+        doing: the activity that the worker did not finish: `running`, `unpickling the argument of`,
+            `pickling the result of` ...
     """
 
     def __init__(
-        self,
-        function: str,
-        index: int,
-        worker: int = -1,
-        pid: int = 0,
-        exitcode: int | None = None,
-        reason: str = "",
-        stack: str = "",
-        doing: str = "running",
-        arguments: str = "",
-        signal: str = "",
-        cause: str = "",
-        advice: str = "",
+        self, function: str, index: int, worker: int = -1, pid: int = 0, details: DeathDetails = _NO_DETAILS
     ) -> None:
         self.function = function
         self.index = index
-        self.arguments = arguments
         self.worker = worker
         self.pid = pid
-        self.exitcode = exitcode
-        self.signal = signal
-        self.reason = reason
-        self.cause = cause
-        self.advice = advice
-        self.stack = stack
-        self.doing = doing
-        super().__init__(function, index, worker, pid, exitcode, reason, stack, doing, arguments, signal, cause, advice)
+        self.exitcode = details.exitcode
+        self.signal = details.signal
+        self.reason = details.reason
+        self.cause = details.cause
+        self.advice = details.advice
+        self.arguments = details.arguments
+        self.stack = details.stack
+        self.doing = details.doing
+        super().__init__(function, index, worker, pid, details)
 
     def __str__(self) -> str:
         item = f"item {self.index} of {self.function}"
@@ -89,13 +98,13 @@ class WorkerDied(BrokenExecutor):
 
 
 class TaskTimeout(TimeoutError):
-    """A task ran for longer than its time limit; it was ended, with every process that it had started.
+    """A task ran for longer than its time limit. The task and every process that it had started were ended.
 
     Attributes:
         function: as in `WorkerDied`, like `index`, `arguments`, `worker` and `pid`.
         stack: the Python stack of the task at its limit.
         limit: the limit in seconds.
-        doing: what took so long: `running`, `unpickling the argument of` or `pickling the result of`.
+        doing: the activity that took too long: `running`, `unpickling the argument of` or `pickling the result of`.
     """
 
     def __init__(
@@ -105,20 +114,19 @@ class TaskTimeout(TimeoutError):
         limit: float = 0.0,
         worker: int = -1,
         pid: int = 0,
-        arguments: str = "",
-        stack: str = "",
-        doing: str = "running",
+        details: DeathDetails = _NO_DETAILS,
     ) -> None:
         self.function = function
         self.index = index
         self.limit = limit
         self.worker = worker
         self.pid = pid
-        self.arguments = arguments
-        self.stack = stack
-        self.doing = doing
+        self.arguments = details.arguments
+        self.stack = details.stack
+        self.doing = details.doing
         super().__init__()
-        self.args = (function, index, limit, worker, pid, arguments, stack, doing)
+        # Set `args` afterwards: with two or more arguments, the constructor of OSError reads an errno out of them.
+        self.args = (function, index, limit, worker, pid, details)
 
     def __str__(self) -> str:
         text = (
@@ -175,7 +183,7 @@ def encoding_error(reason: str, value: str, original: BaseException | None = Non
     names: Any = multiprocessing.pool
     error: Exception = names.MaybeEncodingError("", "")
     error.__dict__.update(exc=reason, value=value, original=original)
-    error.args = (reason, value)
+    BaseException.__init__(error, reason, value)  # the constructor of the class would take their repr
     return error
 
 

@@ -19,7 +19,7 @@ from typing import Any, ParamSpec, TypeVar, Unpack
 
 from pairpool.errors import InitializerFailed
 from pairpool.linux import cgroup, forking
-from pairpool.master import worker_death
+from pairpool.master import call_errors
 from pairpool.options import ExecutorKeywords, names_of_options
 from pairpool.pool import Pool
 from pairpool.results.future import PoolFuture, for_process_pool
@@ -260,7 +260,7 @@ class Executor(concurrent.futures.Executor):
         if pool is None or not pool._master.identity.is_here():
             return
         if cancel_futures:
-            pool._master.cancel_waiting(worker_death.cancelled())
+            pool._master.cancel_waiting(call_errors.cancelled())
         pool._master.end_inputs(_is_shut_down())
         pool.close()
         if wait:
@@ -312,7 +312,7 @@ class Executor(concurrent.futures.Executor):
         with self._lock:
             pool = self._pool
         if left and pool is not None and pool._master.identity.is_here():
-            pool._master.cancel_calls(left, worker_death.cancelled())
+            pool._master.cancel_calls(left, call_errors.cancelled())
 
     def __del__(self) -> None:
         pool = getattr(self, "_pool", None)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, Unpack, overload
 
 from pairpool.linux import forking, interrupts, pidfds, requirements
-from pairpool.master import worker_death
+from pairpool.master import call_errors
 from pairpool.master.engine import Engine
 from pairpool.master.functions import Function
 from pairpool.master.jobs.base import MANY, Calls, MapJob, Target
@@ -602,7 +602,7 @@ class Pool:
             if options.task_timeout is not None or is_ahead:
                 self._master.drive_in_background()  # limits hold, too, while the reader is busy
         except BaseException as error:
-            self._master.cancel(job, worker_death.left_by(error), kill=True)
+            self._master.cancel(job, call_errors.left_by(error), kill=True)
             raise
         return iterator
 
@@ -633,7 +633,7 @@ class Pool:
         try:
             result.wait()
         except BaseException as error:
-            reason = worker_death.left_by(error)
+            reason = call_errors.left_by(error)
             if isinstance(job, Calls):  # other threads' calls may have joined it
                 self._master.cancel_call(result, reason, kill=True)
             else:

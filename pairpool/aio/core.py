@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pairpool.aio.outcome import Outcome
 from pairpool.aio.stream import AsyncStream, Feed
 from pairpool.linux import forking
-from pairpool.master import worker_death
+from pairpool.master import call_errors
 from pairpool.master.asyncio_driver import AsyncioDriver
 from pairpool.master.engine import GRACE, Engine
 from pairpool.master.jobs.base import MapJob
@@ -155,7 +155,7 @@ class Core:
         """End all calls whose coroutines were cancelled, at once; done by whoever leads."""
         dropped = list(self._dropped)
         if dropped:
-            self.inner.master.cancellation.calls(dropped, worker_death.cancelled())
+            self.inner.master.cancellation.calls(dropped, call_errors.cancelled())
             for _ in dropped:
                 self._dropped.popleft()
 
@@ -179,7 +179,7 @@ class Core:
         try:
             await outcome.future
         except BaseException as reason:
-            left = worker_death.left_by(reason)
+            left = call_errors.left_by(reason)
             master.loop.submit(lambda: master.cancellation.job(job, left, kill=True))
             raise
         return outcome.get()  # type: ignore[no-any-return]
@@ -201,7 +201,7 @@ class Core:
         finally:
             self._readings.discard(task)
         if task.cancelled() and self.inner.state == TERMINATE:
-            raise worker_death.terminated()
+            raise call_errors.terminated()
         return task.result()
 
     def stream(

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Iterable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pairpool.aio.outcome import raised
-from pairpool.master import worker_death
+from pairpool.master import call_errors
 from pairpool.master.asyncio_driver import BUDGET, AsyncioDriver
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ class AsyncStream(AsyncIterator[R], Generic[R]):
         try:
             await pause
         except asyncio.CancelledError as error:
-            self._cancel(worker_death.left_by(error), kill=True)
+            self._cancel(call_errors.left_by(error), kill=True)
             raise
         self._in_a_row = 0
         self._since = time.monotonic()
@@ -206,7 +206,7 @@ class AsyncStream(AsyncIterator[R], Generic[R]):
     async def aclose(self, *, kill: bool = False) -> None:
         """End the rest of the call; with `kill`, also what runs. Nothing is taken from the input after that."""
         if not self._job.done:
-            self._cancel(worker_death.cancelled(), kill=kill)
+            self._cancel(call_errors.cancelled(), kill=kill)
         if not self._task.done():
             await asyncio.wait([self._task])
 

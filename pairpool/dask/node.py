@@ -112,8 +112,8 @@ def _outcome_of(result: AsyncResult[Any]) -> Any:
 def _on_node(error: Any, node: str, index: int) -> BaseException:
     """Return an exception that names the node, and the index of the item in the whole call."""
     if isinstance(error, WorkerDied):
-        function, _index, worker, pid, exitcode, reason, *rest = error.args
-        named = WorkerDied(function, index, worker, pid, exitcode, f"{reason} on node {node}", *rest)
+        function, _index, worker, pid, details = error.args
+        named = WorkerDied(function, index, worker, pid, details._replace(reason=f"{details.reason} on node {node}"))
         return with_cause(named, error.__cause__)
     if not isinstance(error, BaseException):
         raise AssertionError(f"neither a result nor an exception: {error!r}")

@@ -12,18 +12,16 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from pairpool.master import worker_death
-from pairpool.master.event_loop import EventLoop
+from pairpool.master import call_errors
 from pairpool.master.functions import Function
 from pairpool.master.jobs.base import MANY, Batch, Job, MapJob
 from pairpool.master.jobs.batch_size import MANY_FROM, PATIENCE_NS
-from pairpool.master.jobs.queue import JobQueue
 from pairpool.master.jobs.stream import StreamJob
-from pairpool.master.metrics import Metrics
+from pairpool.master.outcome import BatchOutcome, read_outcome, truncated_outcome, without_first
+from pairpool.master.parts import EngineParts
 from pairpool.master.shared_objects import SharedObjects
-from pairpool.master.watchdog import Watchdog
-from pairpool.master.workers import LATELY, WorkerHandle, WorkerSet
-from pairpool.scoreboard.board import NOTHING, Scoreboard, State, Word
+from pairpool.master.workers import LATELY, WorkerHandle
+from pairpool.scoreboard.board import NOTHING, State, Word
 from pairpool.transport.channel import Cut
 from pairpool.transport.failures import Failure, Fault
 from pairpool.transport.fd_passing import OutgoingFds
@@ -42,10 +40,9 @@ from pairpool.transport.protocol import (
     ResultPacket,
 )
 from pairpool.transport.segments import Segment, SegmentClosed
-from pairpool.transport.serializer import Serializer
 from pairpool.transport.wire import ProtocolError
 
-__all__ = ["Dispatcher", "Hooks"]
+__all__ = ["Dispatcher"]
 
 WATCH_EVERY = 0.010
 """Seconds that a batch of several items may run before its worker is told to hand back the rest."""
@@ -69,22 +66,6 @@ LETHAL_FUNCTION = 3
 """Workers that may die one after the other while they unpickle a function before it is held to be the cause."""
 
 
-class Hooks:
-    """What the dealer tells of a worker that is not about work."""
-
-    def on_ready(self, member: WorkerHandle) -> None:
-        """Its initializer has returned."""
-
-    def on_initializer_failed(self, member: WorkerHandle, traceback: str) -> None:
-        """Its initializer raised."""
-
-    def on_result(self) -> None:
-        """It has done something."""
-
-    def retire(self, member: WorkerHandle) -> None:
-        """It holds nothing any more, and is to be replaced."""
-
-
 class Dispatcher:
     """Deals batches to workers and takes in what comes back.
 
@@ -92,32 +73,23 @@ class Dispatcher:
         maxtasks: tasks after which a worker is replaced; None for never.
 
     Attributes:
+        reports_handled: reports of whole batches that were handled.
+        initializers_returned: workers whose initializer returned.
         holds_back: work waits although workers idle, in the hope that others are done with theirs at once.
     """
 
-    def __init__(
-        self,
-        agenda: JobQueue,
-        crew: WorkerSet,
-        overseer: Watchdog,
-        loop: EventLoop,
-        codec: Serializer,
-        board: Scoreboard,
-        maxtasks: int | None,
-        hooks: Hooks,
-        shares: SharedObjects,
-        accounts: Metrics,
-    ) -> None:
+    def __init__(self, parts: EngineParts, shares: SharedObjects, maxtasks: int | None) -> None:
         self._shares = shares
-        self._accounts = accounts
-        self._agenda = agenda
-        self._crew = crew
-        self._overseer = overseer
-        self._loop = loop
-        self._codec = codec
-        self._board = board
+        self._accounts = parts.metrics
+        self._agenda = parts.queue
+        self._crew = parts.workers
+        self._overseer = parts.watchdog
+        self._loop = parts.loop
+        self._codec = parts.serializer
+        self._board = parts.scoreboard
         self._maxtasks = maxtasks
-        self._hooks = hooks
+        self.reports_handled = 0
+        self.initializers_returned = 0
         self._last_look = 0.0
         self.holds_back = False
         self._stays = True
@@ -227,13 +199,13 @@ class Dispatcher:
         if not lethal:
             return False
         if batch.function is not None:
-            self._agenda.fail(batch, worker_death.lethal_function(batch.function.name, batch.first))
+            self._agenda.fail(batch, call_errors.lethal_function(batch.function.name, batch.first))
             return True
         offset = next(at for at, item in enumerate(batch.items) if item[0] in lethal)
         victim = batch.part(offset, offset + 1)
         batch.job.replace(batch, batch.without(offset))
         self._agenda.requeue(batch.job)
-        self._agenda.fail(victim, worker_death.lethal_function(lethal[victim.items[0][0]].name, 0))
+        self._agenda.fail(victim, call_errors.lethal_function(lethal[victim.items[0][0]].name, 0))
         return True
 
     def _give(self, member: WorkerHandle, batch: Batch) -> None:
@@ -364,9 +336,10 @@ class Dispatcher:
             elif isinstance(packet, ReceivedPacket):
                 self._on_received(member, packet)
             elif isinstance(packet, ReadyPacket):
-                self._hooks.on_ready(member)
+                member.on_ready()
+                self.initializers_returned += 1
             elif isinstance(packet, InitFailedPacket):
-                self._hooks.on_initializer_failed(member, bytes(payload).decode("utf-8", "replace"))
+                member.on_initializer_failed(bytes(payload).decode("utf-8", "replace"))
                 break
             else:
                 raise ProtocolError(f"worker {member.number} (pid {member.pid}) has sent {packet}")
@@ -387,17 +360,15 @@ class Dispatcher:
             member.inbox.lose(packet)
         elif isinstance(packet, ResultPacket):
             member.retiring = True  # it takes for known a lane that may have been lost
-            self._on_result(member, packet, worker_death.cut_outcome(packet))
+            self._on_result(member, packet, truncated_outcome(packet))
 
-    def _read(
-        self, member: WorkerHandle, packet: ResultPacket, payload: memoryview, fds: list[int]
-    ) -> worker_death.Outcome:
-        outcome: worker_death.Outcome = ([], {}, [], None)
+    def _read(self, member: WorkerHandle, packet: ResultPacket, payload: memoryview, fds: list[int]) -> BatchOutcome:
+        outcome = BatchOutcome([], {}, [], None)
         if not packet.descriptors:
 
             def use(content: memoryview) -> None:
                 nonlocal outcome
-                outcome = worker_death.read_outcome(packet, content)
+                outcome = read_outcome(packet, content)
 
             member.content(packet, payload, fds, use)
             return outcome
@@ -406,13 +377,13 @@ class Dispatcher:
 
         def use_with_descriptors(content: memoryview) -> None:
             nonlocal outcome
-            outcome = worker_death.read_outcome(packet, content, functools.partial(batch.job.has_a_reader, batch))
+            outcome = read_outcome(packet, content, functools.partial(batch.job.has_a_reader, batch))
 
         with member.inbox.gather(packet, fds) as arrival:
             member.content(packet, payload, fds, use_with_descriptors)
-        return worker_death.cut_outcome(packet) if arrival.is_cut else outcome
+        return truncated_outcome(packet) if arrival.is_cut else outcome
 
-    def _on_result(self, member: WorkerHandle, packet: ResultPacket, outcome: worker_death.Outcome) -> None:
+    def _on_result(self, member: WorkerHandle, packet: ResultPacket, outcome: BatchOutcome) -> None:
         batch = member.held[0]
         assert batch.number == packet.batch, "a worker reported a batch that it does not hold"
         job, count = batch.job, packet.item_count
@@ -420,7 +391,7 @@ class Dispatcher:
             return  # by the caller's own code, while it was unpickled
         known = batch.first - packet.first
         if known:  # the item's own signal handler raised between a report and the note that it was sent
-            outcome, count = worker_death.without_first(outcome, known), count - known
+            outcome, count = without_first(outcome, known), count - known
             packet = packet._replace(item_count=count)
         values, failed, missing, stamps = outcome
         self._accounts.ran(member, batch, packet, stamps, failed)
@@ -460,7 +431,7 @@ class Dispatcher:
 
     def _after_result(self, member: WorkerHandle, batch: Batch) -> None:
         crew = self._crew
-        self._hooks.on_result()
+        self.reports_handled += 1
         if self._agenda.functions.suspects:
             self._agenda.functions.acquit(self._numbers_of(batch))
         if batch.limit:
@@ -471,7 +442,7 @@ class Dispatcher:
         if member.held:
             self._begin(member, member.held[0])
         elif member.retiring:
-            self._hooks.retire(member)
+            crew.finish(member)
         crew.place(member)
 
     def _on_crowded(

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pairpool.linux import descriptors, forking, requirements
-from pairpool.master import worker_death
+from pairpool.master import call_errors
 from pairpool.master.cancellation import Cancellation
 from pairpool.master.dispatcher import STARVED_FOR, WATCH_EVERY, Dispatcher
 from pairpool.master.driver_thread import DriverThread
@@ -29,10 +29,13 @@ from pairpool.master.jobs.intake import take_here
 from pairpool.master.jobs.queue import JobQueue
 from pairpool.master.jobs.stream import StreamJob
 from pairpool.master.metrics import Metrics
+from pairpool.master.parts import EngineParts
+from pairpool.master.reaper import Reaper
 from pairpool.master.shared_objects import SharedObjects
 from pairpool.master.supervisor import Supervisor
 from pairpool.master.watchdog import Watchdog
 from pairpool.master.workers import WorkerHandle, WorkerSet
+from pairpool.master.zygote_client import ZygoteClient, fork_zygote
 from pairpool.scoreboard.board import PoolWord, Scoreboard, Word
 from pairpool.trace_events import Trace
 from pairpool.transport.items import is_immutable
@@ -122,11 +125,11 @@ class Engine:
         self.board_fd = files.board_fd
         self._owned = (files.board_fd, stacks)
         self.at_end: list[Callable[[], object]] = []  # what is to be done when the pool has ended, and all is told
-        self.nursery = Supervisor(make_zygote, settings.processes, settings.has_initializer, board, stacks)
+        zygote = fork_zygote(make_zygote)
         try:
             self.loop = EventLoop(self)
         except BaseException:
-            self.nursery.zygote.close()
+            zygote.close()
             raise
         memory = WarmMemory(KEPT)
         codec = self.codec = Serializer(memory=memory)
@@ -137,19 +140,16 @@ class Engine:
         self.agenda = JobQueue(self.functions, self._forget, self.loop.would_deadlock, self.accounts)
         self.agenda.at_rest = memory.give_back
         self.shares = SharedObjects(self.agenda, self.crew, self.loop, codec)
-        self._dealer = Dispatcher(
-            self.agenda,
-            self.crew,
-            self.overseer,
-            self.loop,
-            codec,
-            board,
-            settings.maxtasks,
-            self.nursery,
-            self.shares,
-            self.accounts,
+        parts = EngineParts(self.loop, self.crew, self.agenda, self.overseer, self.accounts, codec, board)
+        self._dealer = Dispatcher(parts, self.shares, settings.maxtasks)
+        self.nursery = Supervisor(
+            settings.processes,
+            settings.has_initializer,
+            parts,
+            ZygoteClient(zygote, make_zygote, self.loop, codec),
+            self._dealer,
+            Reaper(parts, stacks),
         )
-        self.nursery.join(self.agenda, self.crew, self.overseer, self.loop, codec, self._dealer, self.accounts)
         self.cancellation = Cancellation(self.agenda, self.crew, self.overseer)
         self._remains: Scoreboard | None = None  # of the board, when the pool has ended
         self._board_lock = threading.Lock()
@@ -159,7 +159,7 @@ class Engine:
     # --- what the loop turns --------------------------------------------------------------------
 
     def prepare(self, stays: bool) -> float:
-        lacking = self.nursery.request_lacking()
+        lacking = self.nursery.request_missing()
         self._dealer.deal(stays)
         overseer = self.overseer
         if self.agenda.unfinished:
@@ -211,8 +211,7 @@ class Engine:
             self._dealer.look_after_batches()
         if self.cancellation.condemned:
             self.cancellation.look()
-        if self.nursery.is_closing:
-            self.nursery.retire_all()
+        self.nursery.tend()
 
     def recover(self) -> None:
         """No batch may be lost, and no worker be left in an unknown state."""
@@ -245,7 +244,7 @@ class Engine:
     def abandon(self, job: StreamJob, *, half_used: bool) -> None:
         """Nobody will read a stream any more: what is left of a half-used one is not run."""
         if half_used:
-            self.loop.submit(lambda: self.cancellation.job(job, worker_death.abandoned(), kill=False))
+            self.loop.submit(lambda: self.cancellation.job(job, call_errors.abandoned(), kill=False))
         else:
             self.loop.submit(job.discard)
 
@@ -376,7 +375,7 @@ class Engine:
 
     def go(self) -> None:
         """The rest of `start`, for those who have called `nursery.begin` and turned the loop until it has begun."""
-        self.nursery.go()
+        self.nursery.finish_start()
         self._start_collector()
 
     def _start_collector(self) -> None:
@@ -397,7 +396,7 @@ class Engine:
         from pairpool.master.output import Collector
 
         if self.nursery.is_starting:
-            self.nursery.collector = Collector(sink, streams=streams, level=level)
+            self.nursery.capture_output(Collector(sink, streams=streams, level=level))
             return
         requirements.require_descriptors(2 * self.size, f"the output of {self.size} workers")
         self._ask(lambda: self._capture_streams(Collector, sink))
@@ -405,9 +404,10 @@ class Engine:
     def _capture_streams(self, make: type[Collector], sink: Sink) -> bool:
         nursery = self.nursery
         if nursery.collector is None:
-            nursery.collector = make(sink, streams=False, level=None)
-            nursery.collector.start()
+            nursery.capture_output(make(sink, streams=False, level=None))
+            self._start_collector()
         collector = nursery.collector
+        assert collector is not None
         collector.sink = sink
         if not collector.streams:
             collector.streams = True
@@ -438,7 +438,7 @@ class Engine:
         """Let the workers exit as soon as nothing is left to do."""
 
         def action() -> None:
-            self.nursery.is_closing = True
+            self.nursery.begin_closing()
             self.accounts.closing()
             self.nursery.retire_all()
 
@@ -461,8 +461,8 @@ class Engine:
         """`terminate` that does not wait: have everything end, which it has when `is_deserted`."""
 
         def action() -> None:
-            self.nursery.is_closing = True
-            self.agenda.broken = self.agenda.broken or worker_death.terminated()
+            self.nursery.begin_closing()
+            self.agenda.broken = self.agenda.broken or call_errors.terminated()
             self.agenda.cancel_all(self.agenda.broken)
             self.crew.kill(self._is_busy)
             self.nursery.retire_all()
@@ -511,7 +511,7 @@ class Engine:
 
     def _end(self, grace: float | None) -> None:
         self.loop.run_actions()
-        reason = self.agenda.broken or worker_death.terminated()
+        reason = self.agenda.broken or call_errors.terminated()
         self.agenda.broken = reason
         self.crew.end(grace, is_busy=self._is_busy)
         self.agenda.cancel_all(reason)

@@ -266,8 +266,9 @@ class Metrics:
             )
         )
 
-    def lost(self, member: WorkerHandle, batch: Batch, offset: int, error: BaseException) -> None:
-        """An item ended with its worker."""
+    def lost(self, member: WorkerHandle, batch: Batch, error: BaseException) -> None:
+        """The only item of a batch ended with its worker."""
+        offset = 0
         now = time.monotonic_ns()
         words = member.slot.words
         length = max(1, now - words[Word.STARTED])

@@ -1,30 +1,31 @@
-"""Births and deaths: workers from the zygote, replacements, and what is left of a worker that died."""
+"""Keep the places of a pool filled: start workers, replace dead ones, resize, retire.
+
+    zygote ── Spawned, SpawnFailed ─► ZygoteClient ─► Supervisor ─► WorkerSet
+    pidfd ─── death ────────────────► Reaper ── WorkerDeath ──► Supervisor: replace the worker, or give up
+    worker ── packets ──────────────► Dispatcher ── retirements ► Supervisor: replace the worker
+
+The supervisor decides. The other three find out what happened.
+"""
 
 from __future__ import annotations
 
-import errno
 import logging
 import signal
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from pairpool.linux import descriptors, pidfds, signals
-from pairpool.linux.cgroup import OomCounter
+from pairpool.linux import pidfds, signals
 from pairpool.linux.interrupts import allow_signals
-from pairpool.master import worker_death
-from pairpool.master.dispatcher import Dispatcher, Hooks
-from pairpool.master.event_loop import EventLoop
-from pairpool.master.jobs.base import Batch
-from pairpool.master.jobs.queue import JobQueue
-from pairpool.master.metrics import Metrics, arguments_of
-from pairpool.master.watchdog import Watchdog
-from pairpool.master.workers import WorkerHandle, WorkerSet
-from pairpool.scoreboard.board import Scoreboard, State, Word
+from pairpool.master import call_errors
+from pairpool.master.dispatcher import Dispatcher
+from pairpool.master.parts import EngineParts
+from pairpool.master.reaper import Reaper
+from pairpool.master.worker_death import WorkerDeath
+from pairpool.master.workers import WorkerHandle
+from pairpool.master.zygote_client import ZygoteClient, explain_fork_error
+from pairpool.scoreboard.board import State, Word
 from pairpool.transport.channel import Lost
-from pairpool.transport.inherited_names import InheritedNames
 from pairpool.transport.protocol import StartPacket
-from pairpool.transport.serializer import Serializer
 from pairpool.worker.zygote import Spawned, SpawnFailed, Zygote
 
 if TYPE_CHECKING:
@@ -32,184 +33,148 @@ if TYPE_CHECKING:
 
 __all__ = ["Supervisor"]
 
-RESPAWN_AFTER = 0.1
+FORK_RETRY_AFTER_S = 0.1
 """Seconds after which a fork that the kernel refused is tried again."""
 
-FORK_TRIES = 30
-"""Forks in a row that the kernel may refuse while no worker is left before the pool gives up."""
+FORK_REFUSALS_ALLOWED = 30
+"""Forks in a row that the kernel may refuse, while no worker is left, before the pool gives up."""
 
-FIRST = 2
-"""Workers for each core that a pool starts with; to fork one takes more than a millisecond."""
+WORKERS_PER_CORE_AT_START = 2
+"""Workers per core that must have arrived before a pool is open. The fork of one takes more than a millisecond."""
 
-START_TRIES = 3
-"""Times that an initializer may fail in one place's replacements before the pool gives up."""
+INITIALIZER_TRIES = 3
+"""Replacements in one place whose initializer may fail before the pool gives up."""
 
-START_PAUSES = 4
-"""By how much the pause before the next try grows."""
+INITIALIZER_PAUSE_FACTOR = 4
+"""Factor by which the pause before the next of these tries grows."""
 
-FROM_OUTSIDE = 0.25
-"""What the death of a worker tells against the function that it was unpickling if somebody may have killed it."""
-
-ZYGOTES = 20
-"""Zygotes in a row that may end, with nothing done in between, before the pool gives up."""
-
-STILLBORN = 3
-"""Workers in a row that may end before they receive anything, beyond one for each place, before the pool gives up."""
-
-_LIMITS = {errno.EAGAIN: "RLIMIT_NPROC or the cgroup's pids.max", errno.EMFILE: "RLIMIT_NOFILE"}
+STARTUP_DEATHS_ALLOWED = 3
+"""Workers in a row, beyond one per place, that may end before they receive anything, before the pool gives up."""
 
 
-def _explain(error: OSError, what: str) -> OSError:
-    """The error of a fork that the kernel refused, with the limit that it ran into."""
-    number = error.errno or errno.EAGAIN
-    limit = _LIMITS.get(number, "memory")
-    return OSError(number, f"{what} could not be made: {error.strerror} (limit: {limit})")
-
-
-class Supervisor(Hooks):
-    """Keeps a pool's places filled.
+class Supervisor:
+    """Keep the places of a pool filled.
 
     Args:
-        make_zygote: makes what workers come from; called again if that is killed.
         processes: how many workers to keep.
-        has_initializer: whether workers report when they are ready.
-    """
+        has_initializer: whether workers report that their initializer returned.
+        parts: the other parts of the engine.
+        zygote_client: starts workers.
+        dispatcher: handles the packets of workers.
+        reaper: settles what dead workers leave.
 
-    dealer: Dispatcher
+    Attributes:
+        processes: how many workers the pool keeps.
+        is_starting: whether the pool is not open yet.
+        is_closing: whether workers exit when nothing is left to do.
+        collector: reads the output of workers; None if nobody wants the output.
+    """
 
     def __init__(
         self,
-        make_zygote: Callable[[], Zygote],
         processes: int,
         has_initializer: bool,
-        board: Scoreboard,
-        stacks: descriptors.Descriptor,
+        parts: EngineParts,
+        zygote_client: ZygoteClient,
+        dispatcher: Dispatcher,
+        reaper: Reaper,
     ) -> None:
-        self._make_zygote = make_zygote
-        try:
-            self.zygote = make_zygote()
-        except OSError as error:
-            raise _explain(error, "the zygote, which forks the workers,") from None
         self.processes = processes
-        self.has_initializer = has_initializer
-        self._board = board
-        self._stacks = stacks
-        self._expected: set[int] = set()
-        self._lacking: dict[int, float] = {}
-        self._stillborn = 0
-        self._refused = 0
-        self._zygotes_lost = 0
+        self._has_initializer = has_initializer
+        self._loop = parts.loop
+        self._workers = parts.workers
+        self._queue = parts.queue
+        self._watchdog = parts.watchdog
+        self._metrics = parts.metrics
+        self._scoreboard = parts.scoreboard
+        self._zygotes = zygote_client
+        self._dispatcher = dispatcher
+        self._reaper = reaper
         self.is_starting = True
-        self._filled: set[int] = set()  # places that have had a worker
-        self._tries: dict[int, int] = {}
-        self._oom = OomCounter()
         self.is_closing = False
-        self.collector: Collector | None = None  # of the output of workers, if it is wanted
+        self.collector: Collector | None = None
+        self._retry_at: dict[int, float] = {}  # places to fill later, with the time (monotonic seconds)
+        self._filled: set[int] = set()  # places that have had a worker
+        self._initializer_failures: dict[int, int] = {}  # failures in a row, by place
+        self._startup_deaths = 0  # workers in a row that ended before they received anything
+        self._fork_refusals = 0
+        self._reports_seen = 0
+        self._initializers_seen = 0
+        self._metrics.keeps(self.processes)
+        self._zygotes.watch(self._on_zygote)
 
-    def join(
-        self,
-        agenda: JobQueue,
-        crew: WorkerSet,
-        overseer: Watchdog,
-        loop: EventLoop,
-        codec: Serializer,
-        dealer: Dispatcher,
-        accounts: Metrics,
-    ) -> None:
-        """Learn who else there is."""
-        self._accounts = accounts
-        accounts.keeps(self.processes)
-        self._agenda = agenda
-        self._crew = crew
-        self._overseer = overseer
-        self._loop = loop
-        self._codec = codec
-        self.dealer = dealer
-        self._watch_zygote()
-
-    # --- births ---------------------------------------------------------------------------------
+    # --- start ----------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Ask for all workers and wait for the first; the others come while those work.
+        """Request all workers and wait for the first ones. The others arrive while those work.
 
-        Raises `OSError` if one of the first cannot be made.
+        Raise `OSError` if the kernel refuses one of the first workers.
         """
         self.begin()
         while not self.has_begun:
-            with allow_signals():  # a handler that raises may end the wait
+            with allow_signals():  # a signal handler that raises may end the wait
                 self.zygote.wait(None)
             self._on_zygote(0)
-        self.go()
+        self.finish_start()
 
     def begin(self) -> None:
-        """Ask for all workers; `go` comes when the loop has been turned until `has_begun`."""
+        """Request all workers. The caller runs the loop until `has_begun`, then calls `finish_start`."""
         for number in range(self.processes):
             self._request(number)
-        self._take_stock()
+        self._zygotes.note_inherited_names()
 
     @property
     def has_begun(self) -> bool:
-        """Whether the first workers are there, or none will come."""
-        is_enough = len(self._crew.members) >= self._crew.cores * FIRST
-        return is_enough or not self._expected or self._agenda.broken is not None
+        """Whether the first workers have arrived, or none will arrive."""
+        is_enough = len(self._workers.members) >= self._workers.cores * WORKERS_PER_CORE_AT_START
+        return is_enough or not self.is_waiting or self._queue.broken is not None
 
-    def go(self) -> None:
-        """The first workers are there. Raises `OSError` if one of them could not be made."""
+    def finish_start(self) -> None:
+        """End the start, after the first workers have arrived. Raise `OSError` if one of them could not be made."""
         self.is_starting = False
-        if self._agenda.broken is not None:
-            raise self._agenda.broken
-        assert self._codec.birth is not None
-        self._codec.birth.main_names = self.zygote.main_names
+        if self._queue.broken is not None:
+            raise self._queue.broken
+        self._zygotes.note_main_names()
 
-    def _take_stock(self) -> None:
-        """Note what the workers inherit; done while the zygote forks, for it takes about as long."""
-        self._codec.birth = InheritedNames(self.zygote.main_names)
+    @property
+    def zygote(self) -> Zygote:
+        """The present zygote."""
+        return self._zygotes.zygote
 
     @property
     def awaited(self) -> int:
-        """How many workers were asked for and are not there yet."""
-        return len(self._expected)
+        """The number of workers that were requested and have not arrived."""
+        return len(self._zygotes.requested)
 
     @property
     def is_waiting(self) -> bool:
-        """Whether workers that were asked for are not there yet."""
-        return bool(self._expected)
+        """Whether workers that were requested have not arrived."""
+        return bool(self._zygotes.requested)
 
     def _request(self, number: int) -> None:
-        self._expected.add(number)
         self._clear(number)
-        self._accounts.asked(number)
+        self._metrics.asked(number)
         try:
-            self.zygote.request(number)
-        except Lost:
-            return  # its end has been noticed by `_on_zygote`, or will be
+            self._zygotes.request(number)
         except OSError as error:
-            self._expected.discard(number)
             self._on_refused(number, error)
-            return
-        if not self.zygote.watched():
-            self._on_zygote(0)
 
     def _clear(self, number: int) -> None:
-        """Nobody is in this place now.
+        """Show a place as empty on the scoreboard.
 
-        A worker that was let go before it had begun may yet write its state here: it is the pid that counts.
+        A worker that was retired before it began may still write its state there. Readers go by the pid.
         """
-        self._board.slot(number).clear()
+        self._scoreboard.slot(number).clear()
 
-    def _watch_zygote(self) -> None:
-        for fd in self.zygote.watched():
-            self._loop.watch(fd, self._on_zygote)
+    # --- the zygote -----------------------------------------------------------------------------
 
     def _on_zygote(self, _events: int) -> None:
-        """Take what the zygote has sent; if it has ended, make another."""
+        """Handle all answers of the zygote. If the zygote has ended, make another."""
         while not self._loop.ended:
             try:
                 before = signals.hold_signals()
                 try:
-                    answer = self.zygote.receive()
-                    if answer is not None:
-                        self._expected.discard(answer.slot)
+                    answer = self._zygotes.receive()
                     if isinstance(answer, Spawned):
                         self._enlist(answer)
                 finally:
@@ -222,283 +187,243 @@ class Supervisor(Hooks):
             if isinstance(answer, SpawnFailed):
                 self._on_refused(answer.slot, answer.error)
             elif answer.slot >= self.processes or self._is_done:
-                self.retire(self._crew.members[answer.slot])
+                self.retire(self._workers.members[answer.slot])
 
     def _on_refused(self, number: int, error: OSError) -> None:
-        """A fork that failed is tried again later; with no worker left it is the end, after some tries."""
-        self._refused += 1
-        reason = _explain(error, f"worker {number} of {self.processes}")
-        if self.is_starting or not (self._crew.members or self._refused < FORK_TRIES):
+        """Try a refused fork again later. Give up if no worker is left after some tries, or if the pool is starting."""
+        self._fork_refusals += 1
+        reason = explain_fork_error(error, f"worker {number} of {self.processes}")
+        is_hopeless = not self._workers.members and self._fork_refusals >= FORK_REFUSALS_ALLOWED
+        if self.is_starting or is_hopeless:
             self.break_down(reason)
             return
-        if self._refused == 1:
+        if self._fork_refusals == 1:
             logging.getLogger("pairpool").warning("%s; the pool goes on without, and tries again", reason)
-        self._lacking[number] = time.monotonic() + RESPAWN_AFTER
+        self._retry_at[number] = time.monotonic() + FORK_RETRY_AFTER_S
 
     def _on_zygote_lost(self) -> None:
-        """The zygote was killed: its workers die with it, a new one is made, and the pool goes on."""
-        for fd in self.zygote.watched():
-            self._loop.unwatch(fd)
-        spare = self.zygote.take_spare()
-        self.zygote.close()
-        self._zygotes_lost += 1
-        is_hopeless = self._zygotes_lost > (ZYGOTES if self.zygote.was_ready else STILLBORN)
-        if is_hopeless or self.is_starting or self._codec.birth is None:
-            if spare is not None:
-                spare.close()
-            text = "the zygote, which forks the workers, ended"
-            if not self.zygote.was_ready:
-                text += " before it was ready; its error output says why"
-            self.break_down(OSError(errno.ECHILD, text))
+        """Make another zygote after the zygote was killed with all its workers, and repeat the requests."""
+        self._note_progress()
+        reason = self._zygotes.replace(is_first_start=self.is_starting)
+        if reason is not None:
+            self.break_down(reason)
             return
-        if spare is not None:
-            self.zygote = spare
-        else:
-            try:
-                self.zygote = self._make_zygote()
-            except OSError as error:
-                self.break_down(error)
-                return
-            self._take_stock()
-        self._watch_zygote()
-        for number in sorted(self._expected):
+        for number in sorted(self._zygotes.requested):
             self._request(number)
 
     def want_spare(self) -> None:
-        """See to it that there is a zygote in reserve."""
+        """Have the zygote keep a spare zygote."""
         self.zygote.want_spare()
 
-    def request_lacking(self) -> bool:
-        """Try again what the kernel refused, when it is time; returns whether something is still lacking."""
-        if self._lacking:
-            now = time.monotonic()
-            for number in [number for number, at in self._lacking.items() if at <= now]:
-                del self._lacking[number]
-                if number not in self._crew.members and number < self.processes:
-                    self._request(number)
-        if len(self._crew.members) + len(self._expected) + len(self._lacking) < self.processes:
-            self._fill_gaps()
-        return not self.zygote.flush() or bool(self._lacking)
-
-    def _fill_gaps(self) -> None:
-        """Ask for workers in places that nobody has asked for: an exception struck between a death and that."""
-        if self.is_starting or self._agenda.broken is not None or self._is_done:
-            return
-        for number in range(self.processes):
-            if not (number in self._crew.members or number in self._expected or number in self._lacking):
-                self._request(number)
+    # --- a new worker ---------------------------------------------------------------------------
 
     def _enlist(self, spawned: Spawned) -> None:
-        crew = self._crew
-        self._refused = 0
-        member = WorkerHandle(spawned, self._board.slot(spawned.slot), self.zygote, crew.starved)
-        crew.members[member.number] = member
-        self._loop.watch(member.channel.fileno(), lambda events: self.dealer.on_packets(member, events))
-        self._loop.watch(member.pidfd.fileno(), lambda _events: self._on_death(member))
-        member.slot.words[Word.PID] = member.pid
-        member.started = not self.has_initializer
-        member.is_first = member.number not in self._filled
-        self._filled.add(member.number)
-        self._overseer.enlist(member)
-        self._accounts.enlisted(member)
+        self._fork_refusals = 0
+        slot = self._scoreboard.slot(spawned.slot)
+        worker = WorkerHandle(spawned, slot, self.zygote, self._workers.starved)
+        self._workers.members[worker.number] = worker
+        self._loop.watch(worker.channel.fileno(), lambda events: self._on_packets(worker, events))
+        self._loop.watch(worker.pidfd.fileno(), lambda _events: self._on_death(worker))
+        worker.slot.words[Word.PID] = worker.pid
+        worker.started = not self._has_initializer
+        worker.is_first = worker.number not in self._filled
+        self._filled.add(worker.number)
+        self._watchdog.enlist(worker)
+        self._metrics.enlisted(worker)
         if self.collector is not None:
-            self.capture(member, streams=self.collector.streams, log=True)
-        if self.has_initializer:
-            member.post(StartPacket())
-        crew.place_newborn(member)
+            self.capture(worker, streams=self.collector.streams, log=True)
+        if self._has_initializer:
+            worker.post(StartPacket())
+        self._workers.place_newborn(worker)
 
-    def capture(self, member: WorkerHandle, *, streams: bool, log: bool) -> None:
-        """Have a worker's output sent to the collector; if the kernel has nothing left for that, it stays as it is."""
+    def capture_output(self, collector: Collector) -> None:
+        """Have the output of all workers that start from now on sent to a collector."""
+        self.collector = collector
+
+    def capture(self, worker: WorkerHandle, *, streams: bool, log: bool) -> None:
+        """Have the output of a worker sent to the collector.
+
+        If the kernel refuses a descriptor, the output goes where it went before, and one warning says so.
+        """
         assert self.collector is not None
         before = signals.hold_signals()
         try:
-            for header, outlet in self.collector.attach(member.number, member.pid, streams=streams, log=log):
-                member.capture(header, outlet)
+            for header, writer in self.collector.attach(worker.number, worker.pid, streams=streams, log=log):
+                worker.capture(header, writer)
         except OSError as error:
             logging.getLogger("pairpool").warning(
-                "the output of worker %d (pid %d) cannot be captured: %s", member.number, member.pid, error
+                "the output of worker %d (pid %d) cannot be captured: %s", worker.number, worker.pid, error
             )
         finally:
             signals.set_signal_mask(signal.SIG_SETMASK, before)
-        if member.wants_room:
-            self._loop.watch_for_room(member.channel.fileno(), True)
+        if worker.wants_room:
+            self._loop.watch_for_room(worker.channel.fileno(), True)
 
-    # --- life -----------------------------------------------------------------------------------
+    # --- the life of a worker -------------------------------------------------------------------
 
-    def on_ready(self, member: WorkerHandle) -> None:
-        member.started = True
-        self._tries.pop(member.number, None)
-        self._stillborn = 0
+    def _on_packets(self, worker: WorkerHandle, events: int) -> None:
+        self._dispatcher.on_packets(worker, events)
+        self._retire_finished()
 
-    def on_result(self) -> None:
-        self._stillborn = self._zygotes_lost = 0
+    def _retire_finished(self) -> None:
+        """Retire the workers that hold nothing any more and get no more work."""
+        while self._workers.finished:
+            self.retire(self._workers.finished[-1])
+            self._workers.finished.pop()
 
-    def on_initializer_failed(self, member: WorkerHandle, traceback: str) -> None:
-        member.init_error = traceback  # the worker ends, and that is when it counts
+    def _note_progress(self) -> None:
+        """Reset the counts of failures in a row if something has succeeded since the last call."""
+        if self._reports_seen != self._dispatcher.reports_handled:
+            self._reports_seen = self._dispatcher.reports_handled
+            self._startup_deaths = 0
+            self._zygotes.on_result()
+        if self._initializers_seen != self._dispatcher.initializers_returned:
+            self._initializers_seen = self._dispatcher.initializers_returned
+            self._startup_deaths = 0
+
+    def tend(self) -> None:
+        """Retire workers in each turn of the loop, also after an exception has interrupted another turn."""
+        self._retire_finished()
+        if self.is_closing:
+            self.retire_all()
 
     @property
     def _is_done(self) -> bool:
-        return self.is_closing and not self._agenda.unfinished
+        return self.is_closing and not self._queue.unfinished
 
-    def retire(self, member: WorkerHandle) -> None:
-        """Let a worker exit, and have another in its place at once."""
-        if not self._crew.is_on_duty(member):
+    def begin_closing(self) -> None:
+        """Let every worker exit when nothing is left to do."""
+        self.is_closing = True
+
+    def retire(self, worker: WorkerHandle) -> None:
+        """Let a worker exit, and request another in its place at once."""
+        if not self._workers.is_on_duty(worker):
             return
-        self._loop.unwatch(member.channel.fileno())
-        self._crew.dismiss(member)
-        self._accounts.left(member, "")
-        if member.number < self.processes and not self._is_done:
-            member.slot.words[Word.REPLACED] += 1
-            self._request(member.number)
+        if worker.started:
+            self._initializer_failures.pop(worker.number, None)
+        self._loop.unwatch(worker.channel.fileno())
+        self._workers.dismiss(worker)
+        self._metrics.left(worker, "")
+        if worker.number < self.processes and not self._is_done:
+            worker.slot.words[Word.REPLACED] += 1
+            self._request(worker.number)
         else:
-            self._clear(member.number)
+            self._clear(worker.number)
 
     def retire_all(self) -> None:
-        """Let every worker exit if the pool is closing and nothing is left to do, once its initializer has returned."""
+        """Let every worker whose initializer has returned exit, if the pool is closing and nothing is left to do."""
         if self._is_done:
-            for member in list(self._crew.members.values()):
-                if member.started:
-                    self.retire(member)
+            for worker in list(self._workers.members.values()):
+                if worker.started:
+                    self.retire(worker)
 
     def resize(self, processes: int) -> None:
-        """Keep this many workers from now on."""
+        """Keep `processes` workers from now on."""
         before, self.processes = self.processes, processes
-        self._accounts.keeps(processes)
-        members = self._crew.members
+        self._metrics.keeps(processes)
+        members = self._workers.members
         for number in range(before, processes):
-            if number not in members and number not in self._expected:
+            if number not in members and number not in self._zygotes.requested:
                 self._request(number)
         for number in range(processes, before):
-            member = members.get(number)
-            if member is not None:
-                member.retiring = True
-                self._crew.place(member)
-                if not member.held:
-                    self.retire(member)
+            worker = members.get(number)
+            if worker is not None:
+                worker.retiring = True
+                self._workers.place(worker)
+                if not worker.held:
+                    self.retire(worker)
 
-    # --- deaths ---------------------------------------------------------------------------------
+    # --- deaths and gaps ------------------------------------------------------------------------
 
-    def _on_death(self, member: WorkerHandle) -> None:
-        """A worker has ended: read what it had sent, take back what it had not read, blame what it was running."""
-        if not pidfds.has_ended(member.pidfd.fileno()):
-            return  # the event was for another descriptor, closed in this turn, whose number this one has got
-        self.dealer.drain(member, everything=True)
+    def _on_death(self, worker: WorkerHandle) -> None:
+        """Have a dead worker reaped, then decide about its place."""
+        if not pidfds.has_ended(worker.pidfd.fileno()):
+            return  # the event belongs to a descriptor that was closed in this turn and had the same number
+        self._dispatcher.drain(worker, everything=True)
+        self._retire_finished()
         if self._loop.ended:
             return
-        was_dismissed = member.dismissed
         before = signals.hold_signals()
         try:
-            self._bury(member)
+            death = self._reaper.reap(worker)
+            self.zygote.reaped(worker.serial)
+            if death is not None and death.is_at_startup:
+                self._on_startup_failed(death)
         finally:
             signals.set_signal_mask(signal.SIG_SETMASK, before)
-        if not was_dismissed:
-            self._replace(member)
+        if death is not None:
+            self._replace(worker)
 
-    def _bury(self, member: WorkerHandle) -> None:
-        """Settle what it leaves. Its pidfd is watched to the last: if an exception strikes, it is done once more."""
-        self._crew.touching = member
-        if not member.dismissed:
-            self._loop.unwatch(member.channel.fileno())
-        recalled = [] if member.dismissed else member.recall()
-        unfinished = list(member.held)
-        member.held.clear()
-        if not member.dismissed:
-            self._settle_accounts(member, unfinished, recalled)
-            member.slot.words[Word.PID] = 0
-        self._overseer.forget(member)
-        self.zygote.reaped(member.serial)
-        self._loop.unwatch(member.pidfd.fileno())
-        self._crew.remove(member)
-        member.close()
-        self._crew.touching = None
+    def _on_startup_failed(self, death: WorkerDeath) -> None:
+        """Decide about the place of a worker that ended in its initializer.
 
-    def _settle_accounts(self, member: WorkerHandle, unfinished: list[Batch], recalled: list[Batch]) -> None:
-        death = worker_death.Death(member, self._stacks.fileno(), self._oom)
-        if not member.started:
-            self._accounts.left(member, death.reason)
-            self._agenda.put_back(recalled)
-            self._agenda.put_back(unfinished)
-            self._on_start_failed(member, death)
-            return
-        if death.function_being_loaded is not None:
-            weight = FROM_OUTSIDE if death.is_from_outside else 1.0
-            if not death.went_with_zygote:
-                self._agenda.functions.suspect(death.function_being_loaded, weight)
-        self._agenda.put_back(recalled)
-        for batch in unfinished:
-            self._settle_batch(death, batch, unfinished)
-        self._accounts.left(member, death.reason)  # a trace has what was lost before the death that it was lost by
-
-    def _on_start_failed(self, member: WorkerHandle, death: worker_death.Death) -> None:
-        """An initializer that fails at the start of the pool is wrong; one that fails later may have had bad luck.
-
-        So may a worker that somebody killed meanwhile: these are tried again, with growing pauses.
+        1. The first worker of a place: the initializer is wrong, and the pool gives up. Exception: another process
+           killed the worker.
+        2. A later worker of a place: start it again after a pause, which grows. Give up after `INITIALIZER_TRIES`.
         """
-        number = member.number
-        tries = self._tries[number] = self._tries.get(number, 0) + 1
-        is_wrong = member.is_first and (member.init_error is not None or not death.is_from_outside or member.doom)
-        if is_wrong or tries >= START_TRIES:
-            if member.init_error is not None:
-                self.break_down(worker_death.initializer_failed(member.init_error))
+        worker, number = death.worker, death.worker.number
+        tries = self._initializer_failures[number] = self._initializer_failures.get(number, 0) + 1
+        has_failed = worker.init_error is not None or not death.is_from_outside or death.kill_reason is not None
+        if (worker.is_first and has_failed) or tries >= INITIALIZER_TRIES:
+            if worker.init_error is not None:
+                self.break_down(call_errors.initializer_failed(worker.init_error))
             else:
-                self.break_down(worker_death.initializer_died(death))
+                self.break_down(death.initializer_error())
         elif number < self.processes:
-            self._lacking[number] = time.monotonic() + RESPAWN_AFTER * START_PAUSES ** (tries - 1)
+            pause = FORK_RETRY_AFTER_S * INITIALIZER_PAUSE_FACTOR ** (tries - 1)
+            self._retry_at[number] = time.monotonic() + pause
 
-    def _settle_batch(self, death: worker_death.Death, batch: Batch, unfinished: list[Batch]) -> None:
-        job = batch.job
-        culprit = death.culprit(batch, unfinished)
-        if culprit is None and batch.handed_over:
-            culprit = 0  # it was about to run the only item, whose descriptors have gone with it
-        if culprit is None:
-            batch.solo = batch.solo or death.is_in_doubt(batch)
-            self._agenda.put_back([batch])
+    def _replace(self, worker: WorkerHandle) -> None:
+        """Request a worker for the place of one that died, unless the pool ends or does not keep the place."""
+        number = worker.number
+        if worker.started:
+            self._initializer_failures.pop(number, None)
+        if self._queue.broken is not None or self._is_done:
             return
-        index = batch.first + culprit if batch.targets is None else 0
-        error = death.error(self._accounts.name_of(batch, culprit), index, arguments_of(batch, culprit))
-        victim = batch.part(culprit, culprit + 1)
-        job.replace(batch, batch.without(culprit))
-        self._agenda.requeue(job)
-        self._accounts.lost(death.member, victim, 0, error)
-        self._agenda.fail(victim, error)
-
-    def _replace(self, member: WorkerHandle) -> None:
-        """Have a new worker in the place of one that died, unless the pool is at its end or has no use for it."""
-        number = member.number
-        if self._agenda.broken is not None or self._is_done:
+        if number >= self.processes or self._is_filled(number):
             return
-        if number >= self.processes or number in self._crew.members or number in self._expected:
-            return
-        if number in self._lacking:
-            return
-        words = member.slot.words
-        if words[Word.STATE] == State.EMPTY and not member.zygote.is_gone:
-            self._stillborn += 1
-            if self._stillborn > STILLBORN + self.processes:
-                self.break_down(worker_death.stillborn(self._stillborn))
+        words = worker.slot.words
+        if words[Word.STATE] == State.EMPTY and not worker.zygote.is_gone:
+            self._note_progress()
+            self._startup_deaths += 1
+            if self._startup_deaths > STARTUP_DEATHS_ALLOWED + self.processes:
+                self.break_down(call_errors.died_at_startup(self._startup_deaths))
                 return
         words[Word.REPLACED] += 1
         self._request(number)
 
+    def _is_filled(self, number: int) -> bool:
+        """Whether a place has a worker, or will get one."""
+        return number in self._workers.members or number in self._zygotes.requested or number in self._retry_at
+
+    def request_missing(self) -> bool:
+        """Request workers for the places whose next try is due; return whether some places are still empty."""
+        if self._retry_at:
+            now = time.monotonic()
+            for number in [number for number, at in self._retry_at.items() if at <= now]:
+                del self._retry_at[number]
+                if number not in self._workers.members and number < self.processes:
+                    self._request(number)
+        if len(self._workers.members) + len(self._zygotes.requested) + len(self._retry_at) < self.processes:
+            self._fill_gaps()
+        return not self.zygote.flush() or bool(self._retry_at)
+
+    def _fill_gaps(self) -> None:
+        """Request workers for places that an exception left empty, between a death and the request."""
+        if self.is_starting or self._queue.broken is not None or self._is_done:
+            return
+        for number in range(self.processes):
+            if not self._is_filled(number):
+                self._request(number)
+
     # --- the end --------------------------------------------------------------------------------
 
     def break_down(self, reason: BaseException) -> None:
-        """The pool cannot work any more: every call, now and later, ends with `reason`."""
-        if self._agenda.broken is None:
-            self._agenda.broken = reason
-        self._agenda.cancel_all(reason)
+        """End every call, now and later, with `reason`, because the pool cannot work any more."""
+        if self._queue.broken is None:
+            self._queue.broken = reason
+        self._queue.cancel_all(reason)
 
     def close(self) -> None:
-        """End the zygote, and workers that it had made and that came too late."""
-        while True:
-            try:
-                answer = self.zygote.receive()
-            except (Lost, OSError):
-                break  # it has ended, and was closed already if it had ended before
-            if answer is None:
-                break
-            if isinstance(answer, Spawned):
-                pidfds.send_signal(answer.pidfd.fileno(), 9)
-                for thing in (answer.near, answer.far, answer.pidfd):
-                    thing.close()
-        self.zygote.close()
+        """End the zygote."""
+        self._zygotes.close()

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from pairpool.linux import pidfds
 from pairpool.linux.memory import format_size, memory_usage_of
 from pairpool.master.jobs.base import Batch
-from pairpool.master.worker_death import KillReason
+from pairpool.master.kill_reason import KillReason
 from pairpool.master.workers import WorkerHandle, WorkerSet
 from pairpool.scoreboard.board import State, Word
 

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from pairpool.linux import cgroup, descriptors, pidfds
 from pairpool.master.jobs.base import Batch, Target
-from pairpool.master.worker_death import KillReason
+from pairpool.master.kill_reason import KillReason
 from pairpool.scoreboard.board import Slot, Word
 from pairpool.transport.capture import CaptureFd
 from pairpool.transport.channel import Cut, Lost
@@ -194,6 +194,14 @@ class WorkerHandle:
         while self._outbox and self._send(self._outbox[0]):
             self._outbox.popleft()
 
+    def on_ready(self) -> None:
+        """Note that the initializer has returned."""
+        self.started = True
+
+    def on_initializer_failed(self, traceback: str) -> None:
+        """Note that the initializer raised. The worker exits, and the supervisor decides when its death is noticed."""
+        self.init_error = traceback
+
     # --- receiving ------------------------------------------------------------------------------
 
     def receive(self) -> tuple[Packet, memoryview, list[int]] | None:
@@ -333,6 +341,7 @@ class WorkerSet:
     Attributes:
         cores: how many cores this process may use.
         members: those that get work, by number.
+        finished: those that get no more work and hold none, until the supervisor retires them.
         leaving: those that were told to exit and have not ended.
         touching: the one that is being dealt with; if an exception strikes then, its state is in doubt.
         watched: those that run a batch of several items, which may turn out to be long.
@@ -342,6 +351,7 @@ class WorkerSet:
     def __init__(self) -> None:
         self.members: dict[int, WorkerHandle] = {}
         self.leaving: list[WorkerHandle] = []
+        self.finished: list[WorkerHandle] = []
         self.touching: WorkerHandle | None = None
         self.watched: dict[WorkerHandle, None] = {}
         self.starved: dict[WorkerHandle, None] = {}
@@ -435,6 +445,10 @@ class WorkerSet:
         self.leaving.append(member)
         self.place(member)
         member.dismiss()
+
+    def finish(self, member: WorkerHandle) -> None:
+        """Note that a worker which gets no more work holds none. The supervisor retires it."""
+        self.finished.append(member)
 
     def remove(self, member: WorkerHandle) -> None:
         """A worker has ended."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pairpool.linux import forking
 from pairpool.linux.interrupts import allow_signals, is_from_handler
-from pairpool.master import worker_death
+from pairpool.master import call_errors
 from pairpool.master.jobs.base import Calls, MapJob
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class AsyncResult(Generic[R]):
             try:
                 self._master.loop.wait(self._is_done, timeout)
             except KeyboardInterrupt as interrupt:
-                self._cancel(worker_death.left_by(interrupt), kill=True)
+                self._cancel(call_errors.left_by(interrupt), kill=True)
                 raise
 
     def cancel(self, *, kill: bool = False) -> bool:
@@ -74,7 +74,7 @@ class AsyncResult(Generic[R]):
         Queued items are taken back, also out of the sockets of workers. Returns whether the call was cancelled: then
         `get` raises `CancelledError`.
         """
-        return not self._done and self._cancel(worker_death.cancelled(), kill=kill)
+        return not self._done and self._cancel(call_errors.cancelled(), kill=kill)
 
     def _cancel(self, reason: BaseException, *, kill: bool) -> bool:
         forking.require_owner(self._master.identity)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pairpool.errors import InitializerFailed, WorkerDied, remote_text
 from pairpool.linux import forking
-from pairpool.master import worker_death
+from pairpool.master import call_errors
 from pairpool.master.jobs.base import Calls, MapJob
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class PoolFuture(Future[R]):
         """Take the call back. Returns False if it runs, or has ended."""
         if not self.done():
             forking.require_owner(self._master.identity)
-            self._master.cancel_call(self, worker_death.cancelled(), kill=False)
+            self._master.cancel_call(self, call_errors.cancelled(), kill=False)
             if self._is_to_be_cancelled():  # it is not told yet where another thread drives
                 super().cancel()
         return self.cancelled()

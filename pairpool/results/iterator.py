@@ -16,7 +16,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from pairpool.linux import forking
-from pairpool.master import worker_death
+from pairpool.master import call_errors
 from pairpool.master.jobs.stream import StreamJob
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class _Gate:
             ready = job.done or master.loop.wait(lambda: job.readable, timeout, focus=job)
             master.before_leaving()
         except KeyboardInterrupt as interrupt:
-            master.cancel(job, worker_death.left_by(interrupt), kill=True)
+            master.cancel(job, call_errors.left_by(interrupt), kill=True)
             raise
         if not ready:
             from pairpool.errors import timeout_error
@@ -146,7 +146,7 @@ class IMapIterator(chain[R]):
     def cancel(self, *, kill: bool = False) -> bool:
         """End the rest of the call; with `kill`, also what runs. Returns whether there was something to end."""
         forking.require_owner(self._master.identity)
-        return self._master.cancel(self._job, worker_death.cancelled(), kill=kill)
+        return self._master.cancel(self._job, call_errors.cancelled(), kill=kill)
 
     def leave(self) -> None:
         """`cancel` for whoever does not come back, in a forked child or at the very end of the program, too."""

@@ -76,6 +76,10 @@ class InheritedNames:
                     if isinstance(value, NAMEABLE):
                         keep[id(value)] = value
 
+    def set_main_names(self, names: frozenset[str] | None) -> None:
+        """Set the names of the workers' `__main__`, which a fresh interpreter tells when it is ready."""
+        self.main_names = names
+
     def distrust(self, module_name: str) -> None:
         """Name nothing of this module any more: a worker did not find there what it should."""
         self._distrusted.add(module_name)

@@ -81,6 +81,20 @@ class Serializer:
         self._writers: list[PlainWriter] = []
         self._by_name: list[Writer] = []
 
+    def set_inherited_names(self, names: InheritedNames) -> None:
+        """Set the names that workers inherit."""
+        self.birth = names
+
+    def set_main_names(self, names: frozenset[str] | None) -> None:
+        """Set the names that the workers' `__main__` has; None if it is a fork of this process's."""
+        assert self.birth is not None
+        self.birth.set_main_names(names)
+
+    @property
+    def has_inherited_names(self) -> bool:
+        """Whether the names that workers inherit are known."""
+        return self.birth is not None
+
     # --- one item, as soon as it is there -------------------------------------------------------
 
     def take(self, item: Any, *, own: bool = True, may_go_by_value: bool = True) -> Part:

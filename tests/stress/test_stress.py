@@ -17,6 +17,7 @@ from rich.console import Console
 
 from pairpool import WorkerDied
 from pairpool.cli import main
+from pairpool.errors import DeathDetails
 from pairpool.stress import report, surroundings
 from pairpool.stress.ledger import Ledger
 from pairpool.stress.plan import Task, TaskKind
@@ -116,7 +117,7 @@ def breaches(made: Breach) -> list[str]:
 
 
 def killed(pid: int, exitcode: int | None = -9) -> WorkerDied:
-    return WorkerDied("run", 0, 0, pid, exitcode, "signal SIGKILL")
+    return WorkerDied("run", 0, 0, pid, DeathDetails(exitcode, "signal SIGKILL"))
 
 
 def test_a_campaign_without_a_breach_passes() -> None:
