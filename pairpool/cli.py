@@ -37,7 +37,7 @@ def _add_stress(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "stress",
         help="run a seeded mix of tasks while another process kills workers, and check every outcome",
         description="Run a seeded mix of tasks in one pool while another process kills, stops and ends its workers, "
-        "then check that every task ended as its seed foretells and that nothing is left behind. "
+        "then check that every task ended as its seed predicts and that nothing is left behind. "
         "Exit status: 0 passed, 1 failed, 2 bad usage, 130 interrupted.",
         epilog="example: pairpool stress --workers 16 --tasks 50000 --kills 200 --live",
     )
@@ -61,9 +61,9 @@ def _add_stress(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def _stress(arguments: argparse.Namespace) -> int:
-    from pairpool.stress.campaign import CampaignOrder, run
+    from pairpool.stress.campaign import CampaignOptions, run
 
-    order = CampaignOrder(
+    options = CampaignOptions(
         workers=arguments.workers,
         tasks=arguments.tasks,
         kills=arguments.kills,
@@ -81,7 +81,7 @@ def _stress(arguments: argparse.Namespace) -> int:
     except OSError as error:
         print(f"pairpool stress: {error}", file=sys.stderr)
         return 2
-    return run(order, arguments.json, arguments.memory_log)
+    return run(options, arguments.json, arguments.memory_log)
 
 
 _STATUSES = """exit status:

@@ -3,7 +3,7 @@
 plan.py ── slices ──► clients.py ── calls ──► Pool ──► tasks.py (in the workers)
                           │                    ▲
                           ▼                    │ signals
-verdict.py ◄── ledger.py ◄┴─ outcomes.py     assassin.py (a process of its own)
+checks.py ◄── outcome_log.py ◄── outcomes.py  killer.py (a process of its own)
     ▲                                          ▲
     └───────────── campaign.py ── one byte for each kill that is due ──┘
 """

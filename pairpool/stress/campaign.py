@@ -1,7 +1,7 @@
-"""One campaign, from the pool to the verdict.
+"""Run one campaign: open the pool, start the killer and the clients, and check the result.
 
-The main thread watches, ten times a second and more: how far the campaign is, which kills are due, what memory is in
-use, whether anything still moves. The clients' threads do the rest.
+The main thread looks at the campaign every `LOOK_INTERVAL_S`: at its progress, the kills that are due, and the memory.
+It also notices if nothing happens any more. The threads of the clients do the rest.
 """
 
 from __future__ import annotations
@@ -14,38 +14,42 @@ import os
 import platform
 import resource
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pairpool import errors
 from pairpool.pool import Pool
-from pairpool.stress import report, surroundings
-from pairpool.stress.assassin import KILL, STOP
+from pairpool.stress import environment, report
+from pairpool.stress.checks import CampaignReport, Kill, Observations, Sample, check_campaign, excused
 from pairpool.stress.clients import Clients
-from pairpool.stress.ledger import Died, Ledger
+from pairpool.stress.killer_process import KillerProcess
+from pairpool.stress.outcome_log import Died, OutcomeLog
 from pairpool.stress.plan import Plan
 from pairpool.stress.tasks import MARK
-from pairpool.stress.verdict import Breach, Evidence, Kill, Sample, excused, pass_verdict
 
-__all__ = ["CampaignOrder", "run"]
+__all__ = ["CampaignOptions", "run"]
 
-TICK = 0.01
-"""Seconds between two looks at a campaign. Progress is a count in shared memory, which nobody can wait for."""
+LOOK_INTERVAL_S = 0.01
+"""Seconds between two looks at a campaign. Progress is a count in shared memory, which no thread can wait for."""
 
-CLOSE_LIMIT = 60.0
+CLOSE_LIMIT_S = 60.0
+"""Seconds that the pool has to close, or to end."""
 
-PATIENCE = 5.0
+CLIENTS_LIMIT_S = 5.0
+"""Seconds that the clients have to end after the pool has ended."""
+
+ALARM_INTERVAL_S = 5.0
+"""Seconds after which SIGALRM comes again, if the first one did not end the main thread's work."""
 
 
 @dataclass(frozen=True)
-class CampaignOrder:
-    """What was asked for on the command line."""
+class CampaignOptions:
+    """The options of the command line."""
 
     workers: int = 8
     tasks: int = 200_000
@@ -60,18 +64,18 @@ class CampaignOrder:
 
 
 class Hang(Exception):
-    """Nothing moves any more."""
+    """The campaign makes no progress any more."""
 
 
 @contextmanager
 def limited(seconds: float, what: str) -> Iterator[None]:
-    """Raise `Hang` in the main thread if the body takes longer; a timer is not inherited and starts no thread."""
+    """Raise `Hang` in the main thread if the body takes longer. A timer is not inherited and starts no thread."""
 
     def end(_number: int, _frame: object) -> None:
         raise Hang(f"{what} took more than {seconds:g} s")
 
     old = signal.signal(signal.SIGALRM, end)
-    signal.setitimer(signal.ITIMER_REAL, seconds, 5.0)
+    signal.setitimer(signal.ITIMER_REAL, seconds, ALARM_INTERVAL_S)
     try:
         yield
     finally:
@@ -79,178 +83,135 @@ def limited(seconds: float, what: str) -> Iterator[None]:
         signal.signal(signal.SIGALRM, old)
 
 
-class Starts:
-    """The memfd in which tasks count their starts; its name marks every process of the campaign."""
+class StartCounts:
+    """The memfd in which tasks count their starts. Its name marks every process of the campaign."""
 
     def __init__(self, tasks: int) -> None:
         self.tag = f"pairpool-stress-{os.getpid()}-{time.monotonic_ns()}"
-        self.fd = os.memfd_create(self.tag)
-        os.set_inheritable(self.fd, False)
-        os.posix_fallocate(self.fd, 0, tasks)
-        self.map = mmap.mmap(self.fd, tasks)
-        os.environ[MARK] = f"{self.tag}:{os.getpid()}:{self.fd}"
+        self._fd = os.memfd_create(self.tag)
+        os.set_inheritable(self._fd, False)
+        os.posix_fallocate(self._fd, 0, tasks)
+        self._map = mmap.mmap(self._fd, tasks)
+        os.environ[MARK] = f"{self.tag}:{os.getpid()}:{self._fd}"
 
-    def started(self, first: int, last: int) -> int:
-        return last - first - self.map[first:last].count(0)
+    def started(self, first: int, end: int) -> int:
+        """Return how many of the tasks from `first` up to, but without `end` have started."""
+        return end - first - self._map[first:end].count(0)
+
+    def counts(self) -> bytes:
+        """Return how often each task has started, one byte per task."""
+        return self._map[:]
 
     def close(self) -> None:
+        """Remove the mark, and close the memfd."""
         os.environ.pop(MARK, None)
-        self.map.close()
-        os.close(self.fd)
-
-
-class Killer:
-    """The assassin as the campaign sees it.
-
-    Args:
-        known: children of this process that are none of the pool's.
-    """
-
-    def __init__(self, order: CampaignOrder, known: frozenset[int]) -> None:
-        self._kills = order.kills
-        self._sent = 0
-        self._log = os.memfd_create("assassin-log")
-        environment = {name: value for name, value in os.environ.items() if name != MARK}
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
-        command = [sys.executable, "-m", "pairpool.stress.assassin", f"--master={os.getpid()}", f"--seed={order.seed}"]
-        command += [f"--workers={order.workers}", *(["--direct"] if order.start_method == "direct" else [])]
-        command += ["--known", *map(str, known)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=self._log, env=environment, bufsize=0)
-        while self.is_alive() and not os.fstat(self._log).st_size:
-            time.sleep(TICK)
-
-    def is_alive(self) -> bool:
-        return self._process.poll() is None
-
-    def advance(self, share: float) -> None:
-        """Have one kill done if fewer were than belong to this share (0 to 1) of the campaign.
-
-        One at a time: a volley at workers that have just begun is what makes a pool rightly give up.
-        """
-        if self._sent < min(self._kills, int(share * self._kills + 0.5)) and self._process.stdin is not None:
-            self._process.stdin.write(KILL)
-            self._sent += 1
-
-    @property
-    def has_more(self) -> bool:
-        return self._sent < self._kills
-
-    def finish(self) -> None:
-        """No more kills are to come: it ends when all that is due is done."""
-        if self._process.stdin is not None:
-            self._process.stdin.write(STOP)
-
-    def end(self) -> None:
-        """Have it end at once."""
-        self._process.kill()
-        self._process.wait()
-
-    def kills(self) -> list[Kill]:
-        text = os.pread(self._log, os.fstat(self._log).st_size, 0).decode()
-        return [Kill(**json.loads(line)) for line in text.splitlines() if line.endswith("}")]
-
-    def close(self) -> None:
-        if self._process.stdin is not None:
-            self._process.stdin.close()
-        os.close(self._log)
+        self._map.close()
+        os.close(self._fd)
 
 
 class Campaign:
-    """A campaign under way.
+    """A campaign in progress.
 
     Args:
-        show: told the tasks ended and how many there are, some times a second.
+        show: called several times per second with the number of ended tasks and of all tasks.
+        memory_log: a text file for samples of the memory; None for no log.
     """
 
     def __init__(
-        self, order: CampaignOrder, starts: Starts, show: Callable[[int, int], object], memory_log: Any
+        self, options: CampaignOptions, starts: StartCounts, show: Callable[[int, int], object], memory_log: Any
     ) -> None:
-        self.order = order
-        self.starts = starts
-        self.show = show
-        self.ledger = Ledger(order.tasks)
+        self.options = options
+        self.log = OutcomeLog(options.tasks)
         self.samples: list[Sample] = []
-        self.began = time.monotonic()
+        self._starts = starts
+        self._show = show
         self._memory_log = memory_log
-        self._moved = (self.began, 0)
+        self._began_s = time.monotonic()
+        self._progress = 0
+        self._progressed_s = self._began_s
         self._clients: Clients | None = None
 
-    def run(self, pool: Any, killer: Killer) -> None:
-        """Deal all tasks and wait for their ends; the pool is closed then. Raises `Hang`."""
-        order = self.order
-        plan = Plan(order.seed, order.tasks, timeouts=hasattr(errors, "TaskTimeout"))
-        self._clients = clients = Clients(pool, plan, self.ledger, order.clients, order.chunksize)
+    @property
+    def seconds(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self._began_s
+
+    def run(self, pool: Pool, killer: KillerProcess) -> None:
+        """Run all tasks to their ends, and close the pool. Raises `Hang`."""
+        options = self.options
+        plan = Plan(options.seed, options.tasks, timeouts=hasattr(errors, "TaskTimeout"))
+        self._clients = clients = Clients(pool, plan, self.log, options.clients, options.chunksize)
         clients.start()
         try:
-            while not clients.are_done(TICK):
+            while not clients.are_done(LOOK_INTERVAL_S):
                 self._look(clients, killer)
-            with limited(order.hang + TICK * order.kills, "the end of the assassin"):
+            with limited(options.hang + LOOK_INTERVAL_S * options.kills, "the end of the killer"):
                 while killer.has_more and killer.is_alive():
                     killer.advance(1.0)
                     self._keep_replacing(pool)
                 killer.finish()
                 while killer.is_alive():
                     self._keep_replacing(pool)
-            with limited(CLOSE_LIMIT, "closing the pool"):
+            with limited(CLOSE_LIMIT_S, "closing the pool"):
                 pool.close()
                 pool.join()
         except BaseException:
-            clients.abandoned = True
-            clients.stop()
+            clients.abandon()
             raise
 
-    def _keep_replacing(self, pool: Any) -> None:
-        """Workers are replaced while somebody waits for the pool: give the assassin something to kill."""
+    def _keep_replacing(self, pool: Pool) -> None:
+        """Give the killer something to kill: the pool replaces workers only while a thread waits for the pool."""
         try:
-            pool.apply(time.sleep, (TICK,))
+            pool.apply(time.sleep, (LOOK_INTERVAL_S,))
         except errors.WorkerDied as died:
-            self.ledger.died.append(Died(-1, "last", died.pid, died.exitcode, str(died)))
+            self.log.death(Died(-1, "last", died.pid, died.exitcode, str(died)))
         except Exception as error:
-            self.ledger.breach("call failed", f"apply, after the last task: {error!r}")
+            self.log.breach("call failed", f"apply, after the last task: {error!r}")
             raise Hang("the pool is broken") from error
 
-    def _look(self, clients: Clients, killer: Killer) -> None:
-        order, now = self.order, time.monotonic()
-        seconds = now - self.began
-        if order.seconds is not None and seconds > order.seconds:
+    def _look(self, clients: Clients, killer: KillerProcess) -> None:
+        """Request the kills that are due, take a sample, and check that the campaign makes progress."""
+        options, now, seconds = self.options, time.monotonic(), self.seconds
+        if options.seconds is not None and seconds > options.seconds:
             clients.stop()
-        started = sum(self.starts.started(*span) for span in list(clients.open.values()))
-        progress = min(order.tasks, max(self.ledger.ended, self.ledger.dealt - self._open(clients) + started))
-        share = progress / order.tasks
-        if order.seconds is not None:
-            share = max(share, min(1.0, seconds / order.seconds))
+        slices = clients.open_slices()
+        started = sum(self._starts.started(first, end) for first, end in slices)
+        in_work = sum(end - first for first, end in slices)
+        progress = min(options.tasks, max(self.log.ended, self.log.dealt - in_work + started))
+        share = progress / options.tasks
+        if options.seconds is not None:
+            share = max(share, min(1.0, seconds / options.seconds))
         killer.advance(share)
-        if progress + self.ledger.ended != self._moved[1]:
-            self._moved = (now, progress + self.ledger.ended)
-        elif now - self._moved[0] > order.hang:
-            raise Hang(f"no task has started or ended for {order.hang:g} s")
+        if progress + self.log.ended != self._progress:
+            self._progress, self._progressed_s = progress + self.log.ended, now
+        elif now - self._progressed_s > options.hang:
+            raise Hang(f"no task has started or ended for {options.hang:g} s")
         if seconds >= len(self.samples):
             self._sample(seconds)
-        self.show(self.ledger.ended, order.tasks)
-
-    @staticmethod
-    def _open(clients: Clients) -> int:
-        return sum(last - first for first, last in list(clients.open.values()))
+        self._show(self.log.ended, options.tasks)
 
     def _sample(self, seconds: float) -> None:
-        sample = Sample(round(seconds, 3), surroundings.resident(), surroundings.descriptor_count(), self.ledger.ended)
+        sample = Sample(round(seconds, 3), environment.resident(), environment.descriptor_count(), self.log.ended)
         self.samples.append(sample)
         if self._memory_log is not None:
-            writer = csv.writer(self._memory_log)
-            writer.writerow(asdict(sample).values())
+            csv.writer(self._memory_log).writerow(asdict(sample).values())
             self._memory_log.flush()
 
     def wait_for_clients(self) -> None:
-        """Once the pool is ended, nothing can hold them back for long."""
-        deadline = time.monotonic() + PATIENCE
-        while self._clients is not None and not self._clients.are_done(TICK) and time.monotonic() < deadline:
-            pass
+        """Wait for the end of the clients. After the end of the pool they need little time."""
+        deadline = time.monotonic() + CLIENTS_LIMIT_S
+        while self._clients is not None and time.monotonic() < deadline:
+            if self._clients.are_done(LOOK_INTERVAL_S):
+                break
 
-    def on_hang(self, hang: Hang, pool: Any) -> None:
-        """Show where everybody is, and note the breach."""
+    def on_hang(self, hang: Hang, pool: Pool) -> None:
+        """Print the stacks of all threads and the status of the pool, and record the breach."""
         faulthandler.dump_traceback(all_threads=True)
         print(pool.status(), file=sys.stderr, flush=True)
-        self.ledger.breach("hang", str(hang))
+        self.log.breach("hang", str(hang))
+
+
+# --- from the pool to the report ----------------------------------------------------------------------
 
 
 def _versions() -> dict[str, str]:
@@ -262,69 +223,81 @@ def _versions() -> dict[str, str]:
     }
 
 
-def _fight(campaign: Campaign, before: surroundings.Snapshot, evidence: Evidence) -> bool:
-    """Pool, assassin, clients; whether all came to its end without a hang."""
-    order = campaign.order
+def _start_killer(options: CampaignOptions, known: frozenset[int]) -> KillerProcess:
+    """Start the killer. `known` are the children of this process that do not belong to the pool."""
+    arguments = [f"--seed={options.seed}", f"--workers={options.workers}"]
+    arguments += ["--direct"] if options.start_method == "direct" else []
+    return KillerProcess(options.kills, [*arguments, "--known", *map(str, known)])
+
+
+def _run_with_pool(campaign: Campaign, known: frozenset[int]) -> tuple[bool, list[Kill], float]:
+    """Run a campaign with a pool and a killer.
+
+    Returns:
+        Whether it ended without a hang, the log of the killer, and the seconds that it took.
+    """
+    options = campaign.options
     pool = Pool(
-        order.workers, start_method=order.start_method, name="stress", chunksize=order.chunksize, live=order.live
+        options.workers,
+        start_method=options.start_method,
+        name="stress",
+        chunksize=options.chunksize,
+        live=options.live,
     )
+    is_complete = False
     try:
-        killer = Killer(order, before.children)
+        killer = _start_killer(options, known)
         try:
             campaign.run(pool, killer)
+            is_complete = True
         except Hang as hang:
             campaign.on_hang(hang, pool)
-            return False
         finally:
             killer.end()
-            evidence.kills = killer.kills()
+            kills = killer.kills()
             killer.close()
     finally:
-        evidence.seconds = time.monotonic() - campaign.began
+        seconds = campaign.seconds
         _terminate(campaign, pool)
-    return True
+    return is_complete, kills, seconds
 
 
-def _terminate(campaign: Campaign, pool: Any) -> None:
+def _terminate(campaign: Campaign, pool: Pool) -> None:
     try:
-        with limited(CLOSE_LIMIT, "ending the pool"):
+        with limited(CLOSE_LIMIT_S, "ending the pool"):
             pool.terminate()
             campaign.wait_for_clients()
     except Hang as hang:
         campaign.on_hang(hang, pool)
 
 
-def _conduct(order: CampaignOrder, starts: Starts, stack: ExitStack, memory_log: str | None) -> Breach:
-    before = surroundings.Snapshot.take()
-    log: Any = None
-    if memory_log is not None:
-        log = stack.enter_context(open(memory_log, "w", newline=""))  # noqa: SIM115  # the stack closes it
-        before.descriptors[os.path.realpath(memory_log)] += 1
+def _conduct(options: CampaignOptions, starts: StartCounts, log: Any) -> CampaignReport:
+    """Run a campaign and check it. `log` is a text file for samples of the memory, or None."""
+    before = environment.EnvironmentSnapshot.take()
+    if log is not None:
         csv.writer(log).writerow(["seconds", "rss", "fds", "ended"])
-    evidence = Evidence(b"")
-    with report.progress(order.tasks, is_wanted=not order.live) as show:
-        campaign = Campaign(order, starts, show, log)
-        whole = _fight(campaign, before, evidence)
-        evidence.samples = campaign.samples
-        evidence.starts = starts.map[:]
-        if whole:
-            allowed = excused(evidence.kills, order.start_method)
-            evidence.left, orphans = surroundings.leftovers(before, starts.tag, allowed)
-            evidence.orphans = len(orphans)
-    return pass_verdict(campaign.ledger, evidence, asdict(order), _versions())
+    with report.progress(options.tasks, is_wanted=not options.live) as show:
+        campaign = Campaign(options, starts, show, log)
+        is_complete, kills, seconds = _run_with_pool(campaign, before.children)
+        left: list[str] = []
+        orphans: list[environment.Leftover] = []
+        if is_complete:
+            left, orphans = environment.leftovers(before, starts.tag, excused(kills, options.start_method))
+    seen = Observations(starts.counts(), kills, campaign.samples, left, len(orphans), seconds)
+    return check_campaign(campaign.log, seen, asdict(options), _versions())
 
 
-def run(order: CampaignOrder, json_file: str | None = None, memory_log: str | None = None) -> int:
-    """Run a campaign and print its report; returns the exit status: 0 passed, 1 failed."""
+def run(options: CampaignOptions, json_file: str | None = None, memory_log: str | None = None) -> int:
+    """Run a campaign and print its report. Return the exit status: 0 passed, 1 failed."""
     _soft, hard = resource.getrlimit(resource.RLIMIT_CORE)
     resource.setrlimit(resource.RLIMIT_CORE, (0, hard))  # tasks crash on purpose
-    surroundings.give_back_memory()
-    starts = Starts(order.tasks)
+    environment.give_back_memory()
+    starts = StartCounts(options.tasks)
     try:
-        with ExitStack() as stack:
-            made = _conduct(order, starts, stack, memory_log)
+        with nullcontext() if memory_log is None else open(memory_log, "w", newline="") as log:
+            made = _conduct(options, starts, log)
     finally:
-        surroundings.end_all(starts.tag)
+        environment.end_all(starts.tag)
         starts.close()
     if json_file is not None:
         Path(json_file).write_text(json.dumps(made.as_json(), indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""Judging one outcome: is it what the task's seed foretells?"""
+"""Judge one outcome: is it the outcome that the seed predicts for this task?"""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ __all__ = ["Finding", "Judgement", "index_of", "judge"]
 
 
 class Finding(Enum):
-    """What became of a task."""
+    """The judgement of an outcome, in one word."""
 
-    FORETOLD = "as foretold"
-    DIED = "WorkerDied"  # whether a kill explains it is known at the end
+    PREDICTED = "as predicted"
+    DIED = "WorkerDied"  # the end of the campaign shows whether a kill explains it
     WRONG = "wrong"
 
 
 class Judgement(NamedTuple):
-    """A finding, with the worker's pid and exit status if it died, or with what is wrong."""
+    """A finding. If the worker died: its pid and exit status. If the outcome is wrong: a text that says why."""
 
     finding: Finding
     text: str = ""
@@ -33,12 +33,12 @@ class Judgement(NamedTuple):
     exitcode: int | None = None
 
 
-_AS_FORETOLD = Judgement(Finding.FORETOLD)
+_AS_PREDICTED = Judgement(Finding.PREDICTED)
 _TOKEN = re.compile(r"<task (\d+)>")
 
 
 def index_of(outcome: Any) -> int | None:
-    """The index that an outcome names; None if it names none."""
+    """Return the number of the task that an outcome names; None if it names none."""
     if isinstance(outcome, BaseException):
         found = _TOKEN.search(_text_of(outcome)[:1000])
         return int(found[1]) if found else None
@@ -51,12 +51,12 @@ def _text_of(error: BaseException) -> str:
 
 
 def judge(task: Task, outcome: Any) -> Judgement:
-    """Compare what a task ended with, a value or an exception, with what was foretold."""
+    """Compare an outcome, which is a value or an exception, with the predicted one."""
     if isinstance(outcome, WorkerDied):
         return _judge_death(task, outcome)
     check = _is_right_error if isinstance(outcome, BaseException) else _is_right_value
     is_right = check(task, outcome)
-    return _AS_FORETOLD if is_right else Judgement(Finding.WRONG, f"ended with {_short(outcome)}")
+    return _AS_PREDICTED if is_right else Judgement(Finding.WRONG, f"ended with {_short(outcome)}")
 
 
 def _short(outcome: Any) -> str:
@@ -93,11 +93,11 @@ def _is_right_error(task: Task, error: BaseException) -> bool:
         return type(error) is ValueError and error.args == (task_errors.token(task.number) + "x" * task.amount,)
     if task.kind is not TaskKind.RAISE:
         return False
-    foretold = task_errors.make(task.number, task.amount % task_errors.FLAVOURS)
-    if isinstance(foretold, task_errors.Attached):
+    predicted = task_errors.make(task.number, task.amount % task_errors.FLAVOURS)
+    if isinstance(predicted, task_errors.Attached):
         return _is_encoding_error(task, error)
-    told = "" if foretold.__cause__ is None else str(foretold.__cause__)
-    return signature(error) == signature(foretold) and told in str(error.__cause__)
+    cause = "" if predicted.__cause__ is None else str(predicted.__cause__)
+    return signature(error) == signature(predicted) and cause in str(error.__cause__)
 
 
 def _is_encoding_error(task: Task, error: BaseException) -> bool:
@@ -105,7 +105,7 @@ def _is_encoding_error(task: Task, error: BaseException) -> bool:
 
 
 def signature(error: BaseException) -> object:
-    """All that must survive the journey."""
+    """Return the parts of an exception that must survive its way from the worker."""
     attributes = sorted((name, repr(value)) for name, value in vars(error).items())
     inner = [signature(one) for one in error.exceptions] if isinstance(error, BaseExceptionGroup) else []
     arguments = error.args[:1] if inner else error.args
@@ -122,10 +122,10 @@ _SIGNALS = {
 
 
 def _judge_death(task: Task, error: WorkerDied) -> Judgement:
-    """A death is the task's own if its exit status is; one without a status may be (kernels before 6.15)."""
+    """Judge a death by its exit status. A death without a status may be the task's own (kernels before 6.15)."""
     if task.kind in LETHAL:
         own = _SIGNALS.get(task.kind, task.amount % 256)
         has_stack = bool(error.stack) or task.kind not in (TaskKind.ABORT, TaskKind.SEGFAULT)
         if error.exitcode is None or (error.exitcode == own and has_stack):
-            return _AS_FORETOLD
+            return _AS_PREDICTED
     return Judgement(Finding.DIED, str(error).partition("\n")[0], error.pid, error.exitcode)

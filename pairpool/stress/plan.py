@@ -1,4 +1,4 @@
-"""The plan: a seed and an index give a task, and a seed gives how tasks are dealt. Pure; no clock and no state."""
+"""The plan of a campaign: a seed determines all tasks, and the calls that run them. No clock and no state."""
 
 from __future__ import annotations
 
@@ -13,36 +13,37 @@ __all__ = ["PlannedCall", "TaskKind", "LETHAL", "Plan", "Slice", "Task", "conten
 
 MASK = (1 << 64) - 1
 GOLDEN = 0x9E3779B97F4A7C15
-MOST_IN_A_SLICE = 5000
-SLICE_BYTES = 16 << 20
-"""Payload after which a slice is cut, so that what a client holds is bounded."""
+MAX_TASKS_PER_SLICE = 5000
 
-BLOCK = 4093
-"""Bytes after which a payload repeats: a prime, so that no page looks like another."""
+SLICE_BYTES = 16 << 20
+"""Bytes of payload after which a slice ends. They bound the memory of a client."""
+
+BLOCK_BYTES = 4093
+"""Bytes after which a payload repeats: a prime, so that all pages are different."""
 
 
 class TaskKind(IntEnum):
-    """What a task does."""
+    """The kinds of tasks."""
 
     NOOP = 0
     CPU = 1
-    GRIND = 2  # some ms of work
+    GRIND = 2  # a computation of several ms
     SLEEP = 3
-    ECHO = 4  # payloads of up to 64 KiB, either way
-    BULK = 5  # payloads of up to 32 MiB, either way
+    ECHO = 4  # payloads of up to 64 KiB, in both directions
+    BULK = 5  # payloads of up to 32 MiB, in both directions
     RAISE = 6
-    BULK_RAISE = 7  # an exception with a message of some MiB
+    BULK_RAISE = 7  # an exception with a message of several MiB
     BAD_RESULT = 8  # a result that cannot be pickled
     PRINT = 9
-    RUN = 10  # a subprocess, waited for
-    FORK = 11  # a forked child, waited for
-    LEAVE_PROGRAM = 12  # a subprocess that is left behind
-    LEAVE_CHILD = 13  # a forked child that is left behind
+    RUN = 10  # a program that the task waits for
+    FORK = 11  # a forked child that the task waits for
+    LEAVE_PROGRAM = 12  # a program that the task leaves behind
+    LEAVE_CHILD = 13  # a forked child that the task leaves behind
     EXIT = 14
     ABORT = 15
     SEGFAULT = 16
-    SUICIDE = 17  # SIGKILL to itself
-    TIMEOUT = 18  # sleeps for ever, and has a task_timeout
+    SUICIDE = 17  # the task sends SIGKILL to its own process
+    TIMEOUT = 18  # the task sleeps for ever, and has a task_timeout
 
 
 LETHAL = frozenset({TaskKind.EXIT, TaskKind.ABORT, TaskKind.SEGFAULT, TaskKind.SUICIDE})
@@ -67,7 +68,7 @@ _PER_MILLION = {
     TaskKind.SUICIDE: 100,
     TaskKind.TIMEOUT: 100,
 }
-"""How often each kind comes; all others are `NOOP`."""
+"""Tasks of each kind per million tasks. The rest is `NOOP`."""
 
 _KINDS = [*_PER_MILLION, TaskKind.NOOP]
 _STEPS = [(bound << 20) // 1_000_000 for bound in accumulate(_PER_MILLION.values())]
@@ -77,10 +78,10 @@ class Task(NamedTuple):
     """One task.
 
     Attributes:
-        number: its place in the campaign.
-        amount: steps, microseconds, exit status or flavour, by kind.
-        send: bytes of payload that it gets.
-        reply: bytes of payload that it returns.
+        number: the index of the task in the campaign.
+        amount: steps, microseconds, exit status or kind of exception, depending on the kind of the task.
+        send: bytes of payload in its argument.
+        reply: bytes of payload in its result.
     """
 
     number: int
@@ -103,15 +104,15 @@ class PlannedCall(IntEnum):
     APPLY_ASYNC = 7
 
 
-_MOST_IN_A_CALL = {PlannedCall.APPLY: 8, PlannedCall.APPLY_ASYNC: 400}
+_MAX_TASKS_PER_CALL = {PlannedCall.APPLY: 8, PlannedCall.APPLY_ASYNC: 400}
 
 
 class Slice(NamedTuple):
-    """Tasks that one client deals with in one go.
+    """Tasks that a client runs with one method of the pool.
 
     Attributes:
         function: 0 for a function by name, 1 for a lambda, 2 for a partial.
-        bare: do without `return_exceptions`, where that loses no outcome.
+        bare: whether to call without `return_exceptions`, if that loses no outcome.
     """
 
     tasks: list[Task]
@@ -121,7 +122,7 @@ class Slice(NamedTuple):
 
 
 def mix(number: int) -> int:
-    """64 bits from any number: the finalizer of splitmix64 (Steele, Lea, Flood 2014)."""
+    """Return 64 mixed bits of a number: the finalizer of splitmix64 (Steele, Lea, Flood 2014)."""
     number = (number + GOLDEN) & MASK
     number = ((number ^ (number >> 30)) * 0xBF58476D1CE4E5B9) & MASK
     number = ((number ^ (number >> 27)) * 0x94D049BB133111EB) & MASK
@@ -129,22 +130,22 @@ def mix(number: int) -> int:
 
 
 def between(low: int, high: int, bits: int) -> int:
-    """From `low` to `high`, evenly by logarithm, for 16 random bits."""
+    """Return a number from `low` to `high` for 16 random bits. Its logarithm is distributed evenly."""
     return min(high, int(low * ((high + 1) / low) ** (bits / 65536)))
 
 
 def content(index: int, salt: int, size: int) -> bytes:
-    """The payload of a task: `salt` 0 on its way out, 1 on its way back."""
-    block = shake_128(b"%d %d" % (index, salt)).digest(min(size, BLOCK))
-    return block if size <= BLOCK else (block * (size // BLOCK + 1))[:size]
+    """Return the payload of a task. `salt` is 0 for its argument and 1 for its result."""
+    block = shake_128(b"%d %d" % (index, salt)).digest(min(size, BLOCK_BYTES))
+    return block if size <= BLOCK_BYTES else (block * (size // BLOCK_BYTES + 1))[:size]
 
 
 class Plan:
-    """What a seed foretells.
+    """The tasks and slices of a seed.
 
     Args:
-        seed: a number of at most 64 bits makes a difference.
-        tasks: how many there are.
+        seed: a number, of which the lowest 64 bits are used.
+        tasks: the number of tasks.
         timeouts: whether there are tasks that time out.
     """
 
@@ -153,10 +154,10 @@ class Plan:
         self.tasks = tasks
         self.timeouts = timeouts
         self._base = mix(mix(seed))
-        self._most = max(1, min(MOST_IN_A_SLICE, tasks // 20))
+        self._most = max(1, min(MAX_TASKS_PER_SLICE, tasks // 20))
 
     def task(self, index: int) -> Task:
-        """Task number `index`."""
+        """Return the task with this number."""
         bits = mix(self._base + index * GOLDEN)
         kind = _KINDS[bisect_right(_STEPS, bits & 0xFFFFF)]
         if kind is TaskKind.NOOP or (kind is TaskKind.TIMEOUT and not self.timeouts):
@@ -178,12 +179,12 @@ class Plan:
         return Task(index, kind, first)
 
     def slices(self) -> Iterator[Slice]:
-        """All tasks, in slices of 1 to 5000."""
+        """Yield all tasks, in slices of 1 to `MAX_TASKS_PER_SLICE` tasks."""
         index = number = 0
         while index < self.tasks:
             bits = mix(self._base ^ mix(~number & MASK))
             call = PlannedCall(bits & 7)
-            most = between(1, min(self._most, _MOST_IN_A_CALL.get(call, self._most)), bits >> 8 & 0xFFFF)
+            most = between(1, min(self._most, _MAX_TASKS_PER_CALL.get(call, self._most)), bits >> 8 & 0xFFFF)
             tasks: list[Task] = []
             volume = 0
             while len(tasks) < most and index < self.tasks and volume < SLICE_BYTES:

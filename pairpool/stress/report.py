@@ -1,4 +1,4 @@
-"""The report on a terminal: a line of progress, and the table at the end."""
+"""Show a campaign on a terminal: a line of progress, and the tables at the end."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from pairpool.stress.verdict import Breach
+from pairpool.stress.checks import CampaignReport
 
 __all__ = ["progress", "show"]
 
 
 @contextmanager
 def progress(total: int, *, is_wanted: bool) -> Iterator[Callable[[int, int], object]]:
-    """A line of progress on a terminal, and nothing elsewhere. It is redrawn when told, so there is no thread."""
+    """Show a line of progress if stderr is a terminal. It is drawn by the caller, so there is no thread."""
     console = Console(stderr=True)
     if not console.is_terminal or not is_wanted:
         yield lambda _done, _total: None
@@ -27,7 +27,7 @@ def progress(total: int, *, is_wanted: bool) -> Iterator[Callable[[int, int], ob
         console=console,
         transient=True,
         auto_refresh=False,
-        redirect_stdout=False,  # workers would inherit what stands in its place
+        redirect_stdout=False,  # workers would inherit the replacement
         redirect_stderr=False,
     )
     with bar:
@@ -42,10 +42,10 @@ def progress(total: int, *, is_wanted: bool) -> Iterator[Callable[[int, int], ob
         yield update
 
 
-def _kinds(report: Breach) -> Table:
+def _kinds(report: CampaignReport) -> Table:
     table = Table(title=f"pairpool stress, seed {report.order['seed']}")
     table.add_column("task")
-    for name in ("count", "as foretold", "WorkerDied", "breaches"):
+    for name in ("count", "as predicted", "WorkerDied", "breaches"):
         table.add_column(name, justify="right")
     total = [0, 0, 0, 0]
     for kind, row in report.kinds.items():
@@ -57,7 +57,7 @@ def _kinds(report: Breach) -> Table:
     return table
 
 
-def _facts(report: Breach) -> Table:
+def _facts(report: CampaignReport) -> Table:
     table = Table(show_header=False)
     order = report.order
     kills = ", ".join(f"{count:,} {name}" for name, count in report.kills.items()) or "none"
@@ -79,14 +79,14 @@ def _facts(report: Breach) -> Table:
     return table
 
 
-def show(report: Breach, console: Console | None = None) -> None:
-    """Print the report; the verdict is its last line."""
+def show(report: CampaignReport, console: Console | None = None) -> None:
+    """Print the report. Its last line says whether the campaign passed."""
     console = console or Console(width=None if Console().is_terminal else 120)
     console.print(_kinds(report))
     console.print(_facts(report))
     seed = report.order["seed"]
     if report.verdict == "passed":
-        console.print(f"passed: {report.tasks_ended:,} tasks ended as foretold, seed {seed}", markup=False)
+        console.print(f"passed: {report.tasks_ended:,} tasks ended as predicted, seed {seed}", markup=False)
         return
     first = report.breaches[0]
     console.print(f"FAILED: {report.breach_count:,} breaches, seed {seed}", markup=False)

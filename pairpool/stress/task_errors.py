@@ -1,14 +1,16 @@
-"""The exceptions that tasks raise, by flavour."""
+"""The exceptions that tasks raise. The plan chooses one by its number."""
 
 from __future__ import annotations
 
 import threading
 
+from pairpool.errors import with_cause
+
 __all__ = ["FLAVOURS", "make", "token"]
 
 
 class Attributed(Exception):
-    """Carries attributes beside its arguments."""
+    """An exception with attributes in addition to its arguments."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -16,7 +18,7 @@ class Attributed(Exception):
 
 
 class Demanding(Exception):
-    """Its constructor wants other arguments than `args` holds."""
+    """An exception whose constructor takes other arguments than `args` contains."""
 
     def __init__(self, text: str, *, code: int) -> None:
         super().__init__(f"{text} with code {code}")
@@ -24,11 +26,11 @@ class Demanding(Exception):
 
 
 class Wilful(BaseException):
-    """Is no `Exception`."""
+    """An exception that is not an `Exception`."""
 
 
 class Attached(Exception):
-    """Holds a lock, and so cannot be pickled."""
+    """An exception that contains a lock, and so cannot be pickled."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -36,22 +38,23 @@ class Attached(Exception):
 
 
 class Inconstant(Exception):
-    """Can be pickled, but not unpickled; it must arrive all the same."""
+    """An exception that can be pickled but not unpickled. It must arrive nevertheless."""
 
     def __reduce__(self) -> tuple[object, ...]:
         return int, ("not a number",)
 
 
 FLAVOURS = 16
+"""Number of different exceptions that `make` returns."""
 
 
 def token(index: int) -> str:
-    """What the text of every exception of a task has in it."""
+    """Return a text that every exception of a task contains."""
     return f"<task {index}>"
 
 
 def make(index: int, flavour: int) -> BaseException:
-    """The exception of task `index`."""
+    """Return the exception of a task."""
     text = token(index)
     plain: tuple[type[BaseException], ...] = (
         ValueError, KeyError, RuntimeError, SystemExit, KeyboardInterrupt, StopIteration, GeneratorExit, Wilful,
@@ -67,6 +70,4 @@ def make(index: int, flavour: int) -> BaseException:
         return Demanding(text, code=index)
     if flavour == 14:
         return BaseExceptionGroup(text, [ValueError(index), ExceptionGroup("inner", [KeyError(text), OSError(5, "x")])])
-    error = LookupError(text)
-    error.__cause__ = ArithmeticError(f"the cause of {text}")
-    return error
+    return with_cause(LookupError(text), ArithmeticError(f"the cause of {text}"))

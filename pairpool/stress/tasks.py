@@ -1,4 +1,4 @@
-"""What runs in the workers. Every task first counts its start in a memfd of the master, one byte a task."""
+"""The tasks, which run in the workers. Each task first counts its start in a memfd of the master, one byte per task."""
 
 from __future__ import annotations
 
@@ -16,22 +16,25 @@ from typing import Any
 from pairpool.stress import task_errors
 from pairpool.stress.plan import TaskKind, content
 
-__all__ = ["FOREVER", "LEFT", "MARK", "run", "run_item"]
+__all__ = ["FOREVER_S", "LEFT", "MARK", "run", "run_item"]
 
 MARK = "PAIRPOOL_STRESS"
-"""Environment variable `name:pid:fd` of a campaign: the memfd that counts starts. It also marks all processes."""
+"""Environment variable of a campaign, `name:pid:fd`: the memfd that counts starts. It also marks all processes."""
 
 LEFT = "pairpool-stress-left"
-"""In the environment or the mappings of a process that a task leaves behind: `pairpool-stress-left=WORKER;`."""
+"""`pairpool-stress-left=PID;` marks a process that a task leaves behind, in its environment or in its mappings.
 
-FOREVER = 3600.0
+PID is the worker of the task.
+"""
+
+FOREVER_S = 3600.0
 
 _starts: mmap.mmap | None = None
 _process = 0
 
 
 def _set_up() -> mmap.mmap:
-    """Once a process: find the memfd, and keep what tasks print away from the terminal."""
+    """Map the memfd, and send the output of tasks to /dev/null. Runs once per process."""
     global _starts, _process
     _name, master, fd = os.environ[MARK].split(":")
     own = os.open(f"/proc/{master}/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
@@ -45,7 +48,7 @@ def _set_up() -> mmap.mmap:
 
 
 class _Unpicklable:
-    """A result that cannot be pickled; its text names the task."""
+    """A result that cannot be pickled. Its repr names the task."""
 
     def __init__(self, index: int) -> None:
         self.index = index
@@ -56,7 +59,7 @@ class _Unpicklable:
 
 
 def run(index: int, kind: int, amount: int, reply: int, payload: bytes | None) -> Any:
-    """Run a task. What it returns begins with its index."""
+    """Run a task. The result is its index, or a tuple that begins with its index."""
     starts = _starts if _starts is not None and _process == os.getpid() else _set_up()
     starts[index] = min(255, starts[index] + 1)
     if kind == TaskKind.NOOP:
@@ -73,7 +76,7 @@ def run(index: int, kind: int, amount: int, reply: int, payload: bytes | None) -
 
 
 def run_item(item: tuple[int, int, int, int, bytes | None]) -> Any:
-    """`run` for `map`."""
+    """Run a task whose arguments are one tuple, as `map` passes them."""
     return run(*item)
 
 
@@ -87,7 +90,7 @@ def _run_rare(index: int, kind: int, amount: int) -> Any:
     if kind == TaskKind.PRINT:
         print("task", index, "x" * (amount % 3000))
     elif kind == TaskKind.TIMEOUT:
-        time.sleep(FOREVER)
+        time.sleep(FOREVER_S)
     elif kind in (TaskKind.RUN, TaskKind.FORK, TaskKind.LEAVE_PROGRAM, TaskKind.LEAVE_CHILD):
         _make_process(kind, amount)
     else:
@@ -106,20 +109,27 @@ def _make_process(kind: int, amount: int) -> None:
         os.waitpid(pid, 0)
     elif kind == TaskKind.LEAVE_PROGRAM:
         environment = {**os.environ, LEFT: f"{os.getpid()};"}
-        child = subprocess.Popen(["sleep", str(FOREVER)], env=environment, stdin=subprocess.DEVNULL)
-        child.returncode = 0  # nobody will wait for it, and nobody shall be warned of that
+        _AbandonedProcess(["sleep", str(FOREVER_S)], env=environment, stdin=subprocess.DEVNULL)
     else:
         _leave_child()
 
 
+class _AbandonedProcess(subprocess.Popen[bytes]):
+    """A program that no process waits for. With a return code, `Popen` does not warn of that."""
+
+    def __init__(self, command: list[str], **options: Any) -> None:
+        super().__init__(command, **options)
+        self.returncode = 0
+
+
 def _leave_child() -> None:
-    """Fork a child that stays; it is known by a mapping, which is there from the moment of the fork."""
+    """Fork a child that stays. A mapping marks it, because a mapping exists from the moment of the fork."""
     fd = os.memfd_create(f"{LEFT}={os.getpid()};")
     os.ftruncate(fd, mmap.PAGESIZE)
     with mmap.mmap(fd, mmap.PAGESIZE):
         os.close(fd)
         if os.fork() == 0:
-            time.sleep(FOREVER)
+            time.sleep(FOREVER_S)
             os._exit(0)
 
 

@@ -1,4 +1,4 @@
-"""The ledger: what has ended, and how. Its size is that of the campaign in bytes, plus the deaths."""
+"""The log of a campaign: which tasks have ended, and how. It needs one byte per task, and more for each death."""
 
 from __future__ import annotations
 
@@ -9,19 +9,25 @@ from typing import Any, NamedTuple
 from pairpool.stress.outcomes import Finding, judge
 from pairpool.stress.plan import Task, TaskKind
 
-__all__ = ["Breach", "Died", "Ledger"]
+__all__ = ["Breach", "Died", "OutcomeLog"]
 
-MOST_BREACHES = 200
-"""Breaches that are kept in full; of the others, only how many."""
+BREACHES_KEPT = 200
+"""Breaches that are kept in full. Further breaches are only counted."""
+
+MAX_ENDS_COUNTED = 200
+"""Times that a task ended, at most, so that the count fits into a byte."""
+
+NOT_STARTED = 0xFF
+"""Count of ends of a task that no client has taken yet."""
 
 
 class Breach(NamedTuple):
-    """Something that must not be.
+    """A rule of the campaign that was broken.
 
     Attributes:
-        what: its sort, such as `wrong outcome`, `ended twice`, `never ended`, `unexplained death`.
-        text: what exactly.
-        task: the task's index; None where it is not about one.
+        what: the rule, such as `wrong outcome`, `ended twice`, `never ended`, `unexplained death`.
+        text: the details.
+        task: the number of the task; None if the breach is about no single task.
     """
 
     what: str
@@ -39,18 +45,22 @@ class Died(NamedTuple):
     text: str
 
 
-class Ledger:
-    """Takes down outcomes; from any thread.
+class OutcomeLog:
+    """Record outcomes. Any thread may call the methods.
 
     Args:
-        tasks: how many there may be.
+        tasks: the number of tasks in the campaign.
+
+    Attributes:
+        strict: for each task 1 if it must not start twice.
+        dealt: how many tasks the clients have taken.
+        ended: how many tasks have ended.
     """
 
     def __init__(self, tasks: int) -> None:
         self._lock = threading.Lock()
-        self._ended = bytearray(b"\xff" * tasks)  # written to, so that the memory is there from the start
+        self._ends = bytearray([NOT_STARTED]) * tasks  # written to, so that the memory is resident from the start
         self.strict = bytearray(tasks)
-        """1 for tasks that must not start twice."""
         self.dealt = 0
         self.ended = 0
         self.counts: dict[TaskKind, Counter[str]] = {kind: Counter() for kind in TaskKind}
@@ -59,24 +69,24 @@ class Ledger:
         self.breach_count = 0
 
     def deal(self, tasks: list[Task], *, strict: bool) -> None:
-        """Note that these tasks, which come next, are handed to a client."""
+        """Record that a client takes these tasks, which follow the earlier ones."""
         first, last = tasks[0].number, tasks[-1].number
-        self._ended[first : last + 1] = bytes(len(tasks))
+        self._ends[first : last + 1] = bytes(len(tasks))
         if strict:
             self.strict[first : last + 1] = b"\1" * len(tasks)
         self.dealt = last + 1
 
     def end(self, task: Task, outcome: Any) -> None:
-        """Note how a task ended."""
+        """Record the outcome of a task."""
         judgement = judge(task, outcome)
         with self._lock:
-            self._ended[task.number] += self._ended[task.number] < 200
-            times = self._ended[task.number]
+            self._ends[task.number] += self._ends[task.number] < MAX_ENDS_COUNTED
+            times = self._ends[task.number]
             if times == 1:
                 self.ended += 1
                 self.counts[task.kind]["count"] += 1
-            if judgement.finding is Finding.FORETOLD:
-                self.counts[task.kind]["foretold"] += times == 1
+            if judgement.finding is Finding.PREDICTED:
+                self.counts[task.kind]["predicted"] += times == 1
             elif judgement.finding is Finding.DIED:
                 _finding, text, pid, exitcode = judgement
                 self.died.append(Died(task.number, task.kind.name.lower(), pid, exitcode, text))
@@ -87,22 +97,27 @@ class Ledger:
                 self._add(Breach("ended twice", f"{task} ended {times} times", task.number), task.kind)
 
     def breach(self, what: str, text: str, task: int | None = None) -> None:
-        """Note a breach."""
+        """Record a breach."""
         with self._lock:
             self._add(Breach(what, text, task))
+
+    def death(self, died: Died) -> None:
+        """Record a death that is not the outcome of a task of the plan."""
+        with self._lock:
+            self.died.append(died)
 
     def _add(self, breach: Breach, kind: TaskKind | None = None) -> None:
         self.breach_count += 1
         if kind is not None:
             self.counts[kind]["breaches"] += 1
-        if len(self.breaches) < MOST_BREACHES:
+        if len(self.breaches) < BREACHES_KEPT:
             self.breaches.append(breach)
 
     def unended(self) -> list[int]:
-        """Tasks that were dealt and never ended."""
+        """Return the tasks that a client has taken and that never ended."""
         found = []
-        at = self._ended.find(0, 0, self.dealt)
+        at = self._ends.find(0, 0, self.dealt)
         while at >= 0:
             found.append(at)
-            at = self._ended.find(0, at + 1, self.dealt)
+            at = self._ends.find(0, at + 1, self.dealt)
         return found

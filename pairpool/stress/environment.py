@@ -1,4 +1,8 @@
-"""What a campaign must leave as it was: this process's descriptors, threads, children; and all marked processes."""
+"""The environment that a campaign must leave as it was.
+
+It consists of the descriptors, threads, children and signal dispositions of this process, and of all processes that
+carry the mark of the campaign.
+"""
 
 from __future__ import annotations
 
@@ -16,32 +20,44 @@ from typing import Any, NamedTuple, Self
 from pairpool.linux import pidfds, process_tree
 from pairpool.stress.tasks import LEFT
 
-__all__ = ["Left", "Snapshot", "descriptor_count", "end_all", "give_back_memory", "leftovers", "resident"]
+__all__ = [
+    "EnvironmentSnapshot",
+    "Leftover",
+    "descriptor_count",
+    "end_all",
+    "give_back_memory",
+    "leftovers",
+    "resident",
+]
 
 M_MMAP_THRESHOLD = -3
+"""Parameter of mallopt(3)."""
 
-GRACE = 10.0
+MMAP_THRESHOLD_BYTES = 128 << 10
+
+END_LIMIT_S = 10.0
 """Seconds that processes and threads have to end."""
 
 
 def resident() -> int:
-    """Bytes of this process that are in memory."""
+    """Return the bytes of this process that are in memory."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def give_back_memory() -> None:
-    """Have glibc return every large block when it is freed (mallopt(3)), so that what is resident is in use.
+    """Let glibc return every large block to the kernel when it is freed, see mallopt(3).
 
-    Otherwise its threshold follows the largest block freed, and payloads leave holes that look like a leak.
+    Otherwise the threshold follows the largest block that was freed, and payloads leave holes that look like a leak.
     """
     try:
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 128 << 10)
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)
     except AttributeError:
         pass  # another C library
 
 
 def descriptor_count() -> int:
+    """Return the number of open descriptors of this process."""
     return len(os.listdir("/proc/self/fd"))
 
 
@@ -59,7 +75,7 @@ def _descriptors() -> Counter[str]:
         try:
             found[os.readlink(f"/proc/self/fd/{name}")] += 1
         except FileNotFoundError:
-            continue  # the one that lists them
+            continue  # the descriptor that lists the directory
     return found
 
 
@@ -68,8 +84,8 @@ def _dispositions() -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Snapshot:
-    """What there is now."""
+class EnvironmentSnapshot:
+    """The state of this process at one moment."""
 
     descriptors: Counter[str]
     threads: frozenset[threading.Thread]
@@ -78,15 +94,16 @@ class Snapshot:
 
     @classmethod
     def take(cls) -> Self:
+        """Return the state now."""
         children = frozenset(process_tree.children_of(os.getpid()))
         return cls(_descriptors(), frozenset(threading.enumerate()), children, _dispositions())
 
 
-class Left(NamedTuple):
-    """A process that is still there.
+class Leftover(NamedTuple):
+    """A process that still exists.
 
     Attributes:
-        worker: pid of the worker whose task left it behind; 0 if no task did.
+        worker: pid of the worker whose task left the process behind; 0 if no task did.
     """
 
     pid: int
@@ -94,8 +111,8 @@ class Left(NamedTuple):
     text: str
 
 
-def _marked(tag: str) -> list[Left]:
-    """Living processes of the campaign and zombies of this process, but for this process itself."""
+def _marked(tag: str) -> list[Leftover]:
+    """Return the living processes that carry the mark of the campaign, except this process."""
     me = os.getpid()
     found = []
     for name in os.listdir("/proc"):
@@ -109,12 +126,12 @@ def _marked(tag: str) -> list[Left]:
             worker = traces.partition(f"{LEFT}=")[2].partition(";")[0]
             command = _read(f"/proc/{name}/cmdline").replace("\0", " ").strip()
             text = f"process {name} (child of {fields[1]}, state {fields[0]}): {command}"
-            found.append(Left(int(name), int(worker) if worker.isdigit() else 0, text))
+            found.append(Leftover(int(name), int(worker) if worker.isdigit() else 0, text))
     return found
 
 
 def _zombie() -> int:
-    """A child of this process that nobody has waited for; 0 if there is none."""
+    """Return a child of this process that is a zombie; 0 if there is none."""
     try:
         found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:
@@ -122,20 +139,25 @@ def _zombie() -> int:
     return 0 if found is None else found.si_pid
 
 
-def leftovers(before: Snapshot, tag: str, excused: set[int], grace: float = GRACE) -> tuple[list[str], list[Left]]:
-    """What is here and was not before, and the processes that nobody but their tasks is to blame for.
+def leftovers(
+    before: EnvironmentSnapshot, tag: str, excused: set[int], grace: float = END_LIMIT_S
+) -> tuple[list[str], list[Leftover]]:
+    """Return what the campaign has left behind, in words, and the excused processes.
 
     Args:
-        tag: what marks the campaign's processes.
-        excused: pids; what their tasks have left, and they themselves, may be there. -1 is everybody's.
+        before: the state before the campaign.
+        tag: the mark of the campaign.
+        excused: pids. These processes may still exist, and the processes that their tasks left behind, too. -1 excuses
+            whatever a task has left behind.
+        grace: seconds that processes and threads have to end.
     """
     deadline = time.monotonic() + grace
     gc.collect()
     for thread in set(threading.enumerate()) - before.threads:
         thread.join(max(0.0, deadline - time.monotonic()))
-    guilty, orphans = _processes(tag, excused, deadline)
-    found = [one.text for one in guilty]
-    for pid in set(process_tree.children_of(os.getpid())) - before.children - {one.pid for one in guilty}:
+    unexcused, orphans = _processes(tag, excused, deadline)
+    found = [one.text for one in unexcused]
+    for pid in set(process_tree.children_of(os.getpid())) - before.children - {one.pid for one in unexcused}:
         found.append(f"child {pid}: {_read(f'/proc/{pid}/stat')[:60]}")
     zombie = _zombie()
     if zombie and zombie not in before.children:
@@ -147,18 +169,18 @@ def leftovers(before: Snapshot, tag: str, excused: set[int], grace: float = GRAC
     return found, orphans
 
 
-def _processes(tag: str, excused: set[int], deadline: float) -> tuple[list[Left], list[Left]]:
-    """Marked processes that are not excused, when all that can end have ended; and those that are."""
+def _processes(tag: str, excused: set[int], deadline: float) -> tuple[list[Leftover], list[Leftover]]:
+    """Wait until only excused processes are left, or until the deadline. Return the others, and the excused ones."""
     while True:
         marked = _marked(tag)
         orphans = [one for one in marked if one.pid in excused or (one.worker and excused & {one.worker, -1})]
-        guilty = [one for one in marked if one not in orphans]
-        if not guilty or time.monotonic() > deadline:
-            return guilty, orphans
-        _await_an_end([one.pid for one in guilty], deadline)
+        unexcused = [one for one in marked if one not in orphans]
+        if not unexcused or time.monotonic() > deadline:
+            return unexcused, orphans
+        _wait_for_any_end([one.pid for one in unexcused], deadline)
 
 
-def _await_an_end(pids: list[int], deadline: float) -> None:
+def _wait_for_any_end(pids: list[int], deadline: float) -> None:
     poller = select.poll()
     handles = []
     try:
@@ -167,14 +189,14 @@ def _await_an_end(pids: list[int], deadline: float) -> None:
             poller.register(handles[-1], select.POLLIN)
         poller.poll(max(0.0, deadline - time.monotonic()) * 1000)
     except ProcessLookupError:
-        pass  # one has ended already
+        pass  # a process has ended already
     finally:
         for handle in handles:
             os.close(handle)
 
 
 def end_all(tag: str) -> None:
-    """SIGKILL everything that is marked, this process excepted."""
+    """Kill all processes that carry the mark of the campaign, except this process."""
     for one in _marked(tag):
         try:
             pidfd = os.pidfd_open(one.pid)
