@@ -131,7 +131,7 @@ def exceptions_are_pickled_as_usual() -> None:
             del table[one]
 
 
-# --- holding tasks, and receiving their reports --------------------------------------------------------
+# --- holding tasks, and receiving their reports -------------------------------------------------------
 
 
 @pytest.fixture

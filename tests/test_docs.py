@@ -1,4 +1,4 @@
-"""What the README and the documentation show works: every block of code is run, and prints what stands below it."""
+"""Every block of code in the README and the documentation runs, and prints the output that the page shows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def page(tmp_path: Path, text: str) -> Path:
-    """A page with this text; `~~~` stands for the fence of a block."""
+    """Write a page with this text, in which `~~~` stands for the fence of a block."""
     path = tmp_path / "page.md"
     path.write_text(text.replace("~~~", "```"))
     return path
@@ -27,7 +27,7 @@ def page(tmp_path: Path, text: str) -> Path:
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_block_of_the_page_runs(path: Path, tmp_path: Path) -> None:
     if not KERNEL_TELLS_STATUS and "ended with" in path.read_text(encoding="utf-8"):
-        pytest.skip("it shows how workers ended, which the kernel tells from Linux 6.15 on")
+        pytest.skip("the page shows exit statuses of workers, which need Linux 6.15 or later")
     skipped = run_page(path, tmp_path)
     if skipped:
         pytest.skip("; ".join(skipped))
@@ -40,7 +40,7 @@ def test_few_blocks_are_not_run_and_each_says_why() -> None:
     assert len(marked) <= 0.15 * sum(block.language in ("python", "console", "sh") for block in blocks)
 
 
-def test_tests_that_keep_promises_exist() -> None:
+def test_the_tests_that_the_documentation_names_exist() -> None:
     there = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
     named = re.findall(r"`(test_\w+)`", (ROOT / "docs" / "faults.md").read_text(encoding="utf-8"))
     assert named
@@ -53,7 +53,7 @@ def test_the_reference_has_every_public_name() -> None:
     assert sorted(set(pairpool.__all__) - shown) == []
 
 
-# --- the runner itself, which must be able to fail ----------------------------------------------------
+# --- the runner of pages itself, which must be able to fail -------------------------------------------
 
 WORKING = """
 ~~~python title="tool.py"
@@ -102,7 +102,7 @@ $ exit 3
 """
 
 
-def test_a_page_that_keeps_its_word(tmp_path: Path) -> None:
+def test_a_page_with_the_right_output(tmp_path: Path) -> None:
     assert run_page(page(tmp_path, WORKING), tmp_path) == []
 
 
@@ -123,32 +123,30 @@ def test_a_page_that_keeps_its_word(tmp_path: Path) -> None:
         ("\n~~~python\nprint(1)\n", "line 2: this block has no end"),
     ],
 )
-def test_a_page_that_does_not(text: str, complaint: str, tmp_path: Path) -> None:
+def test_a_page_with_a_fault(text: str, complaint: str, tmp_path: Path) -> None:
     with pytest.raises(PageError, match=complaint):
         run_page(page(tmp_path, text), tmp_path)
 
 
-def test_a_program_that_takes_too_long_ends_with_all_that_it_has_started(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_program_over_its_time_limit_ends_with_its_children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.support.docpages.PROGRAM_LIMIT_S", 0.5)
     with pytest.raises(PageError, match=r"sleep 60 \| sleep 60 runs longer than 0.5 s"):
         run_page(page(tmp_path, "~~~sh\nsleep 60 | sleep 60\n~~~"), tmp_path)
 
 
-def test_what_is_marked_is_not_run(tmp_path: Path) -> None:
+def test_a_marked_block_is_not_run(tmp_path: Path) -> None:
     text = "<!-- not run: it would never end -->\n~~~python\n1 / 0\n~~~\n\n~~~python\nprint(2)\n~~~\n~~~text\n2\n~~~"
     assert run_page(page(tmp_path, text), tmp_path) == []
 
 
-def test_what_needs_a_module_that_is_missing_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_block_that_needs_a_missing_module_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.support.docpages.OPTIONAL", {"no_such_module"})
     text = '~~~python title="x.py"\nfrom no_such_module.sub import thing\n~~~\n~~~console\n$ python x.py\nyes\n~~~'
     reason = "for want of no_such_module"
     assert run_page(page(tmp_path, text), tmp_path) == [f"line 1, {reason}", f"line 4, {reason}"]
 
 
-def test_what_is_compared() -> None:
+def test_the_comparison_ignores_only_varying_parts() -> None:
     assert is_like("worker 1 (pid 1) after 1.5 s", "worker 1 (pid 22) after 27 s\n")
     assert not is_like("worker 1 (pid 1)", "worker 2 (pid 1)")
     assert not is_like("10 items", "11 items")

@@ -1,10 +1,9 @@
-"""The checks that run around every test must notice things themselves; else they would pass in silence."""
+"""The checks that run around every test find each kind of thing that a test can leave behind."""
 
 from __future__ import annotations
 
 import mmap
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from contextlib import contextmanager
 import pytest
 
 from tests.support.leftovers import Snapshot, Tag, leftovers
+from tests.support.processes import all_ended
 from tests.support.scripts import ROOT
 
 PAUSE = "import signal; signal.pause()"
@@ -27,28 +27,16 @@ print(pid)
 """
 
 
-def await_end(pid: int) -> None:
-    """Wait until the process has ended, without reaping it."""
-    try:
-        handle = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    poller = select.poll()
-    poller.register(handle, select.POLLIN)
-    poller.poll()
-    os.close(handle)
-
-
 @contextmanager
 def killed_at_the_end(pid: int) -> Iterator[None]:
     try:
         yield
     finally:
         os.kill(pid, signal.SIGKILL)
-        await_end(pid)
+        assert all_ended([pid])
 
 
-def test_finds_nothing_where_nothing_is_left(tag: Tag) -> None:
+def test_finds_nothing_if_nothing_is_left(tag: Tag) -> None:
     before = Snapshot.take()
     with open(os.devnull), mmap.mmap(-1, 4096):
         subprocess.run([sys.executable, "-c", ""], check=True)
@@ -69,7 +57,7 @@ def test_finds_a_zombie() -> None:
     pid = os.fork()
     if pid == 0:
         os._exit(0)
-    await_end(pid)
+    assert all_ended([pid])
     (found,) = leftovers(before)
     os.waitpid(pid, 0)
     assert f"zombie {pid} " in found
@@ -98,7 +86,7 @@ def test_finds_a_forked_orphan(tag: Tag) -> None:
 
 def test_finds_an_orphan_of_an_executed_program(tag: Tag) -> None:
     before = Snapshot.take()
-    reader, writer = os.pipe()  # the orphan keeps its end open: no waiting for the end of the file here
+    reader, writer = os.pipe()  # the orphan keeps its end open, so a read until EOF would block
     child = subprocess.Popen([sys.executable, "-c", ORPHAN], stdout=writer)
     child.wait()
     pid = int(os.read(reader, 100))
@@ -111,7 +99,7 @@ def test_finds_an_orphan_of_an_executed_program(tag: Tag) -> None:
 
 def test_waits_for_a_child_that_is_about_to_end() -> None:
     before = Snapshot.take()
-    old = signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # so that nobody has to reap it
+    old = signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # so that the kernel reaps the child
     reader, writer = os.pipe()
     if os.fork() == 0:
         os.close(writer)
@@ -183,10 +171,10 @@ def test_finds_a_signal_disposition_and_a_blocked_signal() -> None:
     assert "SIGUSR2" in blocked
 
 
-def test_collects_what_was_dropped() -> None:
+def test_collects_garbage_first() -> None:
     class Holder:
         def __init__(self) -> None:
-            self.itself = self  # a cycle: only the collector frees it
+            self.itself = self  # a cycle, which only the garbage collector frees
             self.fd = os.memfd_create("dropped")
 
         def __del__(self) -> None:

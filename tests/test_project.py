@@ -1,4 +1,4 @@
-"""Promises about the package as a whole."""
+"""Properties of the package as a whole."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ print(json.dumps([sorted(sys.modules), threading.active_count()]))
 
 
 def test_the_import_is_light() -> None:
-    """Whoever only maps a function waits for no terminal library, and no thread starts without a pool."""
+    """The import loads no library that only some users need, and starts no thread."""
     done = subprocess.run([sys.executable, "-W", "error", "-c", IMPORT], cwd=ROOT, stdout=subprocess.PIPE, check=True)
     modules, threads = json.loads(done.stdout)
     assert threads == 1

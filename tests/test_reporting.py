@@ -41,7 +41,7 @@ def wait_for(pool: Pool, condition: Callable[[PoolStatus], bool]) -> PoolStatus:
     return status
 
 
-# --- the board --------------------------------------------------------------------------------------------
+# --- the board ----------------------------------------------------------------------------------------
 
 
 def test_items_are_counted_as_they_end(start_method: str, make_pool: MakePool) -> None:
@@ -161,7 +161,7 @@ def test_places_that_are_given_up_are_not_shown(make_pool: MakePool) -> None:
     assert all(worker.pid for worker in status.workers)
 
 
-# --- progress ---------------------------------------------------------------------------------------------
+# --- progress -----------------------------------------------------------------------------------------
 
 
 def test_progress_of_a_task_is_seen_while_it_runs(
@@ -225,7 +225,7 @@ def test_progress_outside_of_a_worker_does_nothing() -> None:
     pairpool.progress(1, 2, "nobody looks")
 
 
-# --- the report -------------------------------------------------------------------------------------------
+# --- the report ---------------------------------------------------------------------------------------
 
 
 def test_a_report_counts_by_function(start_method: str, make_pool: MakePool) -> None:

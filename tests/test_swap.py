@@ -1,4 +1,4 @@
-"""Whole scripts, run as strangers run them: the same with `multiprocessing.Pool` and with `pairpool.Pool`."""
+"""Whole scripts give the same output with `multiprocessing.Pool` and with `pairpool.Pool`."""
 
 from __future__ import annotations
 
@@ -220,7 +220,7 @@ if __name__ == "__main__":
 """
 
 RESULT = "multiprocessing.pool.ApplyResult"
-"""`AsyncResult` there is another name of this."""
+"""The class of which `multiprocessing.pool.AsyncResult` is another name."""
 
 
 def without_addresses(text: str) -> list[str]:
@@ -248,12 +248,12 @@ if {start_method!r} != "fork":
     done = python(write_script(tmp_path, EVERY_METHOD.replace("{IMPORT}", swapped)))
     assert done.stderr == ""
     text = done.stdout.replace("pairpool.results.async_result.AsyncResult", RESULT)
-    ours = without_addresses(text.replace("__mp_main__.", ""))  # the name of spawned workers' main module
+    ours = without_addresses(text.replace("__mp_main__.", ""))  # the main module of spawned workers
     assert ours == multiprocessing_says
     assert done.returncode == 0
 
 
-# --- what a script may define, where and when ---------------------------------------------------------
+# --- definitions in scripts, at any place and time ----------------------------------------------------
 
 DEFINITIONS = """
 import functools
@@ -387,7 +387,7 @@ if __name__ == "__main__":
 
     with Pool(1, start_method=start_method) as pool:
         print("second pool", pool.map(defined_later, [1]), pool.map(lambda x: defined_later(x), [1]))
-        if start_method != "forkserver":  # whose workers, like spawned ones, know modules as they are on disk
+        if start_method != "forkserver":  # workers of a forkserver load modules from disk, like spawned ones
             assert pool.map(redefined, [1]) == ["new"]
             assert pool.map(helpers.version, [1]) == ["newer"]
 """
@@ -422,7 +422,7 @@ second pool [11] [11]
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("start_method", START_METHODS)
 def test_anything_defined_anywhere_at_any_time(start_method: str, when: str, tmp_path: Path) -> None:
-    """The helper module is imported before the pool is opened, or after."""
+    """The script imports the helper module before or after it opens the pool."""
     write_script(tmp_path, 'def version(x):\n    return "old"\n', "helpers.py")
     source = DEFINITIONS if when == "after" else f"import helpers\n{DEFINITIONS}"
     done = python(write_script(tmp_path, source), start_method)
@@ -527,7 +527,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("start_method", START_METHODS)
-def test_what_multiprocessing_shares_through_the_initializer(start_method: str, tmp_path: Path) -> None:
+def test_objects_of_multiprocessing_are_shared_through_the_initializer(start_method: str, tmp_path: Path) -> None:
     done = python(write_script(tmp_path, SHARED), start_method, timeout=20)
     assert done.stderr == ""
     assert done.stdout.splitlines() == ["False", "True", "780 [10, 10, 10, 10]", "True", "True"]

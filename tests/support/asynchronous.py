@@ -1,4 +1,4 @@
-"""How tests run coroutines, and wait in them without keeping the event loop from turning the pool."""
+"""Run coroutines in tests, and wait inside them while the event loop goes on and drives the pool."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HAS_UVLOOP = importlib.util.find_spec("uvloop") is not None
 
 
 def run_debugged(main: Coroutine[Any, Any, None]) -> None:
-    """`asyncio.run` in debug mode, which complains of calls from a wrong thread."""
+    """Run a coroutine by `asyncio.run` in debug mode, which reports calls from a wrong thread."""
     asyncio.run(main, debug=True)
 
 
@@ -29,14 +29,14 @@ def run_uvloop(main: Coroutine[Any, Any, None]) -> None:
 
 
 async def soon(condition: Callable[[], bool]) -> None:
-    """Let the event loop go on until something is so."""
+    """Wait until the condition holds, while the event loop goes on."""
     async with asyncio.timeout(PATIENCE):
         while not condition():
             await asyncio.sleep(0.001)
 
 
 async def next_of(reports: Reports) -> str:
-    """The next report of a task."""
+    """Wait for the next report of a task, while the event loop goes on."""
     async with asyncio.timeout(PATIENCE):
         while True:
             try:

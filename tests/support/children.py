@@ -1,4 +1,4 @@
-"""Children for tests that must not change, or end, the test's own process."""
+"""Run code in child processes, in tests that must not change or end the test's process."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ T = TypeVar("T")
 
 
 def in_child(body: Callable[[], T]) -> T:
-    """What `body` returns in a forked child; raises `AssertionError` with the child's traceback if it raised.
+    """Call `body` in a forked child, wait for the child, and return the result.
 
-    The child is waited for, by waitpid where SIGCHLD is not ignored.
+    Raises:
+        AssertionError: `body` raised. The text is the child's traceback.
     """
     reading, writing = os.pipe()
     pid = forking.fork()
@@ -52,7 +53,7 @@ def in_child(body: Callable[[], T]) -> T:
 
 @contextmanager
 def forked(body: Body) -> Iterator[Spawned]:
-    """A child made by `fork_worker`; killed at the end if it still lives, and waited for."""
+    """Fork a child by `fork_worker`. At the end, kill the child if it still runs, and wait for it."""
     child = fork_worker(body, 0, 1)
     try:
         yield child
@@ -70,7 +71,7 @@ def forked(body: Body) -> Iterator[Spawned]:
 
 @contextmanager
 def sigchld_ignored() -> Iterator[None]:
-    """Children leave no zombie and no status within, as in a zygote."""
+    """Ignore SIGCHLD, as a zygote does: ended children leave no zombie and no status."""
     before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     try:
         yield
@@ -79,5 +80,5 @@ def sigchld_ignored() -> Iterator[None]:
 
 
 def wait_for_end(pidfd: int) -> bool:
-    """Whether the process ends, waiting longer than it can need."""
+    """Return whether the process ends within `PATIENCE` seconds."""
     return pidfds.wait_ended(pidfd, PATIENCE)

@@ -25,7 +25,7 @@ PATIENCE = 60.0
 
 @contextmanager
 def process(*arguments: str, **variables: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A process of Dask's, ended with the block, and with it what it has written."""
+    """Start a process of Dask. At the end, kill the process and remove its files."""
     with (
         tempfile.TemporaryDirectory() as scratch,
         subprocess.Popen(
@@ -45,7 +45,7 @@ def process(*arguments: str, **variables: str) -> Iterator[subprocess.Popen[byte
 
 @contextmanager
 def scheduler(directory: Path) -> Iterator[str]:
-    """A scheduler; gives its address."""
+    """Start a scheduler, and give its address."""
     file = directory / "scheduler.json"
     options = ["--port", "0", "--host", "127.0.0.1", "--no-dashboard", "--no-jupyter", "--scheduler-file", str(file)]
     with process("scheduler", *options):
@@ -101,7 +101,7 @@ def make_closed(x):
 
 
 def run(tmp_path: Path, code: str, *arguments: str, before: str = "") -> Any:
-    """What a program of this code says as JSON in its last line."""
+    """Run a program of `COMMON` and this code, and return the JSON value of its last line."""
     script = tmp_path / "program.py"
     body = textwrap.indent(textwrap.dedent(code), "    ")
     script.write_text(f"{COMMON}{textwrap.dedent(before)}\nif __name__ == '__main__':\n{body}")

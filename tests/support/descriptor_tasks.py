@@ -18,14 +18,14 @@ __all__ = ["Bag", "Line", "Named", "Refuses"]
 
 @dataclass
 class Bag:
-    """A socket among other things."""
+    """An object that contains sockets."""
 
     name: str
     sockets: dict[str, list[socket.socket]]
 
 
 class Line(socket.socket):
-    """A socket with a state of its own."""
+    """A socket of a subclass with its own attributes."""
 
     greeting = "hello"
 
@@ -34,21 +34,21 @@ class Line(socket.socket):
 
 
 class Named(socket.socket):
-    """A socket that travels in its own way."""
+    """A socket of a subclass that defines its own pickling."""
 
     def __reduce__(self) -> Any:
         return str, ("by its own way",)
 
 
 class Refuses:
-    """Cannot be pickled, after what stands before it was."""
+    """An object that raises when it is pickled, after the objects before it were pickled."""
 
     def __reduce__(self) -> NoReturn:
         raise ValueError("not this one")
 
 
 class RefusesToLoad:
-    """Cannot be unpickled, after what stands before it was."""
+    """An object that raises when it is unpickled, after the objects before it were unpickled."""
 
     def __reduce__(self) -> Any:
         return _refuse, ()
@@ -58,11 +58,11 @@ def _refuse() -> NoReturn:
     raise ValueError("not here")
 
 
-# --- what goes out ------------------------------------------------------------------------------------
+# --- arguments ----------------------------------------------------------------------------------------
 
 
 def open_here(_ignored: Any = None) -> int:
-    """How many descriptors this worker has open."""
+    """Return the number of descriptors that this process has open."""
     return len(os.listdir("/proc/self/fd"))
 
 
@@ -74,7 +74,7 @@ def limit_descriptors(count: int) -> None:
 
 
 def sign(sock: socket.socket) -> int:
-    """Write this worker's pid, and close."""
+    """Write this worker's pid to the socket, and close it."""
     with sock:
         sock.sendall(str(os.getpid()).encode())
     return os.getpid()
@@ -93,7 +93,7 @@ def accept_one(listener: socket.socket, word: bytes) -> None:
 
 
 def accept_from(listener: socket.socket, word: bytes) -> int:
-    """The same, of a listener that the function has."""
+    """Accept one connection of a listener that was pickled with the function, and leave the listener open."""
     connection, _address = listener.accept()
     with connection:
         connection.sendall(word)
@@ -132,7 +132,7 @@ def count_distinct(fds: list[Fd]) -> int:
 
 
 def ignore(*_things: object) -> None:
-    """Leave it to the collector."""
+    """Leave the closing to the garbage collector."""
 
 
 def read_rest(file: IO[Any]) -> Any:
@@ -152,7 +152,7 @@ def answer(connection: Connection) -> None:
 
 
 def hold(reports: str, gate: str, thing: Any) -> Any:
-    """Say that it runs, wait, and return what stands there."""
+    """Report the pid, wait for the gate, and use the argument."""
     tasks.tell(reports, str(os.getpid()))
     tasks.wait_for(gate)
     return use(thing)
@@ -170,11 +170,11 @@ def die_of(thing: Any) -> None:
     tasks.kill_self()
 
 
-# --- what comes back ----------------------------------------------------------------------------------
+# --- results ------------------------------------------------------------------------------------------
 
 
 def socket_with(word: bytes) -> socket.socket:
-    """A socket with something to read."""
+    """Return a socket from which `word` can be read."""
     here, there = socket.socketpair()
     with here:
         here.sendall(word)
@@ -183,7 +183,7 @@ def socket_with(word: bytes) -> socket.socket:
 
 
 def hold_for_socket(reports: str, gate: str, word: bytes) -> socket.socket:
-    """`socket_with`, once the gate opens."""
+    """Report the start, wait for the gate, and return `socket_with(word)`."""
     tasks.tell_and_hold(reports, gate, word)
     return socket_with(word)
 

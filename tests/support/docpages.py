@@ -1,26 +1,26 @@
-"""Runs the code of a page of the documentation, and compares what it prints with what the page shows.
+"""Run the code of a page of the documentation, and compare its output with the output on the page.
 
-What a writer has to know:
+The rules for writers:
 
-    ```python               with `if __name__ == "__main__":`, a program: a file of its own, run as it stands
-    ```python title="x.py"  a program as well, in a file of this name, for the page's commands and other programs;
-                            if a command of the page runs it, it is run there only
-    ```python               anything else belongs to the page's session: all of these in one process, in their order,
-                            with what the programs above define
-    ```console              commands after `$ `, each with its output below it; one that ends in `&` goes on in the
-                            background until the page is over, and the next waits for the output that is shown
-    ```sh                   a script, of which only the exit status counts
-    ```text                 directly below one of these, what it prints
+    ```python               With `if __name__ == "__main__":` it is a program, which runs in its own file.
+    ```python title="x.py"  A program in a file of this name, for the page's commands and its other programs.
+                            If a command of the page runs the file, nothing else runs it.
+    ```python               Any other block belongs to the page's session. All blocks of the session run in one process,
+                            in order, together with the definitions of the programs above them.
+    ```console              Commands after `$ `, each with its output below it. A command that ends in `&` runs until
+                            the end of the page, and the next command waits until the output on the page is there.
+    ```sh                   A script. Only its exit status counts.
+    ```text                 Directly below one of these blocks: its output.
 
-All of a page runs in one empty directory; its session runs where its first block stands. Output is compared after
-pids, durations, sizes and addresses are blanked; `...` stands for anything, on a line of its own for any number of
-lines. Help texts are compared word by word, for argparse breaks lines differently from version to version. Warnings are
+The code of a page runs in one empty directory. The session runs at the place of its first block. Pids, durations,
+sizes and addresses are blanked before the comparison. `...` in a line stands for any text, and a line `...` for any
+number of lines. Help texts are compared by words, because versions of argparse break lines differently. Warnings are
 errors.
 
-A comment directly above a block marks what is not run, or not everywhere:
+A comment directly above a block changes how it runs:
 
     <!-- not run: the reason -->
-    <!-- warnings: the reason -->     they are ignored
+    <!-- warnings: the reason -->     warnings are ignored
 """
 
 from __future__ import annotations
@@ -47,16 +47,16 @@ from tests.support.scripts import ROOT
 __all__ = ["OPTIONAL", "Block", "PageError", "blocks_of", "is_like", "run_page"]
 
 LANGUAGES = {"python", "console", "sh", "text", "diff", "toml", "yaml"}
-"""What may stand behind three backticks; the last three are not run."""
+"""The languages of blocks. Blocks in the last three are not run."""
 
 OPTIONAL = {"dask", "distributed", "joblib", "mpire", "sklearn", "uvloop"}
-"""Modules that a page may need and that not everybody has who runs the tests; a program without them is skipped."""
+"""Modules that are not always installed. A program that needs a missing one is skipped."""
 
 PROGRAM_LIMIT_S = 45.0
-"""Seconds for a program."""
+"""The time limit of a program."""
 
 MARK = "\x1e"
-"""What the session prints between two blocks."""
+"""The line that the session prints before each block."""
 
 GUARD = re.compile(r"""^if __name__ == ["']__main__["']:""", re.MULTILINE)
 _FENCE = re.compile(r"^( *)(`{3,})(\w*)(.*)$")
@@ -67,13 +67,13 @@ _VARYING = [
     (re.compile(r"\bpid \d+"), "pid #"),
     (re.compile(r"(?<![\w.])\d[\d,.]*(?= ?(?:ns|µs|ms|s)\b|/s\b|[KMG]\b)"), "#"),
     (re.compile(r"\bcpu +\d+%"), "cpu #"),
-    (re.compile(r"[▁-█]+"), ""),  # the rates of the last seconds
+    (re.compile(r"[▁-█]+"), ""),  # the bars that show the rates of the last seconds
     (re.compile(r"(?<=\S) {2,}"), "  "),
 ]
 
 
 class PageError(AssertionError):
-    """A page is not as it promises; the text begins with the page and the line."""
+    """The code of a page fails, or prints another output. The text begins with the page and the line."""
 
 
 @dataclass
@@ -81,12 +81,12 @@ class Block:
     """One fenced block of a page.
 
     Attributes:
-        line: number of its opening fence, from 1.
+        line: the line of the opening fence, from 1.
         language: the word behind the fence.
-        title: name of the file that it is; empty if it has none.
-        code: its lines, without the fence's own indentation.
-        output: what the page shows as its output; None if nothing.
-        not_run: why it is not run; empty if it is.
+        title: the name of its file, or an empty text.
+        code: the lines, without the indentation of the fence.
+        output: the output on the page, or None.
+        not_run: the reason for which it is not run, or an empty text.
         warns: whether its warnings are ignored.
     """
 
@@ -108,7 +108,7 @@ class Block:
 
     @property
     def missing(self) -> set[str]:
-        """Optional modules that it imports and that are not installed."""
+        """Return the optional modules that the block imports and that are not installed."""
         if self.language != "python":
             return set()
         names = set()
@@ -124,11 +124,11 @@ class Block:
 
 
 def blocks_of(text: str) -> list[Block]:
-    """The fenced blocks of a page in Markdown, each with the output that is shown below it."""
+    """Return the fenced blocks of a page in Markdown, each with the output below it."""
     found: list[Block] = []
     lines = text.splitlines()
     directives: dict[str, str] = {}
-    near = False  # whether only blank lines stand between here and the last block
+    near = False  # whether only blank lines follow the last block
     number = 0
     while number < len(lines):
         line = lines[number]
@@ -157,7 +157,7 @@ def blocks_of(text: str) -> list[Block]:
 
 
 def _closing(lines: list[str], start: int, fence: re.Match[str]) -> int:
-    """Where the fence that opens in line `start` is closed."""
+    """Return the line that closes the fence of line `start`."""
     for number in range(start + 1, len(lines)):
         if lines[number].strip() == fence[2]:
             return number
@@ -165,7 +165,7 @@ def _closing(lines: list[str], start: int, fence: re.Match[str]) -> int:
 
 
 def commands_of(code: str) -> list[tuple[str, str]]:
-    """The commands of a console block, each with its output. A command goes on in lines that begin with `> `."""
+    """Return the commands of a console block with their outputs. A line that begins with `> ` continues a command."""
     found: list[tuple[str, str]] = []
     for line in code.splitlines():
         if line.startswith("$ "):
@@ -183,14 +183,14 @@ def commands_of(code: str) -> list[tuple[str, str]]:
 
 
 def is_like(shown: str, printed: str) -> bool:
-    """Whether a program printed what the page shows."""
+    """Return whether the output of a program is like the output on the page."""
     if shown.startswith("usage:"):
         shown, printed = _words(shown), _words(printed)
     return _pattern(_plain(shown)).fullmatch(_plain(printed) + "\n") is not None
 
 
 def _words(usage: str) -> str:
-    """A help text in one line; options as from Python 3.13 on, which names their argument only once."""
+    """Join a help text into one line. Options name their argument once, as in Python 3.13 and later."""
     return re.sub(r"(-\w) (\w+), (--\w+) \2", r"\1, \3 \2", " ".join(usage.split()))
 
 
@@ -201,7 +201,7 @@ def _plain(text: str) -> str:
 
 
 def _pattern(shown: str) -> re.Pattern[str]:
-    """A line that is only `...` stands for any number of lines, and one within a line for any part of it."""
+    """Return a pattern in which a line `...` matches any number of lines, and `...` in a line matches any text."""
     lines = [
         r"(?:.*\n)*?" if line.strip() == "..." else ".*?".join(map(re.escape, line.split("..."))) + r"\n"
         for line in shown.splitlines()
@@ -213,13 +213,13 @@ def _pattern(shown: str) -> re.Pattern[str]:
 
 
 def run_page(path: Path, scratch: Path) -> list[str]:
-    """Run all that a page promises to work, in the empty directory `scratch`.
+    """Run the code of a page in the empty directory `scratch`.
 
     Returns:
-        what could not be run here, a line each.
+        one line per block that cannot run here.
 
     Raises:
-        PageError: something failed, or printed something else.
+        PageError: a block failed, or its output differs from the output on the page.
     """
     with _Runner(path, scratch) as runner:
         return runner.run()
@@ -262,13 +262,13 @@ class _Runner(ExitStack):
         return self.skipped
 
     def wait_for_other_runs(self) -> None:
-        """Commands find a pool in the background by its name, so only one run of the tests may have it at a time."""
+        """Lock out other runs of the tests, because commands find the pool of a background command by its name."""
         lock = os.open(Path(tempfile.gettempdir()) / f"pairpool-docs-{os.getuid()}.lock", os.O_RDWR | os.O_CREAT, 0o600)
         self.callback(os.close, lock)
         fcntl.flock(lock, fcntl.LOCK_EX)
 
     def look_at(self, block: Block) -> None:
-        """Before anything is run: a word that is misspelt must not keep a block from being run."""
+        """Check a block before any block runs. A misspelt language must not keep a block from running."""
         if block.language not in LANGUAGES:
             language = repr(block.language) if block.language else "no language"
             self.fail(block, f"{language} is not one of {', '.join(sorted(LANGUAGES))}")
@@ -284,7 +284,7 @@ class _Runner(ExitStack):
         self.compare(block, block.output, self.execute(block, [sys.executable, file.name]))
 
     def run_session(self) -> None:
-        """All blocks that are no programs, each in the lines that it has on the page, so that tracebacks fit."""
+        """Run all blocks that are no programs as one program, with the line numbers of the page."""
         lines = [""] * (self.path.read_text(encoding="utf-8").count("\n") + 2)
         members = []
         for block in self.blocks:
@@ -315,7 +315,7 @@ class _Runner(ExitStack):
 
     @contextmanager
     def background(self, block: Block, command: str, output: str) -> Iterator[None]:
-        """The command, once it has written the lines that are shown; ended at the end with all that it has started."""
+        """Start a command, and wait for its lines of output. At the end, kill its process group."""
         with subprocess.Popen(
             ["bash", "-c", f"exec {command}"],
             cwd=self.home,
@@ -334,7 +334,7 @@ class _Runner(ExitStack):
                 os.killpg(process.pid, signal.SIGKILL)
 
     def execute(self, block: Block, command: list[str], *, any_status: bool = False) -> str:
-        """Run a program to its end; what it has printed, with its standard error where the page shows a console."""
+        """Run a program to its end, and return its output, with standard error if the block is a console."""
         warns = {"PYTHONWARNINGS": "ignore"} if block.warns else {}
         with subprocess.Popen(
             command,
@@ -364,7 +364,7 @@ class _Runner(ExitStack):
 
 
 def _environment(scratch: Path) -> dict[str, str]:
-    """This one's, with `python` and `pairpool` of this interpreter and checkout first on the path."""
+    """Return this process's environment, with `python` and `pairpool` of this interpreter and checkout on the path."""
     tools = scratch / "bin"
     tools.mkdir()
     for name, what in (("python", ""), ("pairpool", "-m pairpool ")):
@@ -381,7 +381,7 @@ def _environment(scratch: Path) -> dict[str, str]:
 
 
 def _read_lines(fd: int, count: int) -> str:
-    """As much as comes until `count` lines are there, or the end, or nobody's patience lasts."""
+    """Read until `count` lines, the end of the file, or the time limit."""
     deadline = time.monotonic() + PROGRAM_LIMIT_S
     data = b""
     with selectors.DefaultSelector() as selector:

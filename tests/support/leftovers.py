@@ -1,13 +1,14 @@
-"""What a piece of code leaves behind in and under this process: take a `Snapshot`, run it, see `leftovers`.
+"""Find the things that a piece of code leaves behind in this process and its descendants.
 
-    processes    descendants, zombies among them, found by their parents in /proc; and orphans, by their `Tag`
-    descriptors  /proc/self/fd, by what they refer to
+Take a `Snapshot`, run the code, and call `leftovers`.
+
+    processes    descendants, zombies included, found in /proc by their parents; orphans, found by their `Tag`
+    descriptors  /proc/self/fd, compared by target
     mappings     shared memory in /proc/self/maps, which can outlive its descriptor
     threads      threading.enumerate()
-    signals      dispositions, as Python knows them, and what the calling thread blocks
+    signals      dispositions, as Python knows them, and the signals that the calling thread blocks
 
-Ending is asynchronous for processes and threads, so those that are on their way out get a grace period, spent
-waiting on pidfds and joining. What is still there after that has been left behind.
+Processes and threads end asynchronously. `leftovers` gives them a grace period, and waits on pidfds and joins threads.
 """
 
 from __future__ import annotations
@@ -27,12 +28,15 @@ from typing import Any, Self
 __all__ = ["GRACE", "Process", "Snapshot", "Tag", "leftovers"]
 
 GRACE = 5.0
-"""Seconds that processes and threads have to end."""
+"""Seconds within which processes and threads have to end."""
 
 
 @dataclass(frozen=True)
 class Process:
-    """A process as /proc shows it; `started` (ticks since boot) tells it from a later one of the same pid."""
+    """A process as /proc shows it.
+
+    `started`, in ticks since boot, tells it from a later process with the same pid.
+    """
 
     pid: int
     started: int
@@ -42,13 +46,13 @@ class Process:
 
     @classmethod
     def read(cls, pid: int) -> Self | None:
-        """The process as it is now; None if it is gone."""
+        """Return the present state of a process, or None if it is gone."""
         try:
             with open(f"/proc/{pid}/stat", errors="replace") as file:
                 line = file.read()
         except (FileNotFoundError, ProcessLookupError):
             return None
-        # The name may itself hold spaces and brackets, but nothing after it does.
+        # Only the name can contain spaces and brackets.
         before, _, after = line.rpartition(")")
         fields = after.split()
         return cls(pid, int(fields[19]), int(fields[1]), fields[0], before.partition("(")[2])
@@ -58,9 +62,9 @@ class Process:
         return self.pid, self.started
 
     def is_unreaped_child(self) -> bool:
-        """Whether it ended and waits for this process to reap it.
+        """Return whether the process has ended and this process has to reap it.
 
-        The kernel shows a child that nobody has to wait for as a zombie too, for a moment; waitid does not.
+        While SIGCHLD is ignored, /proc shows an ended child as a zombie for a moment, too. waitid does not report it.
         """
         try:
             return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
@@ -74,9 +78,9 @@ class Process:
 
 
 class Tag:
-    """Marks every process that comes from this one, so that orphans, whose parent is init now, are known too.
+    """Mark this process so that all its later descendants carry the mark, even orphans.
 
-    A fork inherits a mapping, and what a program executes inherits the environment.
+    A forked process inherits the mark as a mapping. An executed program inherits it as an environment variable.
     """
 
     VARIABLE = "PAIRPOOL_TESTS"
@@ -90,13 +94,13 @@ class Tag:
         os.environ[self.VARIABLE] = self.name
 
     def marks(self, pid: int) -> bool:
-        """Whether the process comes from this one."""
+        """Return whether the process carries the mark."""
         return f":{self.name} " in _read(f"/proc/{pid}/maps") or self.name in _read(f"/proc/{pid}/environ")
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What there is now, to be compared with later."""
+    """The processes, descriptors, mappings, threads and signal settings at one moment."""
 
     processes: frozenset[tuple[int, int]]
     descriptors: Counter[str]
@@ -116,16 +120,16 @@ class Snapshot:
 
 
 def leftovers(before: Snapshot, tag: Tag | None = None, grace: float = GRACE) -> list[str]:
-    """Name everything that is here and was not when `before` was taken, one line each.
+    """Return one line per thing that exists now and did not exist when `before` was taken.
 
-    Without a `tag` only descendants are looked for, and orphans are missed.
+    Without a `tag`, orphans are not found.
     """
     deadline = time.monotonic() + grace
     gc.collect()
     began = _new_threads(before)
     found = [f"thread {thread.name!r}: {thread}" for thread in _await_ends(began, deadline)]
     if began:
-        gc.collect()  # what the threads held, now that they have ended
+        gc.collect()  # free the objects of the threads that have ended
     found += map(str, _new_processes(before, tag, deadline))
     found += _new_descriptors(before.descriptors)
     found += [f"mapping {line}" for line in (Counter(_mappings()) - before.mappings).elements()]
@@ -135,7 +139,7 @@ def leftovers(before: Snapshot, tag: Tag | None = None, grace: float = GRACE) ->
 
 
 def _read(path: str) -> str:
-    """A file of /proc; empty if its process is gone or another user's."""
+    """Read a file of /proc. Return an empty text if its process is gone or belongs to another user."""
     try:
         with open(path, errors="replace") as file:
             return file.read()
@@ -155,7 +159,7 @@ def _all_processes() -> Iterator[Process]:
 
 
 def _family(known: frozenset[tuple[int, int]], tag: Tag | None) -> list[Process]:
-    """Descendants of this process, and tagged orphans, that are not in `known`."""
+    """Return the descendants of this process and the tagged orphans, except those in `known`."""
     everybody = {process.pid: process for process in _all_processes()}
     me = os.getpid()
 
@@ -172,7 +176,7 @@ def _family(known: frozenset[tuple[int, int]], tag: Tag | None) -> list[Process]
 
 
 def _new_processes(before: Snapshot, tag: Tag | None, deadline: float) -> list[Process]:
-    """Those that are left when all that can end have ended, or the deadline (time.monotonic) has passed."""
+    """Wait until all new processes have ended or the deadline passes, and return the remaining processes."""
     me = os.getpid()
     while True:
         found = [
@@ -186,7 +190,7 @@ def _new_processes(before: Snapshot, tag: Tag | None, deadline: float) -> list[P
 
 
 def _await_an_end(pids: Iterable[int], deadline: float) -> bool:
-    """Wait until one of the processes ends; False if the deadline passes first."""
+    """Wait until one of the processes ends. Return False if the deadline passes first."""
     poller = select.poll()
     handles = []
     try:
@@ -207,7 +211,7 @@ def _new_threads(before: Snapshot) -> list[threading.Thread]:
 
 
 def _await_ends(threads: list[threading.Thread], deadline: float) -> list[threading.Thread]:
-    """Those that are left at the deadline."""
+    """Join the threads, and return those that run at the deadline."""
     for thread in threads:
         if thread is not threading.current_thread():
             thread.join(max(0.0, deadline - time.monotonic()))
@@ -218,7 +222,7 @@ def _await_ends(threads: list[threading.Thread], deadline: float) -> list[thread
 
 
 def _descriptors() -> dict[int, str]:
-    """What each open descriptor refers to. The one that lists them is closed by then, and drops out."""
+    """Return the target of each open descriptor. The descriptor of the listing itself is not included."""
     targets = {}
     for name in os.listdir("/proc/self/fd"):
         try:
@@ -229,11 +233,11 @@ def _descriptors() -> dict[int, str]:
 
 
 def _new_descriptors(before: Counter[str]) -> list[str]:
-    """Compared by target and not by number: to reopen what was open before leaves nothing behind."""
+    """Return the surplus descriptors of each target. A file that was closed and opened again is no surplus."""
     now = _descriptors()
     surplus = Counter(now.values()) - before
     found = []
-    for number in sorted(now, reverse=True):  # the highest were opened last, as a rule
+    for number in sorted(now, reverse=True):  # the highest were usually opened last
         if surplus[now[number]] > 0:
             surplus[now[number]] -= 1
             found.append(f"descriptor {number}: {now[number]}")
@@ -241,7 +245,7 @@ def _new_descriptors(before: Counter[str]) -> list[str]:
 
 
 def _mappings() -> list[str]:
-    """Shared mappings of this process as `size path`; private ones are the allocator's and the loader's."""
+    """Return the shared mappings of this process. Private mappings belong to the allocator and the loader."""
     found = []
     for line in _read("/proc/self/maps").splitlines():
         span, access, _offset, _device, _inode, *path = line.split(maxsplit=5)
@@ -252,7 +256,7 @@ def _mappings() -> list[str]:
 
 
 def _signals() -> dict[str, Any]:
-    """Every disposition by the signal's name, and the set that the calling thread blocks."""
+    """Return the disposition of every signal, and the set of signals that the calling thread blocks."""
     known: dict[str, Any] = {}
     for number in sorted(signal.valid_signals()):
         name = getattr(number, "name", f"signal {number}")  # real-time signals are bare numbers

@@ -1,4 +1,4 @@
-"""What the tests of captured output have workers do."""
+"""Tasks for the tests of captured output and of logging."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.tasks import tell, wait_for
 
 
 def write_every_way(x: int) -> int:
-    """To both streams, from Python, from C, by descriptor, from a program and from a thread."""
+    """Write to both streams, and from Python, from C, by descriptor, from a program, a thread and a child."""
     print("print", x)
     print("stderr", x, file=sys.stderr)
     os.write(1, f"os.write {x}\n".encode())
@@ -40,13 +40,13 @@ def say(text: str) -> int:
 
 
 def say_at_start(text: str) -> None:
-    """An initializer."""
+    """Print to both streams. Serves as an initializer."""
     print(text)
     print(text, file=sys.stderr)
 
 
 def say_and_fail(text: str) -> NoReturn:
-    """An initializer."""
+    """Print, and raise. Serves as an initializer."""
     say_at_start(text)
     raise RuntimeError("on purpose")
 
@@ -84,7 +84,7 @@ def say_and_hold(reports: str, gate: str, text: str) -> None:
 
 
 def say_much_and_tell(reports: str, lines: int) -> int:
-    """Some 100 bytes a line, and a report at the end, which comes only if nobody holds it up."""
+    """Print lines of 100 bytes, and report at the end. The report comes only if no write blocks."""
     for number in range(lines):
         print(f"{number:06d} {'x' * 92}")
     tell(reports, "done")
@@ -97,7 +97,7 @@ def say_numbers(who: int) -> None:
 
 
 def say_from_threads(count: int) -> None:
-    """Whole lines, from several threads at once."""
+    """Print lines from several threads at once."""
     threads = [threading.Thread(target=say_numbers, args=(who,)) for who in range(count)]
     for thread in threads:
         thread.start()
@@ -106,7 +106,7 @@ def say_from_threads(count: int) -> None:
 
 
 def leave_a_daemon(reports: str, gate: str, text: str) -> None:
-    """Leave a process in a session of its own that has this one's stdout open, until the gate lets it end."""
+    """Start a daemon that keeps this process's stdout open, in its own session, until the gate lets it end."""
     print(text, end="", flush=True)
     if os.fork() == 0:
         os.setsid()
@@ -117,10 +117,10 @@ def leave_a_daemon(reports: str, gate: str, text: str) -> None:
 
 
 def pipes(_item: object = None) -> set[str]:
-    """The pipes that this process has open, by the kernel's names for them."""
+    """Return the kernel's names of the pipes that this process has open."""
     found = set()
     for name in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(FileNotFoundError):  # the one that lists them is closed by now
+        with contextlib.suppress(FileNotFoundError):  # the descriptor of the listing itself is closed by now
             found.add(os.readlink(f"/proc/self/fd/{name}"))
     return {name for name in found if name.startswith("pipe:")}
 
@@ -135,7 +135,7 @@ kept: list[Any] = []
 
 
 def put_own_stream() -> None:
-    """An initializer that has a stream of its own for stdout."""
+    """Replace `sys.stdout` by another stream. Serves as an initializer."""
     kept.append(io.StringIO())
     sys.stdout = kept[-1]
 
@@ -162,7 +162,7 @@ def stream_settings(_item: object = None) -> list[tuple[str, bool]]:
 
 
 class Peculiar:
-    """Can be shown, and cannot be pickled."""
+    """An object with a `str`, which cannot be pickled."""
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("not to be pickled")
@@ -217,7 +217,7 @@ def log_from_threads(count: int) -> None:
 
 
 def log_at_start(text: str) -> None:
-    """An initializer."""
+    """Log a warning. Serves as an initializer."""
     logging.getLogger("tasks.start").warning(text)
 
 

@@ -1,4 +1,4 @@
-"""What the tests of `Pool.share` have workers do; numpy is met only in what they are given."""
+"""Tasks for the tests of `Pool.share`. The module does not import numpy, although arguments are arrays."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ inherited: Any = None
 
 
 class Box:
-    """Holds something beside a name."""
+    """An object that contains another one."""
 
     def __init__(self, name: str, content: Any) -> None:
         self.name = name
@@ -21,7 +21,7 @@ class Box:
 
 
 class Loads:
-    """Counts how often it was unpickled in its process."""
+    """Count the unpicklings in this process."""
 
     times = 0
 
@@ -33,7 +33,7 @@ class Loads:
 
 
 class Unwilling:
-    """Cannot be unpickled."""
+    """An object that raises when it is unpickled."""
 
     def __getstate__(self) -> object:
         return 1
@@ -43,7 +43,7 @@ class Unwilling:
 
 
 class Circle:
-    """Refers to itself."""
+    """An object that refers to itself."""
 
     def __init__(self, content: Any) -> None:
         self.content = content
@@ -67,7 +67,7 @@ def total_of_box(box: Box) -> tuple[str, float]:
 
 
 def increment(array: Any, _item: object = None) -> tuple[int, float]:
-    """Write to the array; what is there now is seen by later tasks of the same worker."""
+    """Write to the array. Later tasks of the same worker see the new value."""
     array[0] += 1
     return os.getpid(), float(array[0])
 
@@ -102,7 +102,7 @@ def length_and_type(data: Any) -> tuple[int, str]:
 
 
 def hold(reports: str, gate: str, array: Any, _item: object = None) -> float:
-    """Touch every page, report it, wait for the gate, and touch every page again."""
+    """Read every page, report the pid, wait for the gate, and read every page again."""
     array.sum()
     tell(reports, os.getpid())
     wait_for(gate)
@@ -123,7 +123,7 @@ def shared_mappings(_item: object = None) -> int:
 
 
 def tell_and_total(reports: str, gate: str, array: Any, item: int) -> float:
-    """Item 0 reports and waits for the gate; the others do not."""
+    """Return the sum of the array. Item 0 reports and waits for the gate instead."""
     if item == 0:
         tell(reports, "running")
         wait_for(gate)
@@ -132,7 +132,7 @@ def tell_and_total(reports: str, gate: str, array: Any, item: int) -> float:
 
 
 def tell_or_measure(reports: str, gate: str, thing: Any, item: int) -> float:
-    """`tell_and_total`, with the length of what is bytes."""
+    """Return the length of bytes, or `tell_and_total` of an array."""
     return float(len(thing)) if isinstance(thing, bytes) else tell_and_total(reports, gate, thing, item)
 
 
@@ -150,7 +150,7 @@ class Refuses:
 
 
 def limit_address_space() -> int:
-    """Let this process have 32 MiB more than it has now."""
+    """Limit the address space of this process to its present size and 32 MiB."""
     with open("/proc/self/statm") as file:
         size = int(file.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + (32 << 20), resource.RLIM_INFINITY))

@@ -1,4 +1,4 @@
-"""Signals that strike at any moment, and whose handlers raise."""
+"""Send signals, whose handlers raise, at arbitrary moments."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from collections.abc import Callable
 
 
 class Struck(Exception):
-    """Raised by a signal's handler. An Exception: those are the harder ones, for more code catches them."""
+    """Raised by the signal handler.
+
+    It is an `Exception` and no mere `BaseException`, because more code catches those.
+    """
 
 
 def strike(number: int = signal.SIGUSR1) -> None:
-    """Have the main thread be struck; from any thread."""
+    """Send the main thread a signal. Any thread may call this."""
     main = threading.main_thread().ident
     assert main is not None
     signal.pthread_kill(main, number)
@@ -28,18 +31,27 @@ chance = random.Random(seed)
 while os.read(0, 1) == b"1":
     time.sleep(chance.uniform(0, float(at_most)))
     os.kill(os.getppid(), int(number))
-    while not select.select([0], [], [], float(again))[0]:  # a finalizer, say, may have swallowed it
+    while not select.select([0], [], [], float(again))[0]:  # the interpreter drops exceptions in finalizers
         os.kill(os.getppid(), int(number))
     os.read(0, 1)
 """
-"""Strikes when it reads a 1, and until it reads a 0. A process: a thread would have to wait for the GIL."""
+"""A program that sends signals from the time it reads a `1` until it reads a `0`.
+
+It is a process, because a thread would have to wait for the GIL.
+"""
 
 
 class Striker:
-    """Has this program be struck, at some moment within `at_most` seconds, while it does something again and again.
+    """Send this process a signal at a random moment, while it repeats a call.
 
-    What strikes in a finalizer, or in what else the garbage collector calls, Python swallows: it strikes again then.
-    pytest must not hear of it, for its hook may be struck as well, and takes that for an error of its own.
+    Python drops an exception that the handler raises inside a finalizer or a callback of the garbage collector.
+    The striker then sends the signal again. It hides these exceptions from pytest's hook for unraisable exceptions,
+    because a signal can interrupt the hook as well, and pytest would report an error.
+
+    Args:
+        seed: the seed of the random moments.
+        at_most: the latest moment of the first signal, in seconds.
+        again: the time between further signals, in seconds.
     """
 
     def __init__(
@@ -64,7 +76,7 @@ class Striker:
 
     def __exit__(self, *_: object) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.write(b"00")  # its end is not seen as long as workers that began since have it, too
+        self._process.stdin.write(b"00")  # no EOF: workers that started meanwhile keep the pipe open
         self._process.__exit__(None, None, None)
         signal.signal(self._number, self._old)
         sys.unraisablehook = self._hook
@@ -78,9 +90,9 @@ class Striker:
             raise self._raises
 
     def strike(self, use: Callable[[], object]) -> None:
-        """Call this until it is struck."""
+        """Call `use` until a signal interrupts it."""
         assert self._process.stdin is not None
-        with contextlib.suppress(self._raises):  # by one that comes as the first is through
+        with contextlib.suppress(self._raises):  # raised by a further signal, while the first is handled
             try:
                 self._is_armed = True
                 self._process.stdin.write(b"1")
@@ -88,5 +100,5 @@ class Striker:
                     use()
             finally:
                 self._is_armed = False
-        self._is_armed = False  # that may have been where it came
+        self._is_armed = False  # the further signal may have come before the line in `finally`
         self._process.stdin.write(b"0")

@@ -1,7 +1,7 @@
-"""What the tests have workers do. Imports nothing that costs a fresh interpreter time.
+"""Tasks that the tests run in workers. The module imports only modules that a fresh interpreter loads quickly.
 
-Tasks never sleep. A task that has to be running while the test does something reads a byte from a FIFO, and what
-the test has to know it writes to one, or to a file that is only ever appended to. See `tests/support.py`.
+Tasks never sleep. To run while the test does something, a task waits for a byte from a FIFO (`gates.Gate`).
+A task writes what the test has to know to a FIFO (`gates.Reports`), or appends it to a file.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 FragileSpec = tuple[str, str, int]
 
 state: dict[str, Any] = {}
-"""Filled by `remember`, an initializer."""
+"""The values that the initializer `remember` stored in this process."""
 
 
 def square(x: int) -> int:
@@ -42,7 +42,7 @@ def process_id(_item: object = None) -> int:
 
 
 def remember(**what: Any) -> None:
-    """Keep something for `recall`."""
+    """Store values for `recall`. Serves as an initializer."""
     state.update(what)
 
 
@@ -55,7 +55,7 @@ def recall(name: str) -> Any:
 
 
 class Odd(Exception):
-    """An exception of the tests' own."""
+    """An exception class that only the tests define."""
 
 
 def refuse_odd(x: int) -> int:
@@ -69,7 +69,7 @@ def raise_this(error: BaseException) -> NoReturn:
 
 
 class Thing:
-    """Counts how many of it are alive in its process."""
+    """Count the instances that are alive in this process, unpickled ones included."""
 
     alive = 0
 
@@ -95,11 +95,11 @@ def raise_any(error: BaseException) -> Any:
     raise error
 
 
-# --- held back by the test, and telling it ----------------------------------------------------------
+# --- tasks that wait for the test, and report to it ---------------------------------------------------
 
 
 def wait_for(gate: str) -> None:
-    """Block until the test lets one through."""
+    """Block until the test lets one task through the gate."""
     fd = os.open(gate, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.read(fd, 1)
@@ -108,7 +108,7 @@ def wait_for(gate: str) -> None:
 
 
 def tell(where: str, line: object) -> None:
-    """Append a line to a FIFO or a file, whole."""
+    """Append a line to a FIFO or a file, in one write."""
     fd = os.open(where, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         os.write(fd, f"{line}\n".encode())
@@ -122,7 +122,7 @@ def held(gate: str, value: Any) -> Any:
 
 
 def tell_and_hold(reports: str, gate: str, value: Any) -> Any:
-    """Report that it runs, as `pid value`, and wait for the gate."""
+    """Report `pid value`, wait for the gate, and return the value."""
     tell(reports, f"{os.getpid()} {value}")
     wait_for(gate)
     return value
@@ -135,7 +135,7 @@ def tell_hold_and_tell(reports: str, gate: str) -> None:
 
 
 def hold_zero(gate: str, value: int) -> int:
-    """Item 0 waits for the gate; the others do not."""
+    """Return the item. Only item 0 waits for the gate."""
     if value == 0:
         wait_for(gate)
     return value
@@ -149,19 +149,23 @@ def fail_zero_hold_others(gate: str, value: int) -> int:
 
 
 def tell_pid_and_roll(reports: str, gate: str, _item: object) -> tuple[int, int]:
-    """The worker's pid and a random number, once all workers are at it."""
+    """Report the start, wait for the gate, and return the pid and a random number."""
     tell_and_hold(reports, gate, None)
     return os.getpid(), random.getrandbits(64)
 
 
 def who_am_i(reports: str, gate: str, _item: object) -> tuple[str, bool, int | None]:
-    """What multiprocessing calls this process, once all workers are at it."""
+    """Report the start, wait for the gate, and return what multiprocessing knows of this process.
+
+    Returns:
+        the process's name, whether it is a daemon, and the pid of its parent.
+    """
     tell_and_hold(reports, gate, None)
     me, parent = multiprocessing.current_process(), multiprocessing.parent_process()
     return me.name, bool(me.daemon), None if parent is None else parent.pid
 
 
-# --- pools and programs in tasks --------------------------------------------------------------------
+# --- pools and programs in tasks ----------------------------------------------------------------------
 
 
 def nested(start_method: str, items: list[int]) -> list[int]:
@@ -175,7 +179,7 @@ def status_of_false(_item: object = None) -> int:
     return subprocess.run(["false"]).returncode
 
 
-# --- ways to die ------------------------------------------------------------------------------------
+# --- ways to die --------------------------------------------------------------------------------------
 
 
 def exit_now() -> NoReturn:
@@ -227,7 +231,7 @@ def die_in(victims: frozenset[int], item: int) -> int:
 
 
 def count_and_die(counter: str, victims: frozenset[int], item: int) -> int:
-    """Append a line for every time an item begins, and die at some."""
+    """Append one line per start of an item, and die if the item is a victim."""
     tell(counter, item)
     if item in victims:
         kill_self()
@@ -235,7 +239,7 @@ def count_and_die(counter: str, victims: frozenset[int], item: int) -> int:
 
 
 def report_and_hold_victims(reports: str, gate: str, victims: frozenset[int], item: int) -> int:
-    """Victims say where they run, and wait to be killed."""
+    """Return ten times the item. A victim reports `pid item` and waits at the gate, where the test kills the worker."""
     if item in victims:
         tell(reports, f"{os.getpid()} {item}")
         wait_for(gate)
@@ -243,7 +247,7 @@ def report_and_hold_victims(reports: str, gate: str, victims: frozenset[int], it
 
 
 def log_with_pid(journal: str, item: int) -> int:
-    """Write down which process begins which item, and that it has ended it; computes a little between."""
+    """Append `+ pid item` at the start and `- pid item` at the end, with a short computation between them."""
     tell(journal, f"+ {os.getpid()} {item}")
     total = sum(range(20_000))
     tell(journal, f"- {os.getpid()} {item}")
@@ -260,14 +264,14 @@ def swap(data: bytes) -> bytes:
 
 
 def start_sleeper_and_hold(reports: str, gate: str, _item: object) -> None:
-    """Leave a child running that nobody waits for, tell `pid child`, and wait for the gate."""
+    """Start a child process that outlives the task, report `pid child`, and wait for the gate."""
     child = subprocess.Popen(["sleep", "1000"])
     tell(reports, f"{os.getpid()} {child.pid}")
     wait_for(gate)
 
 
 def start_sleeper_and_die(reports: str) -> NoReturn:
-    """Leave a forked child running, which holds all that this worker has open, and die."""
+    """Fork a child that keeps all descriptors of this worker open, report its pid, and die."""
     pid = os.fork()
     if pid == 0:
         signal.pause()
@@ -284,21 +288,22 @@ def run_thread(value: int) -> int:
 
 
 def children() -> list[int]:
-    """The pids of this process's children."""
+    """Return the pids of this process's children."""
     with open(f"/proc/self/task/{os.getpid()}/children") as file:
         return [int(pid) for pid in file.read().split()]
 
 
-# --- things that break on their way -----------------------------------------------------------------
+# --- objects that break while they are pickled or unpickled -------------------------------------------
 
 
 class Fragile:
-    """Does something when it is pickled or unpickled in the master or in a worker.
+    """An object that fails when it is pickled or unpickled, in the master or in a worker.
 
     Args:
-        how: a key of `BREAKS`, or empty for nothing.
+        how: a key of `BREAKS`; empty for an object that does not fail.
         when: `pickle` or `unpickle`.
-        where: pid of the master, and whether it is to happen there.
+        master: the pid of the master.
+        in_master: whether the object fails in the master instead of in a worker.
     """
 
     def __init__(self, how: str, when: str, master: int, in_master: bool = False) -> None:
@@ -318,14 +323,14 @@ class Fragile:
 
 
 class FragileFunction(Fragile):
-    """One that can be called."""
+    """A fragile object that can be called."""
 
     def __call__(self, x: int) -> int:
         return x * 10
 
 
 class FragileError(Exception):
-    """An exception that holds something fragile."""
+    """An exception that holds a fragile object."""
 
     def __init__(self, fragile: Fragile) -> None:
         super().__init__(fragile)
@@ -350,7 +355,7 @@ def raise_fragile_at(victim: int, fragile: FragileSpec, item: int) -> int:
 
 
 class NeedsTwo(Exception):
-    """Required arguments of the constructor that are not in `args`."""
+    """An exception whose `args` lack required arguments of its constructor."""
 
     def __init__(self, one: int, *, two: str) -> None:
         super().__init__(f"{one} and {two}")
@@ -364,7 +369,7 @@ class NeedsTwoPositional(Exception):
 
 
 class NoText(Exception):
-    """Cannot be shown."""
+    """An exception whose `str` and `repr` raise."""
 
     def __str__(self) -> str:
         raise RuntimeError("no text")
@@ -373,7 +378,7 @@ class NoText(Exception):
 
 
 class Slotted(Exception):
-    """Has no room for what is not its own."""
+    """An exception with `__slots__`."""
 
     __slots__ = ("extra",)
 
@@ -420,7 +425,7 @@ def raise_from() -> NoReturn:
 
 
 def raise_deep() -> NoReturn:
-    """A chain of a thousand causes."""
+    """Raise an exception with a chain of a thousand causes."""
     error: BaseException = Odd("the first of all")
     for number in range(1000):
         last = Odd(f"consequence {number}")
@@ -457,19 +462,19 @@ kept: list[bytearray] = []
 
 
 def tell_pid_and_wait(where: tuple[str, str]) -> None:
-    """Say who runs this, and hold."""
+    """Report the pid, and wait for the gate."""
     reports, gate = where
     tell(reports, os.getpid())
     wait_for(gate)
 
 
 def hold_on(how: str) -> NoReturn:
-    """Stay for ever, in one of the ways that make a task hard to end."""
+    """Run forever, in one of the ways that make a task hard to end."""
     if how == "ignores SIGTERM":
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGABRT):
             signal.signal(number, signal.SIG_IGN)
     elif how == "holds the GIL":
-        ctypes.PyDLL(None).sleep(1000)  # unlike CDLL, it keeps the GIL
+        ctypes.PyDLL(None).sleep(1000)  # PyDLL keeps the GIL, unlike CDLL
     elif how == "is stopped":
         os.kill(os.getpid(), signal.SIGSTOP)
     elif how == "blocks all signals":
@@ -479,7 +484,7 @@ def hold_on(how: str) -> NoReturn:
 
 
 def busy_for(seconds: float) -> float:
-    """Compute for so long."""
+    """Compute for `seconds`."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         sum(range(100))
@@ -487,7 +492,7 @@ def busy_for(seconds: float) -> float:
 
 
 def fail_first(journal: str, how: str, times: int, item: int) -> int:
-    """Fail at the first `times` tries of an item, which are counted in a file."""
+    """Fail at the first `times` tries of an item. The tries are counted in the file `journal`."""
     with open(journal, "a") as file:
         file.write(f"{item}\n")
     with open(journal) as file:
@@ -498,13 +503,13 @@ def fail_first(journal: str, how: str, times: int, item: int) -> int:
         if how == "abort":
             os.abort()
         if how == "hang":
-            hold_on("in the plain way")
+            hold_on("plainly")
         raise ValueError(f"try {tries}")
     return item
 
 
 def fail_at(journal: str, numbers: Iterable[int]) -> None:
-    """An initializer that fails in the starts with these numbers, counted from 0 in a file."""
+    """Fail at the starts with these numbers, counted from 0 in the file `journal`. Serves as an initializer."""
     with open(journal, "a") as file:
         file.write("x")
         number = file.tell() - 1
@@ -513,7 +518,7 @@ def fail_at(journal: str, numbers: Iterable[int]) -> None:
 
 
 def use_memory(gate: str, megabytes: int) -> int:
-    """Take memory; a lot of it is held until the gate lets go."""
+    """Allocate memory, and wait for the gate if it is more than one megabyte."""
     block = bytearray(megabytes * 2**20)
     block[::4096] = bytes([1]) * len(block[::4096])
     if megabytes > 1:
@@ -522,7 +527,7 @@ def use_memory(gate: str, megabytes: int) -> int:
 
 
 def keep_memory(megabytes: int) -> int:
-    """Take memory for good; returns who did."""
+    """Allocate memory that this process never frees, and return the pid."""
     block = bytearray(megabytes * 2**20)
     block[::4096] = bytes([1]) * len(block[::4096])
     kept.append(block)
@@ -537,7 +542,7 @@ def exit_with(what: tuple[int, str, bytes, list[int]]) -> NoReturn:
 
 
 class BreaksAtItsEnd:
-    """Breaks when the last reference to it goes, in a worker."""
+    """Fail in a worker when the last reference to the object is dropped."""
 
     def __init__(self, how: str, number: int) -> None:
         self.how = how
@@ -550,7 +555,7 @@ class BreaksAtItsEnd:
                 os._exit(3)
             if self.how == "segfault":
                 segfault()
-            sys.stderr = None  # what it raises is printed, there, by the interpreter
+            sys.stderr = None  # the interpreter would print the exception there
             raise ValueError("in __del__")
 
 
@@ -559,7 +564,7 @@ def take_and_drop(thing: BreaksAtItsEnd) -> int:
 
 
 def turn_all_around() -> str:
-    """Change what a process has only one of."""
+    """Change every setting that a process has only once: signals, streams, environment and so on."""
     os.chdir("/")
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGCHLD, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
@@ -589,7 +594,7 @@ def signals_of_a_program() -> str:
 
 
 class LoadsAtTheGate:
-    """A function that says that it is being unpickled in a worker, and waits there."""
+    """A function that reports the worker's pid while it is unpickled, and then waits for the gate."""
 
     def __init__(self, reports: str, gate: str) -> None:
         self.where = reports, gate
@@ -606,11 +611,11 @@ def load_at_the_gate(reports: str, gate: str) -> Any:
     return abs
 
 
-# --- being watched ------------------------------------------------------------------------------------
+# --- progress -----------------------------------------------------------------------------------------
 
 
 def tell_progress(reports: str, gate: str, steps: Iterable[tuple[Any, Any, str]]) -> None:
-    """For each step: tell it as progress, report that, wait for the gate."""
+    """For each step, call `pairpool.progress`, report it, and wait for the gate."""
     import pairpool
 
     for done, total, note in steps:
@@ -620,7 +625,7 @@ def tell_progress(reports: str, gate: str, steps: Iterable[tuple[Any, Any, str]]
 
 
 class Unprintable:
-    """Its repr raises."""
+    """An object whose `repr` raises."""
 
     def __repr__(self) -> str:
         raise ValueError("no repr")

@@ -1,4 +1,4 @@
-"""The API as type checkers see it from outside: mypy strict, and pyright strict where it is installed."""
+"""Type checkers infer the right types of the public API: mypy in strict mode, and pyright if it is installed."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.scripts import ROOT
+
 HERE = Path(__file__).parent
-ROOT = HERE.parent.parent
 USER, WRONG = HERE / "user_code.py", HERE / "wrong_code.py"
 
 PATH = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
 
 MARKED = {number for number, line in enumerate(WRONG.read_text().splitlines(), 1) if line.endswith("# wrong")}
-"""Lines that have to be complained about."""
+"""The lines that a type checker must report."""
 
 
 @pytest.fixture(scope="module")
 def complaints_of_mypy(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[int]]:
-    """By file, the lines that mypy complains about, with nobody's settings but its own strictest."""
+    """Return the lines that mypy reports in strict mode, by file, without this project's settings."""
     directory = tmp_path_factory.mktemp("mypy")
     (directory / "mypy.ini").write_text("[mypy]\nstrict = True\nwarn_unreachable = True\n")
     options = ["--config-file", directory / "mypy.ini", "--cache-dir", directory / "cache", "--follow-imports=silent"]
@@ -53,7 +54,7 @@ PYRIGHT = next(filter(None, (shutil.which(name, path=PATH) for name in ("basedpy
 
 
 @pytest.mark.skipif(PYRIGHT is None, reason="pyright is not installed")
-def test_pyright_says_the_same(tmp_path: Path) -> None:
+def test_pyright_agrees_with_mypy(tmp_path: Path) -> None:
     assert PYRIGHT is not None
     for file in (USER, WRONG):
         shutil.copy(file, tmp_path)
@@ -68,5 +69,5 @@ def test_pyright_says_the_same(tmp_path: Path) -> None:
     assert found == {USER.name: set(), WRONG.name: MARKED}, done.stdout
 
 
-def test_the_package_says_that_it_has_types() -> None:
+def test_the_package_declares_that_it_has_types() -> None:
     assert (ROOT / "pairpool" / "py.typed").is_file()

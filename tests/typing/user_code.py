@@ -1,4 +1,4 @@
-"""What users write, as their type checkers see it; checked, and never run. Each `assert_type` is what is inferred."""
+"""Code of users, for type checkers. It never runs. Each `assert_type` states the type that checkers must infer."""
 
 from __future__ import annotations
 

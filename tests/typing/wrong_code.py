@@ -1,4 +1,4 @@
-"""What users get wrong; a type checker has something to say about each line that is marked."""
+"""Mistakes of users. A type checker must report each line that is marked."""
 
 from __future__ import annotations
 
