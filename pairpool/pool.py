@@ -731,7 +731,7 @@ class Pool:
         forking.require_owner(self._master.identity)
         master = self._master
         return master.inquire(
-            lambda: make_report(self.status(), master.accounts.tally, master.ready_at, time.monotonic_ns())
+            lambda: make_report(self.status(), master.accounts.statistics, master.ready_at, time.monotonic_ns())
         )
 
     def stacks(self, timeout: float = 1.0) -> dict[int, str]:

@@ -262,7 +262,7 @@ class Dispatcher:
     def _begin(self, member: WorkerHandle, batch: Batch) -> None:
         """A batch is now the one that its worker runs."""
         self._crew.begin(member, batch, time.monotonic())
-        self._accounts.begun(member, batch)
+        self._accounts.batch_began(member, batch)
 
     def functions_of(self, batch: Batch) -> list[Function]:
         """The functions that a batch needs."""
@@ -394,7 +394,7 @@ class Dispatcher:
             outcome, count = without_first(outcome, known), count - known
             packet = packet._replace(item_count=count)
         values, failed, missing, stamps = outcome
-        self._accounts.ran(member, batch, packet, stamps, failed)
+        self._accounts.batch_ran(member, batch, packet, stamps, failed)
         if packet.flags & Flag.PARTIAL:
             self._on_partial(batch, count, values, failed, missing)
             return

@@ -1,10 +1,11 @@
-"""The accounts: what has ended, what failed, how long it took; for the status board, the report and the trace.
+"""Count what a pool does, for the scoreboard, the report and the trace.
 
-    agenda ─ began, ended, settled ─►            ┌─► board (counts, calls, failures): views
-    dealer ─ ran ───────────────────► Accounts ──┼─► tally: `Pool.report()`
-    nursery ─ asked, ready, buried ──►           └─► trace: `Pool(trace=)`
+    JobQueue ─── call_began, items_ended, call_ended ─►              ┌─► Scoreboard: counts, calls, failures
+    Dispatcher ─ batch_began, batch_ran ─────────────────► Metrics ──┼─► PoolStats: `Pool.report()`
+    Supervisor ─ worker_requested, worker_arrived ─────►             └─► Trace: `Pool(trace=)`
+    Reaper ───── item_lost, worker_left ───────────────►
 
-All of it is told by the leader, once a batch and never once an item where items are short.
+The leader calls these methods once per batch. For short items it calls none of them once per item.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pairpool.linux import descriptors
@@ -40,18 +42,18 @@ if TYPE_CHECKING:
 
 __all__ = ["Metrics", "arguments_of"]
 
-SHOWN_AFTER_NS = 10_000_000
-"""How long an item has to run before its argument is written on the board."""
+SHOW_ARGUMENT_AFTER_NS = 10_000_000
+"""Time for which an item must have run before its argument is written to the scoreboard."""
 
-SHOWN_FROM_NS = 20_000_000
-"""How long items of a call have to be for each one's argument to be written as it begins."""
+SHOW_ARGUMENT_AT_ONCE_NS = 20_000_000
+"""Mean duration of a call's items from which the argument of each item is written when the item begins."""
 
-FAILURES_OF_BATCH = 4
-"""How many failures of one batch are described."""
+FAILURES_DESCRIBED_PER_BATCH = 4
+"""Failures of one batch that are written to the scoreboard."""
 
 
 def arguments_of(batch: Batch, offset: int) -> str:
-    """What an item was, in short."""
+    """Return a short text of the item at this offset, or of the arguments of a single call."""
     item, mode = batch.items[offset], batch.job.mode
     if mode == Mode.CALL:
         call = item[1:] if len(item) == 3 else shown(item[1])
@@ -62,98 +64,103 @@ def arguments_of(batch: Batch, offset: int) -> str:
 
 
 class Metrics:
-    """Counts, of one pool; used by the leader alone.
+    """Count what one pool does. Only the leader uses it.
 
     Args:
-        board: where counts are shown.
-        functions: knows the names of single calls' functions.
-        trace: written along, if there is one.
+        scoreboard: shows the counts.
+        functions: knows the names of the functions of single calls.
+        trace: receives the events; None for no trace.
+
+    Attributes:
+        statistics: the counts of the report.
     """
 
-    def __init__(self, board: Scoreboard, functions: Functions, trace: Trace | None = None) -> None:
-        self._board = board
-        self._words = board.pool
+    def __init__(self, scoreboard: Scoreboard, functions: Functions, trace: Trace | None = None) -> None:
+        self._scoreboard = scoreboard
+        self._words = scoreboard.pool
         self._functions = functions
         self.trace = trace
-        self.tally = PoolStats(board.created)
+        self.statistics = PoolStats(scoreboard.created)
         self._done = 0
         self._failed = 0
         self._second = 0
-        self._counter = 0
-        self._numbers = itertools.count(1)
+        self._second_word = 0
+        self._call_numbers = itertools.count(1)
 
     # --- calls and items ------------------------------------------------------------------------
 
-    def began(self, job: Job, others: int) -> None:
-        """A call was made, while so many others had not ended."""
-        job.number = next(self._numbers)
-        job.began = time.monotonic_ns()
+    def call_began(self, job: Job, others: int) -> None:
+        """Count a call that was made while `others` other calls had not ended."""
+        job.register(next(self._call_numbers), time.monotonic_ns())
         self._words[PoolWord.CALLS] = others + 1
         if not others:
-            self.tally.work_began(job.began)
+            self.statistics.work_began(job.began)
         if self.trace is not None:
             name = "" if job.function is None else job.function.name
             self.trace.call_began(job.number, job.kind, name, job.total, job.began)
 
-    def ended(self, batch: Batch, failed: Mapping[int, BaseException]) -> None:
-        """The items of a batch have ended, those at the offsets in `failed` with an exception."""
-        job, count, words = batch.job, batch.count, self._words
-        job.ended += count
+    def items_ended(self, batch: Batch, failed: Mapping[int, BaseException]) -> None:
+        """Count the items of a batch, which have all ended; `failed` has the errors by offset."""
+        count, words = batch.count, self._words
+        batch.job.count_ended(count, len(failed))
         self._done += count
         words[PoolWord.DONE] = self._done
         second = int(time.monotonic())
         if second != self._second:
             self._second = second
-            self._counter = self._board.begin_second(second)
-        words[self._counter] += count
+            self._second_word = self._scoreboard.begin_second(second)
+        words[self._second_word] += count
         if failed:
-            job.failed += len(failed)
             self._failed += len(failed)
             words[PoolWord.FAILED] = self._failed
-            self._describe_failures(batch, failed)
+            self._count_failures(batch, failed)
 
-    def _describe_failures(self, batch: Batch, failed: Mapping[int, BaseException]) -> None:
-        """Write the last of them down, and count them all by function."""
+    def _count_failures(self, batch: Batch, failed: Mapping[int, BaseException]) -> None:
+        """Count failures by function, and describe the last ones on the scoreboard."""
         if batch.job.function is not None:
-            self.tally.function(batch.job.function.name).failed += len(failed)
+            self.statistics.function(batch.job.function.name).add_failed(len(failed))
         else:
             for offset in failed:
-                self.tally.function(self.name_of(batch, offset)).failed += 1
+                self.statistics.function(self.name_of(batch, offset)).add_failed(1)
         now = time.monotonic_ns()
         worker = NOTHING if batch.worker is None else batch.worker
-        for offset in sorted(failed)[-FAILURES_OF_BATCH:]:
+        for offset in sorted(failed)[-FAILURES_DESCRIBED_PER_BATCH:]:
             name = self.name_of(batch, offset)
-            self._board.add_failure(FailureRecord(now, worker, batch.first + offset, name, _in_a_line(failed[offset])))
+            record = FailureRecord(now, worker, batch.first + offset, name, _in_one_line(failed[offset]))
+            self._scoreboard.add_failure(record)
 
     def name_of(self, batch: Batch, offset: int) -> str:
-        """The name of an item's function."""
+        """Return the name of an item's function."""
         if batch.job.function is not None:
             return batch.job.function.name
-        function = self._functions.find(batch.items[offset][0])
+        return self._function_name(batch.items[offset][0])
+
+    def _function_name(self, number: int) -> str:
+        function = self._functions.find(number)
         return "a call" if function is None else function.name
 
-    def settled(self, job: Job, others: int) -> None:
-        """A call has ended, and so many have not."""
+    def call_ended(self, job: Job, others: int) -> None:
+        """Note that a call has ended while `others` other calls have not."""
         self._words[PoolWord.CALLS] = others
         if not others:
             self._words[PoolWord.LISTED] = self._words[PoolWord.PENDING] = 0
-            self.tally.work_ended(time.monotonic_ns())
+            self.statistics.work_ended(time.monotonic_ns())
         if self.trace is not None:
             self.trace.call_ended(job.number, time.monotonic_ns(), job.ended, job.failed)
 
     def refresh(self, unfinished: Iterable[Job]) -> None:
-        """Write down the calls that have not ended; some times a second, and when somebody asks."""
+        """Write the calls that have not ended to the scoreboard. Called some times per second, and on request."""
         jobs = list(unfinished)
         self._words[PoolWord.CALLS] = len(jobs)
         self._words[PoolWord.PENDING] = sum(max(0, job.handed_in - job.ended) for job in jobs)
         self._words[PoolWord.COUNTED] = self._done
-        self._board.write_calls([self._record(job) for job in jobs[:CALLS]])
+        self._scoreboard.write_calls([self._record(job) for job in jobs[:CALLS]])
 
     def _record(self, job: Job) -> CallRecord:
         total = job.total
         function = job.function
         if function is not None:
-            self._board.name_function(function.number, function.name)
+            self._scoreboard.name_function(function.number, function.name)
         return CallRecord(
             0 if function is None else function.number,
             CALL_KINDS.index(job.kind),
@@ -164,94 +171,88 @@ class Metrics:
             job.number,
         )
 
-    # --- what ran -------------------------------------------------------------------------------
+    # --- batches --------------------------------------------------------------------------------
 
-    def begun(self, member: WorkerHandle, batch: Batch) -> None:
-        """A batch is now the one that its worker runs: where items are long, say at once what it is."""
-        if batch.job.sizer.item_ns >= SHOWN_FROM_NS:
-            self._board.show_argument(member.number, batch.number, batch.first, arguments_of(batch, 0))
+    def batch_began(self, worker: WorkerHandle, batch: Batch) -> None:
+        """Show the argument of the first item of a batch that begins now, if the call's items are long."""
+        if batch.job.sizer.item_ns >= SHOW_ARGUMENT_AT_ONCE_NS:
+            self._scoreboard.show_argument(worker.number, batch.number, batch.first, arguments_of(batch, 0))
 
-    def describe(self, members: Iterable[WorkerHandle]) -> None:
-        """Say what runs for long, and was not said yet; some times a second, and when somebody asks."""
+    def describe(self, workers: Iterable[WorkerHandle]) -> None:
+        """Show the arguments of items that have run for long. Called some times per second, and on request."""
         now = time.monotonic_ns()
-        for member in members:
-            words = member.slot.words
+        for worker in workers:
+            words = worker.slot.words
             item, number = words[Word.ITEM], words[Word.BATCH]
-            if now - words[Word.STARTED] < SHOWN_AFTER_NS or words[Word.STATE] == State.IDLE:
+            if now - words[Word.STARTED] < SHOW_ARGUMENT_AFTER_NS or words[Word.STATE] == State.IDLE:
                 continue
             if (words[Word.SHOWN_BATCH], words[Word.SHOWN_ITEM]) == (number, item):
                 continue
-            batch = next((one for one in member.held if one.number == number), None)
+            batch = next((one for one in worker.held if one.number == number), None)
             if batch is not None and 0 <= item - batch.first < batch.count:
-                self._board.show_argument(member.number, number, item, arguments_of(batch, item - batch.first))
+                self._scoreboard.show_argument(worker.number, number, item, arguments_of(batch, item - batch.first))
 
-    def ran(
+    def batch_ran(
         self,
-        member: WorkerHandle,
+        worker: WorkerHandle,
         batch: Batch,
         report: ResultPacket,
         stamps: Stamps | None,
         failed: Mapping[int, BaseException],
     ) -> None:
-        """A worker has reported the first items of a batch, or the last of those.
+        """Count the items of a report, which are the first ones of a batch or all that were left of it.
 
         Args:
-            report: the packet, with their count, and the time of the whole batch where it is the last one.
-            stamps: when each of them was begun, where the worker noted it.
+            report: the packet with the number of items. The last report has the time of the whole batch.
+            stamps: when each item began, if the worker noted that.
+            failed: the errors, by offset.
         """
         count, nanoseconds = min(report.item_count, batch.count), report.took_ns
-        place = self.tally.place(member.number)
-        place.busy += nanoseconds
-        place.items += count
+        self.statistics.slot(worker.number).add_work(nanoseconds, count)
         if stamps is not None:
-            self._tally(member.number, batch, stamps.lengths())
+            self._count_durations(worker.number, batch, stamps.lengths())
             if self.trace is not None:
-                self._trace_batch(self.trace, member.number, batch, stamps, failed)
+                self._trace_batch(self.trace, worker.number, batch, stamps, failed)
         elif count == 1 and nanoseconds:
-            self._tally(member.number, batch, [nanoseconds])
+            self._count_durations(worker.number, batch, [nanoseconds])
         elif count and nanoseconds:
-            self._tally_short(member.number, batch, count, nanoseconds)
+            self._count_whole_batch(worker.number, batch, count, nanoseconds)
 
-    def _tally(self, worker: int, batch: Batch, lengths: Sequence[int]) -> None:
-        """Count items by function, and note the slowest."""
-        tally, function = self.tally, batch.job.function
+    def _count_durations(self, worker: int, batch: Batch, lengths: Sequence[int]) -> None:
+        """Count items by function, and note the slowest ones."""
+        function = batch.job.function
         for offset, length in enumerate(lengths[: batch.count]):
             name = function.name if function is not None else self.name_of(batch, offset)
-            tally.function(name).durations.add(length)
-            if tally.is_slow(length):
-                tally.add_slow(
-                    length,
-                    name,
-                    batch.first + offset,
-                    worker,
-                    lambda at=offset: arguments_of(batch, at),  # type: ignore[misc]
-                )
+            self._count_duration(worker, batch, offset, name, length)
 
-    def _tally_short(self, worker: int, batch: Batch, count: int, nanoseconds: int) -> None:
-        """Count the items of a batch of many as equals; but one that was cut off was, for its last item was long."""
+    def _count_duration(self, worker: int, batch: Batch, offset: int, name: str, length: int) -> None:
+        self.statistics.function(name).durations.add(length)
+        if self.statistics.is_slow(length):
+            self.statistics.add_slow(length, name, batch.first + offset, worker, partial(arguments_of, batch, offset))
+
+    def _count_whole_batch(self, worker: int, batch: Batch, count: int, nanoseconds: int) -> None:
+        """Count the items of a batch of many, of which only the total time is known.
+
+        All items count as equally long. Exception: the worker handed back the rest of the batch. Then its last item was
+        long, and the others count as long as the call's items usually are.
+        """
         usual, last = nanoseconds // count, count - 1
         if batch.limit and 0 < batch.job.sizer.item_ns < usual:
             usual = int(batch.job.sizer.item_ns)
-            long = nanoseconds - usual * last
-            name = self.name_of(batch, last)
-            self.tally.function(name).durations.add(long)
-            if self.tally.is_slow(long):
-                self.tally.add_slow(long, name, batch.first + last, worker, lambda: arguments_of(batch, last))
+            self._count_duration(worker, batch, last, self.name_of(batch, last), nanoseconds - usual * last)
             count = last
         if batch.job.function is not None:
-            self.tally.function(batch.job.function.name).durations.add(usual, count)
+            self.statistics.function(batch.job.function.name).durations.add(usual, count)
         else:
             for number, uses in batch.uses().items():
-                function = self._functions.find(number)
-                name = "a call" if function is None else function.name
-                self.tally.function(name).durations.add(usual, uses)
+                self.statistics.function(self._function_name(number)).durations.add(usual, uses)
 
     def _trace_batch(
         self, trace: Trace, worker: int, batch: Batch, stamps: Stamps, failed: Mapping[int, BaseException]
     ) -> None:
         function, offsets = batch.job.function, range(min(batch.count, len(stamps.starts)))
         name = function.name if function is not None else [self.name_of(batch, offset) for offset in offsets]
-        errors = {offset: _in_a_line(error) for offset, error in failed.items() if offset in offsets}
+        errors = {offset: _in_one_line(error) for offset, error in failed.items() if offset in offsets}
         trace.batch(
             RanBatch(
                 worker,
@@ -262,62 +263,58 @@ class Metrics:
                 stamps.ended,
                 stamps.starts[: batch.count],
                 errors,
-                lambda offset: arguments_of(batch, offset),
+                partial(arguments_of, batch),
             )
         )
 
-    def lost(self, member: WorkerHandle, batch: Batch, error: BaseException) -> None:
-        """The only item of a batch ended with its worker."""
-        offset = 0
-        now = time.monotonic_ns()
-        words = member.slot.words
-        length = max(1, now - words[Word.STARTED])
-        name = self.name_of(batch, offset)
-        self.tally.function(name).durations.add(length)
-        if self.tally.is_slow(length):
-            index = batch.first + offset
-            self.tally.add_slow(length, name, index, member.number, lambda: arguments_of(batch, offset))
+    def item_lost(self, worker: WorkerHandle, batch: Batch, error: BaseException) -> None:
+        """Count the only item of a batch, which ended with its worker."""
+        now, began = time.monotonic_ns(), worker.slot.words[Word.STARTED]
+        length = max(1, now - began)
+        name = self.name_of(batch, 0)
+        self._count_duration(worker.number, batch, 0, name, length)
         if self.trace is not None:
-            began = words[Word.STARTED]
-            index, text = batch.first + offset, _in_a_line(error)
-            self.trace.lost(LostItem(member.number, batch.job.number, name, index, began, now, text))
-        self.tally.place(member.number).busy += length
+            text = _in_one_line(error)
+            self.trace.lost(LostItem(worker.number, batch.job.number, name, batch.first, began, now, text))
+        self.statistics.slot(worker.number).add_work(length, 0)
 
     # --- workers --------------------------------------------------------------------------------
 
-    def keeps(self, processes: int) -> None:
-        """The pool keeps so many workers from now on."""
+    def set_processes(self, processes: int) -> None:
+        """Show the number of workers that the pool keeps from now on."""
         self._words[PoolWord.PROCESSES] = processes
 
-    def asked(self, number: int) -> None:
-        """A worker was asked for in a place."""
+    def worker_requested(self, number: int) -> None:
+        """Count the time of a place from the request for a worker on."""
         self._words[PoolWord.PLACES] = max(self._words[PoolWord.PLACES], number + 1)
-        self.tally.asked(number, time.monotonic_ns())
+        self.statistics.slot(number).worker_requested(time.monotonic_ns())
 
-    def enlisted(self, member: WorkerHandle) -> None:
-        """A worker is there."""
+    def worker_arrived(self, worker: WorkerHandle) -> None:
+        """Record a new worker in the trace."""
         if self.trace is not None:
-            words = member.slot.words
-            self.trace.worker_began(member.number, member.pid, time.monotonic_ns(), words[Word.REPLACED])
+            words = worker.slot.words
+            self.trace.worker_began(worker.number, worker.pid, time.monotonic_ns(), words[Word.REPLACED])
 
-    def left(self, member: WorkerHandle, reason: str) -> None:
-        """A worker has ended, or was told to; `reason` says of what it died, and is empty if it was let go."""
+    def worker_left(self, worker: WorkerHandle, reason: str) -> None:
+        """End the time of a worker that died for this reason; an empty reason means that it was retired."""
         now = time.monotonic_ns()
-        self.tally.left(member.number, member.slot.words[Word.READY], now, died=bool(reason))
+        ready = worker.slot.words[Word.READY]
+        self.statistics.slot(worker.number).worker_left(ready, now, died=bool(reason))
         if self.trace is not None:
-            self.trace.worker_ended(member.number, member.pid, now, reason or "let go", died=bool(reason))
+            self.trace.worker_ended(worker.number, worker.pid, now, reason or "let go", died=bool(reason))
+
+    # --- the pool -------------------------------------------------------------------------------
 
     def closing(self) -> None:
-        """The pool takes no more calls."""
+        """Show that the pool takes no more calls."""
         self._words[PoolWord.STATE] = PoolWord.STATES.index("CLOSE")
 
     def close(self) -> None:
-        """The pool has ended."""
+        """Show that the pool has ended, and end the trace."""
         now = time.monotonic_ns()
-        for number in self.tally.places:
-            self.tally.left(number, self._board.slot(number).words[Word.READY], now, died=False)
-        self.tally.work_ended(now)
-        self.tally.ended = now
+        for number, slot in self.statistics.slots.items():
+            slot.worker_left(self._scoreboard.slot(number).words[Word.READY], now, died=False)
+        self.statistics.end(now)
         self._words[PoolWord.ENDED] = now
         self._words[PoolWord.STATE] = PoolWord.STATES.index("TERMINATE")
         if self.trace is not None:
@@ -325,7 +322,7 @@ class Metrics:
             self.trace.close()
 
 
-def _in_a_line(error: BaseException) -> str:
-    """Type and first line of an exception."""
+def _in_one_line(error: BaseException) -> str:
+    """Return the type and the first line of an exception."""
     text = safe(lambda: str(error)).strip().partition("\n")[0]
     return f"{type(error).__qualname__}: {text}" if text else type(error).__qualname__

@@ -71,7 +71,7 @@ class Reaper:
         """Send the dead worker's batches out again, without the item that it was at."""
         worker = death.worker
         if death.is_at_startup:
-            self._metrics.left(worker, death.reason)
+            self._metrics.worker_left(worker, death.reason)
             self._queue.put_back(recalled)
             self._queue.put_back(unfinished)
             return
@@ -82,7 +82,7 @@ class Reaper:
         for batch in unfinished:
             self._attribute(death, batch, unfinished)
         # Report the death last: in a trace, the lost item comes before the death of its worker.
-        self._metrics.left(worker, death.reason)
+        self._metrics.worker_left(worker, death.reason)
 
     def _attribute(self, death: WorkerDeath, batch: Batch, unfinished: list[Batch]) -> None:
         """Fail the item of a batch that the worker was at, if any, and send the other items out again."""
@@ -99,5 +99,5 @@ class Reaper:
         lost = batch.part(offset, offset + 1)
         job.replace(batch, batch.without(offset))
         self._queue.requeue(job)
-        self._metrics.lost(death.worker, lost, error)
+        self._metrics.item_lost(death.worker, lost, error)
         self._queue.fail(lost, error)

@@ -1,6 +1,9 @@
-"""The tally: how long items took, by function, and what each place's workers did with their time. Counting only.
+"""Count how long items took, by function, and what the workers of each place did with their time.
 
-Memory is bounded, however long a pool runs: durations are counted in steps of 9 %, names beyond `NAMES` go together.
+The memory is bounded, however long a pool runs:
+
+- Durations are counted in steps of 9 %.
+- Functions beyond the first `FUNCTION_NAMES_KEPT` are counted together.
 """
 
 from __future__ import annotations
@@ -12,18 +15,23 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-__all__ = ["Durations", "FunctionStats", "SlotStats", "Slow", "PoolStats"]
+__all__ = ["Durations", "FunctionStats", "PoolStats", "SlotStats", "SlowestItem"]
 
-STEPS = 8
-"""Steps for each doubling of a duration."""
+STEPS_PER_DOUBLING = 8
+"""Steps in which a duration doubles."""
 
-NAMES = 256
-OTHERS = "(other functions)"
-SLOWEST = 5
+FUNCTION_NAMES_KEPT = 256
+"""Functions that are counted by name."""
+
+OTHER_FUNCTIONS = "(other functions)"
+"""The name under which all further functions are counted."""
+
+SLOWEST_ITEMS_KEPT = 5
+"""Items that a report lists as the slowest."""
 
 
 class Durations:
-    """How long many things took: exact count, sum and longest; quantiles within 5 %."""
+    """Count durations: their number, sum and maximum are exact, their quantiles are within 5 %."""
 
     __slots__ = ("count", "longest", "nanoseconds", "steps")
 
@@ -34,26 +42,26 @@ class Durations:
         self.steps: Counter[int] = Counter()
 
     def add(self, nanoseconds: int, count: int = 1) -> None:
-        """`count` things took `nanoseconds` each."""
+        """Add `count` durations of `nanoseconds` each."""
         self.count += count
         self.nanoseconds += nanoseconds * count
         if nanoseconds > self.longest:
             self.longest = nanoseconds
-        self.steps[int(math.log2(nanoseconds) * STEPS) if nanoseconds > 0 else 0] += count
+        self.steps[int(math.log2(nanoseconds) * STEPS_PER_DOUBLING) if nanoseconds > 0 else 0] += count
 
     @property
     def mean(self) -> float:
-        """Nanoseconds; 0 of none."""
+        """The mean in ns; 0 if there are no durations."""
         return self.nanoseconds / self.count if self.count else 0.0
 
     def quantile(self, share: float) -> float:
-        """Nanoseconds that this share (0 to 1) of them did not exceed; 0 of none."""
+        """Return the duration in ns that this share (0 to 1) did not exceed; 0 if there are no durations."""
         rank = share * self.count
         seen = 0
         for step in sorted(self.steps):
             seen += self.steps[step]
             if seen >= rank:
-                return min(float(self.longest), 2 ** ((step + 0.5) / STEPS))
+                return min(float(self.longest), 2 ** ((step + 0.5) / STEPS_PER_DOUBLING))
         return float(self.longest)
 
 
@@ -67,9 +75,13 @@ class FunctionStats:
         self.failed = 0
         self.durations = Durations()
 
+    def add_failed(self, count: int) -> None:
+        """Count items that ended with an exception."""
+        self.failed += count
 
-class Slow(NamedTuple):
-    """One of the slowest items."""
+
+class SlowestItem(NamedTuple):
+    """One of the slowest items. Among equal durations, the order of arrival decides."""
 
     nanoseconds: int
     order: int
@@ -80,9 +92,18 @@ class Slow(NamedTuple):
 
 
 class SlotStats:
-    """What the workers of one place in the pool did with their time, in ns."""
+    """The time of the workers that had one place of the pool, in ns.
 
-    __slots__ = ("asked", "busy", "deaths", "items", "present", "starting")
+    Attributes:
+        present: time between the request for a worker and its end.
+        busy: time with a task.
+        starting: time between the request for a worker and the moment when it could take work.
+        items: items that have ended.
+        deaths: workers that died.
+        requested_at: when the present worker was requested; 0 if there is none.
+    """
+
+    __slots__ = ("busy", "deaths", "items", "present", "requested_at", "starting")
 
     def __init__(self) -> None:
         self.present = 0
@@ -90,23 +111,50 @@ class SlotStats:
         self.starting = 0
         self.items = 0
         self.deaths = 0
-        self.asked = 0
-        """When the present worker was asked for; 0 if there is none."""
+        self.requested_at = 0
+
+    def add_work(self, nanoseconds: int, items: int) -> None:
+        """Add the time that a worker spent on some items."""
+        self.busy += nanoseconds
+        self.items += items
+
+    def worker_requested(self, now: int) -> None:
+        """Begin the time of another worker."""
+        self.requested_at = now
+
+    def worker_left(self, ready: int, now: int, *, died: bool) -> None:
+        """End the time of the present worker, if there is one.
+
+        Args:
+            ready: monotonic ns when the worker could first take work; 0 if it never could.
+            now: monotonic ns.
+            died: whether the worker died, and was not retired.
+        """
+        if self.requested_at:
+            self.starting += max(0, (ready or now) - self.requested_at)
+            self.present += now - self.requested_at
+        self.requested_at = 0
+        self.deaths += died
 
 
 class PoolStats:
-    """All that a report tells.
+    """The contents of a pool's report.
 
     Args:
         created: monotonic ns when the pool was opened.
+
+    Attributes:
+        ended: monotonic ns when the pool ended; 0 until then.
+        functions: the functions, by name.
+        slots: the places of the pool, by number.
     """
 
     def __init__(self, created: int) -> None:
         self.created = created
         self.ended = 0
         self.functions: dict[str, FunctionStats] = {}
-        self.places: dict[int, SlotStats] = {}
-        self._slow: list[Slow] = []
+        self.slots: dict[int, SlotStats] = {}
+        self._slowest: list[SlowestItem] = []
         self._order = itertools.count()
         self._working = 0
         self._working_since = 0
@@ -114,67 +162,56 @@ class PoolStats:
     # --- items ----------------------------------------------------------------------------------
 
     def function(self, name: str) -> FunctionStats:
-        """The tally of a function, by its name."""
+        """Return the counts of a function, or those of all other functions if there are too many."""
         found = self.functions.get(name)
         if found is None:
-            if len(self.functions) >= NAMES:
-                name = OTHERS
+            if len(self.functions) >= FUNCTION_NAMES_KEPT:
+                name = OTHER_FUNCTIONS
             found = self.functions.setdefault(name, FunctionStats(name))
         return found
 
     def is_slow(self, nanoseconds: int) -> bool:
-        """Whether an item that took so long is one of the slowest until now."""
-        return len(self._slow) < SLOWEST or nanoseconds > self._slow[0].nanoseconds
+        """Return whether an item that took this long is among the slowest until now."""
+        return len(self._slowest) < SLOWEST_ITEMS_KEPT or nanoseconds > self._slowest[0].nanoseconds
 
     def add_slow(self, nanoseconds: int, function: str, item: int, worker: int, argument: Callable[[], str]) -> None:
-        """Note an item that `is_slow`."""
-        entry = Slow(nanoseconds, next(self._order), function, item, worker, argument())
-        if len(self._slow) < SLOWEST:
-            heapq.heappush(self._slow, entry)
+        """Add an item for which `is_slow` was true."""
+        entry = SlowestItem(nanoseconds, next(self._order), function, item, worker, argument())
+        if len(self._slowest) < SLOWEST_ITEMS_KEPT:
+            heapq.heappush(self._slowest, entry)
         else:
-            heapq.heapreplace(self._slow, entry)
+            heapq.heapreplace(self._slowest, entry)
 
-    def slowest(self) -> Iterator[Slow]:
-        """The slowest items, the slowest first."""
-        yield from sorted(self._slow, reverse=True)
+    def slowest(self) -> Iterator[SlowestItem]:
+        """Yield the slowest items, the slowest one first."""
+        yield from sorted(self._slowest, reverse=True)
 
     # --- workers --------------------------------------------------------------------------------
 
-    def place(self, number: int) -> SlotStats:
-        found = self.places.get(number)
+    def slot(self, number: int) -> SlotStats:
+        """Return the counts of a place."""
+        found = self.slots.get(number)
         if found is None:
-            found = self.places[number] = SlotStats()
+            found = self.slots[number] = SlotStats()
         return found
 
-    def asked(self, number: int, now: int) -> None:
-        """A worker was asked for."""
-        self.place(number).asked = now
-
-    def left(self, number: int, ready: int, now: int, *, died: bool) -> None:
-        """The worker of a place has ended.
-
-        Args:
-            ready: monotonic ns when it could take work first; 0 if it never could.
-        """
-        place = self.place(number)
-        if place.asked:
-            place.starting += max(0, (ready or now) - place.asked)
-            place.present += now - place.asked
-        place.asked = 0
-        place.deaths += died
-
-    # --- the whole ------------------------------------------------------------------------------
+    # --- the pool -------------------------------------------------------------------------------
 
     def work_began(self, now: int) -> None:
-        """There is a call, and there was none."""
+        """Note that there is a call, and there was none before."""
         self._working_since = now
 
     def work_ended(self, now: int) -> None:
-        """There is no call any more."""
+        """Note that no call is left."""
         if self._working_since:
             self._working += now - self._working_since
             self._working_since = 0
 
     def working(self, now: int) -> int:
-        """For how many ns there was at least one call that had not ended."""
+        """Return for how many ns there was at least one call that had not ended."""
         return self._working + (now - self._working_since if self._working_since else 0)
+
+    def end(self, now: int) -> None:
+        """Note that the pool has ended."""
+        self.work_ended(now)
+        self.ended = now

@@ -100,7 +100,7 @@ class Supervisor:
         self._fork_refusals = 0
         self._reports_seen = 0
         self._initializers_seen = 0
-        self._metrics.keeps(self.processes)
+        self._metrics.set_processes(self.processes)
         self._zygotes.watch(self._on_zygote)
 
     # --- start ----------------------------------------------------------------------------------
@@ -153,7 +153,7 @@ class Supervisor:
 
     def _request(self, number: int) -> None:
         self._clear(number)
-        self._metrics.asked(number)
+        self._metrics.worker_requested(number)
         try:
             self._zygotes.request(number)
         except OSError as error:
@@ -229,7 +229,7 @@ class Supervisor:
         worker.is_first = worker.number not in self._filled
         self._filled.add(worker.number)
         self._watchdog.enlist(worker)
-        self._metrics.enlisted(worker)
+        self._metrics.worker_arrived(worker)
         if self.collector is not None:
             self.capture(worker, streams=self.collector.streams, log=True)
         if self._has_initializer:
@@ -303,7 +303,7 @@ class Supervisor:
             self._initializer_failures.pop(worker.number, None)
         self._loop.unwatch(worker.channel.fileno())
         self._workers.dismiss(worker)
-        self._metrics.left(worker, "")
+        self._metrics.worker_left(worker, "")
         if worker.number < self.processes and not self._is_done:
             worker.slot.words[Word.REPLACED] += 1
             self._request(worker.number)
@@ -320,7 +320,7 @@ class Supervisor:
     def resize(self, processes: int) -> None:
         """Keep `processes` workers from now on."""
         before, self.processes = self.processes, processes
-        self._metrics.keeps(processes)
+        self._metrics.set_processes(processes)
         members = self._workers.members
         for number in range(before, processes):
             if number not in members and number not in self._zygotes.requested:

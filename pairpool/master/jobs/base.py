@@ -205,6 +205,15 @@ class Job(ABC):
         self.cancelled = False
         self.number = self.began = self.ended = self.failed = 0
 
+    def register(self, number: int, began: int) -> None:
+        """Note the number of the call, and when it was made (monotonic ns)."""
+        self.number, self.began = number, began
+
+    def count_ended(self, count: int, failed: int) -> None:
+        """Count items that have ended, `failed` of them with an exception."""
+        self.ended += count
+        self.failed += failed
+
     @property
     @abstractmethod
     def total(self) -> int | None:

@@ -58,7 +58,7 @@ class JobQueue:
             return
         if job in self.unfinished:
             return
-        self._accounts.began(job, len(self.unfinished))
+        self._accounts.call_began(job, len(self.unfinished))
         self.unfinished[job] = None
         if isinstance(job, StreamJob):
             job.is_in_the_way = self._is_in_the_way
@@ -148,7 +148,7 @@ class JobQueue:
         if batch.movers:
             batch.hand_over()
         if batch.number in job.open and not job.cancelled:
-            self._accounts.ended(batch, failed)
+            self._accounts.items_ended(batch, failed)
         if job.function is None and batch.number in job.open:
             self.release(batch.uses())
         job.deliver(batch, values, failed)
@@ -201,7 +201,7 @@ class JobQueue:
         """Let go of a job if all its items have ended."""
         if job.done and job in self.unfinished:
             del self.unfinished[job]
-            self._accounts.settled(job, len(self.unfinished))
+            self._accounts.call_ended(job, len(self.unfinished))
             if job in self.queue:
                 self.queue.remove(job)
             if job.function is not None:
