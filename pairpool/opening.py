@@ -101,9 +101,9 @@ def _open_trace(options: PoolOptions, name: str, files: ScoreboardFiles) -> Trac
 def _start_capture(options: PoolOptions, engine: Engine) -> None:
     if options.capture is False and options.log_number is None:
         return
-    from pairpool.master import output
+    from pairpool.master import output_sinks
 
-    sink = output.print_tagged if isinstance(options.capture, bool) else output.each_line(options.capture)
+    sink = output_sinks.print_tagged if isinstance(options.capture, bool) else output_sinks.each_line(options.capture)
     engine.start_capture(sink, streams=options.capture is not False, level=options.log_number)
 
 

@@ -1,4 +1,4 @@
-"""From the engine to what people look at: the tally becomes a report, the board a live view."""
+"""Make reports and live views of a pool: its counts become a report, its scoreboard a live view."""
 
 from __future__ import annotations
 
@@ -23,32 +23,33 @@ if TYPE_CHECKING:
 __all__ = ["make_report", "make_view"]
 
 
-def make_view(master: Engine, console: Console | None, *, keeps_sink: bool) -> LiveView:
-    """A live view of a pool, begun; it ends with the pool. Handlers of signals must be held back meanwhile.
+def make_view(engine: Engine, console: Console | None, *, keeps_sink: bool) -> LiveView:
+    """Return a live view of a pool, already started. The end of the pool stops it.
 
-    It has a mapping of the board of its own, so that it never meets one that the pool has just closed.
+    The view maps the scoreboard itself, so that the pool can close its own mapping at any time. The caller holds back
+    signal handlers during this call.
 
     Args:
-        keeps_sink: whether somebody else gets the output of tasks.
+        keeps_sink: whether another sink keeps the output of tasks, instead of the view.
     """
-    from pairpool.master.output import print_lines, print_tagged
+    from pairpool.master.output_sinks import print_lines, print_tagged
     from pairpool.view.live import LiveView
 
-    board = Scoreboard.attach(master.board_fd.fileno(), writable=False)
-    sink = print_lines if master.collector is None or not master.collector.streams else master.collector.sink
+    scoreboard = Scoreboard.attach(engine.board_fd.fileno(), writable=False)
+    sink = print_lines if engine.collector is None or not engine.collector.streams else engine.collector.sink
 
     def end() -> None:
-        board.close()
-        if not keeps_sink and master.collector is not None:
-            master.collector.sink = sink
-        with suppress(ValueError):  # the pool ends just now, and has it stopped
-            master.at_end.remove(view.stop)
+        scoreboard.close()
+        if not keeps_sink and engine.collector is not None:
+            engine.collector.redirect(sink)
+        with suppress(ValueError):  # the end of the pool stops the view, and has taken it off the list
+            engine.at_end.remove(view.stop)
 
     def settle() -> None:
-        if master.collector is not None:
-            master.collector.settle()
+        if engine.collector is not None:
+            engine.collector.settle()
 
-    view = LiveView(lambda: snapshot.take(board, time.monotonic_ns()), console, settle=settle, at_end=end)
+    view = LiveView(lambda: snapshot.take(scoreboard, time.monotonic_ns()), console, settle=settle, at_end=end)
 
     def show(lines: list[OutputLine]) -> None:
         above = [line for line in lines if line.stream in view.streams]
@@ -59,34 +60,35 @@ def make_view(master: Engine, console: Console | None, *, keeps_sink: bool) -> L
     try:
         view.start()
     except BaseException:
-        board.close()
+        scoreboard.close()
         raise
-    master.at_end.append(view.stop)
+    engine.at_end.append(view.stop)
     if not keeps_sink:
         try:
-            master.start_capture(show)
+            engine.start_capture(show)
         except BaseException:
             view.stop()
             raise
     return view
 
 
-def make_report(status: PoolStatus, tally: PoolStats, ready: Callable[[int], int], now: int) -> PoolReport:
-    """What has been counted until `now` (monotonic ns).
+def make_report(status: PoolStatus, stats: PoolStats, ready: Callable[[int], int], now: int) -> PoolReport:
+    """Return the report of everything that was counted until `now` (monotonic ns).
 
     Args:
-        status: the pool at that moment: what its workers are at counts, too.
-        ready: monotonic ns when the present worker of a place could take work; 0 if it could not yet.
+        status: the pool at that moment. The present items of its workers count, too.
+        stats: the counts.
+        ready: returns when the present worker of a place could first take work (monotonic ns); 0 if it cannot yet.
     """
-    now = tally.ended or now
+    now = stats.ended or now
     running = {worker.number: worker.seconds for worker in status.workers if worker.is_busy}
     workers = tuple(
-        _worker(number, place, int(running.get(number, 0.0) * 1e9), ready, now)
-        for number, place in sorted(tally.places.items())
+        _worker_report(number, slot, int(running.get(number, 0.0) * 1e9), ready, now)
+        for number, slot in sorted(stats.slots.items())
     )
-    present = sum(_present(place, now) for place in tally.places.values())
-    busy = sum(place.busy for place in tally.places.values()) + int(sum(running.values()) * 1e9)
-    wall, working = now - tally.created, tally.working(now)
+    present = sum(_present(slot, now) for slot in stats.slots.values())
+    busy = sum(slot.busy for slot in stats.slots.values()) + int(sum(running.values()) * 1e9)
+    wall, working = now - stats.created, stats.working(now)
     used = min(1.0, busy / present) if present else 0.0
     return PoolReport(
         name=status.name,
@@ -97,37 +99,38 @@ def make_report(status: PoolStatus, tally: PoolStats, ready: Callable[[int], int
         done=status.done,
         failed=status.failed,
         functions=tuple(
-            _function(one) for one in sorted(tally.functions.values(), key=lambda one: -one.durations.nanoseconds)
+            _function_report(one)
+            for one in sorted(stats.functions.values(), key=lambda one: -one.durations.nanoseconds)
         ),
         slowest=tuple(
-            SlowItem(one.function, one.item, one.worker, one.nanoseconds / 1e9, one.argument) for one in tally.slowest()
+            SlowItem(one.function, one.item, one.worker, one.nanoseconds / 1e9, one.argument) for one in stats.slowest()
         ),
         workers=workers,
     )
 
 
-def _present(place: SlotStats, now: int) -> int:
-    return place.present + (now - place.asked if place.asked else 0)
+def _present(slot: SlotStats, now: int) -> int:
+    return slot.present + (now - slot.requested_at if slot.requested_at else 0)
 
 
-def _worker(number: int, place: SlotStats, running: int, ready: Callable[[int], int], now: int) -> WorkerReport:
-    present = max(1, _present(place, now))
-    starting = place.starting
-    if place.asked:
-        starting += max(0, (ready(number) or now) - place.asked)
+def _worker_report(number: int, slot: SlotStats, running: int, ready: Callable[[int], int], now: int) -> WorkerReport:
+    present = max(1, _present(slot, now))
+    starting = slot.starting
+    if slot.requested_at:
+        starting += max(0, (ready(number) or now) - slot.requested_at)
     starting = min(starting, present)
-    busy = min(place.busy + running, present - starting)
+    busy = min(slot.busy + running, present - starting)
     return WorkerReport(
         number=number,
-        items=place.items,
+        items=slot.items,
         busy=busy / present,
         waiting=(present - starting - busy) / present,
         starting=starting / present,
-        deaths=place.deaths,
+        deaths=slot.deaths,
     )
 
 
-def _function(one: FunctionStats) -> FunctionReport:
+def _function_report(one: FunctionStats) -> FunctionReport:
     durations = one.durations
     return FunctionReport(
         name=one.name,

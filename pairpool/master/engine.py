@@ -44,7 +44,8 @@ from pairpool.transport.serializer import Serializer
 from pairpool.worker.zygote import Zygote
 
 if TYPE_CHECKING:
-    from pairpool.master.output import Collector, Sink
+    from pairpool.master.output import Collector
+    from pairpool.master.output_sinks import Sink
     from pairpool.status import PoolStatus
 
 __all__ = ["GRACE", "Engine", "ScoreboardFiles", "WorkerSettings"]
@@ -408,9 +409,9 @@ class Engine:
             self._start_collector()
         collector = nursery.collector
         assert collector is not None
-        collector.sink = sink
+        collector.redirect(sink)
         if not collector.streams:
-            collector.streams = True
+            collector.capture_streams()
             for member in self.crew.members.values():
                 nursery.capture(member, streams=True, log=False)
         return True

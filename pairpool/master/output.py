@@ -1,13 +1,14 @@
-"""The output of tasks: one thread reads what workers write, and hands whole lines to a sink.
+"""Capture the output of tasks: one thread reads what workers write, and hands whole lines to a sink.
 
     worker ── pipe: stdout ──┐
            ── pipe: stderr ──┤ Collector ── lines ──► sink: sys.stdout and sys.stderr, a callable, a live view
-           ── socket: log ───┘           ── records ► the loggers of their names
+           ── socket: log ───┘           ── records ► the loggers with the same names
 
-It is a thread, because a worker that writes a lot must not wait for a master that computes. The thread owns the ends
-that it reads; the leader, in whichever thread, adds some for each new worker. When a worker ends, its pipes still hold
-what it wrote: they are read to the end of file. A process that escaped from a task may hold a pipe open for ever: at
-the pool's end what is there is read, and nothing waited for.
+- A thread reads, because a worker that writes a lot must not wait while the master's caller computes.
+- The thread owns the ends that it reads. The leader, in any thread, adds the ends of each new worker.
+- When a worker ends, its pipes still hold text. The thread reads them to the end of file.
+- A process that escaped from a task may keep a pipe open for ever. At the end of the pool the thread reads what is
+  there, and does not wait for more.
 """
 
 from __future__ import annotations
@@ -22,125 +23,58 @@ import sys
 import termios
 import threading
 from collections import deque
-from collections.abc import Callable
-from itertools import groupby
 from typing import NamedTuple, Protocol
 
 from pairpool.linux import descriptors
+from pairpool.master.output_sinks import OutputRefused, Sink
 from pairpool.output_lines import LineCutter, OutputLine
 from pairpool.transport import log_records
 from pairpool.transport.capture import LOG, STREAMS, CaptureFd
 from pairpool.transport.protocol import CapturePacket
 from pairpool.transport.wire import PACKET_LIMIT
 
-__all__ = ["Collector", "Sink", "each_line", "print_lines", "print_tagged"]
+__all__ = ["Collector"]
 
-Sink = Callable[[list[OutputLine]], object]
-"""What is given the lines, in the collector's thread; those of one worker and stream in their order."""
+PIPE_READ_BYTES = 1 << 16
+"""Bytes that one read of a pipe takes at most: the default capacity of a pipe."""
 
-ROOM = 1 << 16
-"""Bytes read of a pipe at a time: as many as it holds by default."""
+LOG_RECORDS_PER_TURN = 64
+"""Log records of one worker that are read before the next worker's turn."""
 
-RECORDS = 64
-"""Log records of one worker that are taken before it is another's turn."""
+SMALLEST_PACKET_BYTES = 256
+"""Bytes that a packet takes at least in the buffer of a socket."""
 
-SMALLEST_PACKET = 256
-"""Bytes of a socket's buffer that a packet takes at least."""
-
-EVENTS = 64
-
-
-# --- sinks --------------------------------------------------------------------------------------------
-#
-# A fork copies what waits in a stream's buffer, and both processes write it then. So no fork of this process happens
-# between a write of these sinks and its flush.
-
-_writing = threading.RLock()
-
-
-def _make_lock() -> None:
-    global _writing
-    _writing = threading.RLock()
-
-
-os.register_at_fork(
-    before=lambda: _writing.acquire(), after_in_parent=lambda: _writing.release(), after_in_child=_make_lock
-)
-
-
-def print_tagged(lines: list[OutputLine]) -> None:
-    """Write `[worker 3] text` to this program's `sys.stdout` and `sys.stderr`, whatever these are now."""
-    _print([(line.stream, f"[worker {line.worker}] {line.text}\n") for line in lines])
-
-
-def print_lines(lines: list[OutputLine]) -> None:
-    """`print_tagged` without the tag: as if the workers wrote there themselves, by whole lines."""
-    _print([(line.stream, f"{line.text}\n") for line in lines])
-
-
-class _Refused(Exception):
-    """A stream of this program takes no more, as its reader has gone or its disk is full; the text says which."""
-
-
-def _print(lines: list[tuple[str, str]]) -> None:
-    refused = ""
-    for name, group in groupby(lines, key=lambda line: line[0]):
-        stream = getattr(sys, name)
-        if stream is None:
-            continue
-        try:
-            with _writing:
-                stream.write("".join(text for _name, text in group))
-                stream.flush()
-        except OSError as error:  # the other stream gets its lines all the same
-            refused = f"what tasks write to {name} is lost from here on: {error.strerror}"
-    if refused:
-        raise _Refused(refused)
-
-
-def each_line(function: Callable[[OutputLine], object]) -> Sink:
-    """A sink that calls `function` with every line; the first exception is raised after all were handed over."""
-
-    def sink(lines: list[OutputLine]) -> None:
-        failed: BaseException | None = None
-        for line in lines:
-            try:
-                function(line)
-            except BaseException as error:
-                failed = failed or error
-        if failed is not None:
-            raise failed
-
-    return sink
+EVENTS_PER_TURN = 64
+"""Descriptors that one turn of the thread reads at most."""
 
 
 # --- sources ------------------------------------------------------------------------------------------
 
 
-class _Haul(NamedTuple):
-    """What was read and is to be handed on."""
+class _Captured(NamedTuple):
+    """Lines and records that were read and not yet handed over."""
 
     lines: list[OutputLine]
     records: list[logging.LogRecord]
 
 
 class _Source(Protocol):
-    """The end of a pipe or socket that is read; nothing here waits."""
+    """The end of a pipe or socket that the thread reads. No method waits."""
 
     def fileno(self) -> int: ...
 
-    def take(self, haul: _Haul) -> bool:
-        """Read some of what is there; False at the end of file."""
+    def take(self, captured: _Captured) -> bool:
+        """Read some of the waiting data. Return False at the end of file."""
 
-    def take_all(self, haul: _Haul) -> bool:
-        """Read all that is there now, though not what comes meanwhile; False at the end of file."""
+    def take_all(self, captured: _Captured) -> bool:
+        """Read all data that waits at the time of the call. Return False at the end of file."""
 
-    def close(self, haul: _Haul) -> None:
-        """Hand over what is left, and let go of the descriptor."""
+    def close(self, captured: _Captured) -> None:
+        """Add the last line, even if it has no end, and close the descriptor."""
 
 
 class _Pipe:
-    """One stream of one worker."""
+    """The pipe of one stream of one worker."""
 
     def __init__(self, fd: int, worker: int, pid: int, stream: str) -> None:
         self._fd = descriptors.Descriptor(fd)
@@ -153,48 +87,50 @@ class _Pipe:
     def fileno(self) -> int:
         return self._fd.fileno()
 
-    def take(self, haul: _Haul) -> bool:
+    def take(self, captured: _Captured) -> bool:
         try:
-            data = os.read(self.fileno(), ROOM)
+            data = os.read(self.fileno(), PIPE_READ_BYTES)
         except BlockingIOError:
             return True
-        self._add(self._cutter.feed(data), haul)
+        self._add(self._cutter.feed(data), captured)
         return bool(data)
 
-    def take_all(self, haul: _Haul) -> bool:
+    def take_all(self, captured: _Captured) -> bool:
         waiting = bytearray(4)
         fcntl.ioctl(self.fileno(), termios.FIONREAD, waiting)
-        rounds = 1 + struct.unpack("i", waiting)[0] // ROOM
-        return all(self.take(haul) for _round in range(rounds))
+        rounds = 1 + struct.unpack("i", waiting)[0] // PIPE_READ_BYTES
+        return all(self.take(captured) for _round in range(rounds))
 
-    def _add(self, texts: list[str], haul: _Haul) -> None:
-        haul.lines.extend(OutputLine(self._worker, self._pid, self._stream, text) for text in texts)
+    def _add(self, texts: list[str], captured: _Captured) -> None:
+        captured.lines.extend(OutputLine(self._worker, self._pid, self._stream, text) for text in texts)
 
-    def close(self, haul: _Haul) -> None:
-        self._add(self._cutter.flush(), haul)
+    def close(self, captured: _Captured) -> None:
+        self._add(self._cutter.flush(), captured)
         descriptors.disown(self._fd)
         self._fd.close()
 
 
 class _Log:
-    """The log records of one worker."""
+    """The socket with the log records of one worker."""
 
     def __init__(self, sock: socket.socket, worker: int) -> None:
         self._sock = sock
         self._worker = worker
-        self._at_most = max(RECORDS, sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) // SMALLEST_PACKET)
+        self._at_most = max(
+            LOG_RECORDS_PER_TURN, sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) // SMALLEST_PACKET_BYTES
+        )
         descriptors.own(sock)
 
     def fileno(self) -> int:
         return self._sock.fileno()
 
-    def take(self, haul: _Haul) -> bool:
-        return self._receive(RECORDS, haul)
+    def take(self, captured: _Captured) -> bool:
+        return self._receive(LOG_RECORDS_PER_TURN, captured)
 
-    def take_all(self, haul: _Haul) -> bool:
-        return self._receive(self._at_most, haul)
+    def take_all(self, captured: _Captured) -> bool:
+        return self._receive(self._at_most, captured)
 
-    def _receive(self, at_most: int, haul: _Haul) -> bool:
+    def _receive(self, at_most: int, captured: _Captured) -> bool:
         buffer = bytearray(PACKET_LIMIT)
         for _record in range(at_most):
             try:
@@ -205,37 +141,38 @@ class _Log:
                 return False
             if not size:
                 return False
-            haul.records.append(log_records.unpack(memoryview(buffer)[:size], self._worker))
+            captured.records.append(log_records.unpack(memoryview(buffer)[:size], self._worker))
         return True
 
-    def close(self, _haul: _Haul) -> None:
+    def close(self, _haul: _Captured) -> None:
         descriptors.disown(self._sock)
         self._sock.close()
 
 
 def _raise_above(near: int, far: int) -> tuple[int, CaptureFd]:
-    """Both ends with numbers above those of the standard streams, the far one as an outlet."""
+    """Return both ends with numbers above those of the standard streams; the far end is the one for the worker."""
     try:
         far = descriptors.above_standard(far)
     except BaseException:
         os.close(near)
         raise
-    outlet = CaptureFd(far)
-    return descriptors.above_standard(near), outlet
+    writer = CaptureFd(far)
+    return descriptors.above_standard(near), writer
 
 
 # --- the collector ------------------------------------------------------------------------------------
 
 
 class Collector:
-    """Reads the output of a pool's workers, in a thread of its own.
+    """Read the output of a pool's workers in a thread.
 
     Args:
-        sink: what is given the lines; it may be replaced at any time.
-        streams: whether stdout and stderr are taken.
-        level: the level from which on log records are taken; None for none.
+        sink: receives the lines. `redirect` replaces it.
+        streams: whether stdout and stderr are captured.
+        level: the level from which log records are captured; None for none.
 
-    Raises `OSError` if the kernel refuses it a descriptor.
+    Raises:
+        OSError: the kernel refuses a descriptor.
     """
 
     def __init__(self, sink: Sink, *, streams: bool, level: int | None) -> None:
@@ -243,12 +180,12 @@ class Collector:
         self.streams = streams
         self.level = level
         self._sources: dict[int, _Source] = {}
-        self._asked: deque[threading.Event] = deque()
-        self._complained_of: object = None
+        self._settle_requests: deque[threading.Event] = deque()
+        self._reported: object = None  # the sink or logger whose exception was logged last
         self._closing = False
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
-        self._lock = threading.RLock()  # of `_wakeup`, against its end
+        self._lock = threading.RLock()  # guards `_wakeup` against its close
         self._epoll = select.epoll()
         descriptors.own(self._epoll)
         try:
@@ -263,27 +200,29 @@ class Collector:
     # --- for the leader -------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begin to read. Workers that are forked off this very process had better be there already."""
+        """Start the thread. Start workers that are forks of this very process before it."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="pairpool-output", daemon=True)
             self._thread.start()
 
     def attach(self, worker: int, pid: int, *, streams: bool, log: bool) -> list[tuple[CapturePacket, CaptureFd]]:
-        """Begin to read what a worker writes; returns the packets that have it written here.
+        """Begin to read the output of a worker. Return the packets that make the worker write it here.
 
-        Raises `OSError` if the kernel refuses a descriptor; what was made before that ends with its outlet.
+        Raises:
+            OSError: the kernel refuses a descriptor. The thread closes the pipes that were made before, because
+                their other ends are closed with this exception.
         """
         packets: list[tuple[CapturePacket, CaptureFd]] = []
         if streams:
             for number, name in STREAMS.items():
-                near, outlet = _raise_above(*os.pipe2(os.O_CLOEXEC))
+                near, writer = _raise_above(*os.pipe2(os.O_CLOEXEC))
                 os.set_blocking(near, False)
-                packets.append((CapturePacket(number), outlet))
+                packets.append((CapturePacket(number), writer))
                 self._watch(_Pipe(near, worker, pid, name))
         if log and self.level is not None:
             one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            near, outlet = _raise_above(one.detach(), other.detach())
-            packets.append((CapturePacket(LOG, self.level), outlet))
+            near, writer = _raise_above(one.detach(), other.detach())
+            packets.append((CapturePacket(LOG, self.level), writer))
             self._watch(_Log(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, near), worker))
         return packets
 
@@ -293,26 +232,34 @@ class Collector:
             self._epoll.register(source.fileno(), select.EPOLLIN)
         except BaseException:
             del self._sources[source.fileno()]
-            source.close(_Haul([], []))
+            source.close(_Captured([], []))
             raise
 
-    # --- for everybody --------------------------------------------------------------------------
+    def redirect(self, sink: Sink) -> None:
+        """Replace the sink."""
+        self.sink = sink
+
+    def capture_streams(self) -> None:
+        """Capture stdout and stderr of workers that start from now on, too."""
+        self.streams = True
+
+    # --- for all threads --------------------------------------------------------------------------
 
     def settle(self) -> None:
-        """Wait until what was written before has been handed to the sink, lines that were not ended excepted."""
+        """Wait until the sink has received all lines that were complete before this call."""
         if self._thread is None or self._thread is threading.current_thread():
             return
         done = threading.Event()
-        self._asked.append(done)
+        self._settle_requests.append(done)
         self._wake()
         if not self._over.is_set():
             done.wait()
 
     def close(self) -> None:
-        """Hand over all that workers wrote, let go of the descriptors, and wait for the thread to end.
+        """Hand over all that workers wrote, close the descriptors, and wait for the end of the thread.
 
-        The workers have ended. Called by the sink, or by a finalizer that strikes there, it returns at once, and the
-        thread does the rest.
+        Call this after the workers have ended. In the collector's thread, which a sink or a finalizer may be in, the
+        method returns at once, and the thread does the rest.
         """
         self._closing = True
         if self._thread is None:
@@ -337,73 +284,73 @@ class Collector:
             self._finish()
 
     def _turn(self) -> None:
-        haul = _Haul([], [])
+        captured = _Captured([], [])
         asked: list[threading.Event] = []
-        for fd, _events in self._epoll.poll(-1, EVENTS):
+        for fd, _events in self._epoll.poll(-1, EVENTS_PER_TURN):
             if fd == self._wakeup.fileno():
                 os.eventfd_read(fd)
-                asked = self._take_asked()
+                asked = self._take_settle_requests()
                 continue
             source = self._sources[fd]
-            if not source.take(haul):
-                self._drop(source, haul)
+            if not source.take(captured):
+                self._drop(source, captured)
         if asked:
             for source in list(self._sources.values()):
-                if not source.take_all(haul):
-                    self._drop(source, haul)
-        self._hand_over(haul)
+                if not source.take_all(captured):
+                    self._drop(source, captured)
+        self._hand_over(captured)
         for done in asked:
             done.set()
 
-    def _take_asked(self) -> list[threading.Event]:
-        return [self._asked.popleft() for _event in range(len(self._asked))]
+    def _take_settle_requests(self) -> list[threading.Event]:
+        return [self._settle_requests.popleft() for _event in range(len(self._settle_requests))]
 
-    def _drop(self, source: _Source, haul: _Haul) -> None:
+    def _drop(self, source: _Source, captured: _Captured) -> None:
         del self._sources[source.fileno()]
         self._epoll.unregister(source.fileno())
-        source.close(haul)
+        source.close(captured)
 
-    def _hand_over(self, haul: _Haul) -> None:
-        if haul.lines:
+    def _hand_over(self, captured: _Captured) -> None:
+        if captured.lines:
             sink = self.sink
             try:
-                sink(haul.lines)
-            except BaseException as error:  # without this thread, workers would wait for ever for somebody to read
-                self._complain(sink, "the sink of captured output", error)
-        for record in haul.records:
+                sink(captured.lines)
+            except BaseException as error:  # if this thread ended, workers would wait for ever for a reader
+                self._report(sink, "the sink of captured output", error)
+        for record in captured.records:
             logger = logging.getLogger(record.name)
             try:
                 if logger.isEnabledFor(record.levelno):
                     logger.handle(record)
             except BaseException as error:
-                self._complain(logger, f"logger {record.name!r}, given a worker's record,", error)
+                self._report(logger, f"logger {record.name!r}, given a worker's record,", error)
 
-    def _complain(self, culprit: object, what: str, error: BaseException) -> None:
-        """Log what went wrong, once as long as it is the same one's fault."""
-        if self._complained_of is not culprit:
-            self._complained_of = culprit
+    def _report(self, source: object, what: str, error: BaseException) -> None:
+        """Log an exception of a sink or logger. Log nothing if the last one logged came from the same source."""
+        if self._reported is not source:
+            self._reported = source
             log = logging.getLogger("pairpool")
             try:
-                if isinstance(error, _Refused):
+                if isinstance(error, OutputRefused):
                     log.warning("%s", error)
                 else:
                     log.error("%s raised an exception; output goes on", what, exc_info=error)
-            except BaseException:  # of a filter of the program's: this thread is the last that may end by it
+            except BaseException:  # raised by a logging filter of the program, which must not end this thread
                 sys.excepthook(*sys.exc_info())
 
     def _finish(self) -> None:
         if self._over.is_set():
             return
         for source in list(self._sources.values()):
-            haul = _Haul([], [])
-            source.take_all(haul)
-            self._drop(source, haul)
-            self._hand_over(haul)
+            captured = _Captured([], [])
+            source.take_all(captured)
+            self._drop(source, captured)
+            self._hand_over(captured)
         self._over.set()
         with self._lock:
             descriptors.disown(self._wakeup)
             self._wakeup.close()
         descriptors.disown(self._epoll)
         self._epoll.close()
-        for done in self._take_asked():
+        for done in self._take_settle_requests():
             done.set()

@@ -1,31 +1,37 @@
-"""What `Executor` raises in place of `BrokenProcessPool`, in a form that `except BrokenProcessPool` catches.
+"""The classes that `Executor` raises in place of `BrokenProcessPool`; `except BrokenProcessPool` catches them.
 
-Imported only when there is one to raise: `concurrent.futures.process` takes longer to import than a pool to open.
+This module is imported when the first such error is raised, because the import of `concurrent.futures.process` takes
+longer than a pool takes to open.
+
+The classes are made by a call of `type`. Each has the name of the class of `pairpool.errors` that it derives from, so
+that users see that name in tracebacks. Pickle finds them by that name in this module.
 """
 
 from __future__ import annotations
 
 from concurrent.futures.process import BrokenProcessPool
+from typing import Any
 
 from pairpool import errors
 
-__all__ = ["InitializerFailed", "WorkerDied", "as_broken_process_pool"]
+__all__ = ["as_broken_process_pool"]
 
 
-class WorkerDied(errors.WorkerDied, BrokenProcessPool):
-    """`pairpool.WorkerDied` that is a `concurrent.futures.process.BrokenProcessPool`, too."""
+def _derive(base: type[BaseException]) -> Any:
+    """Return a subclass of `base` and of `BrokenProcessPool`, with the name of `base`."""
+    doc = f"`pairpool.{base.__name__}` that is also a `concurrent.futures.process.BrokenProcessPool`."
+    return type(base.__name__, (base, BrokenProcessPool), {"__doc__": doc, "__module__": __name__})
 
 
-class InitializerFailed(errors.InitializerFailed, BrokenProcessPool):
-    """`pairpool.InitializerFailed` that is a `concurrent.futures.process.BrokenProcessPool`, too."""
+WorkerDied = _derive(errors.WorkerDied)
+InitializerFailed = _derive(errors.InitializerFailed)
 
 
 def as_broken_process_pool(error: BaseException) -> BaseException:
-    """The same error, as one of the classes above if there is one for it."""
+    """Return the same error as an instance of one of the classes above, if one of them derives from its class."""
     for kind in (WorkerDied, InitializerFailed):
         if type(error) is kind.__bases__[0]:
-            broken = kind(*error.args)
+            broken: BaseException = kind(*error.args)
             broken.__dict__.update(error.__dict__)
-            broken.__cause__ = error.__cause__
-            return broken
+            return errors.with_cause(broken, error.__cause__)
     return error

@@ -1,4 +1,4 @@
-"""Failures of items on their way to the master: exceptions taken apart so that they always arrive."""
+"""Describe the failure of an item to the master, so that the description arrives whatever the exception is."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = [
 
 
 class Fault:
-    """What kind of failure an item had."""
+    """The kinds of failures."""
 
     RAISED = 0
     RESULT = 1  # the result could not be pickled
@@ -37,19 +37,29 @@ class Fault:
 
 
 class Failure(NamedTuple):
-    """One item's failure on its way to the master; plain data, so that it always arrives."""
+    """The failure of one item, as plain data.
+
+    Attributes:
+        offset: the item's place in its batch.
+        fault: one of the constants of `Fault`.
+        pickled: the exception; None if it cannot be pickled or unpickled.
+        kind: the name of the exception's type. If the result could not be pickled: the repr of the exception.
+        text: the text of the exception. If the result could not be pickled: the repr of the result.
+        remote: the formatted traceback.
+        missing: the module in which an unpickler did not find a name; None if that is not the reason.
+    """
 
     offset: int
     fault: int
-    pickled: bytes | None  # the exception, if it can travel
-    kind: str  # its type's name; of a result, its repr
-    text: str  # of a result, the repr of that
-    remote: str  # the formatted traceback
-    missing: str | None = None  # module in which something was not found
+    pickled: bytes | None
+    kind: str
+    text: str
+    remote: str
+    missing: str | None = None
 
 
 def safe(text: Callable[[], str]) -> str:
-    """`repr` or `str` of something that may raise."""
+    """Return the text that a function returns, or a placeholder if the function raises."""
     try:
         return text()
     except BaseException as error:
@@ -57,7 +67,7 @@ def safe(text: Callable[[], str]) -> str:
 
 
 def error_for_each(error: BaseException, count: int) -> list[BaseException]:
-    """Return an exception for each of several items that fail for the same reason: equal, but not the same object."""
+    """Return `count` exceptions for items that fail for the same reason. They are copies, not the same object."""
     from cloudpickle import cloudpickle
 
     errors = [error]
@@ -65,20 +75,23 @@ def error_for_each(error: BaseException, count: int) -> list[BaseException]:
         pickled = cloudpickle.dumps(error) if count > 1 else b""
         while len(errors) < count:
             errors.append(pickle.loads(pickled))
-    except Exception:  # it cannot be copied
+    except Exception:  # the exception cannot be copied
         text = f"{type(error).__name__}: {safe(lambda: str(error))}"
         errors += [RuntimeError(text) for _ in range(count - len(errors))]
-    for one in errors[1:]:
-        one.__traceback__, one.__cause__ = error.__traceback__, error.__cause__
+    if count > 1:
+        from pairpool.errors import with_cause
+
+        for one in errors[1:]:
+            with_cause(one.with_traceback(error.__traceback__), error.__cause__)
     return errors[:count]
 
 
-REPR_LENGTH = 120
-"""Characters that the repr of an argument may have in errors and views."""
+REPR_CHARACTERS = 120
+"""Characters of the repr of an argument in errors and views."""
 
 
 class _ShortRepr(reprlib.Repr):
-    """Reprs that cost little, however large the object is."""
+    """Make reprs at little cost, however large the object is."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -108,26 +121,26 @@ _short = _ShortRepr()
 
 
 def short_repr(thing: Any) -> str:
-    """A repr of one line and at most `REPR_LENGTH` characters; never raises."""
+    """Return a repr of one line and at most `REPR_CHARACTERS` characters. Never raise."""
     text = " ".join(safe(lambda: _short.repr(thing)).split())
-    return text if len(text) <= REPR_LENGTH else text[: REPR_LENGTH - 1] + "…"
+    return text if len(text) <= REPR_CHARACTERS else text[: REPR_CHARACTERS - 1] + "…"
 
 
 def short_call(args: Any, kwds: Any = None) -> str:
-    """The arguments of a call as they would be written, cut like `short_repr`."""
+    """Return the arguments of a call as they are written in code, as short as `short_repr` makes them."""
     shown = [short_repr(one) for one in list(args)[:4]] + (["…"] if len(args) > 4 else [])
     shown += [f"{name}={short_repr(value)}" for name, value in list((kwds or {}).items())[:4]]
     text = ", ".join(shown)
-    return f"({text if len(text) <= REPR_LENGTH else text[: REPR_LENGTH - 1] + '…'})"
+    return f"({text if len(text) <= REPR_CHARACTERS else text[: REPR_CHARACTERS - 1] + '…'})"
 
 
 def describe_failure(
     codec: Serializer, offset: int, fault: int, error: BaseException, missing: str | None = None
 ) -> Failure:
-    """Take an exception apart for its journey; keeps no reference to it or its frames."""
+    """Describe an exception, without a reference to it or to its frames."""
     inner = error.__traceback__
     if inner is not None and inner.tb_next is not None:
-        inner = inner.tb_next  # the first frame is this module's own
+        inner = inner.tb_next  # the first frame belongs to the worker's own code
     remote = safe(lambda: "".join(traceback.format_exception(type(error), error, inner)))
     pickled = None
     for attempt in (_dump_exception, _dump_taken_apart):
@@ -136,7 +149,7 @@ def describe_failure(
             pickle.loads(pickled)
             break
         except BaseException:
-            pickled = None  # it cannot travel this way: try the next, or go as text
+            pickled = None  # the exception cannot be pickled this way: try the next way, or send the texts alone
     cls = type(error)
     return Failure(offset, fault, pickled, cls.__qualname__, safe(lambda: str(error)), remote, missing)
 
@@ -146,7 +159,7 @@ def _dump_exception(codec: Serializer, error: BaseException) -> bytes:
 
 
 def _dump_taken_apart(codec: Serializer, error: BaseException) -> bytes:
-    """For exceptions whose constructor does not take what they hold in `args`: without the constructor."""
+    """Pickle an exception so that it is rebuilt without its constructor, which may not accept `args`."""
     return codec.dump_alone(_TakenApart(type(error), error.args, dict(error.__dict__)))
 
 
@@ -159,15 +172,15 @@ class _TakenApart:
 
 
 def rebuild_exception(cls: type[BaseException], args: tuple[Any, ...], attributes: dict[str, Any]) -> BaseException:
-    """An exception as it was, without calling its own constructor."""
+    """Return an exception with these contents, without a call of its class's constructor."""
     error = cls.__new__(cls, *args)
-    error.args = args
+    BaseException.__init__(error, *args)
     error.__dict__.update(attributes)
     return error
 
 
 class _Finder(pickle.Unpickler):
-    """Repeats an unpickling that failed to learn in which module something was missing."""
+    """Repeat an unpickling that failed, to learn in which module a name was missing."""
 
     missing: str | None = None
 
@@ -177,11 +190,11 @@ class _Finder(pickle.Unpickler):
         except (AttributeError, ImportError):
             self.missing = module
             raise
-        return found if found not in BUILDERS else lambda *_: None  # the descriptors were taken the first time
+        return found if found not in BUILDERS else lambda *_: None  # the first unpickling has taken the descriptors
 
 
 def missing_module(pickled: Buffer, error: BaseException) -> str | None:
-    """The module in which an unpickling did not find something, if that is why it failed."""
+    """Return the module in which an unpickler did not find a name; None if it failed for another reason."""
     if not isinstance(error, (AttributeError, ImportError)):
         return None
     finder = _Finder(io.BytesIO(bytes(pickled)), buffers=())

@@ -18,7 +18,7 @@ import pytest
 from pairpool import InitializerFailed, Pool, TaskTimeout, WorkerDied
 from pairpool.linux import cgroup, memory
 from pairpool.master import watchdog
-from pairpool.transport.failures import REPR_LENGTH, short_call, short_repr
+from pairpool.transport.failures import REPR_CHARACTERS, short_call, short_repr
 from tests.support import tasks
 from tests.support.gates import Gate, Reports
 from tests.support.pools import MakePool
@@ -331,7 +331,7 @@ def test_the_arguments_are_named(make_pool: MakePool) -> None:
     pool = make_pool(1)
     with pytest.raises(WorkerDied) as caught:
         pool.map(tasks.exit_with, [(3, "x" * 1000, b"y" * 10**6, [1] * 1000)])
-    assert len(caught.value.arguments) <= REPR_LENGTH
+    assert len(caught.value.arguments) <= REPR_CHARACTERS
     assert caught.value.arguments.startswith("(3, 'xxx")
     assert "1,000,000 bytes" in caught.value.arguments
 
@@ -354,7 +354,7 @@ def test_short_reprs(thing: Any, text: str) -> None:
 def test_short_reprs_never_raise_and_are_short() -> None:
     assert "Unprintable" in short_repr(tasks.Unprintable())
     for thing in ("é" * 10**6, dict.fromkeys(range(500), "y" * 500), [[["deep"] * 9] * 9] * 9):
-        assert len(short_repr(thing)) <= REPR_LENGTH
+        assert len(short_repr(thing)) <= REPR_CHARACTERS
     assert short_call((1, "two"), {"three": 3}) == "(1, 'two', three=3)"
     assert short_call(range(6)) == "(0, 1, 2, 3, …)"
 

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from pairpool import InitializerFailed, OutputLine, Pool, TaskTimeout, WorkerDied
-from pairpool.master import output
+from pairpool.master import output, output_sinks
 from pairpool.output_lines import LONGEST
 from pairpool.transport.capture import STDOUT
 from pairpool.transport.log_records import pack
@@ -172,8 +172,8 @@ class TestEveryWay:
         say = functools.partial(output_tasks.say_and_hold, reports.path, gate.path)
         busy = pool.map_async(say, ["early", "early"], chunksize=1)
         reports.take(2)
-        pool._master.start_capture(output.each_line(lines))
-        pool._master.start_capture(output.each_line(lines))
+        pool._master.start_capture(output_sinks.each_line(lines))
+        pool._master.start_capture(output_sinks.each_line(lines))
         gate.let(2)
         busy.get(PATIENCE)
         pids = pool.map(output_tasks.say, ["a"] * 10, chunksize=1)
@@ -253,7 +253,7 @@ def test_a_stream_that_a_task_has_replaced_stays(make_pool: MakePool, lines: Lin
     pool = make_pool(1, initializer=output_tasks.put_own_stream, capture=lines)
     assert pool.apply(output_tasks.print_to_own_stream, ("mine",)) == "mine\n"
     assert pool.apply(output_tasks.print_redirected, ("redirected",)) == "redirected\n"
-    pool._master.start_capture(output.each_line(lines))
+    pool._master.start_capture(output_sinks.each_line(lines))
     assert pool.apply(output_tasks.print_to_own_stream, ("too",)) == "mine\ntoo\n"
     end(pool)
     assert lines.all == []
@@ -262,7 +262,7 @@ def test_a_stream_that_a_task_has_replaced_stays(make_pool: MakePool, lines: Lin
 def test_a_late_capture_leaves_what_a_task_has_replaced(make_pool: MakePool, lines: Lines) -> None:
     pool = make_pool(1, initializer=output_tasks.put_own_stream)
     assert pool.apply(output_tasks.print_to_own_stream, ("mine",)) == "mine\n"
-    pool._master.start_capture(output.each_line(lines))
+    pool._master.start_capture(output_sinks.each_line(lines))
     assert pool.apply(output_tasks.print_to_own_stream, ("too",)) == "mine\ntoo\n"
     pool.apply(output_tasks.write_bytes, (b"taken\n",))
     end(pool)
@@ -378,7 +378,7 @@ def test_close_waits_for_what_was_written(make_pool: MakePool, reports: Reports,
 
 
 def test_a_collector_reads_all_that_is_there_when_it_is_closed(lines: Lines, records: Records) -> None:
-    collector = output.Collector(output.each_line(lines), streams=True, level=logging.INFO)
+    collector = output.Collector(output_sinks.each_line(lines), streams=True, level=logging.INFO)
     packets = collector.attach(3, 4711, streams=True, log=True)
     for (_header, outlet), text in zip(packets, (b"one\nnot ended", b"two"), strict=False):
         os.write(outlet.fd.fileno(), text)
@@ -450,7 +450,7 @@ def test_unread_packets_are_taken_back_with_their_descriptors(
     hold = pool.apply_async(tasks.tell_and_hold, (reports.path, gate.path, 1))
     reports.next()
     queued = [pool.apply_async(output_tasks.say, (str(number),)) for number in range(3)]
-    pool._master.start_capture(output.each_line(lines))
+    pool._master.start_capture(output_sinks.each_line(lines))
     member = pool._master.crew.members[0]
     before = pipe_ends()
     for result in queued[:2]:
@@ -479,7 +479,7 @@ def test_no_batch_overtakes_an_outlet(
     pool = make_pool(1)
     hold = pool.apply_async(tasks.tell_and_hold, (reports.path, gate.path, 1))
     reports.next()
-    pool._master.start_capture(output.each_line(lines))
+    pool._master.start_capture(output_sinks.each_line(lines))
     said = [pool.apply_async(output_tasks.write_every_way, (number,)) for number in range(3)]
     member = pool._master.crew.members[0]
 
@@ -520,7 +520,7 @@ def test_a_worker_that_is_killed_before_it_reads_them_leaks_nothing(
     pool = make_pool(1)
     hold = pool.apply_async(tasks.tell_and_hold, (reports.path, gate.path, 1))
     pid = int(reports.next().split()[0])
-    pool._master.start_capture(output.each_line(lines))
+    pool._master.start_capture(output_sinks.each_line(lines))
     before = pipe_ends()
     os.kill(pid, signal.SIGKILL)
     with pytest.raises(WorkerDied):
@@ -582,7 +582,7 @@ def test_the_sink_can_be_replaced_at_any_time(make_pool: MakePool, lines: Lines)
     pool = make_pool(1, capture=lines)
     pool.apply(output_tasks.say, ("one",))
     lines.wait("one")
-    pool._master.start_capture(output.each_line(other))
+    pool._master.start_capture(output_sinks.each_line(other))
     pool.apply(output_tasks.say, ("two",))
     end(pool)
     assert (lines.texts(), other.texts()) == (["one"], ["two"])
