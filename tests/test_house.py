@@ -113,6 +113,14 @@ def test_the_package_is_within_its_limits(measure: str) -> None:
     assert len(found) <= limit, f"{measure}: {len(found)}, and the limit is {limit}:\n" + "\n".join(found)
 
 
+def test_the_tests_mirror_the_package() -> None:
+    there = {module.name.partition(".")[2].partition(".")[0] for module in MODULES}
+    folders = {path.parent.name for path in (ROOT / "tests").glob("*/__init__.py")}
+    files = {path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")}
+    assert folders - there == {"examples", "faults", "support", "typing", "values"}
+    assert files - there == {"benchmarks", "docs", "house", "leftovers", "project", "swap"}
+
+
 def test_few_writes_to_fields_of_other_objects_are_excused() -> None:
     assert len(FOREIGN_WRITES) <= 10
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from pairpool.transport import payload_shm
 from pairpool.transport.items import PlainWriter, are_independent, in_a_call, is_immutable, joined
+from tests.support.signals import Struck
 
 PLAIN = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(), st.binary()),
@@ -76,10 +77,6 @@ def test_a_large_thing_does_not_make_small_ones_slow() -> None:
     assert writer._clear == before
     dumped(writer, [str(number) for number in range(10_000)])
     assert writer._clear != before
-
-
-class Struck(Exception):
-    pass
 
 
 def test_a_pickle_that_a_handler_interrupts_is_not_part_of_the_next_one() -> None:
