@@ -1,4 +1,9 @@
-"""Ending calls before they have ended by themselves: what is queued goes nowhere, what runs is killed if so asked."""
+"""Cancel calls: take back what is queued, and kill the workers that run what is left, if the caller wants that.
+
+1. Items that no worker has read are taken back at once, out of the workers' sockets, too.
+2. A batch that a worker has read is a pending kill: the worker is killed as soon as it is at a cancelled item.
+   Items of other calls in the same batch finish first.
+"""
 
 from __future__ import annotations
 
@@ -15,132 +20,139 @@ __all__ = ["Cancellation"]
 
 
 class Cancellation:
-    """Cancels jobs and single calls; used by the leader alone.
+    """Cancel jobs and single calls. Only the leader uses it.
 
     Attributes:
-        condemned: batches that a worker has read, with items that are to be ended as soon as it is at one of them.
+        pending_kills: batches with cancelled items that a worker has read, with that worker.
     """
 
-    def __init__(self, agenda: JobQueue, crew: WorkerSet, overseer: Watchdog) -> None:
-        self._agenda = agenda
-        self._crew = crew
-        self._overseer = overseer
-        self.condemned: dict[Batch, WorkerHandle] = {}
+    def __init__(self, queue: JobQueue, workers: WorkerSet, watchdog: Watchdog) -> None:
+        self._queue = queue
+        self._workers = workers
+        self._watchdog = watchdog
+        self.pending_kills: dict[Batch, WorkerHandle] = {}
 
     def job(self, job: Job, reason: BaseException, *, kill: bool) -> bool:
-        """End a whole job with `reason`; False if it has ended already."""
-        if job not in self._agenda.unfinished:
-            return False
-        self._agenda.cancel(job, reason)
-        for member in list(self._crew.members.values()):
-            if any(batch.job is job for batch in member.held):
-                self._recall(member)
-                if kill:
-                    self.condemned.update((batch, member) for batch in member.held if batch.job is job)
-        self.look()
-        return True
-
-    def waiting(self, jobs: Iterable[Calls | StreamJob], reason: BaseException, workers: int) -> None:
-        """End the calls and the items of streams that no worker has begun, or is free to begin at once.
+        """End a whole job with `reason`; return False if the job has already ended.
 
         Args:
-            workers: how many the pool keeps; those that are still being started are free, too.
+            kill: whether to kill the workers that run items of the job. Otherwise these items run to their end.
+        """
+        if job not in self._queue.unfinished:
+            return False
+        self._queue.cancel(job, reason)
+        for worker in list(self._workers.members.values()):
+            if any(batch.job is job for batch in worker.held):
+                self._recall(worker)
+                if kill:
+                    self.pending_kills.update((batch, worker) for batch in worker.held if batch.job is job)
+        self.kill_pending()
+        return True
+
+    def waiting(self, jobs: Iterable[Calls | StreamJob], reason: BaseException, processes: int) -> None:
+        """End the single calls and the items of streams that wait for a worker.
+
+        A call that a free worker can begin at once does not wait. It is not ended.
+
+        Args:
+            processes: how many workers the pool keeps. Those that are still starting are free, too.
         """
         jobs = list(jobs)
-        for member in list(self._crew.members.values()):
-            if any(batch.job in jobs for batch in member.held):
-                self._recall(member)
-        free = workers - sum(bool(member.held) for member in self._crew)
+        for worker in list(self._workers.members.values()):
+            if any(batch.job in jobs for batch in worker.held):
+                self._recall(worker)
+        free = processes - sum(bool(worker.held) for worker in self._workers)
         for job in jobs:
             if isinstance(job, Calls):
                 free -= self._trim(job, max(0, free), reason)
             else:
-                for batch in job.trim(max(0, free), workers, reason):
-                    self._agenda.drop(batch, reason)
+                for batch in job.trim(max(0, free), processes, reason):
+                    self._queue.drop(batch, reason)
                 free -= len(job.again)
-                self._agenda.settle(job)
+                self._queue.settle(job)
 
     def _trim(self, job: Calls, keep: int, reason: BaseException) -> int:
-        """End what waits of a job but for so many batches and calls; returns how many are left of those."""
+        """End the waiting calls of a job except `keep` batches and calls; return how many of these there are."""
         while len(job.again) > keep:
-            self._agenda.drop(job.again.pop(), reason)
+            self._queue.drop(job.again.pop(), reason)
         left = len(job.again)
         targets, uses = job.withdraw_from(keep - left)
         left += job.waiting
-        self._agenda.release(uses)
+        self._queue.release(uses)
         for target in targets:
             target.set_outcome(False, reason)
-        self._agenda.settle(job)
+        self._queue.settle(job)
         return left
 
-    def _recall(self, member: WorkerHandle) -> None:
-        self._agenda.put_back(member.recall())
-        self._crew.place(member)
+    def _recall(self, worker: WorkerHandle) -> None:
+        self._queue.put_back(worker.recall())
+        self._workers.place(worker)
 
     def call(self, job: Calls, target: Target, reason: BaseException, *, kill: bool) -> bool:
-        """End one of several calls; False if it has ended, or runs and is not to be killed."""
+        """End one of several single calls; return False if it has ended, or if it runs and `kill` is False."""
         number = job.withdraw(target)
         if number is not None:
-            self._agenda.release({number: 1})
+            self._queue.release({number: 1})
             target.set_outcome(False, reason)
-            self._agenda.settle(job)
+            self._queue.settle(job)
             return True
         batch = next((one for one in job.open.values() if target in (one.targets or ())), None)
         if batch is None:
             return False
         assert batch.targets is not None
         offset = batch.targets.index(target)
-        holder = next((member for member in self._crew if batch in member.held), None)
+        holder = next((worker for worker in self._workers if batch in worker.held), None)
         if holder is not None and not holder.dismissed:
             self._recall(holder)
         if holder is None or batch not in holder.held:
             self._drop(batch, offset, reason)
             return True
-        return kill and self._kill(holder, batch, target, reason)
+        return kill and self._kill_later(holder, batch, target, reason)
 
     def calls(self, targets: Iterable[Target], reason: BaseException) -> None:
-        """End many single calls, whatever has become of them; what runs is killed.
+        """End many single calls in one pass, those that run included.
 
-        In one pass, for those of a large `gather` that fails are all cancelled at once.
+        `asyncio.gather` cancels all its calls at once when one of them fails.
         """
         targets = [target for target in targets if not target.has_outcome]
         jobs = {target.job: None for target in targets if isinstance(target.job, Calls)}
         for target in targets:
             target.set_outcome(False, reason)
         for job in jobs:
-            job.dropped = reason
-            self._agenda.withdraw(job)
-            for member in list(self._crew.members.values()):
-                if any(batch.job is job and batch.has_settled() for batch in member.held):
-                    self._recall(member)
-                    self.condemned.update((batch, member) for batch in member.held if batch.has_settled())
-            self._agenda.requeue(job)
-            self._agenda.settle(job)
-        self.look()
+            job.drop_settled(reason)
+            self._queue.withdraw(job)
+            for worker in list(self._workers.members.values()):
+                if any(batch.job is job and batch.has_settled() for batch in worker.held):
+                    self._recall(worker)
+                    self.pending_kills.update((batch, worker) for batch in worker.held if batch.has_settled())
+            self._queue.requeue(job)
+            self._queue.settle(job)
+        self.kill_pending()
 
-    def look(self) -> None:
-        """Kill the workers that are at something condemned by now."""
-        for batch, member in list(self.condemned.items()):
-            if batch not in member.held or member.dismissed or self._end(member, batch):
-                del self.condemned[batch]
+    def kill_pending(self) -> None:
+        """Kill the workers that are now at a cancelled item. The engine calls this until no kill is pending."""
+        for batch, worker in list(self.pending_kills.items()):
+            if batch not in worker.held or worker.dismissed or self._kill_if_settled(worker, batch):
+                del self.pending_kills[batch]
 
-    def _end(self, member: WorkerHandle, batch: Batch) -> bool:
+    def _kill_if_settled(self, worker: WorkerHandle, batch: Batch) -> bool:
         if batch.targets is None or all(target.has_outcome for target in batch.targets):
-            return self._overseer.kill(member, batch, None)
-        item = member.slot.words[Word.ITEM]
+            return self._watchdog.kill(worker, batch, None)
+        item = worker.slot.words[Word.ITEM]
         offset = item - batch.first
         is_settled = 0 <= offset < batch.count and batch.targets[offset].has_outcome
-        return is_settled and self._overseer.kill(member, batch, item)
+        return is_settled and self._watchdog.kill(worker, batch, item)
 
     def _drop(self, batch: Batch, offset: int, reason: BaseException) -> None:
-        victim = batch.part(offset, offset + 1)
+        """End the item at this offset of a batch that no worker holds, and queue the other items again."""
+        cancelled = batch.part(offset, offset + 1)
         batch.job.replace(batch, batch.without(offset))
-        self._agenda.requeue(batch.job)
-        self._agenda.drop(victim, reason)
+        self._queue.requeue(batch.job)
+        self._queue.drop(cancelled, reason)
 
-    def _kill(self, holder: WorkerHandle, batch: Batch, target: Target, reason: BaseException) -> bool:
-        """The worker has read the batch: kill it when it runs this very call, or let the outcome go unheard."""
+    def _kill_later(self, holder: WorkerHandle, batch: Batch, target: Target, reason: BaseException) -> bool:
+        """End a call that a worker has read: set its outcome, and kill the worker when it runs this very call."""
         target.set_outcome(False, reason)
-        self.condemned[batch] = holder
-        self.look()
+        self.pending_kills[batch] = holder
+        self.kill_pending()
         return True

@@ -326,7 +326,7 @@ class Dispatcher:
                 break
             packet, payload, fds = received
             if type(packet) is ResultPacket:
-                if member.torn and (not member.held or member.held[0].number != packet.batch):
+                if member.inconsistent and (not member.held or member.held[0].number != packet.batch):
                     break  # an exception struck between the arrival of an earlier result and what was to become of it
                 self._on_result(member, packet, self._read(member, packet, payload, fds))
             elif isinstance(packet, DescriptorsPacket):
@@ -359,7 +359,7 @@ class Dispatcher:
         if isinstance(packet, DescriptorsPacket):
             member.inbox.lose(packet)
         elif isinstance(packet, ResultPacket):
-            member.retiring = True  # it takes for known a lane that may have been lost
+            member.give_no_more()  # it takes for known a lane that may have been lost
             self._on_result(member, packet, truncated_outcome(packet))
 
     def _read(self, member: WorkerHandle, packet: ResultPacket, payload: memoryview, fds: list[int]) -> BatchOutcome:
@@ -438,7 +438,7 @@ class Dispatcher:
             member.slot.words[Word.LIMIT] = NOTHING
         crew.watched.pop(member, None)
         if self._overseer.is_too_large(member):
-            member.retiring = True
+            member.give_no_more()
         if member.held:
             self._begin(member, member.held[0])
         elif member.retiring:
@@ -449,7 +449,7 @@ class Dispatcher:
         self, member: WorkerHandle, batch: Batch, values: list[Any], failed: dict[int, BaseException]
     ) -> None:
         """A worker had no room for the descriptors of a batch: each item is tried alone, by others if there are any."""
-        member.retiring = True
+        member.give_no_more()
         if batch.count > 1:
             self._agenda.deliver_but(batch, sorted(failed.keys() - batch.failed.keys()), values, failed, solo=True)
         else:

@@ -176,7 +176,7 @@ class Engine:
             left = math.inf
         if self._dealer.holds_back:
             left = min(left, self._dealer.patience())
-        elif self.crew.watched or self.cancellation.condemned or lacking:
+        elif self.crew.watched or self.cancellation.pending_kills or lacking:
             left = min(left, WATCH_EVERY)
         if self.crew.starved:
             left = min(left, STARVED_FOR)
@@ -210,8 +210,8 @@ class Engine:
     def tend(self) -> None:
         if self.crew.watched:
             self._dealer.look_after_batches()
-        if self.cancellation.condemned:
-            self.cancellation.look()
+        if self.cancellation.pending_kills:
+            self.cancellation.kill_pending()
         self.nursery.tend()
 
     def recover(self) -> None:

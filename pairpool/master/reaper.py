@@ -48,7 +48,7 @@ class Reaper:
         The loop watches the pidfd until the end of this function. If an exception interrupts the function, the loop
         reports the death again in the next turn, and the function runs once more.
         """
-        self._workers.touching = worker
+        self._workers.begin_handling(worker)
         death = None
         if worker.dismissed:
             worker.held.clear()
@@ -64,7 +64,7 @@ class Reaper:
         self._loop.unwatch(worker.pidfd.fileno())
         self._workers.remove(worker)
         worker.close()
-        self._workers.touching = None
+        self._workers.end_handling()
         return death
 
     def _settle(self, death: WorkerDeath, unfinished: list[Batch], recalled: list[Batch]) -> None:
@@ -91,7 +91,8 @@ class Reaper:
         if offset is None and batch.handed_over:
             offset = 0  # the worker was about to run the only item, and the item's descriptors are gone with the worker
         if offset is None:
-            batch.solo = batch.solo or death.is_in_doubt(batch)
+            if death.is_in_doubt(batch):
+                batch.send_individually()
             self._queue.put_back([batch])
             return
         index = batch.first + offset if batch.targets is None else 0

@@ -225,8 +225,7 @@ class Supervisor:
         self._loop.watch(worker.channel.fileno(), lambda events: self._on_packets(worker, events))
         self._loop.watch(worker.pidfd.fileno(), lambda _events: self._on_death(worker))
         worker.slot.words[Word.PID] = worker.pid
-        worker.started = not self._has_initializer
-        worker.is_first = worker.number not in self._filled
+        worker.enlist(is_first=worker.number not in self._filled, has_initializer=self._has_initializer)
         self._filled.add(worker.number)
         self._watchdog.enlist(worker)
         self._metrics.worker_arrived(worker)
@@ -328,7 +327,7 @@ class Supervisor:
         for number in range(processes, before):
             worker = members.get(number)
             if worker is not None:
-                worker.retiring = True
+                worker.give_no_more()
                 self._workers.place(worker)
                 if not worker.held:
                     self.retire(worker)
@@ -420,9 +419,7 @@ class Supervisor:
 
     def break_down(self, reason: BaseException) -> None:
         """End every call, now and later, with `reason`, because the pool cannot work any more."""
-        if self._queue.broken is None:
-            self._queue.broken = reason
-        self._queue.cancel_all(reason)
+        self._queue.break_down(reason)
 
     def close(self) -> None:
         """End the zygote."""

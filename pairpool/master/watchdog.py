@@ -1,10 +1,16 @@
-"""The overseer: time limits, memory limits, and how much memory busy workers use.
+"""Watch busy workers: time limits, memory limits, and the memory that they use.
 
-It looks at the status board when half of the next limit may be up, and not before: an item that begins after a look
-cannot be at half of its limit earlier than that much later. At half of it the worker is asked to report what it has
-finished of its batch, which would be run once more otherwise. One that is over a limit is stopped, looked at again
-while it cannot move, and only then ended: a neighbour that it had just begun is not touched. It ends by SIGABRT, for
-which faulthandler writes down where it was, and where that does not help, by SIGKILL.
+The watchdog reads the scoreboard, and only when an item may have used half of its time limit. An item that begins after
+one look cannot reach half of its limit before the next look is due.
+
+A worker that exceeds a limit is ended in these steps:
+
+    1. At half of the limit, the watchdog asks the worker to report the finished items of its batch. Otherwise these
+       items would have to run again.
+    2. At the limit, the watchdog stops the worker with SIGSTOP and looks again. If the worker has begun another item in
+       the meantime, the watchdog lets it go on.
+    3. The watchdog sends SIGABRT. faulthandler writes the stack of the task, and the worker ends.
+    4. If the worker does not end within `ABORT_WITHIN_S`, the watchdog sends SIGKILL.
 """
 
 from __future__ import annotations
@@ -23,32 +29,32 @@ from pairpool.scoreboard.board import State, Word
 
 __all__ = ["Watchdog"]
 
-SAMPLE = 0.25
+MEMORY_LOOK_EVERY_S = 0.25
 """Seconds between two looks at the memory of busy workers."""
 
-SAMPLE_LIMITED = 0.025
-"""The same where there is a memory limit."""
+LIMITED_MEMORY_LOOK_EVERY_S = 0.025
+"""The same for a pool with a memory limit."""
 
-PICKLING = 10.0
-"""Seconds that unpickling a batch's arguments, and pickling its results, may take at least, whatever the time limit."""
+PICKLING_AT_LEAST_S = 10.0
+"""Seconds that unpickling a batch's arguments, or pickling its results, may take, however short the time limit is."""
 
-DYING = 0.030
-"""Seconds that a worker gets to write down its stack and end, before SIGKILL."""
+ABORT_WITHIN_S = 0.030
+"""Seconds between SIGABRT and SIGKILL, in which a worker writes its stack and ends."""
 
-REPORTING = 0.020
-"""Seconds that a worker gets at least to report what is finished of its batch, before it is ended over a limit."""
+REPORT_WITHIN_S = 0.020
+"""Seconds that a worker gets at least to report finished items before it is ended at a limit."""
 
-REPORTING_AT_EASE = 0.250
-"""The same for one that runs something cancelled, for which nobody waits any more."""
+CANCELLED_REPORT_WITHIN_S = 0.250
+"""The same for a worker that runs a cancelled item. Nobody waits for this item, so that there is more time."""
 
-REPORTED = 0.005
-"""Seconds after which one that runs Python has, and is back at its item, whose stack will be written down."""
+RESUMED_WITHIN_S = 0.005
+"""Seconds within which a worker that runs Python code has reported, and has gone on with its item."""
 
 _AT_WORK = (State.LOADING, State.RUNNING, State.KEEPING, State.SAVING)
 
 
-class _Sight(NamedTuple):
-    """What the board shows of one worker's item."""
+class _Position(NamedTuple):
+    """The position of a worker in its work, as the scoreboard shows it."""
 
     batch: int
     item: int
@@ -56,187 +62,210 @@ class _Sight(NamedTuple):
     started: int
 
 
+class _Start(NamedTuple):
+    """The state of a worker when it was forked."""
+
+    at_s: float
+    private_bytes: int
+
+
 class Watchdog:
-    """Looks after workers that are at work; used by the leader alone.
+    """Watch the workers of a pool. Only the leader uses it.
 
     Args:
-        memory_limit: private bytes that a worker may have beyond what it inherited; None for any number.
+        workers: the workers.
+        memory_limit: private bytes that a worker may have in addition to those that it inherited; None for any number.
         start_timeout: seconds that an initializer may take; None for any time.
+
+    Attributes:
+        at: when the next look is due (monotonic seconds); infinite if no worker is busy.
     """
 
-    def __init__(self, crew: WorkerSet, memory_limit: int | None, start_timeout: float | None) -> None:
-        self._crew = crew
+    def __init__(self, workers: WorkerSet, memory_limit: int | None, start_timeout: float | None) -> None:
+        self._workers = workers
         self.memory_limit = memory_limit
         self.start_timeout = start_timeout
-        self._sample = SAMPLE if memory_limit is None else SAMPLE_LIMITED
-        self._next_sample = 0.0
-        self._dying: dict[WorkerHandle, float] = {}
+        self._memory_look_every_s = MEMORY_LOOK_EVERY_S if memory_limit is None else LIMITED_MEMORY_LOOK_EVERY_S
+        self._next_memory_look = 0.0
+        self._starts: dict[WorkerHandle, _Start] = {}
+        self._kill_at: dict[WorkerHandle, float] = {}  # workers that were sent SIGABRT, with the time for SIGKILL
         self.at = math.inf
-        """When to look next (monotonic seconds)."""
 
-    # --- when -----------------------------------------------------------------------------------
+    # --- when to look ---------------------------------------------------------------------------
 
     def expect_work(self) -> None:
-        """There is something to do: the memory of whoever does it will be looked at."""
+        """Plan a look at the memory of busy workers, because there is something to do."""
         if self.at == math.inf:
-            self.at = self._next_sample = time.monotonic() + self._sample
+            self.at = self._next_memory_look = time.monotonic() + self._memory_look_every_s
 
     def expect(self, seconds: float) -> None:
-        """Something began that is to be looked at in so many seconds."""
+        """Plan a look in this many seconds at the latest."""
         self.at = min(self.at, time.monotonic() + seconds)
 
-    def enlist(self, member: WorkerHandle) -> None:
-        """A worker was born."""
-        member.born = time.monotonic()
-        if self.memory_limit is not None:
-            usage = memory_usage_of(member.pid)
-            member.private_at_birth = usage.private if usage is not None else 0
-        if self.start_timeout is not None and not member.started:
+    def enlist(self, worker: WorkerHandle) -> None:
+        """Watch a new worker."""
+        usage = memory_usage_of(worker.pid) if self.memory_limit is not None else None
+        self._starts[worker] = _Start(time.monotonic(), 0 if usage is None else usage.private)
+        if self.start_timeout is not None and not worker.started:
             self.expect(self.start_timeout)
 
-    def forget(self, member: WorkerHandle) -> None:
-        """A worker has ended."""
-        self._dying.pop(member, None)
+    def forget(self, worker: WorkerHandle) -> None:
+        """Watch a worker that has ended no more."""
+        self._starts.pop(worker, None)
+        self._kill_at.pop(worker, None)
 
     # --- looking --------------------------------------------------------------------------------
 
     def look(self) -> None:
-        """End who is over a limit, and find out when to look next."""
+        """End the workers that exceed a limit, and plan the next look."""
         now = time.monotonic()
-        busy = False
+        is_any_busy = False
         self.at = math.inf
-        samples = now >= self._next_sample
-        for member in list(self._crew.members.values()):
-            if member.doom is not None:
-                self._finish(member, now)
-            elif not member.started:
-                self._look_at_start(member, now)
-            elif member.held:
-                busy = True
-                self._look_at_time(member, now)
-                if samples:
-                    self._look_at_memory(member)
-        if busy:
-            if samples:
-                self._next_sample = now + max(self._sample, len(self._crew.members) * 0.001)
-            self.at = min(self.at, self._next_sample)
+        is_memory_due = now >= self._next_memory_look
+        for worker in list(self._workers.members.values()):
+            if worker.kill_reason is not None:
+                self._kill_if_due(worker, now)
+            elif not worker.started:
+                self._look_at_start(worker, now)
+            elif worker.held:
+                is_any_busy = True
+                self._look_at_time(worker, now)
+                if is_memory_due:
+                    self._look_at_memory(worker)
+        if is_any_busy:
+            if is_memory_due:
+                # One look takes a while with many workers, so that it must not come too often.
+                self._next_memory_look = now + max(self._memory_look_every_s, len(self._workers.members) * 0.001)
+            self.at = min(self.at, self._next_memory_look)
 
-    def _finish(self, member: WorkerHandle, now: float) -> None:
-        at = self._dying.get(member, now)
+    def _kill_if_due(self, worker: WorkerHandle, now: float) -> None:
+        at = self._kill_at.get(worker, now)
         if at <= now:
-            pidfds.send_signal(member.pidfd.fileno(), signal.SIGKILL)
+            pidfds.send_signal(worker.pidfd.fileno(), signal.SIGKILL)
         else:
             self.at = min(self.at, at)
 
-    def _look_at_start(self, member: WorkerHandle, now: float) -> None:
+    def _look_at_start(self, worker: WorkerHandle, now: float) -> None:
         limit = self.start_timeout
         if limit is None:
             return
-        if now < member.born + limit:
-            self.at = min(self.at, member.born + limit)
-        elif not member.has_packet():
+        due = self._starts[worker].at_s + limit
+        if now < due:
+            self.at = min(self.at, due)
+        elif not worker.has_packet():
             cause = f" had not returned within {limit:g} s (start_timeout)"
-            self._end(member, KillReason(0, 0, limit, cause, ""))
+            self._abort(worker, KillReason(0, 0, limit, cause, ""))
 
-    def _look_at_time(self, member: WorkerHandle, now: float) -> None:
-        sight = _look(member)
-        batch = next((one for one in member.held if one.number == sight.batch), None)
-        limits = [one.job.options.task_timeout for one in member.held]
-        if batch is None or sight.state not in _AT_WORK or batch.job.options.task_timeout is None:
-            soonest = min((limit for limit in limits if limit is not None), default=math.inf)
-            self.at = min(self.at, now + soonest / 2)
+    def _look_at_time(self, worker: WorkerHandle, now: float) -> None:
+        position = _position_of(worker)
+        batch = next((one for one in worker.held if one.number == position.batch), None)
+        limits = [one.job.options.task_timeout for one in worker.held]
+        if batch is None or position.state not in _AT_WORK or batch.job.options.task_timeout is None:
+            shortest = min((limit for limit in limits if limit is not None), default=math.inf)
+            self.at = min(self.at, now + shortest / 2)
             return
         limit = batch.job.options.task_timeout
-        due = sight.started / 1e9 + (limit if sight.state == State.RUNNING else max(limit, PICKLING))
+        allowed = limit if position.state == State.RUNNING else max(limit, PICKLING_AT_LEAST_S)
+        due = position.started / 1e9 + allowed
         half = due - limit / 2
         if now < half:
             self.at = min(self.at, half)
             return
-        owes = self._ask_to_report(member, batch, sight, now)
+        owes_report = self._request_report(worker, batch, position, now)
         if now < due:
-            self.at = min(self.at, due, max(batch.hurry_at, now + REPORTED) if owes else due)
-        elif now < batch.hurried_since + (REPORTING if owes else REPORTED):
-            self.at = min(self.at, now + REPORTED)
-        elif not self._strike(member, sight, KillReason(batch.number, sight.item, limit, "", "")):
+            again = max(batch.hurry_at, now + RESUMED_WITHIN_S) if owes_report else due
+            self.at = min(self.at, due, again)
+        elif now < batch.hurried_since + (REPORT_WITHIN_S if owes_report else RESUMED_WITHIN_S):
+            self.at = min(self.at, now + RESUMED_WITHIN_S)
+        elif not self._abort_at(worker, position, KillReason(batch.number, position.item, limit, "", "")):
             self.at = min(self.at, now + limit)
 
-    def _look_at_memory(self, member: WorkerHandle) -> None:
-        usage = memory_usage_of(member.pid)
+    def _look_at_memory(self, worker: WorkerHandle) -> None:
+        usage = memory_usage_of(worker.pid)
         if usage is None:
             return
-        member.slot.words[Word.RSS] = usage.resident
-        used = usage.private - member.private_at_birth
+        worker.slot.words[Word.RSS] = usage.resident
+        used = usage.private - self._inherited_bytes(worker)
         if self.memory_limit is None or used <= self.memory_limit:
             return
-        sight = _look(member)
-        if sight.state in _AT_WORK and any(one.number == sight.batch for one in member.held):
-            self._strike(member, sight, self._over_memory(sight, used))
+        position = _position_of(worker)
+        if position.state in _AT_WORK and any(one.number == position.batch for one in worker.held):
+            self._abort_at(worker, position, self._over_memory(position, used, self.memory_limit))
 
-    def _over_memory(self, sight: _Sight, used: int) -> KillReason:
-        assert self.memory_limit is not None
-        limit = format_size(self.memory_limit)
-        cause = f"memory_limit: it used {format_size(used)} of its own, and the limit is {limit}"
-        return KillReason(sight.batch, sight.item, 0.0, cause, "raise memory_limit=, or give it smaller items")
+    def _inherited_bytes(self, worker: WorkerHandle) -> int:
+        return self._starts[worker].private_bytes if worker in self._starts else 0
 
-    def is_too_large(self, member: WorkerHandle) -> bool:
-        """Whether a worker that has ended a batch is above the memory limit."""
+    def _over_memory(self, position: _Position, used: int, limit: int) -> KillReason:
+        cause = f"memory_limit: it used {format_size(used)} of its own, and the limit is {format_size(limit)}"
+        return KillReason(position.batch, position.item, 0.0, cause, "raise memory_limit=, or give it smaller items")
+
+    def is_too_large(self, worker: WorkerHandle) -> bool:
+        """Return whether a worker that has finished a batch exceeds the memory limit."""
         if self.memory_limit is None:
             return False
-        usage = memory_usage_of(member.pid)
-        return usage is not None and usage.private - member.private_at_birth > self.memory_limit
+        usage = memory_usage_of(worker.pid)
+        return usage is not None and usage.private - self._inherited_bytes(worker) > self.memory_limit
 
-    # --- what is finished -----------------------------------------------------------------------
+    # --- reports of finished items --------------------------------------------------------------
 
-    def _ask_to_report(self, member: WorkerHandle, batch: Batch, sight: _Sight, now: float) -> bool:
-        """Ask a worker that may be ended soon to report first; False if nothing would be lost with it.
+    def _request_report(self, worker: WorkerHandle, batch: Batch, position: _Position, now: float) -> bool:
+        """Ask a worker to report the finished items of its batch; return False if it has none to report.
 
-        For what is finished and not reported would have to be run once more.
+        After the first request the position does not count any more: while the worker pickles the report, the
+        scoreboard shows it at the items of the report.
         """
         if not batch.hurried:
-            ended = batch.count if sight.state == State.SAVING else sight.item - batch.first
-            if sight.state == State.LOADING or ended > batch.count or not batch.has_waiting(ended):
+            finished = batch.count if position.state == State.SAVING else position.item - batch.first
+            if position.state == State.LOADING or finished > batch.count or not batch.has_waiting(finished):
                 return False
-        # once asked, it does not count where it is: while it pickles a report, it is seen at the items in that
         if not batch.hurried or now >= batch.hurry_at:
-            member.hurry(batch, now)
+            worker.hurry(batch, now)
         return True
 
-    # --- striking -------------------------------------------------------------------------------
+    # --- ending a worker ------------------------------------------------------------------------
 
-    def _strike(self, member: WorkerHandle, sight: _Sight, doom: KillReason) -> bool:
-        """End a worker if it is still where it was seen; False if it has gone on."""
-        ran = pidfds.halt(member.pidfd.fileno(), member.pid)
-        if _look(member) != sight:
-            if ran:
-                pidfds.send_signal(member.pidfd.fileno(), signal.SIGCONT)
+    def _abort_at(self, worker: WorkerHandle, position: _Position, reason: KillReason) -> bool:
+        """End a worker if it is still at this position; return False if it has gone on."""
+        was_running = pidfds.halt(worker.pidfd.fileno(), worker.pid)
+        if _position_of(worker) != position:
+            if was_running:
+                pidfds.send_signal(worker.pidfd.fileno(), signal.SIGCONT)
             return False
-        self._end(member, doom)
+        self._abort(worker, reason)
         return True
 
-    def _end(self, member: WorkerHandle, doom: KillReason) -> None:
-        member.doom = doom
-        pidfds.abort(member.pidfd.fileno(), member.pid)
-        self._dying[member] = time.monotonic() + DYING
-        self.expect(DYING)
+    def _abort(self, worker: WorkerHandle, reason: KillReason) -> None:
+        worker.set_kill_reason(reason)
+        pidfds.abort(worker.pidfd.fileno(), worker.pid)
+        self._kill_at[worker] = time.monotonic() + ABORT_WITHIN_S
+        self.expect(ABORT_WITHIN_S)
 
-    def kill(self, member: WorkerHandle, batch: Batch, item: int | None) -> bool:
-        """End a worker by SIGKILL if it is at `item` of `batch` (None: at any); False if it is not, any more."""
-        sight = _look(member)
-        if item is not None and sight.batch == batch.number:
+    def kill(self, worker: WorkerHandle, batch: Batch, item: int | None) -> bool:
+        """End a worker by SIGKILL if it is at `item` of `batch` (None: at any item); return False if it is not.
+
+        A worker that has finished items to report first gets some time for that, and the caller tries again.
+        """
+        position = _position_of(worker)
+        if item is not None and position.batch == batch.number:
             now = time.monotonic()
-            if self._ask_to_report(member, batch, sight, now) and now < batch.hurried_since + REPORTING_AT_EASE:
+            owes_report = self._request_report(worker, batch, position, now)
+            if owes_report and now < batch.hurried_since + CANCELLED_REPORT_WITHIN_S:
                 return False
-        ran = pidfds.halt(member.pidfd.fileno(), member.pid)
-        sight = _look(member)
-        if sight.batch == batch.number and sight.state in _AT_WORK and item in (None, sight.item):
-            pidfds.send_signal(member.pidfd.fileno(), signal.SIGKILL)
+        was_running = pidfds.halt(worker.pidfd.fileno(), worker.pid)
+        position = _position_of(worker)
+        if position.batch == batch.number and position.state in _AT_WORK and item in (None, position.item):
+            pidfds.send_signal(worker.pidfd.fileno(), signal.SIGKILL)
             return True
-        if ran:
-            pidfds.send_signal(member.pidfd.fileno(), signal.SIGCONT)
+        if was_running:
+            pidfds.send_signal(worker.pidfd.fileno(), signal.SIGCONT)
         return False
 
 
-def _look(member: WorkerHandle) -> _Sight:
-    """Read in the order that fits the worker's: it stores the start before the index, and a batch's number last."""
-    words = member.slot.words
-    return _Sight(words[Word.BATCH], words[Word.ITEM], words[Word.STATE], words[Word.STARTED])
+def _position_of(worker: WorkerHandle) -> _Position:
+    """Read the position of a worker from the scoreboard.
+
+    The order of the reads fits the order of the worker's stores: it stores the start of an item before the item's
+    index, and the number of a batch last.
+    """
+    words = worker.slot.words
+    return _Position(words[Word.BATCH], words[Word.ITEM], words[Word.STATE], words[Word.STARTED])

@@ -84,12 +84,12 @@ class WorkerDeath:
     def reason(self) -> str:
         """The exit in words, such as `signal SIGSEGV`."""
         text = pidfds.describe_status(self._status)
-        return f"{text}, sent by the pool" if self.kill_reason is not None or self.worker.torn else text
+        return f"{text}, sent by the pool" if self.kill_reason is not None or self.worker.inconsistent else text
 
     @property
     def kill_reason(self) -> KillReason | None:
         """Why the master killed the worker; None if the master did not."""
-        return self.worker.doom
+        return self.worker.kill_reason
 
     @property
     def is_from_outside(self) -> bool:
@@ -108,7 +108,7 @@ class WorkerDeath:
         if self.went_with_zygote:
             return "the zygote, which forks the workers, was ended, and takes all its workers with it", _ADVICE_RETRY
         number = self.signal
-        if self.worker.torn and number == signal.SIGKILL:
+        if self.worker.inconsistent and number == signal.SIGKILL:
             return (
                 "an exception, of a signal handler or a second Ctrl-C, struck the pool while it dealt with this worker",
                 _ADVICE_RETRY,

@@ -107,13 +107,11 @@ class WorkerHandle:
         self.inbox = FdInbox()
         self.outlets = 0  # of its output, which no later packet may overtake
         self.given = 0  # tasks sent, as maxtasksperchild counts them
-        self.started = False  # has reported that its initializer returned, or has none
-        self.is_first = False  # made with the pool, and not later in another's place
-        self.born = 0.0  # when its initializer was begun
+        self.started = False  # its initializer has returned, or it has none
+        self.is_first = False  # it is the first worker in its place
         self.init_error: str | None = None  # the traceback of its initializer
-        self.private_at_birth = 0  # bytes that it had inherited
-        self.doom: KillReason | None = None  # why it is about to be ended by the master
-        self.torn = False  # an exception struck the master while it dealt with it, and so it is ended
+        self.kill_reason: KillReason | None = None  # why the master ends it, if the master does
+        self.inconsistent = False  # an exception interrupted the master while it handled this worker; it is killed
         self.retiring = False  # gets no more work
         self.dismissed = False  # has been told to exit
         self._outbox: deque[_Outgoing] = deque()
@@ -193,6 +191,18 @@ class WorkerHandle:
         self._starved.pop(self, None)
         while self._outbox and self._send(self._outbox[0]):
             self._outbox.popleft()
+
+    def enlist(self, *, is_first: bool, has_initializer: bool) -> None:
+        """Note whether the worker is the first one in its place, and whether it must report that it is ready."""
+        self.is_first, self.started = is_first, not has_initializer
+
+    def set_kill_reason(self, reason: KillReason) -> None:
+        """Note why the master ends the worker."""
+        self.kill_reason = reason
+
+    def give_no_more(self) -> None:
+        """Give the worker no more batches. When it holds none, the supervisor retires it."""
+        self.retiring = True
 
     def on_ready(self) -> None:
         """Note that the initializer has returned."""
@@ -364,6 +374,14 @@ class WorkerSet:
         yield from list(self.members.values())
         yield from list(self.leaving)
 
+    def begin_handling(self, member: WorkerHandle) -> None:
+        """Note that the master handles a worker from here on: an exception would leave its state in doubt."""
+        self.touching = member
+
+    def end_handling(self) -> None:
+        """Note that the master has handled a worker without an exception."""
+        self.touching = None
+
     def has_started(self) -> bool:
         """Whether the initializers of all workers on duty have returned."""
         return all(member.started for member in list(self.members.values()))
@@ -464,7 +482,7 @@ class WorkerSet:
             self.place(one)
         member = self.touching
         if member is not None and not member.dismissed:
-            member.torn = True
+            member.inconsistent = True
             pidfds.send_signal(member.pidfd.fileno(), signal.SIGKILL)
         self.touching = None
         return {batch.number for one in self for batch in one.held}

@@ -1,4 +1,4 @@
-"""Calls that are cancelled at the worst moment: their worker has read them, and not begun."""
+"""Test the cancellation of calls whose worker has read them and has not begun to run them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pairpool.transport.protocol import Mode
 
 
 class Target:
-    """Of a call; knows only whether it has an outcome."""
+    """The target of a call. It knows only whether the call has an outcome."""
 
     def __init__(self) -> None:
         self.job: Any = None
@@ -22,8 +22,8 @@ class Target:
         self.has_outcome = True
 
 
-class Worker:
-    """Holds one batch of three calls, which it has read; plays overseer, too."""
+class FakeWorker:
+    """A worker that has read one batch of three calls. It plays the part of the watchdog, too."""
 
     def __init__(self) -> None:
         self.dismissed = False
@@ -35,8 +35,8 @@ class Worker:
         assert batch is not None
         self.held = [batch]
         self.item = -1
-        self.asked: list[int | None] = []
-        self.kills: list[int] = []  # where it was then
+        self.kill_requests: list[int | None] = []
+        self.kills: list[int] = []  # the items at which the worker was killed
 
     @property
     def slot(self) -> Any:
@@ -45,52 +45,52 @@ class Worker:
     def recall(self) -> list[Batch]:
         return []
 
-    def kill(self, _member: object, _batch: Batch, item: int | None) -> bool:
-        self.asked.append(item)
+    def kill(self, _worker: object, _batch: Batch, item: int | None) -> bool:
+        self.kill_requests.append(item)
         if self.item < 0 or item not in (None, self.item):
             return False
         self.kills.append(self.item)
         return True
 
 
-def cancellation_of(worker: Worker) -> Cancellation:
+def cancellation_of(worker: FakeWorker) -> Cancellation:
     def nothing(*_: object) -> None: ...
 
-    agenda: Any = SimpleNamespace(put_back=nothing, withdraw=nothing, requeue=nothing, settle=nothing)
-    crew: Any = SimpleNamespace(members={0: worker}, place=nothing)
-    overseer: Any = worker
-    return Cancellation(agenda, crew, overseer)
+    queue: Any = SimpleNamespace(put_back=nothing, withdraw=nothing, requeue=nothing, settle=nothing)
+    workers: Any = SimpleNamespace(members={0: worker}, place=nothing)
+    watchdog: Any = worker
+    return Cancellation(queue, workers, watchdog)
 
 
-def test_a_batch_that_is_not_begun_is_looked_at_until_it_is() -> None:
-    worker = Worker()
+def test_a_kill_stays_pending_until_the_worker_begins_the_batch() -> None:
+    worker = FakeWorker()
     cancellation = cancellation_of(worker)
     cancellation.calls(worker.targets, RuntimeError())
-    assert list(cancellation.condemned) == worker.held
+    assert list(cancellation.pending_kills) == worker.held
     assert worker.kills == []
     worker.item = 0
-    cancellation.look()
+    cancellation.kill_pending()
     assert worker.kills == [0]
-    assert not cancellation.condemned
+    assert not cancellation.pending_kills
 
 
-def test_a_worker_is_killed_at_what_was_cancelled_and_at_nothing_else() -> None:
-    worker = Worker()
+def test_a_worker_is_killed_only_at_the_cancelled_item() -> None:
+    worker = FakeWorker()
     worker.item = 0
     cancellation = cancellation_of(worker)
     cancellation.calls(worker.targets[1:2], RuntimeError())
-    assert worker.asked == []
+    assert worker.kill_requests == []
     worker.item = 1
-    cancellation.look()
-    assert worker.asked == [1]
+    cancellation.kill_pending()
+    assert worker.kill_requests == [1]
     assert worker.kills == [1]
 
 
-def test_a_batch_that_has_ended_is_looked_at_no_more() -> None:
-    worker = Worker()
+def test_no_kill_is_pending_after_the_batch_has_ended() -> None:
+    worker = FakeWorker()
     cancellation = cancellation_of(worker)
     cancellation.calls(worker.targets[:1], RuntimeError())
     worker.held.clear()
-    cancellation.look()
-    assert not cancellation.condemned
-    assert worker.asked == []
+    cancellation.kill_pending()
+    assert not cancellation.pending_kills
+    assert worker.kill_requests == []

@@ -148,6 +148,10 @@ class Batch:
         batch.movers = self.movers
         return batch
 
+    def send_individually(self) -> None:
+        """Send each item of this batch in a packet of its own."""
+        self.solo = True
+
     def hand_over(self) -> None:
         """A worker is about to run the item, or that has ended: what was to move there is closed here."""
         self.handed_over = True
@@ -438,6 +442,10 @@ class Calls(Job):
         self._next = 0
         self.dropped: BaseException | None = None
         """Why some of them have an outcome before they have ended, if so: these are not run again."""
+
+    def drop_settled(self, reason: BaseException) -> None:
+        """From now on, end calls that have an outcome with `reason` when they come back undone."""
+        self.dropped = reason
 
     def withdraw(self, target: Target) -> int | None:
         """Take a call back that has not been handed out; returns its function's number, or None if there is no such."""

@@ -216,6 +216,12 @@ class JobQueue:
         self.release(uses)
         self.settle(job)
 
+    def break_down(self, reason: BaseException) -> None:
+        """End every call, now and later, with `reason`; later calls with the first reason, if there are several."""
+        if self.broken is None:
+            self.broken = reason
+        self.cancel_all(reason)
+
     def cancel_all(self, reason: BaseException) -> None:
         for job in list(self.unfinished):
             self.cancel(job, reason)
