@@ -14,9 +14,12 @@ import argparse
 import sys
 
 from pairpool.linux import pidfds
+from pairpool.master.direct_zygote import DirectZygote
+from pairpool.master.zygotes import ForkedZygote, Zygote
 from pairpool.transport.channel import Channel, Lost
 from pairpool.transport.protocol import TextPacket
-from pairpool.worker.zygote import DirectZygote, ForkedZygote, Spawned, Zygote
+from pairpool.transport.spawning import Spawned
+from pairpool.worker import zygote as zygote_process
 
 
 def child(channel: Channel, _slot: int, _serial: int) -> int:
@@ -43,7 +46,7 @@ def have_child(zygote: Zygote) -> Spawned:
 def main() -> int:
     parser = argparse.ArgumentParser(description="A parent and a child say hello over a pair of sockets.")
     parser.add_argument("--direct", action="store_true", help="fork the child here, without a zygote")
-    zygote: Zygote = DirectZygote(child) if parser.parse_args().direct else ForkedZygote(child)
+    zygote: Zygote = DirectZygote(child) if parser.parse_args().direct else ForkedZygote(zygote_process.serve, child)
     try:
         forked = have_child(zygote)
         # A pool keeps this second handle on the child's end, to take back what the child has not read. Here it is

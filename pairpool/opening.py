@@ -18,11 +18,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pairpool.linux import descriptors, requirements
+from pairpool.master.direct_zygote import DirectZygote
 from pairpool.master.engine import Engine, ScoreboardFiles, WorkerSettings
+from pairpool.master.zygotes import ForkedZygote, FreshZygote, Zygote
 from pairpool.options import START_METHODS, PoolOptions
-from pairpool.worker import bootstrap
-from pairpool.worker.worker import WorkerBody
-from pairpool.worker.zygote import DirectZygote, ForkedZygote, FreshZygote, Zygote
+from pairpool.transport.child_pickles import pickle_for_child
+from pairpool.worker import forkserver_main, zygote
+from pairpool.worker.body import WorkerBody, make_body
 
 if TYPE_CHECKING:
     from pairpool.view.trace import TraceWriter
@@ -114,11 +116,12 @@ def _zygote_maker(options: PoolOptions, files: ScoreboardFiles, daemon: bool) ->
         body = WorkerBody(files.board, stacks.fileno(), os.getpid(), initializer, initargs, daemon)
         if options.start_method == "direct":
             return lambda: DirectZygote(body, keep=[stacks])
-        return lambda: ForkedZygote(body, keep=[stacks])
+        return lambda: ForkedZygote(zygote.serve, body, keep=[stacks])
     arguments: bytes | None = None
     fds: list[int] = []
     if initializer is not None:
-        arguments, fds = bootstrap.pickle_for_child((initializer, initargs))
+        arguments, fds = pickle_for_child((initializer, initargs))
     setup = pickle.dumps((os.getpid(), arguments, daemon))
-    factory = f"{WorkerBody.__module__}:make_body"
-    return lambda: FreshZygote(factory, [files.board_fd.fileno(), stacks.fileno(), *fds], setup)
+    main = f"{forkserver_main.__name__}:{forkserver_main.run_fresh_zygote.__name__}"
+    factory = f"{make_body.__module__}:{make_body.__name__}"
+    return lambda: FreshZygote(main, factory, [files.board_fd.fileno(), stacks.fileno(), *fds], setup)

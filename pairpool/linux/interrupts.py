@@ -20,7 +20,6 @@ Exceptions to this rule:
 
 from __future__ import annotations
 
-import _signal  # type: ignore[import-not-found]  # below `signal`, whose enums take 12 µs of each wait
 import ctypes
 import os
 import sys
@@ -29,6 +28,8 @@ import time
 from collections.abc import Callable
 from signal import SIGALRM, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, default_int_handler
 from typing import Any
+
+from pairpool.linux.cpython_private import signal_module as _signal
 
 Handler = Callable[[int, Any], object]
 

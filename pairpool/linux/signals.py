@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import _signal  # type: ignore[import-not-found]
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+
+from pairpool.linux.cpython_private import set_signal_mask
 
 __all__ = ["hold_signals", "set_signal_mask"]
 
 _DEFERRED = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM, signal.SIGUSR1, signal.SIGUSR2}
 
 """Signals whose handlers are apt to raise."""
-
-set_signal_mask: Callable[[int, Iterable[int]], set[int]] = _signal.pthread_sigmask
-
-"""`signal.pthread_sigmask`, which is a Python function, without that: nothing can strike before the mask is set."""
 
 
 def hold_signals(numbers: Iterable[int] = _DEFERRED) -> set[int]:

@@ -36,12 +36,12 @@ from pairpool.master.supervisor import Supervisor
 from pairpool.master.watchdog import Watchdog
 from pairpool.master.workers import WorkerHandle, WorkerSet
 from pairpool.master.zygote_client import ZygoteClient, fork_zygote
+from pairpool.master.zygotes import Zygote
 from pairpool.scoreboard.board import PoolWord, Scoreboard, Word
 from pairpool.trace_events import Trace
 from pairpool.transport.items import is_immutable
 from pairpool.transport.payload_shm import KEPT, WarmMemory
 from pairpool.transport.serializer import Serializer
-from pairpool.worker.zygote import Zygote
 
 if TYPE_CHECKING:
     from pairpool.master.output import Collector

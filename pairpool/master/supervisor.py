@@ -23,10 +23,11 @@ from pairpool.master.reaper import Reaper
 from pairpool.master.worker_death import WorkerDeath
 from pairpool.master.workers import WorkerHandle
 from pairpool.master.zygote_client import ZygoteClient, explain_fork_error
+from pairpool.master.zygotes import Zygote
 from pairpool.scoreboard.board import State, Word
 from pairpool.transport.channel import Lost
 from pairpool.transport.protocol import StartPacket
-from pairpool.worker.zygote import Spawned, SpawnFailed, Zygote
+from pairpool.transport.spawning import Spawned, SpawnFailed
 
 if TYPE_CHECKING:
     from pairpool.master.output import Collector

@@ -20,6 +20,7 @@ from typing import NamedTuple
 from pairpool.linux import cgroup, descriptors, pidfds
 from pairpool.master.jobs.base import Batch, Target
 from pairpool.master.kill_reason import KillReason
+from pairpool.master.zygotes import Zygote
 from pairpool.scoreboard.board import Slot, Word
 from pairpool.transport.capture import CaptureFd
 from pairpool.transport.channel import Cut, Lost
@@ -44,8 +45,8 @@ from pairpool.transport.protocol import (
     recall_of,
 )
 from pairpool.transport.segments import SegmentFd
+from pairpool.transport.spawning import Spawned
 from pairpool.transport.wire import INLINE_LIMIT, Buffer, Recall
-from pairpool.worker.zygote import Spawned, Zygote
 
 __all__ = ["LATELY", "WorkerSet", "WorkerHandle"]
 

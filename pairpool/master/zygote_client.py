@@ -12,10 +12,11 @@ from collections.abc import Callable
 
 from pairpool.linux import pidfds
 from pairpool.master.event_loop import EventLoop
+from pairpool.master.zygotes import Zygote
 from pairpool.transport.channel import Lost
 from pairpool.transport.inherited_names import InheritedNames
 from pairpool.transport.serializer import Serializer
-from pairpool.worker.zygote import Spawned, SpawnFailed, Zygote
+from pairpool.transport.spawning import Spawned, SpawnFailed
 
 __all__ = ["ZygoteClient", "explain_fork_error", "fork_zygote"]
 

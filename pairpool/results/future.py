@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pairpool.errors import InitializerFailed, WorkerDied, remote_text
 from pairpool.linux import forking
+from pairpool.linux.cpython_private import remote_traceback
 from pairpool.master import call_errors
 from pairpool.master.jobs.base import Calls, MapJob
 
@@ -153,10 +154,7 @@ def for_process_pool(error: BaseException) -> BaseException:
         error, original.__cause__ = original, cause
     text = remote_text(cause)
     if text is not None:
-        from concurrent.futures import process
-
-        names: Any = process
-        error.__cause__ = names._RemoteTraceback(text)
+        error.__cause__ = remote_traceback(text)
     return error
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import pickle
 import select
-import signal
 import sys
 import time
 import traceback
@@ -21,10 +20,8 @@ from operator import length_hint
 from typing import Any, NamedTuple
 
 from pairpool.linux.spin import SPIN_NS, Spinning
-from pairpool.scoreboard import progress
-from pairpool.scoreboard.board import NOTHING, Scoreboard, Slot, State, Word
-from pairpool.scoreboard.fault_stacks import catch_faults
-from pairpool.scoreboard.stacks import offer_stack, show_threads
+from pairpool.scoreboard.board import NOTHING, Slot, State, Word
+from pairpool.scoreboard.stacks import show_threads
 from pairpool.transport import capture, fd_passing, payload_shm, segments
 from pairpool.transport.channel import Channel, Cut, Lost
 from pairpool.transport.failures import Failure, Fault, describe_failure, missing_module, safe
@@ -33,7 +30,6 @@ from pairpool.transport.keeper import Keeper
 from pairpool.transport.payload import BULK, EACH, SHARING, Encoded, each_item, load_all, load_item, load_shared
 from pairpool.transport.payload_shm import KEPT, PayloadBuffers, PayloadReader, WarmMemory
 from pairpool.transport.protocol import (
-    REPORT_SIGNAL,
     BatchPacket,
     CapturePacket,
     DescriptorsPacket,
@@ -55,9 +51,8 @@ from pairpool.transport.repeats import LARGE
 from pairpool.transport.serializer import Serializer
 from pairpool.transport.stamps import Stamps
 from pairpool.transport.wire import INLINE_LIMIT, Buffer, ProtocolError
-from pairpool.worker import bootstrap
 
-__all__ = ["Worker", "WorkerBody"]
+__all__ = ["Worker"]
 
 IDLE_AFTER = 1.0
 """Seconds without work after which a worker gives back what it keeps warm."""
@@ -854,50 +849,3 @@ def _flush(stream: Any) -> None:
         stream.flush()
     except (OSError, ValueError):
         pass  # the task's own output is closed or full: nobody to tell, and its result still counts
-
-
-class WorkerBody(NamedTuple):
-    """What the zygote runs in each child: everything that a worker is made of, inherited.
-
-    Args:
-        board: the status board.
-        stacks: descriptor of the memfd that receives the Python stack at a fault.
-        master: pid of the master.
-        daemon: what multiprocessing says that it is.
-    """
-
-    board: Scoreboard
-    stacks: int
-    master: int
-    initializer: Callable[..., object] | None
-    initargs: Sequence[Any]
-    daemon: bool
-
-    def __call__(self, channel: Channel, number: int, serial: int) -> int:
-        slot = self.board.slot(number)
-        slot.words[Word.BORN] = time.monotonic_ns()
-        progress.become_reporter(self.board, number)
-        catch_faults(self.stacks, number)
-        offer_stack()
-        bootstrap.become_pool_worker(serial, self.master, daemon=self.daemon)
-        worker = Worker(channel, slot, self.initializer, self.initargs)
-        signal.signal(REPORT_SIGNAL, worker.hurry)
-        status = worker.run()
-        if status == 0:
-            bootstrap.finish_pool_worker()
-        capture.finish()
-        return status
-
-
-def make_body(fds: list[int], setup: bytes) -> WorkerBody:
-    """The body in a fresh zygote: `fds` are board, stacks and what the initializer's arguments need."""
-    board_fd, stacks, *inherited = fds
-    bootstrap.remember_inherited(inherited)
-    master, arguments, daemon = pickle.loads(setup)
-    return WorkerBody(Scoreboard.attach(board_fd), stacks, master, _load_initializer, (arguments,), daemon)
-
-
-def _load_initializer(pickled: bytes | None) -> None:
-    if pickled is not None:
-        initializer, initargs = pickle.loads(pickled)
-        initializer(*initargs)

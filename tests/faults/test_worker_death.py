@@ -714,7 +714,7 @@ def test_too_few_descriptors(start_method: str, tmp_path: Path) -> None:
 
 CROWDED = """
 import ctypes, os, resource, signal, subprocess, sys
-import pairpool.pool, pairpool.errors, pairpool.worker.bootstrap
+import pairpool.pool, pairpool.errors, pairpool.worker.forkserver_main
 from pairpool import Pool
 
 NOBODY = 65534

@@ -23,7 +23,7 @@ from pairpool.errors import PoolInherited
 from pairpool.linux import cgroup, descriptors, forking, pidfds, process_tree, requirements
 from pairpool.transport.channel import Channel, Lost
 from pairpool.transport.protocol import TextPacket
-from pairpool.worker.zygote import Body
+from pairpool.transport.spawning import Body
 from tests.support.children import forked, in_child, sigchld_ignored, wait_for_end
 from tests.support.kernel import KERNEL_TELLS_STATUS
 from tests.support.scripts import ROOT

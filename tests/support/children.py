@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from pairpool.linux import forking, pidfds
-from pairpool.worker.zygote import Body, Spawned, fork_worker
+from pairpool.transport.spawning import Body, Spawned, fork_worker
 from tests.support.waiting import PATIENCE
 
 __all__ = ["forked", "in_child", "sigchld_ignored", "wait_for_end"]

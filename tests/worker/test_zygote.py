@@ -11,7 +11,7 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -19,10 +19,14 @@ import pytest
 
 from pairpool import Pool
 from pairpool.linux import descriptors, forking, pidfds, process_tree
+from pairpool.linux.sigchld import sigchld
+from pairpool.master import direct_zygote
+from pairpool.master.direct_zygote import DirectZygote
+from pairpool.master.zygotes import ForkedZygote, FreshZygote, Zygote, ZygoteProcess
 from pairpool.transport.channel import Channel, Lost
 from pairpool.transport.protocol import TextPacket
+from pairpool.transport.spawning import Body, Spawned, SpawnFailed
 from pairpool.worker import zygote
-from pairpool.worker.zygote import Body, DirectZygote, ForkedZygote, FreshZygote, Spawned, SpawnFailed, Zygote
 from tests.support.children import in_child, wait_for_end
 from tests.support.scripts import ROOT, environment
 from tests.support.waiting import PATIENCE
@@ -153,17 +157,23 @@ def answer_of(make: Make, question: Callable[[], Any]) -> Any:
         return told(worker.near)
 
 
-both = pytest.mark.parametrize("make", [ForkedZygote, DirectZygote], ids=["forked", "direct"])
+def fork_zygote(body: Body, keep: Sequence[descriptors.Closable] = ()) -> ZygoteProcess:
+    return ForkedZygote(zygote.serve, body, keep)
 
 
-def _fresh(_body: Body) -> Zygote:
-    return FreshZygote("tests.worker.test_zygote:make_echo", [], b"setup")
+both = pytest.mark.parametrize("make", [fork_zygote, DirectZygote], ids=["forked", "direct"])
+
+
+def _fresh(_body: Body) -> ZygoteProcess:
+    return FreshZygote(
+        "pairpool.worker.forkserver_main:run_fresh_zygote", "tests.worker.test_zygote:make_echo", [], b"setup"
+    )
 
 
 # --- births -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", [ForkedZygote, DirectZygote, _fresh], ids=["forked", "direct", "fresh"])
+@pytest.mark.parametrize("make", [fork_zygote, DirectZygote, _fresh], ids=["forked", "direct", "fresh"])
 def test_workers_run_the_body(make: Make) -> None:
     with closing(make(echo)) as made, worker_of(made, 7) as first, worker_of(made, 3) as second:
         assert made.was_ready
@@ -174,7 +184,7 @@ def test_workers_run_the_body(make: Make) -> None:
         ]
         assert [worker.slot for worker in (first, second)] == [7, 3]
         assert second.serial > first.serial
-        parent = made.pid if isinstance(made, zygote._ZygoteProcess) else os.getpid()
+        parent = made.pid if isinstance(made, ZygoteProcess) else os.getpid()
         assert [answer[3] for answer in answers] == [parent, parent]
         for worker in (first, second):
             worker.near.send(TEXT, b"hello")
@@ -211,7 +221,8 @@ def test_a_fork_that_fails_is_told(make: Make, monkeypatch: pytest.MonkeyPatch) 
     def refuse(_body: Body, _slot: int, _serial: int, **_options: bool) -> Spawned:
         raise OSError(errno.EAGAIN, "no more processes")
 
-    monkeypatch.setattr(zygote, "fork_worker", refuse)
+    for module in (zygote, direct_zygote):
+        monkeypatch.setattr(module, "fork_worker", refuse)
     with closing(make(echo)) as made:
         answer = have(made, 5)
         assert isinstance(answer, SpawnFailed)
@@ -239,13 +250,12 @@ def test_a_worker_without_a_pidfd_is_not_left_running(monkeypatch: pytest.Monkey
 def test_what_the_body_raises_is_shown_and_ends_the_worker() -> None:
     script = """
         from pairpool.linux import pidfds
-        from pairpool.worker.zygote import ForkedZygote
-        from tests.worker.test_zygote import TEXT, have
+        from tests.worker.test_zygote import TEXT, fork_zygote, have
         def body(channel, slot, serial):
             channel.receive()  # as it must, for its pidfd can be opened only while it is there
             print("printed", end="")
             raise ZeroDivisionError("in the body")
-        zygote = ForkedZygote(body)
+        zygote = fork_zygote(body)
         worker = have(zygote)
         worker.near.send(TEXT)
         pidfds.wait_ended(worker.pidfd.fileno(), None)
@@ -262,8 +272,7 @@ def test_what_the_body_raises_is_shown_and_ends_the_worker() -> None:
 def test_output_that_waits_while_a_process_forks_is_written_once(make: Make) -> None:
     script = f"""
         import sys
-        from pairpool.worker.zygote import {make.__name__}
-        from tests.worker.test_zygote import echo, closing, worker_of, told
+        from tests.worker.test_zygote import {make.__name__}, echo, closing, worker_of, told
         print("out", end="")
         print("err", end="", file=sys.stderr)
         with closing({make.__name__}(echo)) as zygote:
@@ -371,7 +380,7 @@ def _there(fd: str) -> bool:
 
 def test_workers_hold_no_end_of_another_pair() -> None:
     """Or EOF would not come while the other worker lives; seen from the workers that came later."""
-    with closing(ForkedZygote(busy)) as made, ExitStack() as workers:
+    with closing(fork_zygote(busy)) as made, ExitStack() as workers:
         first = workers.enter_context(worker_of(made))
         for slot in (1, 2):
             told(workers.enter_context(worker_of(made, slot)).near)
@@ -384,8 +393,8 @@ def test_workers_hold_no_end_of_another_pair() -> None:
 
 
 def test_a_zygote_ends_though_a_later_one_lives() -> None:
-    with closing(ForkedZygote(echo)) as first, closing(ForkedZygote(echo)) as second, worker_of(second) as worker:
-        assert isinstance(first, ForkedZygote)
+    with closing(fork_zygote(echo)) as first, closing(fork_zygote(echo)) as second, worker_of(second) as worker:
+        assert isinstance(first, ZygoteProcess)
         first._control.close()
         assert wait_for_end(first.pidfd.fileno())
         assert told(worker.near)[2] == worker.pid
@@ -433,8 +442,8 @@ def test_a_thread_may_fork_workers_itself() -> None:
 
 @pytest.mark.parametrize("body", [echo, busy], ids=["idle", "busy"])
 def test_workers_die_with_their_zygote(body: Body) -> None:
-    with closing(ForkedZygote(body)) as made, worker_of(made) as worker:
-        assert isinstance(made, ForkedZygote)
+    with closing(fork_zygote(body)) as made, worker_of(made) as worker:
+        assert isinstance(made, ZygoteProcess)
         told(worker.near)
         pidfds.send_signal(made.pidfd.fileno(), signal.SIGKILL)
         assert wait_for_end(worker.pidfd.fileno())
@@ -449,7 +458,7 @@ def test_workers_die_with_their_zygote(body: Body) -> None:
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, None], ids=["killed", "let go"])
 def test_what_a_worker_leaves_running_is_ended_when_it_is_reaped(end: int | None) -> None:
-    with closing(ForkedZygote(with_descendants)) as made, worker_of(made) as other, worker_of(made, 1) as worker:
+    with closing(fork_zygote(with_descendants)) as made, worker_of(made) as other, worker_of(made, 1) as worker:
         others, (child, grandchild) = told(other.near), told(worker.near)
         with ExitStack() as stack:
             orphans = [stack.enter_context(watching(pid)) for pid in (child, grandchild)]
@@ -468,7 +477,7 @@ def test_what_a_worker_leaves_running_is_ended_when_it_is_reaped(end: int | None
 
 
 def test_closing_ends_all_that_is_below() -> None:
-    made = ForkedZygote(with_descendants)
+    made = fork_zygote(with_descendants)
     with ExitStack() as stack:
         alive, dead = (stack.enter_context(worker_of(made, slot)) for slot in (0, 1))
         pids = [*told(alive.near), *told(dead.near)]
@@ -481,7 +490,7 @@ def test_closing_ends_all_that_is_below() -> None:
 
 
 def test_closing_ends_a_busy_worker() -> None:
-    made = ForkedZygote(busy)
+    made = fork_zygote(busy)
     with worker_of(made) as worker:
         told(worker.near)
         made.close()
@@ -489,8 +498,8 @@ def test_closing_ends_a_busy_worker() -> None:
 
 
 def test_a_zygote_that_does_not_end_is_killed() -> None:
-    with closing(ForkedZygote(busy)) as made, worker_of(made) as worker:
-        assert isinstance(made, ForkedZygote)
+    with closing(fork_zygote(busy)) as made, worker_of(made) as worker:
+        assert isinstance(made, ZygoteProcess)
         told(worker.near)
         pidfds.send_signal(made.pidfd.fileno(), signal.SIGSTOP)
         made.close(patience=0.0)
@@ -498,7 +507,7 @@ def test_a_zygote_that_does_not_end_is_killed() -> None:
 
 
 def test_closing_reaps_the_zygote() -> None:
-    made = ForkedZygote(echo)
+    made = fork_zygote(echo)
     assert made.pid in process_tree.children_of(os.getpid())
     made.close()
     assert made.pid not in process_tree.children_of(os.getpid())
@@ -506,8 +515,8 @@ def test_closing_reaps_the_zygote() -> None:
 
 @pytest.mark.parametrize("reaped", [False, True], ids=["a zombie", "reaped"])
 @pytest.mark.parametrize("holder", [False, True], ids=["", "though something holds the control pair"])
-@pytest.mark.parametrize("how", [ForkedZygote, _fresh], ids=["forked", "fresh"])
-def test_all_ends_when_the_master_is_killed(how: Callable[[Body], ForkedZygote], holder: bool, reaped: bool) -> None:
+@pytest.mark.parametrize("how", [fork_zygote, _fresh], ids=["forked", "fresh"])
+def test_all_ends_when_the_master_is_killed(how: Callable[[Body], ZygoteProcess], holder: bool, reaped: bool) -> None:
     """The master is a child of the test; `reports` brings the pids of what it made.
 
     The zygote is stopped until the master is what the test says: a zombie, or altogether gone.
@@ -520,7 +529,7 @@ def test_all_ends_when_the_master_is_killed(how: Callable[[Body], ForkedZygote],
         worker = have(made)
         assert isinstance(worker, Spawned)
         report = told(worker.near)
-        pids = [made.pid, worker.pid, *(report if how is ForkedZygote else ())]
+        pids = [made.pid, worker.pid, *(report if how is fork_zygote else ())]
         if holder:  # a copy of the master that knows nothing of pools, and lives on a little
             os.dup(made._control.fileno())
             pid = os.fork()
@@ -582,7 +591,7 @@ def stay_until_eof(fd: int) -> None:
 
 def test_a_zygote_whose_master_is_gone_before_it_starts_ends_at_once() -> None:
     """As far as it can be had without chance: the control pair is closed before the zygote reads from it."""
-    made = ForkedZygote(echo)
+    made = fork_zygote(echo)
     os.kill(made.pid, signal.SIGSTOP)
     made.request(0)
     made._control.close()
@@ -596,7 +605,13 @@ def test_a_fresh_zygote_that_is_not_wanted_any_more_says_nothing() -> None:
     near, far = Channel.pair()
     near.close()
     call = f"run_fresh_zygote({far.fileno()}, {os.getpid()}, 'nothing:', [])"
-    command = [sys.executable, "-W", "error", "-c", f"from pairpool.worker.bootstrap import run_fresh_zygote; {call}"]
+    command = [
+        sys.executable,
+        "-W",
+        "error",
+        "-c",
+        f"from pairpool.worker.forkserver_main import run_fresh_zygote; {call}",
+    ]
     done = subprocess.run(command, pass_fds=[far.fileno()], env=environment(), cwd=ROOT, capture_output=True, text=True)
     far.close()
     assert (done.returncode, done.stdout, done.stderr) == (1, "", "")
@@ -657,7 +672,7 @@ def test_sigchld_comes_back_with_the_last_close(order: tuple[int, ...]) -> None:
 
 
 def test_a_zygote_of_its_own_leaves_the_masters_signals_alone(disposition: Any) -> None:
-    with closing(ForkedZygote(echo)) as made, worker_of(made) as worker:
+    with closing(fork_zygote(echo)) as made, worker_of(made) as worker:
         told(worker.near)
         assert signal.getsignal(signal.SIGCHLD) == disposition
         if disposition != signal.SIG_IGN:
@@ -692,7 +707,7 @@ def test_sigchld_comes_back_though_the_last_is_closed_by_a_thread() -> None:
 
 def test_a_zygote_that_cannot_be_opened_leaves_sigchld_alone() -> None:
     before = signal.getsignal(signal.SIGCHLD)
-    opened = DirectZygote._open
+    opened = sigchld.users
     raised: list[BaseException] = []
 
     def make() -> None:
@@ -705,5 +720,5 @@ def test_a_zygote_that_cannot_be_opened_leaves_sigchld_alone() -> None:
     thread.start()
     thread.join()
     assert len(raised) == 1
-    assert DirectZygote._open == opened
+    assert sigchld.users == opened
     assert signal.getsignal(signal.SIGCHLD) == before

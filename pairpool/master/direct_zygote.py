@@ -1,0 +1,107 @@
+"""`start_method="direct"`: no zygote. The master forks the workers, and ignores SIGCHLD while any such pool is open.
+
+The price:
+
+- `subprocess.run(["false"]).returncode` is 0 in the master meanwhile;
+- a worker that is replaced is forked from the program as it is then, with its threads;
+- the master is no subreaper: what a task has started is found by its worker's process group. A program in a session of
+  its own outlives a worker that is killed. Whatever a task has started outlives a master that is killed by SIGKILL;
+- only the main thread can set SIGCHLD (signal(7)).
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Sequence
+
+from pairpool.linux import children, descriptors, pidfds
+from pairpool.linux.sigchld import sigchld
+from pairpool.master.zygotes import CLOSE_PATIENCE_S, Zygote, serials
+from pairpool.transport.channel import Channel
+from pairpool.transport.spawning import Body, Spawned, SpawnFailed, fork_worker
+
+__all__ = ["DirectZygote"]
+
+STILL_LISTED = 64
+"""Workers that may have ended so recently that the kernel still lists them among the children."""
+
+
+class DirectZygote:
+    """Forks the workers in this process.
+
+    Args:
+        body: what workers run.
+        keep: what is closed in other children of this process, but not in workers.
+    """
+
+    was_ready = True
+    is_gone = False
+    main_names: frozenset[str] | None = None
+
+    def __init__(self, body: Body, keep: Sequence[descriptors.Closable] = ()) -> None:
+        self._body = body
+        self._keep = keep
+        self._answers: deque[Spawned | SpawnFailed] = deque()
+        self._children: dict[int, tuple[int, descriptors.Descriptor]] = {}
+        self._ended: deque[int] = deque(maxlen=STILL_LISTED)
+        self._closed = False
+        sigchld.ignore()
+
+    def request(self, slot: int) -> None:
+        """Fork a worker at once; `receive` returns it."""
+        children.flush_output()
+        for thing in self._keep:
+            descriptors.disown(thing)
+        try:
+            new = fork_worker(self._run_body, slot, next(serials), own_group=True)
+            handle = descriptors.Descriptor(os.dup(new.pidfd.fileno()))
+            descriptors.own(handle)
+            self._children[new.serial] = new.pid, handle
+            self._answers.append(new)
+        except OSError as error:
+            self._answers.append(SpawnFailed(slot, error))
+        finally:
+            for thing in self._keep:
+                descriptors.own(thing)
+
+    def _run_body(self, channel: Channel, slot: int, serial: int) -> int:
+        sigchld.forget()
+        return self._body(channel, slot, serial)
+
+    def receive(self) -> Spawned | SpawnFailed | None:
+        return self._answers.popleft() if self._answers else None
+
+    def flush(self) -> bool:
+        return True
+
+    def wait(self, timeout: float | None) -> None:
+        """Return at once: every request was answered at once."""
+
+    def reaped(self, serial: int) -> None:
+        """Kill what a worker left running, which is in its process group."""
+        pid, handle = self._children.pop(serial, (0, None))
+        if handle is not None:
+            pidfds.kill_group(pid, handle.fileno())
+            self._ended.append(pid)
+            descriptors.disown(handle)
+            handle.close()
+
+    def want_spare(self) -> None:
+        """Do nothing: this process needs no replacement."""
+
+    def take_spare(self) -> Zygote | None:
+        return None
+
+    def watched(self) -> list[int]:
+        return []
+
+    def close(self, patience: float = CLOSE_PATIENCE_S) -> None:
+        """Kill what workers left running, and restore SIGCHLD after the last pool. A second call does nothing."""
+        if not self._closed:
+            self._closed = True
+            for serial in list(self._children):
+                self.reaped(serial)
+            for pid in self._ended:
+                pidfds.wait_released(pid)
+            sigchld.release()
