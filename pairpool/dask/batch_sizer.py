@@ -1,8 +1,8 @@
 """Compute how many items go into a batch for a node. Arithmetic only: no clock and no I/O.
 
 1. While no batch has come back, a batch has one item per thread of a node.
-2. Then a batch has the items that keep all threads of a node busy for `target` seconds, but at most `MAX_GROWTH` times
-   the items of the largest batch that has come back.
+2. Then a batch has the items that keep all threads of a node busy for `target` seconds. It has at most `MAX_GROWTH`
+   times the items of the largest batch that has come back.
 3. Towards the end of an input of known length, batches shrink, so that the last ones end together.
 """
 

@@ -147,7 +147,7 @@ class ClusterCall:
         self._finished: Any = None  # Dask's queue of futures that are done
         self._early: dict[int, list[ItemOutcome]] = {}  # by first item: batches that finished before an earlier batch
         self._next_first = 0
-        self._ready: deque[list[ItemOutcome]] = deque()  # the outcomes of batches, for the reader
+        self._ready: deque[list[ItemOutcome]] = deque()  # the outcomes that the reader may have now
         self._unpickled: dict[int, dict[int, BaseException]] = {}  # by first item of the batch, and by offset
         self._read = 0
         self._is_over = False

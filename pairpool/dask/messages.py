@@ -30,7 +30,7 @@ class NodeSetup(NamedTuple):
     key: str
     """Identifies the client."""
     versions: str
-    """What `versions` returns in the program."""
+    """The result of `versions` in the program."""
     options: bytes
     """Options of `Pool`, pickled."""
 

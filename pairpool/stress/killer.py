@@ -37,10 +37,10 @@ VICTIM_INTERVAL_S = 0.001
 """Seconds between two searches for a victim. Another process gets no event when a worker starts."""
 
 SIGKILL_SHARE, SIGTERM_SHARE = 0.55, 0.20
-"""Shares of these signals. The rest is SIGSTOP."""
+"""The probabilities of these signals. The rest is SIGSTOP."""
 
 ZYGOTE_SHARE = 0.03
-"""Share of the kills that hit the zygote instead of a worker."""
+"""The probability that a kill hits the zygote instead of a worker."""
 
 PIDS_KEPT = 256
 """Killed workers that are remembered, so that a worker is not chosen again before it has ended."""

@@ -114,7 +114,7 @@ def signature(error: BaseException) -> object:
 
 # --- deaths -------------------------------------------------------------------------------------------
 
-_SIGNALS = {
+_EXIT_STATUSES = {
     TaskKind.ABORT: -signal.SIGABRT,
     TaskKind.SEGFAULT: -signal.SIGSEGV,
     TaskKind.SUICIDE: -signal.SIGKILL,
@@ -124,7 +124,7 @@ _SIGNALS = {
 def _judge_death(task: Task, error: WorkerDied) -> Judgement:
     """Judge a death by its exit status. A death without a status may be the task's own (kernels before 6.15)."""
     if task.kind in LETHAL:
-        own = _SIGNALS.get(task.kind, task.amount % 256)
+        own = _EXIT_STATUSES.get(task.kind, task.amount % 256)
         has_stack = bool(error.stack) or task.kind not in (TaskKind.ABORT, TaskKind.SEGFAULT)
         if error.exitcode is None or (error.exitcode == own and has_stack):
             return _AS_PREDICTED

@@ -71,7 +71,7 @@ _PER_MILLION = {
 """Tasks of each kind per million tasks. The rest is `NOOP`."""
 
 _KINDS = [*_PER_MILLION, TaskKind.NOOP]
-_STEPS = [(bound << 20) // 1_000_000 for bound in accumulate(_PER_MILLION.values())]
+_KIND_BOUNDS = [(bound << 20) // 1_000_000 for bound in accumulate(_PER_MILLION.values())]
 
 
 class Task(NamedTuple):
@@ -159,7 +159,7 @@ class Plan:
     def task(self, index: int) -> Task:
         """Return the task with this number."""
         bits = mix(self._base + index * GOLDEN)
-        kind = _KINDS[bisect_right(_STEPS, bits & 0xFFFFF)]
+        kind = _KINDS[bisect_right(_KIND_BOUNDS, bits & 0xFFFFF)]
         if kind is TaskKind.NOOP or (kind is TaskKind.TIMEOUT and not self.timeouts):
             return Task(index, TaskKind.NOOP)
         bits >>= 20
