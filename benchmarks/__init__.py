@@ -1,1 +1,1 @@
-"""pairpool beside other process pools, and beside what the machine allows: `make bench`."""
+"""Compare pairpool with other process pools, and with the limits of the machine: `make bench`."""

@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: measure, write results.json, and draw docs/benchmarks.md from it."""
+"""Measure, write results.json, and make docs/benchmarks.md from it: `python -m benchmarks`."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ RESULTS = Path(__file__).parent / "results.json"
 
 
 def installed() -> list[str]:
-    """The libraries that can be measured here."""
+    """Return the libraries that are installed."""
     return [name for name in PEERS if name not in DISTRIBUTIONS or importlib.util.find_spec(name)]
 
 
 def about(repeat: int) -> dict[str, Any]:
-    """When, where and of what the figures are: nothing that tells one machine from its like."""
+    """Return date, versions and hardware of the measurement. They do not identify the machine."""
     names = ("pairpool", "numpy", *(name for name in installed() if name in DISTRIBUTIONS))
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return {
@@ -44,7 +44,7 @@ def about(repeat: int) -> dict[str, Any]:
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Run the suite, or what is asked for of it; what results.json will hold."""
+    """Run the suite, or the selected part of it. Return the content of results.json."""
     names = arguments.only or [*CASES, *CURVES]
     cases = [case for case in CASES.values() if case.name in names]
     curves = [] if arguments.no_curves else [curve for curve in CURVES.values() if curve.name in names]
@@ -59,14 +59,16 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="benchmarks", description="pairpool beside other pools and the limits")
+    parser = argparse.ArgumentParser(
+        prog="benchmarks", description="Compare pairpool with other pools and with the limits."
+    )
     names = [*CASES, *CURVES]
     parser.add_argument("--only", nargs="+", choices=names, metavar="CASE", help=f"of {', '.join(names)}")
     parser.add_argument("--peers", nargs="+", choices=list(PEERS), metavar="NAME", help=f"of {', '.join(PEERS)}")
     parser.add_argument("--repeat", type=int, default=5, metavar="N", help="rounds, each in fresh processes (5)")
     parser.add_argument("--quick", action="store_true", help="one round")
     parser.add_argument("--no-curves", action="store_true", help="cases only")
-    parser.add_argument("--report", action="store_true", help="only draw again what was measured before")
+    parser.add_argument("--report", action="store_true", help="make the page again from earlier measurements")
     return parser.parse_args(argv)
 
 
@@ -76,7 +78,7 @@ def main(argv: list[str] | None = None) -> None:
     results = Results(data)
     print(report.summary(results))
     if arguments.only or arguments.peers is not None:
-        print("not all was measured: nothing is written", file=sys.stderr)
+        print("only a part was measured: nothing is written", file=sys.stderr)
         return
     if not arguments.report:
         RESULTS.write_text(json.dumps(data, indent=1) + "\n")

@@ -1,13 +1,14 @@
-"""Awaits: pairpool's beside `loop.run_in_executor` with a `ProcessPoolExecutor`, in turns.
+"""Compare awaits of pairpool with `loop.run_in_executor` and a `ProcessPoolExecutor`, in turns.
 
-`python -m benchmarks.asynchronous [ROUNDS]`. Each run is a fresh process. The event loop alone, with coroutines that
-only yield to it once, shows what asyncio itself takes. Prints medians, with the least and the most.
+    python -m benchmarks.asynchronous [ROUNDS]
 
-- gather: `asyncio.gather` of 10,000 awaits of a no-op, microseconds for each;
-- pause: the longest time in that for which a coroutine that sleeps for a millisecond again and again was kept from
-  running, in milliseconds;
-- single: one await after the other, microseconds for each (the median of 2,000); beside it, `Pool.apply`, and the same
-  with a coroutine that ticks meanwhile.
+Each run is a fresh process. The event loop alone, with coroutines that yield to it once, shows the cost of asyncio
+itself. The program prints medians, with the least and the most:
+
+- gather: microseconds per await, for `asyncio.gather` of 10,000 awaits of a no-op.
+- pause: the longest delay, in milliseconds, of a coroutine that sleeps for a millisecond again and again meanwhile.
+- single: microseconds per await, one after the other (the median of 2,000).
+- Pool.apply: the same for the synchronous call.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ Call = Callable[[int], Awaitable[object]]
 
 
 async def caller(way: str, stack: AsyncExitStack) -> Call:
-    """What starts one call; the workers are there and have run some."""
+    """Return a function that starts one call. The workers have run some calls before."""
     if way == "pairpool":
         from pairpool import AsyncPool
 
@@ -104,7 +105,7 @@ def apply() -> float:
 
 
 async def measure(way: str) -> dict[str, float]:
-    """All figures of one way, in this process."""
+    """Measure all figures of one way in this process."""
     async with AsyncExitStack() as stack:
         call = await caller(way, stack)
         figures = {CASES[0]: await gather(call), CASES[1]: await pause(call), CASES[2]: await single(call)}
@@ -114,7 +115,7 @@ async def measure(way: str) -> dict[str, float]:
 
 
 def measure_afresh(way: str) -> dict[str, float]:
-    """The same in a fresh process."""
+    """Measure all figures of one way in a fresh process."""
     command = [sys.executable, "-m", "benchmarks.asynchronous", "--child", way]
     done = subprocess.run(
         command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, check=True

@@ -1,6 +1,6 @@
-"""One measurement in a process of its own: `python -m benchmarks.child KIND NAME LIBRARY [SCALE]`.
+"""Make one measurement in this process: `python -m benchmarks.child KIND NAME LIBRARY [SCALE]`.
 
-KIND is case, curve or limit. The last line on standard output is the outcome as JSON; what libraries print goes to
+KIND is case, curve or limit. The last line on standard output is the outcome as JSON. The output of libraries goes to
 standard error.
 """
 
@@ -36,7 +36,7 @@ def _limit(name: str) -> dict[str, Any]:
 
 
 def outcome(kind: str, name: str, library: str, scale: float = 1.0) -> dict[str, Any]:
-    """What was measured; or, under `trouble`, why nothing was."""
+    """Return the measurement, or `trouble` with the reason why there is none."""
     try:
         if kind == "case":
             return _case(name, library, scale)
@@ -53,7 +53,7 @@ def main() -> None:
     os.write(results, json.dumps(found).encode() + b"\n")
     if kind == "case" and CASES[name].is_left_open:
         sys.stderr.flush()
-        os._exit(0)  # what is left is killed by the runner
+        os._exit(0)  # the runner kills the processes of the pool
 
 
 if __name__ == "__main__":

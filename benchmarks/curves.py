@@ -1,4 +1,4 @@
-"""How costs grow: with the number of items, of workers, with the payload and with the length of tasks."""
+"""Measure how costs grow: with the number of items, of workers, with the payload and the length of tasks."""
 
 from __future__ import annotations
 
@@ -13,31 +13,33 @@ from benchmarks.model import SLOW_TO_START, Curve, Values
 from benchmarks.peers import Peer, opened
 from benchmarks.tasks import look_at, noop, spin
 
-ENOUGH = 0.3
-"""Seconds of measuring at one point after which the median is taken; at most `TIMES` measurements, at least one."""
+ENOUGH_S = 0.3
+"""Seconds of measuring after which a point is complete. A point has at least one measurement."""
 
-TIMES = 5
-TOO_LONG = 2.0
-"""Seconds; a curve ends where a point took longer, or the next one is likely to take five times that."""
+MAX_TIMINGS = 5
+"""Measurements of one point, at most."""
+
+TOO_LONG_S = 2.0
+"""Seconds after which a curve ends: one point took longer, or the next one is likely to take five times as long."""
 
 TASKS = 2000
-"""Submitted to each pool of the curve over workers."""
+"""Tasks that each pool of the curve over workers gets."""
 
 Points = Iterator[tuple[float, Values]]
 
 
 def _typical(action: Callable[[], object]) -> float:
-    """The median of a few timings, in seconds."""
+    """Return the median of some timings, in seconds."""
     found: list[float] = []
-    while len(found) < TIMES and sum(found) < ENOUGH:
+    while len(found) < MAX_TIMINGS and sum(found) < ENOUGH_S:
         start = perf_counter()
         action()
         found.append(perf_counter() - start)
     return median(found)
 
 
-def _ends(seconds: float, growth: float, limit: float = TOO_LONG) -> bool:
-    """Whether to go no further: the next point takes about `growth` times as long."""
+def _ends(seconds: float, growth: float, limit: float = TOO_LONG_S) -> bool:
+    """Return whether a curve ends, because the next point takes about `growth` times as long."""
     return seconds > limit or seconds * growth > 5 * limit
 
 
@@ -72,11 +74,11 @@ def stream_items(peer: Peer, xs: list[int]) -> Points:
 
 
 def workers(peer: Peer, xs: list[int]) -> Points:
-    """Milliseconds to the first result, then microseconds a submitted task."""
+    """Yield milliseconds to the first result, and microseconds per submitted task."""
     importlib.import_module(peer.module)
     for count in xs:
         if count == 1 and peer.name == "joblib":
-            continue  # it would run everything in this very process
+            continue  # joblib would run everything in this process
         start = perf_counter()
         peer.open(count)
         peer.apply(noop, 1)
@@ -92,7 +94,7 @@ def workers(peer: Peer, xs: list[int]) -> Points:
 
 
 def payload(peer: Peer, xs: list[int]) -> Points:
-    """Milliseconds from a call with an array of so many bytes to its small result."""
+    """Yield milliseconds from a call with an array to its small result, by the bytes of the array."""
     with opened(peer):
         warm_calls(peer)
         for index, size in enumerate(xs):
@@ -105,7 +107,7 @@ def payload(peer: Peer, xs: list[int]) -> Points:
 
 
 def efficiency(peer: Peer, xs: list[int]) -> Points:
-    """The part of two workers' time that was spent in tasks, in percent, by the tasks' length in microseconds."""
+    """Yield the percentage of two workers' time that tasks had, by the length of the tasks in microseconds."""
     with opened(peer):
         warm_maps(peer)
         for length in xs:

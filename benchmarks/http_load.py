@@ -1,15 +1,15 @@
-"""A small load generator for HTTP/1.1 with keep-alive, for machines without wrk or ab. It reads each answer to its end.
+"""Generate load for an HTTP/1.1 server with keep-alive, on machines without wrk or ab.
 
     python benchmarks/http_load.py http://127.0.0.1:8000/ --connections 64 --seconds 5
 
-Each of the connections sends its next request when the answer to the last is there, all in one thread. Whatever is not
-a whole answer of status 200 with a body of the announced length counts as an error, of one of these kinds:
+One thread drives all connections. Each connection sends its next request when the answer to the last one is complete.
+A good answer has status 200 and a body of the announced length. Everything else is an error of one of these kinds:
 
-    dropped      the connection ended while a request was under way: what happens to one whose worker is killed
-    closed       it had ended when the next request was sent, although it was to be kept alive
+    dropped      the connection ended before the answer was complete, as when its worker is killed
+    closed       the connection had ended before the next request, although the server had kept it alive
     refused      no connection could be made
     wrong        another status, or not HTTP
-    slow         no whole answer within `TIMEOUT` seconds
+    slow         no complete answer within `ANSWER_LIMIT_S` seconds
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from urllib.parse import urlsplit
 
 __all__ = ["Load", "run_load"]
 
-TIMEOUT = 10.0
+ANSWER_LIMIT_S = 10.0
 
 
 @dataclass
 class Load:
-    """What came of it.
+    """The result of a run.
 
     Attributes:
-        answers: whole answers of status 200.
-        errors: those of each kind.
+        answers: number of good answers.
+        errors: number of errors of each kind.
         seconds: from the first request to the last answer.
         latencies: seconds from each request to its answer.
     """
@@ -55,11 +55,11 @@ class Load:
 
 
 class _Wrong(Exception):
-    """The answer is none, or not of status 200."""
+    """The answer is not HTTP, or does not have status 200."""
 
 
 async def _exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> bool:
-    """Send a request and read its answer; whether the connection is kept alive. Raises if it is no answer."""
+    """Send a request and read its answer. Return whether the server keeps the connection alive."""
     writer.write(request)
     head = await reader.readuntil(b"\r\n\r\n")
     status, *lines = head.decode("latin-1").split("\r\n")
@@ -71,16 +71,16 @@ async def _exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, 
 
 
 async def _leave(writer: asyncio.StreamWriter) -> None:
-    """Close a connection at once, and wait until that has been done."""
+    """Close a connection at once, and wait for the end."""
     writer.transport.abort()
     try:
         await writer.wait_closed()
     except ConnectionError:
-        pass  # which has been counted
+        pass  # the error was counted before
 
 
 async def _client(host: str, port: int, request: bytes, until: float, load: Load) -> None:
-    """One connection after the other until the time is up."""
+    """Use one connection after the other until the time is up."""
     while time.monotonic() < until:
         try:
             reader, writer = await asyncio.open_connection(host, port)
@@ -95,7 +95,7 @@ async def _client(host: str, port: int, request: bytes, until: float, load: Load
                     load.errors["closed"] += 1
                     break
                 began = time.monotonic()
-                async with asyncio.timeout(TIMEOUT):
+                async with asyncio.timeout(ANSWER_LIMIT_S):
                     keep = await _exchange(reader, writer, request)
                 load.answers += 1
                 load.latencies.append(time.monotonic() - began)
@@ -110,7 +110,7 @@ async def _client(host: str, port: int, request: bytes, until: float, load: Load
 
 
 async def run_load(url: str, connections: int, seconds: float) -> Load:
-    """Keep so many connections busy for so long."""
+    """Keep connections busy for some seconds, and return the result."""
     parts = urlsplit(url)
     host, port = parts.hostname or "127.0.0.1", parts.port or 80
     request = f"GET {parts.path or '/'} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
@@ -124,7 +124,7 @@ async def run_load(url: str, connections: int, seconds: float) -> Load:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Load for an HTTP server, and an honest count of what goes wrong.")
+    parser = argparse.ArgumentParser(description="Generate load for an HTTP server, and count every error.")
     parser.add_argument("url")
     parser.add_argument("--connections", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=5.0)

@@ -1,4 +1,4 @@
-"""What the machine takes for the least that a pool has to do. Measured in the same run, in the same rounds."""
+"""Measure the time that the machine needs for the least work of a pool, in the same rounds as the cases."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from benchmarks.tasks import noop
 
 MIB = 2**20
 ITEMS = 300_000
-"""Of the lists that are pickled, and of the loop."""
+"""Items of the lists that are pickled, and of the loop."""
 
 ROUNDS = 5000
 PACKETS = 50_000
@@ -26,9 +26,9 @@ PACKET = b"x" * 64
 def _with_child(
     child: Callable[[socket.socket], None], parent: Callable[[socket.socket], float], cores: Sequence[int] = ()
 ) -> float:
-    """Run both ends of a pair, the child's in a process of its own; what the parent's returns.
+    """Run both ends of a pair, with the child's end in its own process. Return the result of the parent's end.
 
-    With `cores`, the parent stays on the first of them and the child on the last.
+    With `cores`, the parent stays on the first core and the child on the last one.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     if cores:
@@ -53,7 +53,7 @@ def _echo(end: socket.socket) -> None:
 
 
 def _answer(end: socket.socket) -> None:
-    """What a worker does at the least: load a task, save a result."""
+    """Do the least work of a worker: load a task, save a result."""
     while packet := end.recv(4096):
         number, argument = pickle.loads(packet)
         end.send(pickle.dumps((number, noop(argument))))
@@ -65,7 +65,7 @@ def _swallow(end: socket.socket) -> None:
 
 
 def ping_pong_bare() -> Values:
-    """Microseconds there and back, 64 bytes."""
+    """Measure microseconds for 64 bytes there and back."""
 
     def parent(end: socket.socket) -> float:
         start = perf_counter()
@@ -78,7 +78,7 @@ def ping_pong_bare() -> Values:
 
 
 def ping_pong(cores: Sequence[int] = ()) -> Values:
-    """The same with a pickled task and result, and a master that waits in epoll."""
+    """Measure the same with a pickled task and result, and a master that waits in epoll."""
 
     def parent(end: socket.socket) -> float:
         epoll = select.epoll()
@@ -104,7 +104,7 @@ def ping_pong_two_cores() -> Values:
 
 
 def packets() -> Values:
-    """Microseconds a packet of 64 bytes, one way, as fast as the other end reads."""
+    """Measure microseconds per packet of 64 bytes in one direction, as fast as the other end reads."""
 
     def parent(end: socket.socket) -> float:
         start = perf_counter()
@@ -116,7 +116,7 @@ def packets() -> Values:
 
 
 def pickle_lists() -> Values:
-    """Microseconds an item to pickle and unpickle the arguments and then the results of a map, in one process."""
+    """Measure microseconds per item to pickle and unpickle arguments and results of a map, in one process."""
     arguments = list(range(ITEMS))
     start = perf_counter()
     received = pickle.loads(pickle.dumps(arguments, pickle.HIGHEST_PROTOCOL))
@@ -125,7 +125,7 @@ def pickle_lists() -> Values:
 
 
 def loop() -> Values:
-    """Microseconds a task, called in this very process."""
+    """Measure microseconds per task that is called in this process."""
     items = list(range(ITEMS))
     start = perf_counter()
     found = [noop(item) for item in items]
@@ -143,20 +143,20 @@ def _mean_ms(action: Callable[[], object], times: int = 8) -> Values:
 
 
 def memcpy_warm() -> Values:
-    """Milliseconds to copy 64 MiB into an array whose pages are there."""
+    """Measure milliseconds to copy 64 MiB into an array whose pages are in memory."""
     source = np.full(64 * MIB, 7, dtype=np.uint8)
     target = np.empty_like(source)
     return _mean_ms(lambda: np.copyto(target, source))
 
 
 def memcpy_fresh() -> Values:
-    """Milliseconds to copy 64 MiB into a new array, whose pages the kernel makes and clears first."""
+    """Measure milliseconds to copy 64 MiB into a new array, whose pages the kernel makes and clears first."""
     source = np.full(64 * MIB, 7, dtype=np.uint8)
     return _mean_ms(source.copy)
 
 
 def memfd_write() -> Values:
-    """Milliseconds to write 256 MiB into a fresh file in memory, once."""
+    """Measure milliseconds to write 256 MiB into a new file in memory, once."""
     source = memoryview(b"\7" * (256 * MIB))
     fd = os.memfd_create("limit")
     start = perf_counter()

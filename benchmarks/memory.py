@@ -1,4 +1,4 @@
-"""How much memory processes use, from /proc; all in bytes."""
+"""Read from /proc how much memory processes use. All figures are bytes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import psutil
 
 
 def _kib_lines(text: str) -> dict[str, int]:
-    """The lines `Name: 123 kB`, in bytes."""
+    """Return the lines `Name: 123 kB` in bytes."""
     found = {}
     for line in text.splitlines():
         name, _, rest = line.partition(":")
@@ -20,18 +20,18 @@ def _kib_lines(text: str) -> dict[str, int]:
 
 
 def rollup(pid: int) -> dict[str, int]:
-    """The sums over all mappings of a process, by the kernel's names: Rss, Pss, Private_Dirty and others."""
+    """Return the sums over all mappings of a process, by the kernel's names: Rss, Pss, Private_Dirty and others."""
     return _kib_lines(Path(f"/proc/{pid}/smaps_rollup").read_text())
 
 
 def private(pid: int) -> int:
-    """Pages that no other process has: what its end would give back."""
+    """Return the bytes that no other process shares, which the end of the process would free."""
     sums = rollup(pid)
     return sums["Private_Clean"] + sums["Private_Dirty"]
 
 
 def proportional(pids: Iterable[int]) -> int:
-    """What the processes use together, each shared page divided by the number of those that map it."""
+    """Return the bytes of some processes together. A shared page is divided by the number of its processes."""
     total = 0
     for pid in pids:
         try:
@@ -42,25 +42,25 @@ def proportional(pids: Iterable[int]) -> int:
 
 
 def family(pid: int) -> list[int]:
-    """A process and all that descend from it."""
+    """Return a process and all its descendants."""
     return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
 
 
 def resident() -> int:
-    """What this process has in memory now."""
+    """Return the resident bytes of this process."""
     return _kib_lines(Path("/proc/self/status").read_text())["VmRSS"]
 
 
 def forget_peak() -> None:
-    """Let `peak` begin anew."""
+    """Reset `peak`."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak() -> int:
-    """The most that this process has had in memory since `forget_peak`."""
+    """Return the most resident bytes of this process since `forget_peak`."""
     return _kib_lines(Path("/proc/self/status").read_text())["VmHWM"]
 
 
 def descriptors() -> int:
-    """How many this process has open."""
+    """Return the number of open descriptors of this process."""
     return len(os.listdir("/proc/self/fd")) - 1

@@ -1,4 +1,4 @@
-"""What is measured, what it is held against, and the arithmetic between: no clocks and no files here.
+"""The cases, limits and curves, and the arithmetic on their results. No clocks and no files.
 
 All figures are costs: less is better.
 """
@@ -14,23 +14,23 @@ if TYPE_CHECKING:
     from benchmarks.peers import Peer
 
 Values = dict[str, float]
-"""What one run of a case gives: figures by field, each in its field's unit. The main one is `VALUE`."""
+"""The figures of one run of a case, by field, in the unit of the field. The main field is `VALUE`."""
 
 VALUE = "value"
 OURS = "pairpool"
 STANDARD = "multiprocessing"
 
-SLOW_TO_START = {"ray": "left out, for it takes seconds to start"}
-"""What `Case.without` says where a figure would not be worth the time."""
+SLOW_TO_START = {"ray": "left out, because it takes seconds to start"}
+"""For `Case.without`: libraries whose figure is not worth the time."""
 
 
 @dataclass(frozen=True)
 class Aim:
-    """A bound on what pairpool may cost: `factor` times the median of another, or `factor` itself."""
+    """A bound on the cost of pairpool: `factor` times the median of another library or limit, or `factor` itself."""
 
     factor: float
     of: str = ""
-    """A library, `"limit"` for the case's own limit, or nothing for a bound in the field's own unit."""
+    """A library, `"limit"` for the limit of the case, or empty for a bound in the unit of the field."""
 
     field: str = VALUE
 
@@ -40,9 +40,9 @@ class Aim:
 
 @dataclass(frozen=True)
 class Case:
-    """One thing that a pool does, measured the same way on each library.
+    """One measurement, done in the same way with each library.
 
-    `size` is what scales it, mostly a number of tasks; `caps` has smaller ones for libraries that would take too long.
+    `size` scales the measurement and is mostly a number of tasks. `caps` has smaller sizes for slow libraries.
     """
 
     name: str
@@ -54,32 +54,32 @@ class Case:
     aims: tuple[Aim, ...] = ()
     limit: str | None = None
     fields: Mapping[str, str] = field(default_factory=dict)
-    """Further fields, each with its title, unit included."""
+    """Further fields, each with its title, which includes the unit."""
 
     caps: Mapping[str, int] = field(default_factory=dict)
     without: Mapping[str, str] = field(default_factory=dict)
-    """Libraries that are left out, and why."""
+    """The libraries that are left out, with the reasons."""
 
     remark: str = ""
     is_total: bool = False
-    """Whether the figure grows with the size, so that libraries with a cap cannot be compared."""
+    """Whether the figure grows with the size. Then libraries with a cap cannot be compared."""
 
     is_left_open: bool = False
-    """Whether the pool is not closed, so that its process has to end without waiting for it."""
+    """Whether the pool is not closed. Then its process ends without waiting for the pool."""
 
     @property
     def apart(self) -> frozenset[str]:
-        """The libraries whose figure cannot be compared with the others'."""
+        """The libraries whose figures cannot be compared with those of other libraries."""
         return frozenset(self.caps) if self.is_total else frozenset()
 
     def size_for(self, library: str, scale: float = 1.0) -> int:
-        """The size for one library; `scale` below 1 is for tests."""
+        """Return the size for one library. Tests use a `scale` below 1."""
         return max(1, round(self.caps.get(library, self.size) * scale))
 
 
 @dataclass(frozen=True)
 class Limit:
-    """What the machine, or one process, takes for the least that a case needs."""
+    """The time that the machine, or one process, needs for the least work of a case."""
 
     name: str
     title: str
@@ -89,7 +89,7 @@ class Limit:
 
 @dataclass(frozen=True)
 class Curve:
-    """How a cost grows: `run` gives points until it has enough or is too slow."""
+    """The growth of a cost. `run` yields points until it has all of them or becomes too slow."""
 
     name: str
     title: str
@@ -98,14 +98,14 @@ class Curve:
     run: Callable[[Peer, list[int]], Iterable[tuple[float, Values]]]
     xs: tuple[int, ...]
     caps: Mapping[str, int] = field(default_factory=dict)
-    """The largest x for a library."""
+    """The largest x of a library."""
 
     without: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Spread:
-    """The middle and the ends of a few measurements, all in one unit."""
+    """The median and the extremes of some measurements."""
 
     middle: float
     least: float
@@ -114,7 +114,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Spread:
-        """Raises `ValueError` if there are no values."""
+        """Return the spread of some values. Raises `ValueError` if there are none."""
         found = sorted(values)
         if not found:
             raise ValueError("no measurements")
@@ -123,7 +123,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Verdict:
-    """An aim, what pairpool came to in the aim's own terms, and whether that is within it."""
+    """An aim, and the figure of pairpool in the terms of the aim."""
 
     aim: Aim
     reached: float
@@ -134,7 +134,7 @@ class Verdict:
 
 
 class Results:
-    """The measurements of one run of the suite, as they stand in results.json."""
+    """The measurements of one run of the suite, as results.json contains them."""
 
     def __init__(self, data: Mapping[str, Any]) -> None:
         self.meta: Mapping[str, Any] = data["meta"]
@@ -144,38 +144,38 @@ class Results:
             self._runs.setdefault((run["case"], run["library"]), []).append(run)
 
     def libraries(self) -> list[str]:
-        """Those that ran at all, in the order of the run."""
+        """Return the libraries that ran, in the order of the run."""
         return list(dict.fromkeys(library for _, library in self._runs if library != "limit"))
 
     def has(self, case: str) -> bool:
         return any(name == case for name, _ in self._runs)
 
     def curves_of(self, name: str) -> list[Mapping[str, Any]]:
-        """One for each library."""
+        """Return the curves with this name, one per library."""
         return [curve for curve in self.curves if curve["curve"] == name]
 
     def spread(self, case: str, library: str, field: str = VALUE) -> Spread | None:
-        """None if there is no figure."""
+        """Return the spread of a figure; None if there is no figure."""
         runs = self._runs.get((case, library), ())
         values = [run["values"][field] for run in runs if field in run.get("values", {})]
         return Spread.of(values) if values else None
 
     def trouble(self, case: str, library: str) -> str:
-        """Why there is no figure, or fewer than there should be; empty if all went well."""
+        """Return why figures are missing; empty if none is missing."""
         told = [run["trouble"] for run in self._runs.get((case, library), ()) if run.get("trouble")]
         return "; ".join(dict.fromkeys(told))
 
     def ranking(self, case: str) -> list[tuple[str, Spread]]:
-        """All libraries that have a figure, the cheapest first."""
+        """Return all libraries that have a figure, the cheapest first."""
         found = [(library, self.spread(case, library)) for library in self.libraries()]
         return sorted(((name, one) for name, one in found if one), key=lambda pair: pair[1].middle)
 
     def best_peer(self, case: str, apart: Collection[str] = ()) -> tuple[str, Spread] | None:
-        """The cheapest other library, but for those that stand apart."""
+        """Return the cheapest library besides pairpool and those in `apart`."""
         return next(((name, one) for name, one in self.ranking(case) if name != OURS and name not in apart), None)
 
     def ratio(self, case: str, of: str, field: str = VALUE) -> float | None:
-        """pairpool's median over that of another library, or of a limit (as `"limit:NAME"`)."""
+        """Return the median of pairpool divided by that of another library, or of a limit (`"limit:NAME"`)."""
         ours = self.spread(case, OURS, field)
         kind, _, limit = of.partition(":")
         other = self.spread(limit, "limit") if kind == "limit" else self.spread(case, of, field)
@@ -184,7 +184,7 @@ class Results:
         return ours.middle / other.middle
 
     def verdicts(self, case: Case) -> list[Verdict]:
-        """One for each aim that can be judged by what was measured."""
+        """Return a verdict for each aim that the measurements can judge."""
         found = []
         for aim in case.aims:
             if aim.of:

@@ -1,7 +1,7 @@
-"""One small adapter for each library, all with the same face: `Peer`.
+"""Adapt each library to one interface: `Peer`.
 
-Each uses its library as its documentation does, with its defaults. A library is imported when its adapter opens a pool,
-so a process that measures one has loaded no other.
+Each adapter uses its library as the documentation of the library does, with the defaults. It imports the library when
+it opens a pool. So a process that measures one library has not loaded the others.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Task = Callable[[Any], Any]
 
 
 class Unsupported(Exception):
-    """A library has no such thing; the text says what is missing."""
+    """The library lacks a feature. The text names it."""
 
 
 class Peer(Protocol):
@@ -27,23 +27,23 @@ class Peer(Protocol):
 
     name: str
     maps_one_by_one: bool
-    """Whether `map` sends each item on its own unless it is told a chunk size."""
+    """Whether `map` sends each item alone unless it gets a chunk size."""
 
     module: str
-    """What programs import of it; `open` does it, too."""
+    """The module that programs import. `open` imports it, too."""
 
     def open(self, workers: int) -> None: ...
 
     def close(self) -> None:
-        """End the pool in its ordinary way, and wait for the workers."""
+        """End the pool in the usual way, and wait for the workers."""
 
     def apply(self, task: Task, item: Any) -> Any: ...
 
     def submit_all(self, task: Task, items: Iterable[Any]) -> list[Any]:
-        """A call for each item, all submitted, then all awaited."""
+        """Submit a call for each item, and then wait for all results."""
 
     def submit(self, task: Task, item: Any) -> object:
-        """A call that is not awaited; what to keep of it."""
+        """Submit a call, and return a handle that keeps it alive."""
 
     def map(self, task: Task, items: Sequence[Any], chunksize: int | None = None) -> list[Any]: ...
 
@@ -57,7 +57,7 @@ def _chunk(chunksize: int | None, name: str = "chunksize") -> dict[str, int]:
 
 
 class PoolPeer:
-    """`multiprocessing.Pool` and those that have its methods."""
+    """`multiprocessing.Pool`, and libraries that have its methods."""
 
     name = STANDARD
     module = "multiprocessing.pool"
@@ -72,7 +72,7 @@ class PoolPeer:
         self.pool.join()
 
     def _maps(self) -> Any:
-        """The pool that does the maps."""
+        """Return the pool that does the maps."""
         return self.pool
 
     def apply(self, task: Task, item: Any) -> Any:
@@ -117,7 +117,7 @@ class BilliardPeer(PoolPeer):
 
 
 class MpirePeer(PoolPeer):
-    """Its workers end after each `map` unless `keep_alive` is set, which all that calls it often will do."""
+    """mpire with `keep_alive`, because otherwise its workers end after each `map`."""
 
     name = "mpire"
     module = "mpire"
@@ -143,9 +143,9 @@ class MpirePeer(PoolPeer):
 
 
 class ExecutorPeer:
-    """`concurrent.futures.ProcessPoolExecutor`, with fork, and those that have its methods.
+    """`concurrent.futures.ProcessPoolExecutor` with fork, and libraries that have its methods.
 
-    It has no `imap_unordered`: `as_completed` over submitted calls stands in for it.
+    It has no `imap_unordered`. `as_completed` over submitted calls takes its place.
     """
 
     name = "ProcessPoolExecutor"
@@ -216,11 +216,11 @@ class PebblePeer(ExecutorPeer):
 
 
 class JoblibPeer:
-    """joblib through its default backend, loky. It has one way to call: a list of calls."""
+    """joblib with its default backend, loky. It has one kind of call: a list of calls."""
 
     name = "joblib"
     module = "joblib"
-    maps_one_by_one = False  # it makes batches by time
+    maps_one_by_one = False  # joblib sizes its batches by time
 
     def open(self, workers: int) -> None:
         self._workers = workers
@@ -241,7 +241,7 @@ class JoblibPeer:
         return self._run(task, [item], None)[0]
 
     def submit(self, task: Task, item: Any) -> object:
-        raise Unsupported("no call that is not awaited")
+        raise Unsupported("no call without waiting")
 
     def submit_all(self, task: Task, items: Iterable[Any]) -> list[Any]:
         return self.map(task, list(items))
@@ -258,7 +258,7 @@ class JoblibPeer:
 
 
 class RayPeer(PoolPeer):
-    """Ray on this machine alone: remote functions for calls, `ray.util.multiprocessing.Pool` for maps."""
+    """Ray on this machine only: remote functions for calls, `ray.util.multiprocessing.Pool` for maps."""
 
     name = "ray"
     module = "ray"
@@ -267,14 +267,14 @@ class RayPeer(PoolPeer):
 
     def open(self, workers: int) -> None:
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-        os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"  # else it warns of it
+        os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"  # without it, Ray prints a warning
         import ray
 
         self._ray, self._remotes, self._workers, self.pool = ray, {}, workers, None
         ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
 
     def _maps(self) -> Any:
-        if self.pool is None:  # made when it is needed, for its actors take the cores from remote functions
+        if self.pool is None:  # not made earlier, because its actors take the cores from remote functions
             from ray.util.multiprocessing import Pool
 
             self.pool = Pool(self._workers)
@@ -315,12 +315,12 @@ PEERS: dict[str, type[Peer]] = {
 }
 
 DISTRIBUTIONS = ("loky", "joblib", "mpire", "pebble", "billiard", "ray")
-"""The peers that have to be installed; each is a distribution of the same name."""
+"""The peers that are not in the standard library. Each is a distribution with the same name."""
 
 
 @contextmanager
 def opened(peer: Peer, workers: int = 2) -> Iterator[Peer]:
-    """A pool that is closed at the end in its ordinary way; after an error, its process ends soon."""
+    """Open a pool, and close it in the usual way. After an error it stays open, because its process ends soon."""
     peer.open(workers)
     yield peer
     peer.close()

@@ -1,4 +1,4 @@
-"""Draw what `pairpool stress --memory-log FILE` wrote: memory and descriptors of the master over time.
+"""Draw the memory and the descriptors of the master over time, from logs of `pairpool stress --memory-log FILE`.
 
     python benchmarks/plot_stress.py OUT.svg LABEL=LOG.csv [LABEL=LOG.csv ...]
 

@@ -1,4 +1,4 @@
-"""The figures of docs/benchmarks.md."""
+"""Draw the figures of docs/benchmarks.md."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STRONG = "#d55e00"
 LIMIT = "#000000"
 INK = "#333333"
 
-# Okabe and Ito's colours, which all eyes tell apart; each library has a marker of its own as well.
+# The colours of Okabe and Ito, which colour-blind people can distinguish. Each library also has its own marker.
 STYLES: dict[str, tuple[str, str]] = {
     OURS: (STRONG, "o"),
     "multiprocessing": ("#0072b2", "s"),
@@ -54,8 +54,8 @@ plt.rcParams.update(
 )
 
 COLUMNS = 2
-CUT = 2.5
-"""Times the median bar beyond which a bar is cut."""
+CUT_FACTOR = 2.5
+"""A bar that is longer than this many times the median bar is cut."""
 
 
 def _save(figure: Any, path: Path) -> str:
@@ -75,19 +75,19 @@ def _label(spread: Spread, ours: Spread | None) -> str:
 
 
 def _reach(values: list[float], limit: float) -> float:
-    """Where the axis ends: far enough for most bars; longer ones are cut, so that the others can be compared."""
-    return max(limit, min(max(values), CUT * median(values))) or 1.0
+    """Return the end of the axis, which suffices for most bars. Longer bars are cut, so that others stay readable."""
+    return max(limit, min(max(values), CUT_FACTOR * median(values))) or 1.0
 
 
 def _cut(axes: Any, place: int, reach: float) -> None:
-    """Two slashes near the end of a bar that goes on beyond the axis."""
+    """Draw two slashes near the end of a bar that is cut."""
     for offset in (0.0, 0.014):
         x = reach * (0.945 + offset)
         axes.plot([x, x + reach * 0.016], [place - 0.42, place + 0.42], color="white", lw=2)
 
 
 def _bars(axes: Any, results: Results, case: Case, slots: int) -> None:
-    """One case: a bar for each library, the cheapest on top, in so many slots; the limit as a dashed line."""
+    """Draw one case: a bar per library, the cheapest on top, and the limit as a dashed line."""
     ranking = results.ranking(case.name)[::-1]
     ours = results.spread(case.name, OURS)
     limit = results.spread(case.limit, "limit") if case.limit else None
@@ -116,7 +116,7 @@ def _bars(axes: Any, results: Results, case: Case, slots: int) -> None:
 
 
 def bars(results: Results, cases: list[Case], title: str) -> Any:
-    """A figure with a panel for each case."""
+    """Return a figure with one panel per case."""
     rows = -(-len(cases) // COLUMNS)
     slots = max(len(results.ranking(case.name)) for case in cases)
     figure, grid = plt.subplots(rows, COLUMNS, figsize=(11, 3.1 * rows + 0.7), squeeze=False, layout="constrained")
@@ -135,7 +135,7 @@ Transform = Callable[[float, float], float]
 
 
 def _plain(value: float, _position: int) -> str:
-    """A tick of a logarithmic axis: 1, 100, 10k, 1M."""
+    """Return the label of a logarithmic axis: 1, 100, 10k, 1M."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= size:
             return f"{value / size:g}{letter}"
@@ -150,7 +150,7 @@ def _bytes(value: float, _position: int) -> str:
 
 
 def _lines(axes: Any, curves: Iterable[Any], field: str = VALUE, transform: Transform | None = None) -> None:
-    """A line for each library; pairpool's last, so that it lies on top."""
+    """Draw one line per library, pairpool last, so that its line is on top."""
     for curve in sorted(curves, key=lambda curve: curve["library"] == OURS):
         points = [(x, values[field]) for x, values in curve.get("points", ()) if field in values]
         if not points:
@@ -182,7 +182,7 @@ def _log_axes(axes: Any, x_format: Callable[[float, int], str], base: int = 10, 
 
 
 def _legend(figure: Any, *panels: Any) -> None:
-    """Below the panels, so that it hides nothing: pairpool first, then the others, then a limit."""
+    """Draw the legend below the panels: pairpool first, then the other libraries, then a limit."""
     found = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     labels = sorted(found, key=[*STYLES, *(label for label in found if label not in STYLES)].index)
     figure.legend([found[label] for label in labels], labels, loc="outside lower center", ncols=5, frameon=False)
@@ -200,7 +200,7 @@ def _titled(axes: Any, title: str, x: str, y: str) -> None:
 
 
 def _limit_line(axes: Any, results: Results, name: str, words: str, transform: Callable[[float], float]) -> None:
-    """A limit across the panel, named in the legend."""
+    """Draw a limit across the panel, and name it in the legend."""
     limit = results.spread(name, "limit")
     if limit:
         axes.axhline(transform(limit.middle), color=LIMIT, ls=(0, (4, 3)), lw=1.2, label=words)
@@ -231,7 +231,7 @@ def workers_figure(results: Results) -> Any:
 
 
 def payload_figure(results: Results) -> Any:
-    """The rate only from a kilobyte on: below, the call is all."""
+    """Draw time and rate. The rate begins at 4 KiB, because the cost of a smaller array is the cost of a call."""
     figure, left, right = _pair()
     curves = results.curves_of("payload")
     _lines(left, curves)
@@ -266,7 +266,7 @@ DRAWERS: dict[str, tuple[str, Callable[[Results], Any]]] = {
 
 
 def draw(results: Results, folder: Path) -> dict[str, str]:
-    """All figures that there are measurements for; the file name of each by its group or title."""
+    """Draw all figures that have measurements. Return the file names by group or title."""
     drawn = {}
     for group, title in GROUPS.items():
         cases = [case for case in present(results) if case.group == group and results.ranking(case.name)]

@@ -1,4 +1,4 @@
-"""docs/benchmarks.md and its figures, from results.json alone."""
+"""Make docs/benchmarks.md and its figures from results.json."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ HEAD = """\
 Made by `make bench`, which writes this page. Do not edit it; change `benchmarks/report.py`.
 
 {about}
-Each figure is the median of {repeat} processes ({range}), with all cases and libraries in turns. All figures of cases
-are costs: less is better. Two workers, if nothing else is said. A *limit* is what the machine takes for the least that
-has to be done, measured in the same run.
+Each figure is the median of {repeat} processes ({range}). Cases and libraries take turns. All figures of cases are
+costs: less is better. Pools have two workers unless the text says otherwise. A *limit* is the time that the machine
+needs for the least work of a case, measured in the same run.
 
 """
 
 
 def number(value: float) -> str:
-    """Three digits, and no exponent."""
+    """Return a number with three digits and without an exponent."""
     if value == 0:
         return "0"
     if abs(value) >= 100:
@@ -43,7 +43,7 @@ def number(value: float) -> str:
 
 
 def name_of(case: Case, library: str) -> str:
-    """With what tells that its figure cannot be compared, if it cannot."""
+    """Return the name of a library. If its figure cannot be compared, the name contains its size."""
     return f"{library} ({case.caps[library]:,})" if library in case.apart else library
 
 
@@ -56,7 +56,7 @@ def spread_text(spread: Spread | None) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table with aligned columns, so that it reads well in a terminal, too."""
+    """Return a Markdown table with aligned columns, which is readable in a terminal, too."""
     lines = [list(head), *map(list, rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     lines.insert(1, ["-" * width for width in widths])
@@ -65,7 +65,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def present(results: Results) -> list[Case]:
-    """The cases that were measured."""
+    """Return the cases that were measured."""
     return [case for case in CASES.values() if results.has(case.name)]
 
 
@@ -97,13 +97,13 @@ def _summary_row(results: Results, case: Case) -> list[str]:
 
 
 def summary(results: Results) -> str:
-    """All cases, one line each: pairpool, its best peer, what it is held against, and whether that is met."""
+    """Return a table of all cases: pairpool, its best peer, the comparisons, and the aims."""
     head = ("case", "unit", OURS, "best peer", "ahead", f"÷ {STANDARD}", "÷ limit", "aims")
     return table(head, (_summary_row(results, case) for case in present(results)))
 
 
 def score(results: Results) -> str:
-    """In a sentence: how many aims are met, and where another library is ahead."""
+    """Return in words how many aims are met, and in which cases another library is ahead."""
     verdicts = [verdict for case in present(results) for verdict in results.verdicts(case)]
     met = sum(verdict.is_met for verdict in verdicts)
     behind = []
@@ -119,11 +119,11 @@ def _size_text(case: Case) -> str:
     if not case.caps:
         return ""
     told = [f"{library} {size:,}" for library, size in case.caps.items()]
-    return f"Fewer than the {case.size:,} for {', '.join(told)}, which would take too long."
+    return f"Smaller sizes than {case.size:,}, because these libraries are slow: {', '.join(told)}."
 
 
 def _details(results: Results, case: Case) -> str:
-    """All libraries in one case, the cheapest first; then those that have no figure, with the reason."""
+    """Return a table of all libraries in one case, the cheapest first, and the reasons for missing figures."""
     fields = [VALUE, *case.fields]
     head = ["", case.unit, *(case.fields[name] for name in fields[1:])]
     rows = [
@@ -146,7 +146,7 @@ def _limits(results: Results) -> str:
         for limit in LIMITS.values()
         if results.has(limit.name)
     ]
-    note = "Where the two ends of a pair run is the scheduler's choice, and moves `ping-pong` severalfold.\n"
+    note = "The scheduler chooses the cores of the two ends of a pair. This changes `ping-pong` severalfold.\n"
     return f"## Limits\n\n{table(('', '', 'unit', 'median (range)'), rows)}\n{note}"
 
 
@@ -160,7 +160,7 @@ def _about(results: Results) -> str:
 
 
 def _missing(results: Results) -> str:
-    """What the lines of the curves leave out, and why."""
+    """Return in words which points of the curves are missing, and why."""
     found: dict[str, list[str]] = {}
     for curve in CURVES.values():
         if results.curves_of(curve.name):
@@ -176,9 +176,9 @@ def _missing(results: Results) -> str:
 
 
 def page(results: Results, figures: dict[str, str]) -> str:
-    """The Markdown of docs/benchmarks.md; `figures` has a file name for each group and curve that was drawn."""
+    """Return the text of docs/benchmarks.md. `figures` has a file name for each group and curve that was drawn."""
     repeat = results.meta["repeat"]
-    parts = [HEAD.format(about=_about(results), repeat=repeat, range="min to max" if repeat > 1 else "one only")]
+    parts = [HEAD.format(about=_about(results), repeat=repeat, range="min to max" if repeat > 1 else "one process")]
     parts += ["## Summary\n\n", score(results), "\n", summary(results), "\n"]
     for group, title in GROUPS.items():
         cases = [case for case in present(results) if case.group == group]
@@ -190,7 +190,7 @@ def page(results: Results, figures: dict[str, str]) -> str:
         parts += [_details(results, case) for case in cases]
     drawn = [name for name in figures if name not in GROUPS]
     if drawn:
-        parts.append("## How costs grow\n\nOne process for each line, which ends where a library took too long.\n\n")
+        parts.append("## How costs grow\n\nEach line is one process. A line ends where a library took too long.\n\n")
         parts += [f"![{name}]({figures[name]})\n\n" for name in drawn]
         parts.append(_missing(results))
     parts.append(_limits(results))

@@ -1,4 +1,4 @@
-"""Fresh processes in turns: each round measures every case on every library, one after the other."""
+"""Run fresh processes in turns: each round measures every case with every library, one after the other."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from typing import Any
 from benchmarks.model import Case, Curve, Limit
 
 ROOT = Path(__file__).parent.parent
-PATIENCE = 120.0
+KILL_AFTER_S = 120.0
 """Seconds after which a measurement is killed."""
 
-ONCE = 60.0
-"""Seconds; what took longer once is not measured again."""
+ONCE_IF_LONGER_S = 60.0
+"""A measurement that took more seconds than this is not repeated."""
 
 Outcome = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One process to come: a case or a curve on a library, or a limit (whose library is `limit`)."""
+    """One planned process: a case or a curve with a library, or a limit, whose library is `limit`."""
 
     kind: str
     name: str
@@ -36,8 +36,8 @@ class Turn:
     repetition: int
 
 
-def measure(turn: Turn, scale: float = 1.0, patience: float = PATIENCE) -> Outcome:
-    """Run one turn in a process of its own; `values` or `points`, or `trouble`, and the seconds that it took."""
+def measure(turn: Turn, scale: float = 1.0, patience: float = KILL_AFTER_S) -> Outcome:
+    """Run one turn in its own process. Return `values`, `points` or `trouble`, and the `seconds` that it took."""
     command = [sys.executable, "-m", "benchmarks.child", turn.kind, turn.name, turn.library, str(scale)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     start = time.monotonic()
@@ -62,7 +62,7 @@ def measure(turn: Turn, scale: float = 1.0, patience: float = PATIENCE) -> Outco
 
 
 def _end_group(child: subprocess.Popen[bytes]) -> None:
-    """Kill what the child has left, and the child itself if it is still there."""
+    """Kill the child, and all processes of its group."""
     try:
         os.killpg(child.pid, signal.SIGKILL)
     except ProcessLookupError:
@@ -71,22 +71,22 @@ def _end_group(child: subprocess.Popen[bytes]) -> None:
 
 
 def _read(out: str, err: str, status: int) -> Outcome:
-    """The outcome in the last line; where there is none, the last line of what went wrong."""
+    """Return the outcome in the last line of stdout; if there is none, the last line of stderr as `trouble`."""
     lines = out.strip().splitlines()
     if status == 0 and lines:
         found: Outcome = json.loads(lines[-1])
         return found
     told = err.strip().splitlines()
-    return {"trouble": f"failed with status {status}: {told[-1] if told else 'nothing was said'}"[:200]}
+    return {"trouble": f"failed with status {status}: {told[-1] if told else 'no output'}"[:200]}
 
 
 def turns(
     cases: Sequence[Case], limits: Sequence[Limit], curves: Sequence[Curve], libraries: Sequence[str], repeat: int
 ) -> Iterator[Turn]:
-    """All turns in their order: in each round case by case, the libraries beginning with another one each time.
+    """Yield all turns in order: in each round case by case, and each round begins with another library.
 
-    A case and its libraries follow one another closely, so that what else the machine does meets them all. Curves come
-    once, after the first round.
+    The libraries of a case follow one another closely, so that other load of the machine affects all of them. Curves
+    are measured once, after the first round.
     """
     for repetition in range(repeat):
         shift = repetition % len(libraries) if libraries else 0
@@ -107,7 +107,7 @@ def turns(
 def run(
     planned: Iterable[Turn], tell: Callable[[str], None], measure_one: Callable[[Turn], Outcome] = measure
 ) -> tuple[list[Outcome], list[Outcome]]:
-    """Measure all turns; the runs of cases and limits, and the curves. What took too long once is not done again."""
+    """Measure all turns, but repeat none that took too long. Return the runs of cases and limits, and the curves."""
     runs: list[Outcome] = []
     curves: list[Outcome] = []
     slow: set[tuple[str, str]] = set()
@@ -116,7 +116,7 @@ def run(
             continue
         found = measure_one(turn)
         tell(_line(turn, found))
-        if found["seconds"] > ONCE:
+        if found["seconds"] > ONCE_IF_LONGER_S:
             slow.add((turn.name, turn.library))
             found["trouble"] = found.get("trouble") or "took over a minute: measured once"
         if turn.kind == "curve":

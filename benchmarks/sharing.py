@@ -1,4 +1,4 @@
-"""One array for all workers, in the way that each library has for it."""
+"""Share one array with all workers, by the means of each library."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ WORKERS = 8
 
 REMARK = (
     "multiprocessing, ProcessPoolExecutor, billiard and pebble have no sharing: their 8 workers inherit the array when "
-    "they are forked, which counts here, and cannot be done in a pool that is open; mpire does the same, and calls it "
-    "shared_objects; joblib maps it from a file in shared memory; Ray puts it into its store"
+    "they are forked, which counts here, and is impossible for an open pool; mpire does the same, and calls it "
+    "shared_objects; joblib maps the array from a file in shared memory; Ray puts it into its store"
 )
 
 WITHOUT = {"loky": "no sharing, and its workers inherit nothing"}
@@ -33,10 +33,13 @@ WITHOUT = {"loky": "no sharing, and its workers inherit nothing"}
 
 @dataclass
 class _Watch:
-    """Begins when the workers are there, as far as they can be, and the array is not yet shared.
+    """A clock that starts before the array is shared. The workers exist by then, if the library allows it.
 
-    Seconds until it was shared, and until all workers had looked at it; bytes of memory that all processes used at the
-    beginning, and at the end.
+    Attributes:
+        alone: seconds until the array was shared; None if sharing is not a step of its own.
+        total: seconds until all workers had read the array.
+        before: bytes of memory of all processes at the start.
+        after: bytes of memory of all processes at the end.
     """
 
     alone: float | None = None
@@ -52,14 +55,14 @@ class _Watch:
         self.alone = perf_counter() - self._start
 
     def done(self, weights: Iterable[int]) -> _Watch:
-        """Takes what the workers found."""
+        """Stop the clock. `weights` are the results of the workers."""
         self.after = max(weights)
         self.total = perf_counter() - self._start
         return self
 
 
 Look = Callable[["Bytes"], int]
-"""What each of the 8 workers does with the array, once; it ends when all have done it. Gives bytes of memory, or 0."""
+"""The task of each of the 8 workers. It ends when all have done it, and returns bytes of memory, or 0."""
 
 _inherited: Any = None
 
@@ -78,7 +81,7 @@ def _look(array: Bytes, look: Look) -> int:
 
 
 def _meet(roll: str) -> None:
-    """All workers are there, and numpy is loaded."""
+    """Load numpy, and wait for all workers."""
     importlib.import_module("numpy")
     meet(roll, WORKERS)
 
@@ -98,7 +101,7 @@ def _pairpool(array: Bytes, roll: str, look: Look) -> _Watch:
 
 
 def _forked(make: Callable[[Bytes], Any]) -> Callable[[Bytes, str, Look], _Watch]:
-    """For pools whose workers inherit the array: they are forked by `make`, or by the first call."""
+    """Return a measurement for pools whose workers inherit the array. `make` or the first call forks them."""
 
     def run(array: Bytes, _roll: str, look: Look) -> _Watch:
         watch = _Watch()
@@ -179,7 +182,10 @@ _WAYS: dict[str, Callable[[Bytes, str, Look], _Watch]] = {
 
 
 def share(library: str, array: Bytes, weigh: bool) -> _Watch:
-    """Share an array with 8 workers; weighing takes time, so what is weighed is not timed. Raises `Unsupported`."""
+    """Share an array with 8 workers. With `weigh`, the memory is measured, and the times mean nothing.
+
+    Raises `Unsupported`.
+    """
     with tempfile.TemporaryDirectory() as folder:
         first, second = (os.path.join(folder, name) for name in ("first", "second"))
         look = partial(weigh_together if weigh else look_together, roll=second, workers=WORKERS)

@@ -1,4 +1,4 @@
-"""What the workers do. At the top of a module, so that every library can name it."""
+"""The tasks. They are functions of a module, so that every library can pickle them by name."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ PAGE = 4096
 
 
 def noop(x: Any) -> Any:
-    """Gives back what it gets: the task of all cases that measure the pool and nothing else."""
+    """Return the argument: the task of all cases that measure only the pool."""
     return x
 
 
 def spin(seconds: float) -> float:
-    """Compute for so long by the clock."""
+    """Compute for some seconds of the clock."""
     end = perf_counter() + seconds
     while perf_counter() < end:
         pass
@@ -33,32 +33,32 @@ def spin(seconds: float) -> float:
 
 
 def nap(seconds: float) -> float:
-    """Sleep for so long: no core is used."""
+    """Sleep for some seconds, without using a core."""
     time.sleep(seconds)
     return seconds
 
 
 def whoami(seconds: float) -> int:
-    """The worker's pid, after so many seconds' sleep, in which other workers take the other tasks."""
+    """Return the pid of the worker after a sleep, during which other workers take the other tasks."""
     time.sleep(seconds)
     return os.getpid()
 
 
 def look_at(array: Bytes, every: int = PAGE) -> int:
-    """Read one byte of each page of an array, or of so many bytes, and return its first byte."""
+    """Read one byte of each page of an array, or one of `every` bytes. Return the first byte."""
     int(array[::every].sum())
     return int(array[0])
 
 
 def look_together(array: Bytes, roll: str, workers: int, every: int = 1 << 20) -> int:
-    """`look_at`, then wait until so many have done so: each of the workers has the array then. Gives 0."""
+    """Read an array, and wait until all workers have read theirs. So each worker has one item. Return 0."""
     look_at(array, every)
     meet(roll, workers)
     return 0
 
 
 def weigh_together(array: Bytes, roll: str, workers: int, master: int) -> int:
-    """The same; then, while all hold it, the bytes of memory that the master and all its descendants use."""
+    """Do the same. While all workers hold the array, return the bytes of the master and its descendants."""
     look_together(array, roll, workers, PAGE)
     weight = memory.proportional(memory.family(master))
     meet(roll + "-weighed", workers)
@@ -66,9 +66,9 @@ def weigh_together(array: Bytes, roll: str, workers: int, master: int) -> int:
 
 
 def meet(roll: str, workers: int, patience: float = 30.0) -> None:
-    """Wait, for at most `patience` seconds, until so many processes are here. Raises `TimeoutError`.
+    """Wait until a number of processes have called this function. Raises `TimeoutError` after `patience` seconds.
 
-    Each appends a byte to the file `roll`, whose size is then the count, looked at each millisecond.
+    Each process appends a byte to the file `roll`, and looks at the size of the file every millisecond.
     """
     fd = os.open(roll, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
@@ -76,7 +76,7 @@ def meet(roll: str, workers: int, patience: float = 30.0) -> None:
         end = perf_counter() + patience
         while os.fstat(fd).st_size < workers:
             if perf_counter() > end:
-                raise TimeoutError(f"{os.fstat(fd).st_size} of {workers} workers came within {patience:g} s")
+                raise TimeoutError(f"{os.fstat(fd).st_size} of {workers} workers met within {patience:g} s")
             time.sleep(0.001)
     finally:
         os.close(fd)

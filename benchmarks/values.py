@@ -1,7 +1,8 @@
-"""What independent items and results cost: pairpool beside multiprocessing, and beside another checkout of pairpool.
+"""Measure items of many types: pairpool, multiprocessing, and another checkout of pairpool.
 
-`python -m benchmarks.values [--rounds N] [--beside CHECKOUT] [--only CASE ...]`. Each run is a fresh process, and the
-libraries take turns. Prints the median and the spread of each.
+    python -m benchmarks.values [--rounds N] [--beside CHECKOUT] [--only CASE ...]
+
+Each run is a fresh process, and the libraries take turns. The program prints the median and the spread of each.
 """
 
 from __future__ import annotations
@@ -102,10 +103,10 @@ class Case:
     """One kind of call.
 
     Args:
-        unit: of the cost of an item.
-        size: how many items.
-        make: returns the work of a pool on that many items.
-        standard: how many items for multiprocessing, if it would take too long otherwise.
+        unit: the unit of the cost of an item.
+        size: the number of items.
+        make: returns the work of a pool with that many items.
+        standard: the number of items for multiprocessing, if the full size takes too long; 0 for the full size.
     """
 
     unit: str
@@ -115,7 +116,7 @@ class Case:
 
 
 def mapped(task: Task, make: Callable[[int], Any]) -> Callable[[Any, int], Work]:
-    """`map` over items that are there already."""
+    """Return the work of `map` over existing items."""
 
     def work(pool: Any, size: int) -> Work:
         items = make(size)
@@ -125,12 +126,12 @@ def mapped(task: Task, make: Callable[[int], Any]) -> Callable[[Any, int], Work]
 
 
 def streamed(task: Task, make: Callable[[int], Any]) -> Callable[[Any, int], Work]:
-    """`imap` over an input that is made while it is read."""
+    """Return the work of `imap` over an input that is made while it is read."""
     return lambda pool, size: lambda: count_of(pool.imap(task, make(size)))
 
 
 def called(task: Task, make: Callable[[int], Any]) -> Callable[[Any, int], Work]:
-    """Many calls with `apply_async`, and then their results."""
+    """Return the work of many calls of `apply_async`, and then their results."""
 
     def work(pool: Any, size: int) -> Work:
         items = list(make(size))
@@ -161,7 +162,7 @@ CASES: dict[str, Case] = {
 
 
 def child(case: str, library: str) -> None:
-    """Measure in this process, and print the cost of an item: the best of three runs, after one to warm up."""
+    """Measure in this process, and print the cost of an item: the best of three runs after a first one."""
     if library == STANDARD:
         import multiprocessing
 
@@ -183,7 +184,7 @@ def child(case: str, library: str) -> None:
 
 
 def measure(case: str, library: str, other: Path | None) -> float:
-    """One fresh process."""
+    """Measure in a fresh process."""
     checkout = other if library == OTHER else ROOT
     command = [sys.executable, "-P", str(Path(__file__).resolve()), "--child", case, library]
     environment = {**os.environ, "PYTHONPATH": str(checkout)}
@@ -196,7 +197,7 @@ def main(argv: list[str]) -> None:
         return
     parser = argparse.ArgumentParser(prog="benchmarks.values", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--beside", type=Path, metavar="CHECKOUT", help="of another version of pairpool")
+    parser.add_argument("--beside", type=Path, metavar="CHECKOUT", help="a checkout of another version of pairpool")
     parser.add_argument("--only", nargs="+", choices=list(CASES), metavar="CASE", default=list(CASES))
     arguments = parser.parse_args(argv)
     libraries = [OURS, STANDARD] + ([OTHER] if arguments.beside else [])

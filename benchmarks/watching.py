@@ -1,7 +1,9 @@
-"""What it costs to watch: the same work in a plain pool, with the live view on, and with a trace, in turns.
+"""Measure the cost of watching: the same work in a plain pool, with the live view, and with a trace, in turns.
 
-`python -m benchmarks.watching [ROUNDS]`. Each run is a fresh process whose standard error is a terminal of 100 x 30, so
-that the view is really drawn. Prints the median and the spread of each, and the share that watching takes.
+    python -m benchmarks.watching [ROUNDS]
+
+Each run is a fresh process whose standard error is a terminal of 100 x 30, so that the view is really drawn. The
+program prints the median and the spread of each, and the share of time that watching takes.
 """
 
 from __future__ import annotations
@@ -26,29 +28,29 @@ from benchmarks.tasks import noop, spin
 
 ROOT = Path(__file__).parent.parent
 WAYS = ("plain", "live", "trace", "plain again")
-"""The last one shows what two equal runs differ by."""
+"""The last one shows the difference between two equal runs."""
 
 SIZE = struct.pack("HHHH", 30, 100, 0, 0)
-SECONDS = 4.0
-"""How long each measurement takes, about: some frames of the view, and some samples of CPU and memory."""
+MEASURE_S = 4.0
+"""Seconds of a measurement: several frames of the view, and several samples of CPU and memory."""
 
 
 def no_ops(pool: Any) -> float:
-    """Microseconds for each item of maps of a million no-ops."""
+    """Measure microseconds per item, for maps of a million no-ops."""
     return _repeat(lambda: pool.map(noop, range(1_000_000))) / 1_000_000 * 1e6
 
 
 def milliseconds(pool: Any) -> float:
-    """Milliseconds of wall time for each ms of work, on all workers together."""
+    """Measure milliseconds of wall time per millisecond of work of all workers together."""
     return _repeat(lambda: pool.map(spin, [0.001] * 1000)) / 1.0
 
 
 def _repeat(work: Callable[[], object]) -> float:
-    """Seconds that the work takes, as the mean of as many times as fit."""
+    """Return the mean seconds of the work. It is repeated for `MEASURE_S`."""
     work()
     begin = time.perf_counter()
     times = 0
-    while time.perf_counter() - begin < SECONDS:
+    while time.perf_counter() - begin < MEASURE_S:
         work()
         times += 1
     return (time.perf_counter() - begin) / times
@@ -70,7 +72,7 @@ def child(case: str, way: str) -> None:
 
 
 def measure(case: str, way: str) -> float:
-    """One fresh process with a terminal of its own, whose output is read and dropped."""
+    """Measure in a fresh process with its own terminal, whose output is read and dropped."""
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, SIZE)
     command = [sys.executable, "-m", "benchmarks.watching", "--child", case, way]
@@ -84,7 +86,7 @@ def measure(case: str, way: str) -> float:
             try:
                 drawn += len(os.read(master, 65536))
             except OSError:
-                break  # the other side is closed: the figure is next
+                break  # the terminal is closed: the figure is next
         figure = process.stdout.read()
     os.close(master)
     if process.returncode or (way == "live" and drawn < 1000):

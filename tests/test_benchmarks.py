@@ -1,4 +1,4 @@
-"""The suite's own arithmetic, turns and report, on made-up results; and one cheap case for real. Nothing is timed."""
+"""The arithmetic, the turns and the report of the benchmarks, on made-up results. One cheap case really runs."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ META = {
 
 
 def made_up(*rows: tuple[str, str, list[float]], more: Sequence[Any] = (), curves: Sequence[Any] = ()) -> Outcome:
-    """What the file would hold with one run for each value, and `more` runs."""
+    """Return the content of a results file with one run per value, and `more` runs."""
     runs = [{"case": case, "library": name, "values": {"value": x}} for case, name, values in rows for x in values]
     return {"meta": META, "runs": [*runs, *more], "curves": [*curves]}
 
@@ -60,7 +60,7 @@ def made_up(*rows: tuple[str, str, list[float]], more: Sequence[Any] = (), curve
 # --- the table of cases -------------------------------------------------------------------------------
 
 
-def test_cases_name_only_what_there_is() -> None:
+def test_cases_name_existing_limits_groups_and_libraries() -> None:
     for case in CASES.values():
         assert case.limit is None or case.limit in LIMITS
         assert case.limit is None or case.unit.partition(" ")[0] == LIMITS[case.limit].unit.partition(" ")[0]
@@ -77,11 +77,11 @@ def test_cases_name_only_what_there_is() -> None:
     assert set(DISTRIBUTIONS) < set(PEERS)
 
 
-def test_the_size_is_that_of_the_library_and_never_nothing() -> None:
+def test_a_size_follows_the_cap_of_the_library_and_is_at_least_one() -> None:
     assert (ONE.size_for(OURS), ONE.size_for("loky"), ONE.size_for("loky", 0.01)) == (50, 5, 1)
 
 
-def test_the_lengths_are_those_that_are_promised() -> None:
+def test_the_lengths_of_tasks_are_as_described() -> None:
     lengths = balance.short_then_long(320)
     assert lengths == [0.001] * 300 + [0.040] * 20
     assert balance.ideal(lengths, 2) == pytest.approx(0.55)
@@ -99,7 +99,7 @@ def test_the_lengths_are_those_that_are_promised() -> None:
 # --- turns --------------------------------------------------------------------------------------------
 
 
-def test_turns_go_round_and_each_round_begins_with_another_library() -> None:
+def test_each_round_of_turns_begins_with_another_library() -> None:
     planned = list(runner.turns([ONE, TWO], [LEAST], [CURVE], [OURS, STANDARD, "ray"], 2))
     assert [(turn.name, turn.library) for turn in planned if turn.repetition == 0] == [
         ("least", "limit"),
@@ -121,7 +121,7 @@ def test_turns_go_round_and_each_round_begins_with_another_library() -> None:
     ]
 
 
-def test_what_took_too_long_is_not_measured_again() -> None:
+def test_a_slow_measurement_is_not_repeated() -> None:
     def measure(turn: Turn) -> Outcome:
         return {"values": {"value": 1.0}, "seconds": 61.0 if turn.library == STANDARD else 1.0}
 
@@ -133,7 +133,7 @@ def test_what_took_too_long_is_not_measured_again() -> None:
     assert len(lines) == 4
 
 
-def test_points_are_kept_apart_from_runs() -> None:
+def test_points_of_curves_are_separate_from_runs() -> None:
     def measure(_turn: Turn) -> Outcome:
         return {"points": [[1, {"value": 2.0}]], "seconds": 1.0}
 
@@ -145,7 +145,7 @@ def test_points_are_kept_apart_from_runs() -> None:
 # --- arithmetic ---------------------------------------------------------------------------------------
 
 
-def test_the_spread_has_the_median_and_both_ends() -> None:
+def test_a_spread_has_the_median_and_both_extremes() -> None:
     assert Spread.of([3.0, 1.0, 10.0]) == Spread(3.0, 1.0, 10.0, 3)
     assert Spread.of([1.0, 2.0]).middle == 1.5
     with pytest.raises(ValueError, match="no measurements"):
@@ -182,7 +182,7 @@ def test_the_best_peer_is_the_cheapest_other_library() -> None:
 
 @pytest.fixture
 def data() -> Outcome:
-    """pairpool is ahead in one case and behind in another; a library failed; another has no figure by design."""
+    """Give results in which pairpool leads in one case and not in another, and a library failed."""
     return made_up(
         ("apply", OURS, [30.0, 20.0, 40.0]),
         ("apply", STANDARD, [100.0, 90.0, 120.0]),
@@ -210,7 +210,7 @@ def cells(text: str, name: str) -> list[str]:
     return [cell.strip() for cell in row.strip("|").split("|")]
 
 
-def test_the_summary_tells_at_a_glance(results: Results) -> None:
+def test_the_summary_compares_pairpool_with_peers_limits_and_aims(results: Results) -> None:
     text = report.summary(results)
     assert len({len(line) for line in text.splitlines()}) == 1
     assert cells(text, "apply")[1:] == [
@@ -227,7 +227,7 @@ def test_the_summary_tells_at_a_glance(results: Results) -> None:
     assert f"{STANDARD} in `start-64` (2 ×)" in report.score(results)
 
 
-def test_the_page_has_every_library_and_what_went_wrong(results: Results) -> None:
+def test_the_page_contains_every_library_and_every_failure(results: Results) -> None:
     text = report.page(results, {"calls": "calls.svg", "cost by the number of items": "items.svg"})
     for words in (
         "2026-01-01, Linux 6.1.0, CPython 3.11.0, 2 cores, 8 GiB",
@@ -241,7 +241,7 @@ def test_the_page_has_every_library_and_what_went_wrong(results: Results) -> Non
         LIMITS["ping-pong"].title,
     ):
         assert words in text
-    assert "memfd" not in text  # it was not measured
+    assert "memfd" not in text  # this limit was not measured
 
 
 def test_numbers_have_three_digits_and_no_exponent() -> None:
@@ -266,7 +266,7 @@ print(json.dumps(plots.draw(Results(json.load(sys.stdin)), Path(sys.argv[1]))))
 
 @pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="the bench extra is not installed")
 def test_the_figures_are_drawn(data: Outcome, tmp_path: Path) -> None:
-    """In another process, for matplotlib keeps its fonts open."""
+    """Draw in another process, because matplotlib keeps its fonts open."""
     done = subprocess.run(
         [sys.executable, "-c", DRAW, tmp_path], cwd=runner.ROOT, input=json.dumps(data).encode(), capture_output=True
     )
@@ -276,17 +276,17 @@ def test_the_figures_are_drawn(data: Outcome, tmp_path: Path) -> None:
     assert all((tmp_path / name).read_text().startswith("<?xml") for name in drawn.values())
 
 
-# --- for real -----------------------------------------------------------------------------------------
+# --- real measurements --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("library", [OURS, STANDARD])
-def test_a_case_runs_in_a_process_of_its_own(library: str) -> None:
+def test_a_case_runs_in_its_own_process(library: str) -> None:
     found = runner.measure(Turn("case", "apply", library, 0), scale=0.01)
     assert set(found) == {"values", "seconds"}
     assert found["values"]["value"] > 0
 
 
-def test_a_child_that_fails_tells_why_and_one_that_hangs_is_killed() -> None:
+def test_a_child_that_fails_reports_why_and_a_child_that_hangs_is_killed() -> None:
     assert "KeyError: 'no such case'" in runner.measure(Turn("case", "no such case", OURS, 0))["trouble"]
     found = runner.measure(Turn("case", "apply", STANDARD, 0), scale=1e6, patience=1.0)
     assert found["trouble"] == "killed after 1 s"

@@ -1,4 +1,4 @@
-"""numpy arrays as arguments and results, and one that all workers have."""
+"""Measure numpy arrays: as arguments, as results, and shared with all workers."""
 
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ if TYPE_CHECKING:
     from benchmarks.tasks import Bytes
 
 MIB = 2**20
-LARGE = 64
-"""Mebibytes of the arrays that go one by one."""
+LARGE_MIB = 64
+"""Size of the arrays that travel one by one."""
 
-WARM = 2
+WARM_CALLS = 2
+"""Calls before the clock starts, one per worker."""
 
 
 def make(size: int) -> Bytes:
-    """An array of so many bytes, its pages in memory."""
-    import numpy as np  # here, so that the cases without arrays do not load it
+    """Return an array with this number of bytes. Its pages are in memory."""
+    import numpy as np  # the cases without arrays must not load numpy
 
     return np.full(size, 7, dtype=np.uint8)
 
 
 def array_in(peer: Peer, size: int) -> Values:
-    """Milliseconds from a call to its small result; `size` calls of 64 MiB."""
-    array = make(LARGE * MIB)
+    """Measure milliseconds from a call with 64 MiB to its small result, for `size` calls."""
+    array = make(LARGE_MIB * MIB)
     with opened(peer):
-        peer.submit_all(look_at, [array] * WARM)  # one for each worker
+        peer.submit_all(look_at, [array] * WARM_CALLS)
         start = perf_counter()
         for number in range(size):
             array[0] = number
@@ -41,10 +42,10 @@ def array_in(peer: Peer, size: int) -> Values:
 
 
 def array_both(peer: Peer, size: int) -> Values:
-    """Milliseconds from a call to its result, which is the 64 MiB array again."""
-    array = make(LARGE * MIB)
+    """Measure milliseconds from a call with 64 MiB to its result, which is the same array."""
+    array = make(LARGE_MIB * MIB)
     with opened(peer):
-        peer.submit_all(noop, [array] * WARM)
+        peer.submit_all(noop, [array] * WARM_CALLS)
         start = perf_counter()
         for number in range(size):
             array[0] = number
@@ -53,7 +54,7 @@ def array_both(peer: Peer, size: int) -> Values:
 
 
 def arrays_small(peer: Peer, size: int) -> Values:
-    """Microseconds an array of 8 KiB, there and back."""
+    """Measure microseconds per array of 8 KiB, there and back."""
     arrays = [make(8 * 1024) for _ in range(size)]
     with opened(peer):
         warm_maps(peer)
@@ -66,7 +67,7 @@ def arrays_small(peer: Peer, size: int) -> Values:
 
 
 def share(peer: Peer, size: int) -> Values:
-    """Milliseconds until 8 workers have looked at a byte of each MiB of an array of `size` MiB."""
+    """Measure milliseconds until 8 workers have read a byte of each MiB of an array of `size` MiB."""
     found = sharing.share(peer.name, make(size * MIB), weigh=False)
     values = {"value": found.total * 1e3}
     if found.alone is not None:
@@ -75,7 +76,7 @@ def share(peer: Peer, size: int) -> Values:
 
 
 def share_memory(peer: Peer, size: int) -> Values:
-    """How much memory all processes together have more than before, in mebibytes."""
+    """Measure by how many MiB the memory of all processes together grows."""
     found = sharing.share(peer.name, make(size * MIB), weigh=True)
     return {"value": (found.after - found.before) / MIB}
 
@@ -100,7 +101,7 @@ CASES = (
         group="arrays",
         aims=(Aim(0.08, "multiprocessing"), Aim(6, "limit")),
         limit="memcpy-warm",
-        remark="what comes back is read-only with Ray, and writable with all others",
+        remark="the result is read-only with Ray, and writable with all others",
     ),
     Case(
         "arrays-small",
@@ -135,6 +136,6 @@ CASES = (
         aims=(Aim(1.05 * 256),),
         without=sharing.WITHOUT,
         remark="proportional set size of the program and all its processes, without the program's own array; "
-        "where the workers inherit it, they are counted themselves",
+        "if the workers inherit the array, the workers count, too",
     ),
 )

@@ -1,6 +1,6 @@
-"""Tasks of unequal length: how much longer than by a perfect division among the workers.
+"""Measure tasks of unequal length: the time of a map divided by that of a perfect division among the workers.
 
-All libraries map with their defaults, and are told nothing of the lengths.
+All libraries map with their defaults. They do not know the lengths.
 """
 
 from __future__ import annotations
@@ -19,40 +19,40 @@ SEED = 2
 WORKERS = 2
 
 Lengths = Callable[[int], list[float]]
-"""Gives the seconds of each of so many tasks."""
+"""Returns the seconds of each task, for a number of tasks."""
 
 
 def short_then_long(count: int) -> list[float]:
-    """15 of 16 take a millisecond each, the last ones 40."""
+    """Return lengths of which 15 of 16 are 1 ms, and the last ones 40 ms."""
     short = count - count // 16
     return [0.001] * short + [0.040] * (count - short)
 
 
 def shuffled(count: int) -> list[float]:
-    """The same in a random order, the same in every run."""
+    """Return the same lengths in a random order, which is the same in every run."""
     lengths = short_then_long(count)
     random.Random(SEED).shuffle(lengths)
     return lengths
 
 
 def lognormal(count: int) -> list[float]:
-    """Lengths over four decades, 10 µs to 100 ms, around 1 ms: two standard deviations each way."""
+    """Return log-normal lengths around 1 ms. Two standard deviations reach from 10 µs to 100 ms."""
     dice = random.Random(SEED)
     return [min(0.1, max(1e-5, dice.lognormvariate(math.log(1e-3), math.log(100) / 2))) for _ in range(count)]
 
 
 def one_long(count: int) -> list[float]:
-    """300 ms, and behind it 100 µs each."""
+    """Return 300 ms, followed by lengths of 100 µs."""
     return [0.3] + [1e-4] * (count - 1)
 
 
 def ideal(lengths: list[float], workers: int) -> float:
-    """The seconds below which no division comes: the whole over the workers, or the longest task."""
+    """Return the least possible seconds: the sum divided by the workers, or the longest task."""
     return max(sum(lengths) / workers, max(lengths))
 
 
 def over_ideal(lengths_of: Lengths, task: Callable[[float], float]) -> Callable[[Peer, int], Values]:
-    """The time of one map over the ideal."""
+    """Return a measurement of the time of one map, divided by the ideal time."""
 
     def run(peer: Peer, size: int) -> Values:
         lengths = lengths_of(size)

@@ -1,4 +1,4 @@
-"""What a call costs when its task does nothing."""
+"""Measure the cost of calls whose tasks do nothing."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from benchmarks.model import OURS, SLOW_TO_START, Aim, Case, Values
 from benchmarks.peers import Peer, opened
 from benchmarks.tasks import noop
 
-WARM = 200
+WARM_CALLS = 200
 """Calls before the clock starts."""
 
 CHUNKS = (10, 100, 1000, 5000)
-"""The chunk sizes among which the best is looked for."""
+"""The chunk sizes among which the best one is chosen."""
 
 
 def warm_calls(peer: Peer) -> None:
-    peer.submit_all(noop, range(WARM))
+    peer.submit_all(noop, range(WARM_CALLS))
 
 
 def warm_maps(peer: Peer) -> None:
-    """Each kind of call is warmed up on its own, because mpire mixes them up in a pool that has had another."""
-    peer.map(noop, range(WARM))
+    """Warm up `map`. Each kind of call has its own warm-up, because mpire mixes up different kinds in one pool."""
+    peer.map(noop, range(WARM_CALLS))
 
 
 def warm_streams(peer: Peer, ordered: bool = False) -> None:
-    for _ in _stream_of(peer, ordered)(noop, range(WARM)):
+    for _ in _stream_of(peer, ordered)(noop, range(WARM_CALLS)):
         pass
 
 
 def apply(peer: Peer, size: int) -> Values:
-    """Microseconds from a call to its result."""
+    """Measure microseconds from a call to its result."""
     with opened(peer):
-        for item in range(min(WARM, size)):
+        for item in range(min(WARM_CALLS, size)):
             peer.apply(noop, item)
         start = perf_counter()
         for item in range(size):
@@ -43,7 +43,7 @@ def apply(peer: Peer, size: int) -> Values:
 
 
 def submit(peer: Peer, size: int) -> Values:
-    """Microseconds a call, of many that are pending at once."""
+    """Measure microseconds per call, with many calls pending at once."""
     with opened(peer):
         warm_calls(peer)
         start = perf_counter()
@@ -52,12 +52,12 @@ def submit(peer: Peer, size: int) -> Values:
 
 
 def map_chunk(peer: Peer, items: int, workers: int) -> int | None:
-    """The chunk size for a map of many short items: multiprocessing's, for those that would send them one by one."""
+    """Return the chunk size for many short items: that of multiprocessing if the library sends items one by one."""
     return max(1, items // (4 * workers)) if peer.maps_one_by_one else None
 
 
 def map_ints(peer: Peer, size: int) -> Values:
-    """Microseconds an item."""
+    """Measure microseconds per item."""
     items = list(range(size))
     with opened(peer):
         warm_maps(peer)
@@ -83,7 +83,7 @@ def _stream_of(peer: Peer, ordered: bool) -> Stream:
 
 
 def streaming(ordered: bool) -> Callable[[Peer, int], Values]:
-    """`imap` or `imap_unordered` with defaults: microseconds an item."""
+    """Return a measurement of `imap` or `imap_unordered` with defaults, in microseconds per item."""
 
     def run(peer: Peer, size: int) -> Values:
         with opened(peer):
@@ -94,13 +94,13 @@ def streaming(ordered: bool) -> Callable[[Peer, int], Values]:
 
 
 def streaming_by_chunks(ordered: bool) -> Callable[[Peer, int], Values]:
-    """The same where each library has its best of `CHUNKS`, and pairpool its default; `chunksize` is the best one."""
+    """Return the same with the best of `CHUNKS` for each library, and the default for pairpool."""
 
     def run(peer: Peer, size: int) -> Values:
         with opened(peer):
             warm_streams(peer, ordered)
             stream = _stream_of(peer, ordered)
-            if peer.name == OURS:  # as many tries as the others have
+            if peer.name == OURS:  # as many tries as the other libraries have
                 return {"value": min(_seconds_for(stream, size, None) for _ in CHUNKS) / size * 1e6}
             seconds, chunksize = min((_seconds_for(stream, size, chunksize), chunksize) for chunksize in CHUNKS)
             return {"value": seconds / size * 1e6, "chunksize": chunksize}
@@ -137,7 +137,7 @@ CASES = (
         aims=(Aim(0.25, "multiprocessing"),),
         limit="packets",
         caps={"ray": 1000},
-        remark="joblib's way to submit is a list of calls, which it makes batches of",
+        remark="joblib submits a list of calls, which it divides into batches",
     ),
     Case(
         "map",
@@ -149,7 +149,7 @@ CASES = (
         aims=(Aim(0.75, "multiprocessing"), Aim(1.5, "limit")),
         limit="pickle-lists",
         caps={"joblib": 100_000},
-        remark="ProcessPoolExecutor, loky and pebble, which would send item by item, have multiprocessing's chunk size",
+        remark="ProcessPoolExecutor, loky and pebble, which would send item by item, use multiprocessing's chunk size",
     ),
     Case(
         "imap_unordered",
@@ -161,7 +161,7 @@ CASES = (
         aims=(Aim(0.03, "multiprocessing"),),
         limit="pickle-lists",
         caps={"ProcessPoolExecutor": 5000, "loky": 5000, "ray": 1000},
-        remark="ProcessPoolExecutor, loky and pebble by as_completed over submitted calls",
+        remark="ProcessPoolExecutor, loky and pebble use as_completed over submitted calls",
     ),
     Case(
         "imap",

@@ -1,4 +1,4 @@
-"""What is kept in memory: by idle workers, by the program while it streams, and by calls that wait."""
+"""Measure memory: of idle workers, of the program while it streams, and of calls that wait."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from benchmarks.peers import Peer, opened
 from benchmarks.tasks import nap, noop, whoami
 
 MIB = 2**20
-LONG = 60.0
-"""Seconds that workers are kept busy while calls pile up; they are killed before."""
+BUSY_S = 60.0
+"""Seconds that the workers are busy while calls wait. The runner kills them earlier."""
 
 
 def idle(peer: Peer, _size: int) -> Values:
-    """Private mebibytes of a worker that has had one task."""
+    """Measure the private MiB of a worker that has run one task."""
     with opened(peer):
         pids = set(peer.submit_all(whoami, [0.2, 0.2]))
         time.sleep(0.3)
@@ -30,7 +30,7 @@ def _numbers(count: int) -> Iterator[int]:
 
 
 def generator(peer: Peer, size: int) -> Values:
-    """Mebibytes by which the program grows at most while it streams over a generator."""
+    """Measure by how many MiB the program grows at most while it streams over a generator."""
     with opened(peer):
         warm_streams(peer)
         gc.collect()
@@ -42,10 +42,10 @@ def generator(peer: Peer, size: int) -> Values:
 
 
 def pending(peer: Peer, size: int) -> Values:
-    """Bytes in the program for each call that waits behind long ones. The pool is then left to be killed."""
+    """Measure the bytes in the program per call that waits behind long ones. The runner kills the pool."""
     peer.open(2)
     warm_calls(peer)
-    busy = [peer.submit(nap, LONG) for _ in range(2)]
+    busy = [peer.submit(nap, BUSY_S) for _ in range(2)]
     gc.collect()
     before = memory.resident()
     waiting = [peer.submit(noop, item) for item in range(size)]
@@ -93,8 +93,8 @@ CASES = (
             **dict.fromkeys(("ProcessPoolExecutor", "mpire", "pebble", "billiard"), 50_000),
         },
         without={
-            "loky": "leaves semaphores behind when it is cut off, and keeps calls as ProcessPoolExecutor does",
-            "joblib": "no call that is not awaited",
+            "loky": "leaves semaphores behind when it is killed, and keeps calls as ProcessPoolExecutor does",
+            "joblib": "no call without waiting",
             "ray": "calls wait in another process",
         },
     ),

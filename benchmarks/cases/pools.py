@@ -1,4 +1,4 @@
-"""What pools themselves cost: to open, to close, and with many workers."""
+"""Measure the cost of pools: to open, to close, and with many workers."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from benchmarks.model import Aim, Case, Values
 from benchmarks.peers import PairpoolPeer, Peer, opened
 from benchmarks.tasks import noop
 
-MANY = 1000
+MANY_WORKERS = 1000
 
 
 def start(workers: int) -> Callable[[Peer, int], Values]:
-    """Milliseconds to open a pool, have one result, and close it again; importing the library does not count."""
+    """Return a measurement of milliseconds to open a pool, get one result and close the pool.
+
+    The import of the library does not count.
+    """
 
     def run(peer: Peer, _size: int) -> Values:
         importlib.import_module(peer.module)
@@ -36,7 +39,7 @@ def _open_close(peer: Peer, times: int) -> None:
 
 
 def open_close(peer: Peer, size: int) -> Values:
-    """Milliseconds each time; descriptors and KiB that the program has more after the last four fifths."""
+    """Measure milliseconds per pool, and by how many descriptors and KiB the program grows in the last four fifths."""
     begin = perf_counter()
     _open_close(peer, size // 5)
     descriptors, resident = memory.descriptors(), memory.resident()
@@ -49,7 +52,7 @@ def open_close(peer: Peer, size: int) -> Values:
 
 
 def allow_descriptors() -> None:
-    """As many as the system lets this process have: a thousand workers need more than the usual 1,024."""
+    """Raise the limit on descriptors, because a thousand workers need more than the usual 1,024."""
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
@@ -63,24 +66,27 @@ def _map_seconds(peer: Peer, size: int) -> float:
 
 
 def thousand(peer: Peer, size: int) -> Values:
-    """Seconds until 1,000 workers are there, and to the first result; microseconds an item of a map, and its ratio to
-    two workers'."""
+    """Measure a pool of 1,000 workers.
+
+    The figures are seconds until all workers exist, seconds to the first result, microseconds per item of a map, and
+    the ratio of the map's time to that of two workers.
+    """
     allow_descriptors()
     with opened(peer):
         few = _map_seconds(peer, size)
     begin = perf_counter()
-    peer.open(MANY)
+    peer.open(MANY_WORKERS)
     peer.apply(noop, 1)
     first = perf_counter() - begin
     if isinstance(peer, PairpoolPeer):
-        peer.pool.resize(MANY)  # it opens when the first are there; this waits for all
+        peer.pool.resize(MANY_WORKERS)  # `open` waits for the first workers only; `resize` waits for all
     started = perf_counter() - begin
     many = _map_seconds(peer, size)
     peer.close()
     return {"value": started, "first": first, "item": many / size * 1e6, "ratio": many / few}
 
 
-TOO_MANY = dict.fromkeys(("loky", "joblib", "ray"), "would start a fresh interpreter for each worker")
+FRESH_INTERPRETERS = dict.fromkeys(("loky", "joblib", "ray"), "would start a fresh interpreter for each worker")
 
 CASES = (
     Case(
@@ -98,7 +104,7 @@ CASES = (
         start(64),
         group="pools",
         aims=(Aim(0.8, "multiprocessing"),),
-        without={"ray": TOO_MANY["ray"], "joblib": "its workers are loky's"},
+        without={"ray": FRESH_INTERPRETERS["ray"], "joblib": "its workers are loky's"},
     ),
     Case(
         "open-close",
@@ -111,7 +117,7 @@ CASES = (
         fields={"descriptors": "descriptors more", "memory": "KiB more"},
         caps={"loky": 10, "joblib": 10, "mpire": 15, "pebble": 15, "billiard": 5},
         without={"ray": "seconds each"},
-        remark="descriptors and memory of the program after the last pool, beyond those after the first fifth of them",
+        remark="descriptors and memory of the program: growth from the first fifth of the pools to the last one",
     ),
     Case(
         "thousand",
@@ -127,7 +133,7 @@ CASES = (
             "ratio": "× the same map with 2 workers",
         },
         without={
-            **TOO_MANY,
+            **FRESH_INTERPRETERS,
             "ProcessPoolExecutor": "left out",
             "mpire": "left out",
             "pebble": "left out",
