@@ -170,7 +170,7 @@ class Engine:
             if left <= 0:
                 overseer.look()
                 self.write_board()
-                self.nursery.want_spare()
+                self.nursery.zygote.want_spare()
                 left = overseer.at - time.monotonic()
         else:
             left = math.inf

@@ -20,6 +20,7 @@ from pairpool.master import call_errors
 from pairpool.master.dispatcher import Dispatcher
 from pairpool.master.parts import EngineParts
 from pairpool.master.reaper import Reaper
+from pairpool.master.restart_policy import RestartPolicy
 from pairpool.master.worker_death import WorkerDeath
 from pairpool.master.workers import WorkerHandle
 from pairpool.master.zygote_client import ZygoteClient, explain_fork_error
@@ -34,23 +35,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Supervisor"]
 
-FORK_RETRY_AFTER_S = 0.1
-"""Seconds after which a fork that the kernel refused is tried again."""
-
-FORK_REFUSALS_ALLOWED = 30
-"""Forks in a row that the kernel may refuse, while no worker is left, before the pool gives up."""
-
 WORKERS_PER_CORE_AT_START = 2
 """Workers per core that must have arrived before a pool is open. The fork of one takes more than a millisecond."""
-
-INITIALIZER_TRIES = 3
-"""Replacements in one place whose initializer may fail before the pool gives up."""
-
-INITIALIZER_PAUSE_FACTOR = 4
-"""Factor by which the pause before the next of these tries grows."""
-
-STARTUP_DEATHS_ALLOWED = 3
-"""Workers in a row, beyond one per place, that may end before they receive anything, before the pool gives up."""
 
 
 class Supervisor:
@@ -94,11 +80,8 @@ class Supervisor:
         self.is_starting = True
         self.is_closing = False
         self.collector: Collector | None = None
-        self._retry_at: dict[int, float] = {}  # places to fill later, with the time (monotonic seconds)
+        self._policy = RestartPolicy()
         self._filled: set[int] = set()  # places that have had a worker
-        self._initializer_failures: dict[int, int] = {}  # failures in a row, by place
-        self._startup_deaths = 0  # workers in a row that ended before they received anything
-        self._fork_refusals = 0
         self._reports_seen = 0
         self._initializers_seen = 0
         self._metrics.set_processes(self.processes)
@@ -192,15 +175,14 @@ class Supervisor:
 
     def _on_refused(self, number: int, error: OSError) -> None:
         """Try a refused fork again later. Give up if no worker is left after some tries, or if the pool is starting."""
-        self._fork_refusals += 1
+        is_hopeless = self._policy.fork_refused(has_workers=bool(self._workers.members))
         reason = explain_fork_error(error, f"worker {number} of {self.processes}")
-        is_hopeless = not self._workers.members and self._fork_refusals >= FORK_REFUSALS_ALLOWED
         if self.is_starting or is_hopeless:
             self.break_down(reason)
             return
-        if self._fork_refusals == 1:
+        if self._policy.fork_refusals == 1:
             logging.getLogger("pairpool").warning("%s; the pool goes on without, and tries again", reason)
-        self._retry_at[number] = time.monotonic() + FORK_RETRY_AFTER_S
+        self._policy.plan_fork(number, time.monotonic())
 
     def _on_zygote_lost(self) -> None:
         """Make another zygote after the zygote was killed with all its workers, and repeat the requests."""
@@ -212,14 +194,10 @@ class Supervisor:
         for number in sorted(self._zygotes.requested):
             self._request(number)
 
-    def want_spare(self) -> None:
-        """Have the zygote keep a spare zygote."""
-        self.zygote.want_spare()
-
     # --- a new worker ---------------------------------------------------------------------------
 
     def _enlist(self, spawned: Spawned) -> None:
-        self._fork_refusals = 0
+        self._policy.fork_succeeded()
         slot = self._scoreboard.slot(spawned.slot)
         worker = WorkerHandle(spawned, slot, self.zygote, self._workers.starved)
         self._workers.members[worker.number] = worker
@@ -275,11 +253,11 @@ class Supervisor:
         """Reset the counts of failures in a row if something has succeeded since the last call."""
         if self._reports_seen != self._dispatcher.reports_handled:
             self._reports_seen = self._dispatcher.reports_handled
-            self._startup_deaths = 0
+            self._policy.worker_succeeded()
             self._zygotes.on_result()
         if self._initializers_seen != self._dispatcher.initializers_returned:
             self._initializers_seen = self._dispatcher.initializers_returned
-            self._startup_deaths = 0
+            self._policy.worker_succeeded()
 
     def tend(self) -> None:
         """Retire workers in each turn of the loop, also after an exception has interrupted another turn."""
@@ -300,7 +278,7 @@ class Supervisor:
         if not self._workers.is_on_duty(worker):
             return
         if worker.started:
-            self._initializer_failures.pop(worker.number, None)
+            self._policy.initializer_succeeded(worker.number)
         self._loop.unwatch(worker.channel.fileno())
         self._workers.dismiss(worker)
         self._metrics.worker_left(worker, "")
@@ -359,25 +337,24 @@ class Supervisor:
 
         1. The first worker of a place: the initializer is wrong, and the pool gives up. Exception: another process
            killed the worker.
-        2. A later worker of a place: start it again after a pause, which grows. Give up after `INITIALIZER_TRIES`.
+        2. A later worker of a place: start another after a pause. The pauses grow. After some tries the pool gives up.
         """
         worker, number = death.worker, death.worker.number
-        tries = self._initializer_failures[number] = self._initializer_failures.get(number, 0) + 1
+        is_hopeless = self._policy.initializer_failed(number)
         has_failed = worker.init_error is not None or not death.is_from_outside or death.kill_reason is not None
-        if (worker.is_first and has_failed) or tries >= INITIALIZER_TRIES:
+        if (worker.is_first and has_failed) or is_hopeless:
             if worker.init_error is not None:
                 self.break_down(call_errors.initializer_failed(worker.init_error))
             else:
                 self.break_down(death.initializer_error())
         elif number < self.processes:
-            pause = FORK_RETRY_AFTER_S * INITIALIZER_PAUSE_FACTOR ** (tries - 1)
-            self._retry_at[number] = time.monotonic() + pause
+            self._policy.plan_initializer(number, time.monotonic())
 
     def _replace(self, worker: WorkerHandle) -> None:
         """Request a worker for the place of one that died, unless the pool ends or does not keep the place."""
         number = worker.number
         if worker.started:
-            self._initializer_failures.pop(number, None)
+            self._policy.initializer_succeeded(number)
         if self._queue.broken is not None or self._is_done:
             return
         if number >= self.processes or self._is_filled(number):
@@ -385,28 +362,25 @@ class Supervisor:
         words = worker.slot.words
         if words[Word.STATE] == State.EMPTY and not worker.zygote.is_gone:
             self._note_progress()
-            self._startup_deaths += 1
-            if self._startup_deaths > STARTUP_DEATHS_ALLOWED + self.processes:
-                self.break_down(call_errors.died_at_startup(self._startup_deaths))
+            if self._policy.died_at_startup(self.processes):
+                self.break_down(call_errors.died_at_startup(self._policy.startup_deaths))
                 return
         words[Word.REPLACED] += 1
         self._request(number)
 
     def _is_filled(self, number: int) -> bool:
         """Whether a place has a worker, or will get one."""
-        return number in self._workers.members or number in self._zygotes.requested or number in self._retry_at
+        return number in self._workers.members or number in self._zygotes.requested or self._policy.is_planned(number)
 
     def request_missing(self) -> bool:
         """Request workers for the places whose next try is due; return whether some places are still empty."""
-        if self._retry_at:
-            now = time.monotonic()
-            for number in [number for number, at in self._retry_at.items() if at <= now]:
-                del self._retry_at[number]
+        if self._policy.planned:
+            for number in self._policy.take_due(time.monotonic()):
                 if number not in self._workers.members and number < self.processes:
                     self._request(number)
-        if len(self._workers.members) + len(self._zygotes.requested) + len(self._retry_at) < self.processes:
+        if len(self._workers.members) + len(self._zygotes.requested) + self._policy.planned < self.processes:
             self._fill_gaps()
-        return not self.zygote.flush() or bool(self._retry_at)
+        return not self.zygote.flush() or self._policy.planned > 0
 
     def _fill_gaps(self) -> None:
         """Request workers for places that an exception left empty, between a death and the request."""
