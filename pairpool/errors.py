@@ -1,7 +1,7 @@
-"""The exceptions of pairpool: what failed, on which task and worker, why, and what to do.
+"""The exceptions of pairpool. Their texts say what failed, which task and worker it was, the cause, and what to try.
 
-Errors that `multiprocessing` has already named are raised as its own classes, so that existing handlers catch
-them; its modules are imported only when such an error is needed.
+If `multiprocessing` has a class for an error, pairpool raises that class, so that existing handlers catch it. Its
+modules are imported only when such an error occurs.
 """
 
 from __future__ import annotations
@@ -142,9 +142,9 @@ def _with_details(text: str, *, stack: str, **details: str) -> str:
 
 
 class InitializerFailed(BrokenExecutor):
-    """The pool's initializer raised, ended its worker, or did not return in time; the pool runs nothing.
+    """The pool's initializer raised, ended its worker, or did not return in time. The pool runs no tasks.
 
-    The text holds the remote traceback, or the Python stack at the end.
+    The text contains the remote traceback, or the Python stack of the worker when it ended.
     """
 
 
@@ -153,11 +153,11 @@ class ClusterMismatch(RuntimeError):
 
 
 class PoolInherited(RuntimeError):
-    """A pool was used in a process that was forked off its owner: the copy there is inert."""
+    """A pool was used in a process that is a fork of its owner. The copy of the pool there does nothing."""
 
 
 class LargeCaptureWarning(UserWarning):
-    """A function drags more than 1 MiB of captured data along to every worker."""
+    """A function takes more than 1 MiB of captured data along to every worker."""
 
 
 def with_cause(error: E, cause: BaseException | None) -> E:
@@ -167,16 +167,19 @@ def with_cause(error: E, cause: BaseException | None) -> E:
 
 
 def timeout_error() -> Exception:
-    """A `multiprocessing.TimeoutError`, without text as there."""
+    """Return a `multiprocessing.TimeoutError` without a text, as multiprocessing raises it."""
     from multiprocessing import TimeoutError
 
     return TimeoutError()
 
 
 def encoding_error(reason: str, value: str, original: BaseException | None = None) -> Exception:
-    """A `multiprocessing.pool.MaybeEncodingError` from the texts of the reason and the value.
+    """Return a `multiprocessing.pool.MaybeEncodingError`.
 
-    Where the reason itself could travel, it is the attribute `original`.
+    Args:
+        reason: the text of the reason.
+        value: the repr of the value that could not be pickled.
+        original: the exception that is the reason, if it could be pickled. It becomes the attribute `original`.
     """
     import multiprocessing.pool
 
@@ -188,7 +191,7 @@ def encoding_error(reason: str, value: str, original: BaseException | None = Non
 
 
 def remote_cause(traceback: str) -> Exception:
-    """A `multiprocessing.pool.RemoteTraceback` that shows the traceback as multiprocessing does."""
+    """Return a `multiprocessing.pool.RemoteTraceback`, which shows a traceback as multiprocessing does."""
     import multiprocessing.pool
 
     names: Any = multiprocessing.pool
@@ -197,7 +200,7 @@ def remote_cause(traceback: str) -> Exception:
 
 
 def remote_text(cause: BaseException | None) -> str | None:
-    """The text of a `remote_cause`; None of any other exception."""
+    """Return the text of a `remote_cause`; None for any other exception."""
     module: Any = sys.modules.get("multiprocessing.pool")
     if module is None or not isinstance(cause, module.RemoteTraceback):
         return None

@@ -1,13 +1,13 @@
-"""Lines of output: cut out of the bytes that tasks write, tagged by who wrote them."""
+"""Cut the bytes that tasks write into lines, and label each line with its worker and stream."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["LONGEST", "LineCutter", "OutputLine"]
+__all__ = ["LINE_BYTES", "LineCutter", "OutputLine"]
 
-LONGEST = 64 * 1024
-"""Bytes of a line; one that is longer comes in several."""
+LINE_BYTES = 64 * 1024
+"""Bytes of one line. A longer line is cut into several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,9 +16,9 @@ class OutputLine:
 
     Attributes:
         worker: number of the worker.
-        pid: its process id.
+        pid: process id of the worker.
         stream: `stdout` or `stderr`.
-        text: the line without its end; control characters other than that are as they were written.
+        text: the line without its end. Other control characters are unchanged.
     """
 
     worker: int
@@ -28,9 +28,9 @@ class OutputLine:
 
 
 class LineCutter:
-    """Cuts one stream of bytes into whole lines, as UTF-8; what is no UTF-8 becomes U+FFFD.
+    """Cut one stream of bytes into whole lines, and decode them as UTF-8. Other bytes become U+FFFD.
 
-    Of a line that was written over after a carriage return, as progress bars are, the last version counts.
+    Progress bars write a line several times, with a carriage return in between. Only the last version counts.
     """
 
     __slots__ = ("_rest",)
@@ -39,7 +39,7 @@ class LineCutter:
         self._rest = b""
 
     def feed(self, data: bytes) -> list[str]:
-        """The lines that end in `data`, and the pieces of one that is too long to wait for its end."""
+        """Return the lines that end in `data`, and the pieces of a line that is too long already."""
         *whole, rest = (self._rest + data).split(b"\n")
         lines: list[str] = []
         for line in whole:
@@ -49,7 +49,7 @@ class LineCutter:
         return lines
 
     def flush(self) -> list[str]:
-        """The line that was not ended, if there is something to be seen of it; nothing more will be written."""
+        """Return the last line, if it has no end and is not blank. Call this after the end of the stream."""
         rest, self._rest = self._rest, b""
         visible = _last_version(rest).rstrip(b"\r")
         if not visible or (visible.isspace() and b"\r" in rest):
@@ -58,17 +58,17 @@ class LineCutter:
 
 
 def _last_version(line: bytes) -> bytes:
-    """What follows the last carriage return that something follows."""
+    """Return the text after the last carriage return. Carriage returns at the end of the line do not count."""
     if b"\r" not in line:
         return line
     return line[line.rstrip(b"\r").rfind(b"\r") + 1 :]
 
 
 def _take_pieces(line: bytes, lines: list[str]) -> bytes:
-    """Move pieces off the front of what is too long to `lines`, none of them in the midst of a character."""
-    while len(line) > LONGEST:
-        at = LONGEST
-        while at > LONGEST - 4 and line[at] & 0xC0 == 0x80:
+    """Move pieces from the front of a line that is too long to `lines`, without cutting a character in two."""
+    while len(line) > LINE_BYTES:
+        at = LINE_BYTES
+        while at > LINE_BYTES - 4 and line[at] & 0xC0 == 0x80:
             at -= 1
         lines.append(line[:at].decode("utf-8", "replace"))
         line = line[at:]

@@ -1,4 +1,4 @@
-"""Snapshots of a pool: frozen, plain, and cheap to make from the status board."""
+"""Frozen snapshots of a pool, made from its scoreboard."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ class WorkerStatus:
     """One worker.
 
     Attributes:
-        number: its place in the pool, from 0.
-        pid: its process id; 0 while it is being made (which `os.kill` takes for the group of the caller).
+        number: the place of the worker in the pool, from 0.
+        pid: process id; 0 while the worker is being forked. (`os.kill` takes 0 for the process group of the caller.)
         state: `starting`, `idle`, `loading`, `running`, `saving`, `sending` or `empty`.
         function: name of the task's function; empty when idle.
         item: index of the running item in its call; None when idle.
         seconds: how long the item (in a batch of many short ones: the batch) has been running.
-        done: items finished since this worker began, failed ones included.
+        done: items that this worker has finished, failed ones included.
         failed: items that raised.
         replaced: how many workers had this place before.
-        argument: short repr of the item's argument; empty where it is not known, for items shorter than some ms.
-        progress: how much is done, as the task told by `pairpool.progress`; None where it did not.
-        total: of how much.
-        note: the text that it told with that.
-        cpu: per cent of one core that it used lately; None where nobody measured it.
-        rss: its resident memory in bytes; None where nobody measured it.
+        argument: short repr of the item's argument; empty if it is not known, as for items that take a few ms.
+        progress: how much is done, as the task reported with `pairpool.progress`; None without a report.
+        total: the value of `progress` at the end, as the task reported it.
+        note: the text that the task reported.
+        cpu: per cent of one core in the last seconds; None if it was not measured.
+        rss: resident memory in bytes; None if it was not measured.
     """
 
     number: int
@@ -47,12 +47,12 @@ class WorkerStatus:
 
     @property
     def is_busy(self) -> bool:
-        """Whether it is at work on an item."""
+        """Whether the worker runs an item."""
         return self.item is not None
 
     @property
     def is_starting(self) -> bool:
-        """Whether it cannot take work yet."""
+        """Whether the worker cannot take work yet."""
         return self.state in ("starting", "empty")
 
 
@@ -61,12 +61,12 @@ class CallStatus:
     """One call that has not ended.
 
     Attributes:
-        function: name of its function; of several single calls, of the last one's that ended, or empty.
-        kind: `map`, `imap` or `apply` (single calls that were made one after the other count as one).
-        total: items of its input; None where that is not known.
+        function: name of the function. For several single calls: of the one that ended last, or empty.
+        kind: `map`, `imap` or `apply`. Single calls that were made one after the other count as one call.
+        total: items of the input; None if the number is not known.
         done: items that have ended, failed ones included.
         failed: items that ended with an exception.
-        seconds: how long ago it was made.
+        seconds: how long ago the call was made.
     """
 
     function: str
@@ -79,13 +79,13 @@ class CallStatus:
 
 @dataclass(frozen=True, slots=True)
 class FailureStatus:
-    """One item that failed lately.
+    """One of the last items that failed.
 
     Attributes:
-        seconds: how long ago.
-        worker: number of the worker that ran it; None if none did.
-        function: name of its function.
-        item: its index in its call.
+        seconds: how long ago the item failed.
+        worker: number of the worker that ran it; None if no worker did.
+        function: name of the function.
+        item: index of the item in its call.
         error: type and text of the exception in one line.
     """
 
@@ -106,16 +106,16 @@ class PoolStatus:
         state: `RUN`, `CLOSE` or `TERMINATE`.
         start_method: `fork`, `forkserver` or `direct`.
         processes: how many workers the pool keeps.
-        uptime: seconds since it was opened, until now or until it ended.
+        uptime: seconds from the opening of the pool until now, or until its end.
         calls: calls that have not ended.
         workers: the workers, by number.
         done: items that have ended since the pool was opened, failed ones included.
         failed: items that ended with an exception.
-        pending: items that were handed in and have not ended, as far as inputs were read.
+        pending: items that have not ended, as far as the pool has read the inputs.
         rates: items that ended in each of the last 60 whole seconds, the latest last.
         running: the calls that have not ended, the oldest first; at most 16.
         failures: the last items that failed, the latest first; at most 8.
-        remark: what a reader should know, such as that the master is stopped; else empty.
+        remark: a remark for the reader, such as that the master is stopped; empty if there is none.
     """
 
     name: str
@@ -136,18 +136,18 @@ class PoolStatus:
 
     @property
     def busy(self) -> int:
-        """Workers that are at work on a batch."""
+        """Number of workers that run a batch."""
         return sum(worker.is_busy for worker in self.workers)
 
     @property
     def starting(self) -> int:
-        """Workers that cannot take work yet, those that are not there yet included."""
+        """Number of workers that cannot take work yet, including those that are not forked yet."""
         there = sum(not worker.is_starting for worker in self.workers)
         return max(0, self.processes - there)
 
     @property
     def idle(self) -> int:
-        """Workers that wait for work."""
+        """Number of workers that wait for work."""
         return sum(not worker.is_busy and not worker.is_starting for worker in self.workers)
 
     @property
@@ -157,12 +157,12 @@ class PoolStatus:
 
     @property
     def cpu(self) -> float | None:
-        """Per cent of one core that all workers together used lately; None where nobody measured it."""
+        """Per cent of one core that all workers used together in the last seconds; None if it was not measured."""
         measured = [worker.cpu for worker in self.workers if worker.cpu is not None]
         return sum(measured) if measured else None
 
     @property
     def rss(self) -> int | None:
-        """Resident memory of all workers together, shared pages counted in each; None where nobody measured it."""
+        """Resident memory of all workers, with shared pages counted in each; None if it was not measured."""
         measured = [worker.rss for worker in self.workers if worker.rss is not None]
         return sum(measured) if measured else None

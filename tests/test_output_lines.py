@@ -1,4 +1,4 @@
-"""`lines`: bytes to lines, whatever way they are cut into pieces on their way."""
+"""Test that bytes become the same lines, whatever pieces they arrive in."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import random
 
 import pytest
 
-from pairpool.output_lines import LONGEST, LineCutter
+from pairpool.output_lines import LINE_BYTES, LineCutter
 
 
 def cut(*pieces: bytes) -> list[str]:
-    """All lines of a stream that comes in these pieces and ends."""
+    """Return all lines of a stream that arrives in these pieces and ends."""
     cutter = LineCutter()
     return [line for piece in pieces for line in cutter.feed(piece)] + cutter.flush()
 
@@ -42,7 +42,7 @@ def test_lines_of_a_stream(written: bytes, lines: list[str]) -> None:
     assert cut(*(written[at : at + 1] for at in range(len(written)))) == lines
 
 
-def test_cutting_does_not_depend_on_the_pieces() -> None:
+def test_lines_do_not_depend_on_the_pieces() -> None:
     rng = random.Random(5)
     written = b"".join(rng.choice([b"abc", b"\n", b"\r", "ä€🎉".encode(), b" ", b"xyz" * 9]) for _ in range(3000))
     whole = cut(written)
@@ -51,11 +51,11 @@ def test_cutting_does_not_depend_on_the_pieces() -> None:
         assert cut(*(written[a:b] for a, b in zip([0, *places], [*places, len(written)], strict=True))) == whole
 
 
-@pytest.mark.parametrize("size", [LONGEST - 1, LONGEST, LONGEST + 1, 5 * LONGEST + 7])
-def test_a_long_line_comes_in_pieces_and_whole(size: int) -> None:
+@pytest.mark.parametrize("size", [LINE_BYTES - 1, LINE_BYTES, LINE_BYTES + 1, 5 * LINE_BYTES + 7])
+def test_a_long_line_is_cut_and_nothing_is_lost(size: int) -> None:
     lines = cut(b"x" * size + b"\nnext\n")
     assert "".join(lines[:-1]) == "x" * size
-    assert len(lines) == -(-size // LONGEST) + 1
+    assert len(lines) == -(-size // LINE_BYTES) + 1
     assert lines[-1] == "next"
 
 
@@ -67,11 +67,11 @@ def test_no_character_is_cut_in_two(offset: int) -> None:
     assert len(lines) > 1
 
 
-def test_what_is_kept_is_bounded() -> None:
+def test_the_memory_for_an_unfinished_line_is_bounded() -> None:
     cutter = LineCutter()
     for number in range(10_000):
         assert cutter.feed(b"\r%d %% of it %s" % (number, b"#" * 100)) == []
     assert len(cutter._rest) < 200
     for _round in range(100):
         cutter.feed(b"\xff" * 10_000)
-        assert len(cutter._rest) <= LONGEST
+        assert len(cutter._rest) <= LINE_BYTES

@@ -42,7 +42,7 @@ from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
-from pairpool.output_lines import LONGEST
+from pairpool.output_lines import LINE_BYTES
 from pairpool.view.frame import Frame
 from pairpool.view.text import clean, passable
 
@@ -145,7 +145,7 @@ class Screen:
             me = threading.get_ident()
             *lines, rest = (self._unended.pop(me, "") + text).split("\n")
             rest = _last_version(rest)
-            if len(rest) > LONGEST:
+            if len(rest) > LINE_BYTES:
                 lines.append(rest)
             elif rest:
                 self._unended[me] = rest

@@ -22,7 +22,7 @@ import pytest
 
 from pairpool import InitializerFailed, OutputLine, Pool, TaskTimeout, WorkerDied
 from pairpool.master import output, output_sinks
-from pairpool.output_lines import LONGEST
+from pairpool.output_lines import LINE_BYTES
 from pairpool.transport.capture import STDOUT
 from pairpool.transport.log_records import pack
 from pairpool.transport.protocol import CapturePacket, Packet
@@ -214,7 +214,7 @@ def test_threads_of_one_task_lose_nothing(make_pool: MakePool, lines: Lines) -> 
         (b"no end", ["no end"]),
         (b"\xff\x00\x80\n\xc3", ["\ufffd\0\ufffd", "\ufffd"]),
         (b"10%\r50%\r100%\nnext\n", ["100%", "next"]),
-        (b"x" * (3 * LONGEST) + b"\n", ["x" * LONGEST] * 3),
+        (b"x" * (3 * LINE_BYTES) + b"\n", ["x" * LINE_BYTES] * 3),
         ("ünï €\n".encode(), ["ünï €"]),
     ],
 )
