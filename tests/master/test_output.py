@@ -1,4 +1,4 @@
-"""`Pool(capture=...)` and `Pool(log_level=...)`: what tasks write arrives by whole lines, whatever happens to them."""
+"""Test `Pool(capture=...)` and `Pool(log_level=...)`: the output of tasks arrives in whole lines, also if they die."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ ERROR_WAYS = ["stderr", "program error"]
 
 
 class Lines:
-    """Keeps every line that it is called with; `Pool(capture=Lines())`."""
+    """A callable for `Pool(capture=...)` that keeps every line."""
 
     def __init__(self) -> None:
         self.all: list[OutputLine] = []
@@ -50,7 +50,7 @@ class Lines:
             self._came.notify_all()
 
     def wait(self, text: str, count: int = 1) -> None:
-        """Until `count` lines of this text have come."""
+        """Wait until `count` lines of this text have arrived."""
         with self._came:
             assert self._came.wait_for(lambda: self.texts().count(text) >= count, PATIENCE), self.all
 
@@ -59,7 +59,7 @@ class Lines:
 
 
 class Records(logging.Handler):
-    """Keeps every record of the logger `tasks` and those below it."""
+    """A handler that keeps every record of the logger `tasks` and of its descendants."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,10 +85,10 @@ def records() -> Iterator[Records]:
 
 
 def pipe_ends() -> int:
-    """How many descriptors of this process are pipes."""
+    """Return how many descriptors of this process are pipes."""
     found = 0
     for name in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(FileNotFoundError):  # the one that lists them is closed by now
+        with contextlib.suppress(FileNotFoundError):  # the descriptor of the listing itself is closed by now
             found += os.readlink(f"/proc/self/fd/{name}").startswith("pipe:")
     return found
 
@@ -98,12 +98,12 @@ def end(pool: Pool) -> None:
     pool.join()
 
 
-# --- what is taken ------------------------------------------------------------------------------------
+# --- what is captured ---------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("start_method")
 class TestEveryWay:
-    def test_everything_is_taken(self, make_pool: MakePool, lines: Lines) -> None:
+    def test_the_output_of_every_way_to_write_is_captured(self, make_pool: MakePool, lines: Lines) -> None:
         pool = make_pool(capture=lines)
         assert pool.map(output_tasks.write_every_way, range(4), chunksize=1) == list(range(4))
         end(pool)
@@ -119,28 +119,28 @@ class TestEveryWay:
         assert all(numbers[line.pid] == line.worker for line in lines.all)
         assert {line.stream for line in lines.all} == {"stdout"}
 
-    def test_initializers_are_heard(self, make_pool: MakePool, lines: Lines) -> None:
+    def test_the_output_of_initializers_is_captured(self, make_pool: MakePool, lines: Lines) -> None:
         pool = make_pool(initializer=output_tasks.say_at_start, initargs=("hello",), capture=lines)
         pool.map(tasks.square, range(10))
         lines.wait("hello", 4)
         pool.terminate()
         assert lines.texts("stdout") == lines.texts("stderr") == ["hello", "hello"]
 
-    def test_an_initializer_that_fails_is_heard(self, make_pool: MakePool, lines: Lines) -> None:
+    def test_the_output_of_a_failing_initializer_is_captured(self, make_pool: MakePool, lines: Lines) -> None:
         pool = make_pool(1, initializer=output_tasks.say_and_fail, initargs=("last words",), capture=lines)
         with pytest.raises(InitializerFailed):
             pool.apply(tasks.square, (1,))
         pool.terminate()
         assert lines.texts("stdout") == lines.texts("stderr") == ["last words"]
 
-    def test_replacements_are_captured(self, make_pool: MakePool, lines: Lines) -> None:
+    def test_the_output_of_replacement_workers_is_captured(self, make_pool: MakePool, lines: Lines) -> None:
         pool = make_pool(maxtasksperchild=1, capture=lines)
         pids = pool.map(output_tasks.say, map(str, range(12)), chunksize=1)
         end(pool)
         assert len(set(pids)) == 12
         assert sorted((int(line.text), line.pid) for line in lines.all) == list(enumerate(pids))
 
-    def test_workers_added_later_are_captured(
+    def test_the_output_of_workers_added_later_is_captured(
         self, make_pool: MakePool, lines: Lines, reports: Reports, gate: Gate
     ) -> None:
         pool = make_pool(1, capture=lines)
@@ -158,7 +158,7 @@ class TestEveryWay:
     ) -> None:
         pool = make_pool(1, capture=lines)
         stream = pool.imap(functools.partial(output_tasks.say_much_and_tell, reports.path), [100_000])
-        assert reports.next() == "done"  # 10 MB were written, and nobody has driven the pool
+        assert reports.next() == "done"  # the task has written 10 MB, and no thread has driven the pool
         assert next(stream) == 100_000
         end(pool)
         assert [int(line.text[:6]) for line in lines.all] == list(range(100_000))
@@ -188,7 +188,7 @@ class TestEveryWay:
         assert capfd.readouterr().out == "before\nearly\nearly\n"
 
 
-def test_threads_do_not_tear_each_others_lines(make_pool: MakePool, lines: Lines) -> None:
+def test_lines_of_different_workers_do_not_mix(make_pool: MakePool, lines: Lines) -> None:
     pool = make_pool(2, capture=lines)
     pool.map(output_tasks.say_numbers, range(4), chunksize=1)
     end(pool)
@@ -218,14 +218,14 @@ def test_threads_of_one_task_lose_nothing(make_pool: MakePool, lines: Lines) -> 
         ("ünï €\n".encode(), ["ünï €"]),
     ],
 )
-def test_odd_output(make_pool: MakePool, lines: Lines, written: bytes, found: list[str]) -> None:
+def test_unusual_output(make_pool: MakePool, lines: Lines, written: bytes, found: list[str]) -> None:
     pool = make_pool(1, capture=lines)
     pool.apply(output_tasks.write_bytes, (written,))
     end(pool)
     assert lines.texts() == found
 
 
-def test_c_that_ends_no_line(make_pool: MakePool, lines: Lines) -> None:
+def test_output_of_c_without_a_line_end(make_pool: MakePool, lines: Lines) -> None:
     pool = make_pool(1, capture=lines)
     pool.apply(output_tasks.write_c, (b"one\ntwo",))
     end(pool)
@@ -235,11 +235,11 @@ def test_c_that_ends_no_line(make_pool: MakePool, lines: Lines) -> None:
 # --- streams of Python --------------------------------------------------------------------------------
 
 
-def test_streams_are_utf8_by_lines(make_pool: MakePool) -> None:
+def test_streams_use_utf8_and_line_buffering(make_pool: MakePool) -> None:
     assert make_pool(1, capture=True).apply(output_tasks.stream_settings) == [("utf-8", True)] * 2
 
 
-def test_a_stream_that_the_program_had_replaced_is_not_in_the_way(make_pool: MakePool, lines: Lines) -> None:
+def test_output_is_captured_although_the_program_had_replaced_stdout(make_pool: MakePool, lines: Lines) -> None:
     memory = io.StringIO()
     with contextlib.redirect_stdout(memory):
         pool = make_pool(1, capture=lines)
@@ -249,7 +249,7 @@ def test_a_stream_that_the_program_had_replaced_is_not_in_the_way(make_pool: Mak
     assert memory.getvalue() == ""
 
 
-def test_a_stream_that_a_task_has_replaced_stays(make_pool: MakePool, lines: Lines) -> None:
+def test_a_stream_that_an_initializer_has_replaced_stays(make_pool: MakePool, lines: Lines) -> None:
     pool = make_pool(1, initializer=output_tasks.put_own_stream, capture=lines)
     assert pool.apply(output_tasks.print_to_own_stream, ("mine",)) == "mine\n"
     assert pool.apply(output_tasks.print_redirected, ("redirected",)) == "redirected\n"
@@ -259,7 +259,7 @@ def test_a_stream_that_a_task_has_replaced_stays(make_pool: MakePool, lines: Lin
     assert lines.all == []
 
 
-def test_a_late_capture_leaves_what_a_task_has_replaced(make_pool: MakePool, lines: Lines) -> None:
+def test_a_late_capture_leaves_a_stream_that_an_initializer_has_replaced(make_pool: MakePool, lines: Lines) -> None:
     pool = make_pool(1, initializer=output_tasks.put_own_stream)
     assert pool.apply(output_tasks.print_to_own_stream, ("mine",)) == "mine\n"
     pool._master.start_capture(output_sinks.each_line(lines))
@@ -270,8 +270,8 @@ def test_a_late_capture_leaves_what_a_task_has_replaced(make_pool: MakePool, lin
 
 
 @pytest.mark.parametrize("start_method", ["fork", "forkserver", "direct"])
-def test_streams_that_are_closed(tmp_path: Path, start_method: str) -> None:
-    """A program without stdin, stdout and stderr, as daemons are, whose tasks write all the same."""
+def test_capture_in_a_program_without_standard_streams(tmp_path: Path, start_method: str) -> None:
+    """Run a program without stdin, stdout and stderr, like a daemon, whose tasks write to these streams."""
     script = write_script(
         tmp_path,
         f"""
@@ -301,7 +301,7 @@ def test_streams_that_are_closed(tmp_path: Path, start_method: str) -> None:
 
 
 @pytest.mark.usefixtures("start_method")
-class TestLastWords:
+class TestLastLines:
     @pytest.mark.parametrize("how", ["exit", "kill", "segfault"])
     @pytest.mark.parametrize("line_end", ["", "\n"])
     def test_the_last_line_of_a_worker_that_dies(
@@ -315,13 +315,13 @@ class TestLastWords:
         end(pool)
         assert lines.texts() == ["last words", "the next"]
 
-    def test_the_last_line_of_c(self, make_pool: MakePool, lines: Lines) -> None:
+    def test_the_last_line_of_c_code_that_dies(self, make_pool: MakePool, lines: Lines) -> None:
         pool = make_pool(1, capture=lines)
         with pytest.raises(WorkerDied):
             pool.apply(output_tasks.put_c_and_die, ("last words",))
         lines.wait("last words")
 
-    def test_the_last_line_of_a_task_over_its_time(
+    def test_the_last_line_of_a_task_over_its_time_limit(
         self, make_pool: MakePool, lines: Lines, reports: Reports, gate: Gate
     ) -> None:
         pool = make_pool(1, capture=lines)
@@ -348,8 +348,10 @@ class TestLastWords:
         assert lines.texts() == ["word"]
 
 
-def test_close_waits_for_what_was_written(make_pool: MakePool, reports: Reports, gate: Gate, tmp_path: Path) -> None:
-    """The sink takes its time; meanwhile a task that has written runs on."""
+def test_close_waits_until_written_lines_are_handed_over(
+    make_pool: MakePool, reports: Reports, gate: Gate, tmp_path: Path
+) -> None:
+    """The sink is slow. Meanwhile a task that has written goes on."""
     seen: list[str] = []
     found: list[list[str]] = []
 
@@ -395,7 +397,7 @@ def test_a_collector_reads_all_that_is_there_when_it_is_closed(lines: Lines, rec
 
 
 @pytest.mark.parametrize("start_method", ["fork", "direct"])
-def test_a_process_that_escaped_does_not_hold_up_the_end(
+def test_the_end_of_a_pool_does_not_wait_for_an_escaped_process(
     make_pool: MakePool, lines: Lines, reports: Reports, gate: Gate, start_method: str
 ) -> None:
     pool = make_pool(1, start_method=start_method, capture=lines)
@@ -421,16 +423,18 @@ def test_workers_that_die_leave_no_descriptor(make_pool: MakePool, lines: Lines)
     pool.map(output_tasks.say, ["after"] * 4, chunksize=1)
     pool._master.collector.settle()  # type: ignore[union-attr]
     assert pipe_ends() == ends
-    assert len(os.listdir("/proc/self/fd")) <= everything + 2  # those of a spare zygote
+    assert len(os.listdir("/proc/self/fd")) <= everything + 2  # a spare zygote has two
     pool.terminate()
 
 
 @pytest.mark.usefixtures("start_method")
-def test_a_worker_has_no_pipes_but_its_own(make_pool: MakePool, reports: Reports, gate: Gate) -> None:
-    """Neither the master's ends nor those of other workers: else a pipe would not end with its worker."""
+def test_a_worker_has_only_its_own_pipes(make_pool: MakePool, reports: Reports, gate: Gate) -> None:
+    """If a worker had the master's ends or those of other workers, a pipe would stay open after its worker's end."""
     inherited = output_tasks.pipes()
     plain = make_pool(1)
-    others = len(plain.apply(output_tasks.pipes) - inherited)  # of libraries: libuv makes one in every forked child
+    others = len(
+        plain.apply(output_tasks.pipes) - inherited
+    )  # pipes of libraries: libuv makes some in every forked child
     pool = make_pool(1, capture=True)
     pool.apply(tasks.square, (1,))
     pool.resize(3)
@@ -445,7 +449,7 @@ def test_a_worker_has_no_pipes_but_its_own(make_pool: MakePool, reports: Reports
 def test_unread_packets_are_taken_back_with_their_descriptors(
     make_pool: MakePool, lines: Lines, reports: Reports, gate: Gate
 ) -> None:
-    """A capture that is asked for while a worker is busy waits in its socket, from where batches are recalled."""
+    """Recall batches while the socket of a busy worker also has the packets that start a capture."""
     pool = make_pool(1)
     hold = pool.apply_async(tasks.tell_and_hold, (reports.path, gate.path, 1))
     reports.next()
@@ -472,10 +476,16 @@ def test_unread_packets_are_taken_back_with_their_descriptors(
 
 
 @pytest.mark.parametrize("lost", [False, True])
-def test_no_batch_overtakes_an_outlet(
+def test_no_batch_overtakes_the_start_of_a_capture(
     make_pool: MakePool, lines: Lines, reports: Reports, gate: Gate, capfd: pytest.CaptureFixture[str], lost: bool
 ) -> None:
-    """A recall gets hold of an outlet, and the worker is faster with all that lies behind it."""
+    """A worker reads the batches behind a capture packet while the master has recalled that packet.
+
+    1. The master recalls the capture packet.
+    2. The worker reads all batches behind it. It must not run them yet.
+    3. The master sends the capture packet again, with or without its descriptor.
+    4. The worker runs the batches, and their output goes where the packet says.
+    """
     pool = make_pool(1)
     hold = pool.apply_async(tasks.tell_and_hold, (reports.path, gate.path, 1))
     reports.next()
@@ -514,7 +524,7 @@ def test_no_batch_overtakes_an_outlet(
     assert Counter(lines.texts("stderr")) == Counter(f"{way} {x}" for way in ERROR_WAYS for x in range(3))
 
 
-def test_a_worker_that_is_killed_before_it_reads_them_leaks_nothing(
+def test_capture_packets_that_a_killed_worker_has_not_read_leak_nothing(
     make_pool: MakePool, lines: Lines, reports: Reports, gate: Gate
 ) -> None:
     pool = make_pool(1)
@@ -534,7 +544,7 @@ def test_a_worker_that_is_killed_before_it_reads_them_leaks_nothing(
 # --- sinks --------------------------------------------------------------------------------------------
 
 
-def test_by_default_lines_are_printed_with_their_worker(
+def test_by_default_lines_are_printed_with_the_number_of_their_worker(
     make_pool: MakePool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pool = make_pool(1, capture=True)
@@ -546,7 +556,7 @@ def test_by_default_lines_are_printed_with_their_worker(
     assert sorted(err.splitlines()) == ["[worker 0] program error 7", "[worker 0] stderr 7"]
 
 
-def test_stdout_is_looked_up_at_each_time(make_pool: MakePool) -> None:
+def test_lines_go_to_the_present_stdout(make_pool: MakePool) -> None:
     pool = make_pool(1, capture=True)
     found = []
     for text in ("one", "two"):
@@ -560,8 +570,8 @@ def test_stdout_is_looked_up_at_each_time(make_pool: MakePool) -> None:
     assert found == ["[worker 0] one\n", "[worker 0] two\n"]
 
 
-def test_a_line_is_one_write(make_pool: MakePool) -> None:
-    """Or several whole lines are: so nothing that the program writes comes between."""
+def test_each_write_has_whole_lines(make_pool: MakePool) -> None:
+    """Each write has one or several whole lines, so that the program's own output does not come between."""
     writes: list[str] = []
 
     class Stream(io.StringIO):
@@ -588,7 +598,7 @@ def test_the_sink_can_be_replaced_at_any_time(make_pool: MakePool, lines: Lines)
     assert (lines.texts(), other.texts()) == (["one"], ["two"])
 
 
-def test_a_callable_that_raises_is_complained_of_once(make_pool: MakePool, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_exception_of_a_callable_is_logged_once(make_pool: MakePool, caplog: pytest.LogCaptureFixture) -> None:
     seen: list[str] = []
 
     def fail(line: OutputLine) -> None:
@@ -605,10 +615,10 @@ def test_a_callable_that_raises_is_complained_of_once(make_pool: MakePool, caplo
 
 
 @pytest.mark.parametrize("gone", ["pipe", "disk"])
-def test_a_stream_that_takes_no_more_is_told_of_in_a_line(
+def test_a_stream_that_takes_no_more_text_is_logged_in_one_line(
     make_pool: MakePool, caplog: pytest.LogCaptureFixture, gone: str
 ) -> None:
-    """As after `| head`; the lines of the other stream are not lost with it."""
+    """stdout fails, as after `| head`. The lines of stderr are not lost."""
     if gone == "pipe":
         reader, writer = os.pipe()
         os.close(reader)
@@ -638,7 +648,7 @@ def test_a_callable_may_use_the_pool(make_pool: MakePool) -> None:
 
 
 def test_a_callable_may_end_the_pool(make_pool: MakePool) -> None:
-    """All that comes after is handed over, too, by the collector's thread, which cannot wait for its own end."""
+    """The collector's thread, which calls the callable, cannot wait for its own end. It hands over the rest."""
     ended = threading.Event()
 
     def act(line: OutputLine) -> None:
@@ -654,8 +664,8 @@ def test_a_callable_may_end_the_pool(make_pool: MakePool) -> None:
         pool.map(tasks.square, [1])
 
 
-def test_a_sink_that_is_slow_delays_tasks_and_loses_nothing(make_pool: MakePool, gate: Gate) -> None:
-    """A reader that has stopped holds tasks up, as a full pipe does; nothing else stands still."""
+def test_a_slow_sink_delays_tasks_and_loses_nothing(make_pool: MakePool, gate: Gate) -> None:
+    """Tasks that write wait for a stopped sink, as for a full pipe. All others go on."""
     seen: list[str] = []
 
     def keep(line: OutputLine) -> None:
@@ -688,7 +698,7 @@ class TestRecords:
         assert sorted(record.getMessage() for record in records.all) == sorted(expected)
         assert {record.levelname for record in records.all} == {"INFO", "WARNING"}
 
-    def test_a_record_says_where_it_comes_from(self, make_pool: MakePool, records: Records) -> None:
+    def test_a_record_names_its_worker_and_its_code(self, make_pool: MakePool, records: Records) -> None:
         pool = make_pool(2, log_level="warning")
         pids = pool.map(functools.partial(output_tasks.log_as, "tasks.deep.down"), map(str, range(20)), chunksize=1)
         numbers = {worker.pid: worker.number for worker in pool.status().workers}
@@ -699,7 +709,7 @@ class TestRecords:
             assert (record.name, record.funcName) == ("tasks.deep.down", "log_as")
             assert record.filename == "output_tasks.py"
 
-    def test_initializers_and_the_dead_are_heard(self, make_pool: MakePool, records: Records) -> None:
+    def test_records_of_initializers_and_of_dead_workers_arrive(self, make_pool: MakePool, records: Records) -> None:
         pool = make_pool(1, initializer=output_tasks.log_at_start, initargs=("hello",), log_level="INFO")
         with pytest.raises(WorkerDied):
             pool.apply(output_tasks.log_and_die, ("last words",))
@@ -707,7 +717,7 @@ class TestRecords:
         end(pool)
         assert [record.getMessage() for record in records.all] == ["hello", "last words", "hello"]
 
-    def test_handlers_of_the_program_do_not_work_in_workers(
+    def test_inherited_handlers_do_nothing_in_workers(
         self, make_pool: MakePool, records: Records, tmp_path: Path
     ) -> None:
         logger = logging.getLogger("tasks.own")
@@ -782,7 +792,7 @@ def test_records_do_not_mix_with_output(make_pool: MakePool, records: Records, l
     assert [record.getMessage() for record in records.all] == ["logged"]
 
 
-def test_without_capture_output_stays_where_it_is(
+def test_log_records_alone_leave_the_output_as_it_is(
     make_pool: MakePool, records: Records, capfd: pytest.CaptureFixture[str]
 ) -> None:
     pool = make_pool(1, log_level="INFO")
@@ -863,7 +873,7 @@ def test_a_pool_that_needs_too_many_descriptors_says_so(tmp_path: Path) -> None:
     assert result == "[0, 1, 2]"
 
 
-def test_a_worker_for_which_there_is_no_pipe_works_without(
+def test_a_worker_works_without_capture_if_there_is_no_pipe(
     make_pool: MakePool, lines: Lines, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = make_pool(1, capture=lines)

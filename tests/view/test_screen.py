@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from rich.style import Style
 
-from pairpool.output_lines import LONGEST
+from pairpool.output_lines import LINE_BYTES
 from pairpool.view.frame import Frame
 from pairpool.view.screen import Screen, ScreenStream
 from tests.view.terminal import Terminal
@@ -187,9 +187,9 @@ def test_an_unended_line_keeps_to_its_row(stage: Stage) -> None:
 def test_a_line_without_end_is_cut(stage: Stage) -> None:
     screen, file = stage()
     screen.draw(frame_of("one"))
-    for _ in range(LONGEST // 1024 + 1):
+    for _ in range(LINE_BYTES // 1024 + 1):
         sys.stdout.write("x" * 1024)
-    assert len(file.terminal.lines[0]) > LONGEST
+    assert len(file.terminal.lines[0]) > LINE_BYTES
 
 
 def test_threads_do_not_mix_their_lines(stage: Stage) -> None:
