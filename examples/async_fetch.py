@@ -1,9 +1,9 @@
-"""Fetch pages and read them at the same time: the event loop waits for servers, workers take the pages apart.
+"""Fetch and parse pages at the same time: the event loop waits for servers, and workers parse the pages.
 
     python examples/async_fetch.py [http://host:port/path ...]
 
-Without addresses, it starts a server of its own, with 200 pages. What is fetched is bounded by what is read: no more
-than a few pages wait for a worker, however many addresses there are.
+Without addresses, the program starts its own server with 200 pages. Only a few pages wait for a worker at any time,
+however many addresses there are.
 """
 
 from __future__ import annotations
@@ -19,11 +19,14 @@ from urllib.parse import urlsplit
 from pairpool import AsyncPool
 
 AT_ONCE = 8
+"""Pages that are fetched at the same time."""
+
 PAGES = 200
+"""Pages of the program's own server."""
 
 
 class Page(HTMLParser):
-    """Counts the words and links of a page."""
+    """A parser that counts the words and links of a page."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,8 +40,8 @@ class Page(HTMLParser):
         self.links += tag == "a" and "href" in dict(attrs)
 
 
-def take_apart(page: tuple[str, str]) -> tuple[str, int, Counter[str]]:
-    """The address, the number of links, and the words; runs in a worker."""
+def parse(page: tuple[str, str]) -> tuple[str, int, Counter[str]]:
+    """Return the address, the number of links, and the words of a page. Runs in a worker."""
     address, text = page
     parser = Page()
     parser.feed(text)
@@ -46,7 +49,7 @@ def take_apart(page: tuple[str, str]) -> tuple[str, int, Counter[str]]:
 
 
 async def fetch(address: str) -> tuple[str, str]:
-    """A page by HTTP/1.0, which ends with the connection."""
+    """Fetch a page by HTTP/1.0, where the end of the connection is the end of the page."""
     url = urlsplit(address)
     reader, writer = await asyncio.open_connection(url.hostname, url.port or 80)
     try:
@@ -62,7 +65,7 @@ async def fetch(address: str) -> tuple[str, str]:
 
 
 async def fetch_all(addresses: Iterable[str]) -> AsyncIterator[tuple[str, str]]:
-    """Pages as they come, of which a few are fetched at once."""
+    """Yield pages as they arrive. A few of them are fetched at the same time."""
     left = iter(addresses)
     waiting = {asyncio.create_task(fetch(address)) for _, address in zip(range(AT_ONCE), left, strict=False)}
     try:
@@ -80,7 +83,7 @@ async def fetch_all(addresses: Iterable[str]) -> AsyncIterator[tuple[str, str]]:
 
 
 async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """A page of about 15 kB that depends on its number."""
+    """Answer with a page of about 15 kB, whose content depends on its number."""
     request = await reader.readuntil(b"\r\n\r\n")
     number = int(request.split()[1].strip(b"/") or 0)
     rows = "".join(f"<p>row {row} of <a href='/{row}'>page {number}</a></p>" for row in range(300))
@@ -99,7 +102,7 @@ async def main(addresses: list[str]) -> None:
     pages = links = 0
     words: Counter[str] = Counter()
     async with AsyncPool() as pool:
-        async for _address, found, counted in pool.imap_unordered(take_apart, fetch_all(addresses)):
+        async for _address, found, counted in pool.imap_unordered(parse, fetch_all(addresses)):
             pages, links = pages + 1, links + found
             words += counted
     seconds = time.perf_counter() - begin

@@ -1,11 +1,10 @@
-"""The program that pairpool grew out of: a pair of sockets, a fork, and a word each way.
+"""The origin of pairpool: a pair of sockets, a fork, and one message in each direction.
 
-    python examples/hello_pair.py             the child is forked by a zygote, which ignores SIGCHLD
-    python examples/hello_pair.py --direct    the child is forked by this process, which ignores SIGCHLD meanwhile
+    python examples/hello_pair.py             a zygote forks the child, and ignores SIGCHLD
+    python examples/hello_pair.py --direct    this process forks the child, and ignores SIGCHLD meanwhile
 
-It prints `I am Father` (the child does) and `I am Child` (the parent does). No pool is involved, only what a pool is
-made of: a `Channel` is one end of a SEQPACKET pair, on which a packet arrives whole or not at all; a zygote is where
-children come from.
+The child prints `I am Father`, and the parent prints `I am Child`. There is no pool, only the parts of a pool. A
+`Channel` is one end of a SEQPACKET pair, on which a packet arrives whole or not at all. A zygote forks the children.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ from pairpool.worker import zygote as zygote_process
 
 
 def child(channel: Channel, _slot: int, _serial: int) -> int:
-    """What the child runs; its exit status."""
+    """Print the parent's message and answer it. Return the exit status. Runs in the child."""
     _packet, words, _descriptors = channel.receive()
-    # flushed before the answer leaves, or the parent's line could come first
+    # flush before the answer leaves, because otherwise the parent's line could come first
     print(bytes(words).decode(), flush=True)
     channel.send(TextPacket(), b"I am Child")
     return 0
@@ -49,8 +48,8 @@ def main() -> int:
     zygote: Zygote = DirectZygote(child) if parser.parse_args().direct else ForkedZygote(zygote_process.serve, child)
     try:
         forked = have_child(zygote)
-        # A pool keeps this second handle on the child's end, to take back what the child has not read. Here it is
-        # closed: then the child's death is an end of file, and `receive` cannot wait for ever.
+        # A pool keeps this second handle on the child's end, to read back the packets that the child has not read.
+        # Here it is closed. So the child's death is an end of file, and `receive` cannot wait for ever.
         forked.far.close()
         try:
             forked.near.send(TextPacket(), b"I am Father")
@@ -60,7 +59,7 @@ def main() -> int:
             return 1
         finally:
             forked.near.close()
-            # No waitpid: where SIGCHLD is ignored the kernel reaps the child, and the pidfd tells when.
+            # No waitpid: SIGCHLD is ignored, so the kernel reaps the child. The pidfd becomes readable then.
             pidfds.wait_ended(forked.pidfd.fileno(), None)
             forked.pidfd.close()
     finally:

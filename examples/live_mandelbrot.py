@@ -1,10 +1,10 @@
-"""The Mandelbrot set, computed in tiles by a pool with a live view on; each tile tells how far it is.
+"""Compute the Mandelbrot set in tiles, by a pool with a live view. Each tile reports its progress.
 
     python examples/live_mandelbrot.py                        mandelbrot.png, 1600 x 1200
     python examples/live_mandelbrot.py -o sea.png --width 4000 --height 3000 --centre -0.7453 0.1127 --span 0.004
 
-Tiles differ a lot in how long they take: those of the set itself take the full number of iterations. Watch how the
-workers share them. Needs numpy; the PNG is written with the standard library.
+Tiles need very different times, because points of the set itself take the full number of iterations. Watch how the
+workers share the tiles. The program needs numpy. It writes the PNG with the standard library.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from pairpool import Pool
 Counts = npt.NDArray[np.float32]
 Pixels = npt.NDArray[np.uint8]
 
-TILE = 200
-"""Pixels on each side of a tile."""
+TILE_PIXELS = 200
+"""Width and height of a tile."""
 
-STEPS = 20
-"""How often a tile tells how far it is."""
+REPORTS = 20
+"""How often a tile reports its progress."""
 
 
 @dataclass(frozen=True)
 class View:
-    """What part of the plane is shown, in how many pixels."""
+    """The part of the plane that the picture shows, and the size of the picture."""
 
     width: int
     height: int
@@ -46,7 +46,7 @@ class View:
 
 @dataclass(frozen=True, repr=False)
 class Tile:
-    """A part of the picture: its pixels from `left`, `top` on."""
+    """A rectangle of pixels, which begins at `left`, `top`."""
 
     view: View
     left: int
@@ -55,11 +55,11 @@ class Tile:
     height: int
 
     def __repr__(self) -> str:
-        """What the view shows of it."""
+        """Return a short text, which the live view shows."""
         return f"Tile at {self.left}, {self.top}"
 
     def points(self) -> npt.NDArray[np.complex128]:
-        """The points of the plane that its pixels show, of shape (height, width)."""
+        """Return the points of the plane for all pixels, of shape (height, width)."""
         view = self.view
         scale = view.span / view.width
         x = (np.arange(self.left, self.left + self.width) - view.width / 2) * scale + view.centre.real
@@ -68,16 +68,16 @@ class Tile:
 
 
 def tiles(view: View) -> list[Tile]:
-    """The whole picture, row by row."""
+    """Return the tiles of the whole picture, row by row."""
     return [
-        Tile(view, left, top, min(TILE, view.width - left), min(TILE, view.height - top))
-        for top in range(0, view.height, TILE)
-        for left in range(0, view.width, TILE)
+        Tile(view, left, top, min(TILE_PIXELS, view.width - left), min(TILE_PIXELS, view.height - top))
+        for top in range(0, view.height, TILE_PIXELS)
+        for left in range(0, view.width, TILE_PIXELS)
     ]
 
 
 def compute(tile: Tile) -> Counts:
-    """For each pixel, after how many iterations of z² + c it escaped (smoothly counted), or 0 if it did not."""
+    """Return for each pixel the iterations of z² + c until it escaped (smoothed), or 0 if it did not escape."""
     c = tile.points().ravel()
     z = np.zeros_like(c)
     counts = np.zeros(c.size, np.float32)
@@ -91,7 +91,7 @@ def compute(tile: Tile) -> Counts:
             counts[inside[escaped]] = iteration + 1 - np.log2(size / np.log(1e3))
             stays = ~escaped
             inside, z, c = inside[stays], z[stays], c[stays]
-        if iteration % max(1, iterations // STEPS) == 0 or not inside.size:
+        if iteration % max(1, iterations // REPORTS) == 0 or not inside.size:
             pairpool.progress(iteration, iterations, f"{inside.size:,} pixels left")
         if not inside.size:
             break
@@ -99,7 +99,7 @@ def compute(tile: Tile) -> Counts:
 
 
 def colour(counts: Counts) -> Pixels:
-    """From dark blue over white to ochre, and black where nothing escaped; of shape (height, width, 3)."""
+    """Return colours from dark blue over white to ochre, and black for the set, of shape (height, width, 3)."""
     stops = np.array([(0, 7, 60), (32, 107, 203), (237, 255, 255), (255, 170, 0), (70, 2, 0), (0, 7, 60)], float)
     place = (np.log2(np.maximum(counts, 1.0)) * 0.9) % 5
     low = place.astype(int)
@@ -110,7 +110,7 @@ def colour(counts: Counts) -> Pixels:
 
 
 def write_png(path: Path, pixels: Pixels) -> None:
-    """A PNG of 8 bits a channel (source: the PNG specification, W3C): header, one block of rows, end."""
+    """Write a PNG with 8 bits per channel: header, one block of rows, end (source: PNG specification, W3C)."""
     height, width, _channels = pixels.shape
     rows = np.concatenate([np.zeros((height, 1), np.uint8), pixels.reshape(height, width * 3)], axis=1)
 
@@ -134,12 +134,14 @@ def at_least_one(text: str) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="The Mandelbrot set in tiles, with a live view.")
+    parser = argparse.ArgumentParser(description="Compute the Mandelbrot set in tiles, with a live view.")
     parser.add_argument("-o", "--output", type=Path, default=Path("mandelbrot.png"), metavar="FILE")
     parser.add_argument("--width", type=at_least_one, default=1600, metavar="PIXELS")
     parser.add_argument("--height", type=at_least_one, default=1200, metavar="PIXELS")
     parser.add_argument("--centre", type=float, nargs=2, default=(-0.65, 0.0), metavar=("X", "Y"))
-    parser.add_argument("--span", type=float, default=3.2, metavar="WIDTH", help="of the picture in the plane (3.2)")
+    parser.add_argument(
+        "--span", type=float, default=3.2, metavar="WIDTH", help="width of the picture in the plane (3.2)"
+    )
     parser.add_argument("--iterations", type=at_least_one, default=5000, metavar="N")
     parser.add_argument("--workers", type=at_least_one, metavar="N", help="processes of the pool (as many as cores)")
     arguments = parser.parse_args()

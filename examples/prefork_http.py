@@ -1,16 +1,16 @@
-"""A prefork web server: one process accepts, workers answer, and a worker that is killed takes one connection with it.
+"""A prefork web server: one process accepts, workers answer. A killed worker costs one connection.
 
     python examples/prefork_http.py [--port 8000] [--processes N] [--directory D]
 
 Routes: `/` greets, `/pid` names the worker, `/file/NAME` serves a file below the directory, `/crash` kills the worker.
 Try it with `wrk -c 64 http://127.0.0.1:8000/` or `ab -k -c 64 -n 10000 http://127.0.0.1:8000/`, and `kill -9` workers.
 
-    client ──► listener ─► master ── Fd ──► worker: one request, and those that have come already
-                  epoll ◄─ master ◄── Fd ── worker: "it is to be kept alive"
+    client ──► listener ─► master ── Fd ──► worker: answers one request, and those that have arrived behind it
+                  epoll ◄─ master ◄── Fd ── worker: returns the connection if it is kept alive
 
-The master holds every connection that waits for its next request, and watches all of them at once: they need no worker.
-One that has something to read goes to a worker, which reads, answers, and gives it back. From then on nobody but that
-worker has it; if it is killed, the kernel closes the connection, and no other one is touched.
+1. The master watches all connections that wait for their next request. They need no worker.
+2. A connection with a request goes to a worker. The worker reads, answers, and returns the connection.
+3. Meanwhile no other process has the connection. If the worker is killed, the kernel closes this connection only.
 """
 
 from __future__ import annotations
@@ -30,26 +30,27 @@ from typing import Any
 
 from pairpool import CancelledError, Fd, Pool
 
-PATIENCE = 5.0
-"""Seconds that a worker waits for the rest of a request that has begun."""
+REQUEST_LIMIT_S = 5.0
+"""Seconds that a worker waits for the rest of a request."""
 
 BACKLOG = 4096
+"""Connections that wait in the kernel until the master accepts them."""
 
-RESERVE = 64
-"""Descriptors that are left to the pool, for workers that replace others, say."""
+RESERVED_DESCRIPTORS = 64
+"""Descriptors that are left to the pool, for example for replacements of workers."""
 
 
 # --- in a worker --------------------------------------------------------------------------------------
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
-    """Answers requests; the protocol is `http.server`'s."""
+    """Answer requests. `http.server` implements the protocol."""
 
     protocol_version = "HTTP/1.1"
     wbufsize = -1  # an answer leaves in one piece
 
     def handle(self) -> None:
-        """Answer one request, and those behind it that have arrived: nobody else could see what was read ahead."""
+        """Answer one request, and those behind it that were read ahead: no other process can see these bytes."""
         self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
         self.close_connection = True
         self.handle_one_request()
@@ -61,7 +62,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         try:
             return bool(self.rfile.peek(1))  # type: ignore[attr-defined]  # it is a BufferedReader
         finally:
-            self.connection.settimeout(PATIENCE)
+            self.connection.settimeout(REQUEST_LIMIT_S)
 
     def do_GET(self) -> None:
         if self.path == "/crash":
@@ -82,21 +83,21 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         self.wfile.write(body)
 
     def send_response(self, code: int, message: str | None = None) -> None:
-        """Say whether the connection stays open, too: a client of HTTP/1.0, such as ab, expects that it does not."""
+        """Add whether the connection stays open, because a client of HTTP/1.0 such as ab expects the opposite."""
         super().send_response(code, message)
-        if code < 400:  # `send_error` says so itself
+        if code < 400:  # `send_error` adds this header itself
             self.send_header("Connection", "close" if self.close_connection else "keep-alive")
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing: a line for each request would be most of the work."""
+        """Log nothing, because a line per request would be most of the work."""
 
 
 def serve(directory: str, fd: Fd) -> Fd | None:
-    """Answer what a connection asks; it is returned if it is to be kept alive."""
+    """Answer the requests of a connection. Return the connection if it is kept alive."""
     connection = socket.socket(fileno=fd.detach())
-    connection.settimeout(PATIENCE)
+    connection.settimeout(REQUEST_LIMIT_S)
     try:
-        handler = Handler(connection, ("", 0), None, directory=directory)  # type: ignore[arg-type]  # it asks no server
+        handler = Handler(connection, ("", 0), None, directory=directory)  # type: ignore[arg-type]  # the handler uses no server
     except OSError:  # the client is gone
         connection.close()
         return None
@@ -110,12 +111,12 @@ def serve(directory: str, fd: Fd) -> Fd | None:
 
 
 class Server:
-    """Accepts, watches what waits, and hands on what has something to read.
+    """Accept connections, watch those that wait, and hand those with a request to the pool.
 
     Attributes:
-        lost: connections that were being served by a worker that died.
-        room: connections that are open at most; others wait in the kernel's backlog. Each may take two descriptors
-            for a moment, for one that is handed on is copied.
+        lost: number of connections whose worker died.
+        room: connections that may be open. Further ones wait in the kernel's backlog. A connection may take two
+            descriptors for a moment, because the descriptor is copied for the worker.
     """
 
     def __init__(self, listener: socket.socket, pool: Pool, directory: str) -> None:
@@ -126,20 +127,21 @@ class Server:
         self._epoll = select.epoll()
         self.lost = 0
         limit, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self.room = max(1, (limit - len(os.listdir("/proc/self/fd")) - RESERVE) // 2)
+        self.room = max(1, (limit - len(os.listdir("/proc/self/fd")) - RESERVED_DESCRIPTORS) // 2)
         self._open = 0
         self._is_full = False
-        self._lock = threading.Lock()  # for these two, for connections end in pairpool's thread
+        self._lock = threading.Lock()  # for the two fields above: connections end in a thread of pairpool
         listener.setblocking(False)
         self._epoll.register(listener, select.EPOLLIN)
-        # a signal that comes just before epoll_wait would not end it, and its handler not run: a byte does, here
+        # A signal just before epoll_wait would not end the wait, and its handler would not run. So a signal sends a
+        # byte, which ends the wait.
         self._signals, self._wakeup = socket.socketpair()
         self._wakeup.setblocking(False)
         self._epoll.register(self._signals, select.EPOLLIN)
         signal.set_wakeup_fd(self._wakeup.fileno())
 
     def run(self) -> None:
-        """Serve until an exception ends it."""
+        """Serve until an exception, such as KeyboardInterrupt."""
         while True:
             for number, _events in self._epoll.poll():
                 if number == self._listener.fileno():
@@ -157,14 +159,14 @@ class Server:
             except BlockingIOError:
                 self._on_end()
                 return
-            except OSError as error:  # the client has left again, or the machine has no more descriptors
+            except OSError as error:  # the client has closed the connection, or there are no more descriptors
                 print(f"not accepted: {error}", file=sys.stderr)
                 self._on_end()
                 return
             self._watch(Fd(connection.detach(), close=True))
 
     def _has_room(self) -> bool:
-        """Take a place for one more connection; if there is none, the listener is left alone until one ends."""
+        """Reserve room for one more connection. If there is none, ignore the listener until a connection ends."""
         with self._lock:
             self._is_full = self._open >= self.room
             if self._is_full:
@@ -181,11 +183,11 @@ class Server:
                 self._epoll.modify(self._listener, select.EPOLLIN)
 
     def _watch(self, fd: Fd | None) -> None:
-        """Wait for a connection's next request. Called by pairpool's thread, too: epoll allows that."""
+        """Wait for the next request of a connection. A thread of pairpool calls this, too, which epoll allows."""
         if fd is None:
             self._on_end()
             return
-        self._waiting[fd.fileno()] = fd  # first, for the event may come at once
+        self._waiting[fd.fileno()] = fd  # before the next line, because the event may come at once
         self._epoll.register(fd.fileno(), select.EPOLLIN)
 
     def _hand_on(self, fd: Fd) -> None:
@@ -193,7 +195,7 @@ class Server:
 
     def _on_error(self, error: BaseException) -> None:
         if isinstance(error, CancelledError):
-            return  # the server ends
+            return  # the server is closing
         self._on_end()
         self.lost += 1
         print(f"a connection was lost: {error}".partition("\n")[0], file=sys.stderr)
@@ -213,13 +215,13 @@ def stop(*_: object) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="A prefork web server whose workers may be killed.")
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=8000, help="0 for any that is free")
+    parser.add_argument("--port", type=int, default=8000, help="0 for any free port")
     parser.add_argument("--processes", type=int, default=None, help="workers; as many as cores by default")
-    parser.add_argument("--directory", type=Path, default=Path(), help="where /file/ leads to")
+    parser.add_argument("--directory", type=Path, default=Path(), help="the directory of /file/")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, stop)
     with (
-        Pool(options.processes) as pool,  # first: workers have what is open when they are forked
+        Pool(options.processes) as pool,  # before the listener, because workers inherit open descriptors
         socket.create_server((options.host, options.port), backlog=BACKLOG) as listener,
     ):
         host, port = listener.getsockname()
@@ -229,7 +231,7 @@ def main() -> None:
         try:
             server.run()
         except KeyboardInterrupt:
-            pass  # the way to end it
+            pass  # Ctrl-C ends the server
         finally:
             pool.terminate()
             server.close()

@@ -1,16 +1,20 @@
-"""A census of Python's standard library: every file parsed with `ast`, by all cores and then by one.
+"""Take a census of Python's standard library: parse every file with `ast`, with all cores and then with one.
 
-    python examples/stdlib_census.py                 both, compared, with the speed-up
-    python examples/stdlib_census.py --parallel      only by a pool (--processes N)
-    python examples/stdlib_census.py --serial        only by this process, with no pool
-    python examples/stdlib_census.py --path DIR      of another tree
+    python examples/stdlib_census.py                 both ways, with the speed-up
+    python examples/stdlib_census.py --parallel      only with a pool (--processes N)
+    python examples/stdlib_census.py --serial        only in this process, without a pool
+    python examples/stdlib_census.py --path DIR      another tree
 
-Each file goes out as a path and comes back as a small `FileSummary`; the trees never leave the workers.
+A worker gets the path of a file and returns a small `FileSummary`. The syntax trees never leave the workers.
 
-Complexity is cyclomatic: 1 for a function, and 1 more for each place where its path may fork: `if`, `elif`,
-a conditional expression, `for`, `while`, `except`, each `for` and `if` of a comprehension, each `and` and
-`or`, and each `case` but a bare `case _`. What a nested function does counts for that one alone; a lambda
-counts where it stands.
+Complexity is cyclomatic. A function has complexity 1, and 1 more for each branch:
+
+- `if`, `elif`, a conditional expression, `for`, `while`, `except`
+- each `for` and `if` of a comprehension, each `and` and `or`
+- each `case` except a bare `case _`
+
+The branches of a nested function count only for the nested function. Those of a lambda count for the function that
+contains it.
 """
 
 from __future__ import annotations
@@ -39,16 +43,16 @@ from rich.text import Text
 
 from pairpool import Pool
 
-TOP = 10
-"""How many functions and names the lists show."""
+TOP_ROWS = 10
+"""Functions and names in each list."""
 
-WIDE = 150
-"""Columns from which the two lists of functions fit side by side."""
+WIDE_COLUMNS = 150
+"""Width of a terminal from which the two lists of functions fit side by side."""
 
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """A function, with its class or outer function in the name; `length` in lines, from `def` to the end."""
+    """A function. Its name contains its class or outer function. `length` is in lines, from `def` to the end."""
 
     name: str
     path: str
@@ -59,7 +63,7 @@ class Function:
 
 @dataclass(frozen=True, slots=True)
 class FileSummary:
-    """What one file adds to the census; `problem` says why a file does not parse."""
+    """The counts of one file. `problem` says why the file does not parse."""
 
     path: str
     lines: int
@@ -73,7 +77,7 @@ class FileSummary:
 
 @dataclass(frozen=True)
 class Census:
-    """All files together. Lists are sorted, ties broken by path and line: equal input gives equal output."""
+    """The counts of all files. Lists are sorted completely, so that equal input gives equal output."""
 
     files: int
     lines: int
@@ -86,19 +90,19 @@ class Census:
 
 
 @dataclass
-class Tally:
-    """A function while its body is being walked."""
+class FunctionBody:
+    """A function whose nodes are being counted."""
 
     node: ast.FunctionDef | ast.AsyncFunctionDef
     name: str
     complexity: int = 1
 
 
-# --- one file: this runs in the workers ---------------------------------------------------------------
+# --- one file, in a worker ---------------------------------------------------------------------------
 
 
 def summarise(file: tuple[str, str]) -> FileSummary:
-    """Parse one file, given as the tree's folder and the path below it. No file's content makes it raise."""
+    """Parse one file, given as a folder and the path below it. No content of a file makes this function raise."""
     root, path = file
     try:
         source = Path(root, path).read_bytes()
@@ -107,7 +111,7 @@ def summarise(file: tuple[str, str]) -> FileSummary:
     lines = len(source.splitlines())
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # other people's invalid escapes are not our reader's concern
+            warnings.simplefilter("ignore")  # such as invalid escapes in the parsed files
             tree = ast.parse(source)
     except SyntaxError as error:
         where = f"line {error.lineno}: " if error.lineno else ""
@@ -118,26 +122,26 @@ def summarise(file: tuple[str, str]) -> FileSummary:
 
 
 def measure(path: str, lines: int, tree: ast.Module) -> FileSummary:
-    """Count what is in a tree, with a stack of its own: a deep tree would exhaust the interpreter's."""
+    """Count the nodes of a tree, with an explicit stack, because a deep tree would exhaust the interpreter's stack."""
     calls: Counter[str] = Counter()
-    tallies: list[Tally] = []
+    bodies: list[FunctionBody] = []
     classes = 0
-    stack: list[tuple[ast.AST, str, Tally | None]] = [(tree, "", None)]
+    stack: list[tuple[ast.AST, str, FunctionBody | None]] = [(tree, "", None)]
     while stack:
-        node, scope, tally = stack.pop()
+        node, scope, body = stack.pop()
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            tally = Tally(node, f"{scope}{node.name}")
-            tallies.append(tally)
-            scope = f"{tally.name}."
+            body = FunctionBody(node, f"{scope}{node.name}")
+            bodies.append(body)
+            scope = f"{body.name}."
         elif isinstance(node, ast.ClassDef):
             classes += 1
             scope = f"{scope}{node.name}."
         elif isinstance(node, ast.Call):
             calls.update(called_name(node))
-        if tally is not None:
-            tally.complexity += forks(node)
-        stack.extend((child, scope, tally) for child in ast.iter_child_nodes(node))
-    functions = [as_function(tally, path) for tally in tallies]
+        if body is not None:
+            body.complexity += forks(node)
+        stack.extend((child, scope, body) for child in ast.iter_child_nodes(node))
+    functions = [as_function(body, path) for body in bodies]
     return FileSummary(
         path,
         lines,
@@ -150,7 +154,7 @@ def measure(path: str, lines: int, tree: ast.Module) -> FileSummary:
 
 
 def called_name(call: ast.Call) -> Iterator[str]:
-    """`len` for a plain name, `.append` for an attribute of whatever; nothing for a call of a call."""
+    """Yield `len` for a plain name, `.append` for an attribute, and nothing for the result of another call."""
     if isinstance(call.func, ast.Name):
         yield call.func.id
     elif isinstance(call.func, ast.Attribute):
@@ -158,7 +162,7 @@ def called_name(call: ast.Call) -> Iterator[str]:
 
 
 def forks(node: ast.AST) -> int:
-    """By how much a node raises the complexity of the function that it stands in."""
+    """Return by how much a node raises the complexity of its function."""
     match node:
         case ast.If() | ast.IfExp() | ast.For() | ast.AsyncFor() | ast.While() | ast.ExceptHandler():
             return 1
@@ -173,22 +177,22 @@ def forks(node: ast.AST) -> int:
     return 0
 
 
-def as_function(tally: Tally, path: str) -> Function:
-    node = tally.node
+def as_function(body: FunctionBody, path: str) -> Function:
+    node = body.node
     length = (node.end_lineno or node.lineno) - node.lineno + 1
-    return Function(tally.name, path, node.lineno, length, tally.complexity)
+    return Function(body.name, path, node.lineno, length, body.complexity)
 
 
 def top(functions: Iterable[Function], key: Callable[[Function], int]) -> tuple[Function, ...]:
-    """The TOP functions by `key`, largest first; ties by path, line and name."""
-    return tuple(sorted(functions, key=lambda f: (-key(f), f.path, f.line, f.name))[:TOP])
+    """Return the largest functions by `key`. Ties are ordered by path, line and name."""
+    return tuple(sorted(functions, key=lambda f: (-key(f), f.path, f.line, f.name))[:TOP_ROWS])
 
 
 # --- all files ----------------------------------------------------------------------------------------
 
 
 def find_files(root: Path, limit: int | None) -> list[tuple[str, str]]:
-    """Every .py file below `root`, sorted, without what was installed there later."""
+    """Return every .py file below `root`, sorted, without installed packages."""
     found = []
     for folder, subfolders, names in os.walk(root):
         subfolders[:] = sorted(set(subfolders) - {"site-packages", "dist-packages", "__pycache__"})
@@ -197,7 +201,7 @@ def find_files(root: Path, limit: int | None) -> list[tuple[str, str]]:
 
 
 def merge(summaries: Iterable[FileSummary]) -> Census:
-    """The census of some files, whatever the order in which they come."""
+    """Return the census of some files, which may come in any order."""
     files = sorted(summaries, key=attrgetter("path"))
     calls: Counter[str] = Counter()
     for file in files:
@@ -231,12 +235,12 @@ def in_one_process(files: Sequence[tuple[str, str]], watch: Watch) -> Census:
 
 @contextmanager
 def progress(console: Console, label: str, total: int) -> Iterator[Watch]:
-    """A bar while the files go by, gone at the end; without a terminal, nothing."""
+    """Show a progress bar while files are counted, if there is a terminal."""
     if not console.is_terminal:
         yield iter
         return
     columns = TextColumn(f"{label:<18}"), BarColumn(None), MofNCompleteColumn()
-    # auto_refresh would be a thread, and take some of the time that is measured
+    # auto_refresh would start a thread, which would disturb the timing
     with Progress(*columns, console=console, transient=True, auto_refresh=False) as bar:
         task = bar.add_task(label, total=total)
 
@@ -254,7 +258,7 @@ def list_table(title: str) -> Table:
 
 
 def keep_end(text: str, width: int) -> Text:
-    """Cut on the left: names and paths tell most at their end."""
+    """Cut a text on the left, because the ends of names and paths are the most useful."""
     return Text(text if len(text) <= width else f"…{text[1 - width :]}")
 
 
@@ -309,14 +313,14 @@ def problem_table(problems: Sequence[tuple[str, str]], width: int) -> Table:
 
 
 def report(census: Census, title: str, width: int) -> RenderableType:
-    """The census as tables, for a terminal of `width` columns."""
+    """Return the census as tables for a terminal of `width` columns."""
     width = min(width, 200)
-    each = (width - 2) // 2 if width >= WIDE else width
+    each = (width - 2) // 2 if width >= WIDE_COLUMNS else width
     abreast = width >= 72
     tables = [
-        *beside(abreast, total_table(census), call_table(census.calls[:TOP], min(width - 34 * abreast, 60))),
+        *beside(abreast, total_table(census), call_table(census.calls[:TOP_ROWS], min(width - 34 * abreast, 60))),
         *beside(
-            width >= WIDE,
+            width >= WIDE_COLUMNS,
             function_table("longest functions", census.longest, each),
             function_table("most complex functions", census.knottiest, each),
         ),
@@ -327,7 +331,7 @@ def report(census: Census, title: str, width: int) -> RenderableType:
 
 
 def beside(abreast: bool, left: Table, right: Table) -> list[Table]:
-    """Two tables as one, or as they are."""
+    """Return two tables side by side as one, or both unchanged."""
     if not abreast:
         return [left, right]
     grid = Table.grid(padding=(0, 2))
@@ -339,9 +343,9 @@ def beside(abreast: bool, left: Table, right: Table) -> list[Table]:
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="A census of Python's standard library, in parallel.")
+    parser = argparse.ArgumentParser(description="Take a census of Python's standard library, in parallel.")
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--serial", action="store_true", help="only in one process, with no pool")
+    which.add_argument("--serial", action="store_true", help="only in one process, without a pool")
     which.add_argument("--parallel", action="store_true", help="only in parallel")
     parser.add_argument(
         "--processes",
@@ -350,9 +354,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=len(os.sched_getaffinity(0)),
         help="(default: %(default)s)",
     )
-    parser.add_argument("--path", type=Path, metavar="DIR", help="count this tree, not the standard library")
+    parser.add_argument("--path", type=Path, metavar="DIR", help="count this tree instead of the standard library")
     parser.add_argument("--limit", type=positive, metavar="N", help="only the first N files")
-    parser.add_argument("--json", action="store_true", help="print JSON, not tables")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     return parser.parse_args(arguments)
 
 
@@ -371,12 +375,12 @@ def timed(work: Callable[[], Census]) -> tuple[Census, float]:
 def take(
     options: argparse.Namespace, files: Sequence[tuple[str, str]], console: Console
 ) -> dict[str, tuple[Census, float]]:
-    """The censuses asked for, by `parallel` and `serial`, each with its seconds."""
-    for root, path in files:  # whoever came first would pay for reading the disk
+    """Take the requested censuses. Return each with its seconds, by `parallel` and `serial`."""
+    for root, path in files:  # read all files once, so that both ways find them in the page cache
         try:
             Path(root, path).read_bytes()
         except OSError:
-            continue  # the census names it
+            continue  # the census lists it as a problem
     runs = {}
     if not options.serial:
         with progress(console, f"{options.processes} processes", len(files)) as watch:
@@ -388,18 +392,18 @@ def take(
 
 
 def time_table(runs: dict[str, tuple[Census, float]], processes: int) -> Table:
-    """How long each took, and how the two compare."""
+    """Return a table of the times, and of the speed-up."""
     table = list_table("time")
     table.show_header = False
     table.add_column("", style="dim")
     table.add_column("", justify="right")
     table.add_column("")
-    crew = {
+    ways = {
         "parallel": f"{processes} worker process" + "es" * (processes > 1),
         "serial": "one process, no pool",
     }
     for name, (_census, seconds) in runs.items():
-        table.add_row(crew[name], f"{seconds:.2f} s")
+        table.add_row(ways[name], f"{seconds:.2f} s")
     if len(runs) == 2:
         gain = runs["serial"][1] / runs["parallel"][1]
         table.add_row("speed-up", f"{gain:.2f} ×", "and both counted the same", style="bold green")
@@ -407,7 +411,7 @@ def time_table(runs: dict[str, tuple[Census, float]], processes: int) -> Table:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Take the census and show it. Returns 1 if parallel and serial differ, 2 if there are no files."""
+    """Take the census and show it. Return 1 if both ways differ, 2 if there are no files."""
     options = parse_arguments(arguments)
     root = options.path or Path(sysconfig.get_path("stdlib"))
     files = find_files(root, options.limit)

@@ -1,11 +1,12 @@
-"""A pool that is worth watching: uneven tasks that tell how far they are, print, fail, and crash now and then.
+"""A pool that is worth watching: uneven tasks that report progress, print, fail, and sometimes crash.
 
     python examples/watch_me.py                   with a live view
-    python examples/watch_me.py --quiet &         without one: then look at it from outside
+    python examples/watch_me.py --quiet &         without a live view: then look from outside
     pairpool top watch-me
     pairpool stack watch-me
 
-It ends after a minute (--seconds N), and prints a report. Exit status: 0, for what fails here is meant to.
+The program ends after a minute (--seconds N), and prints a report. The exit status is 0, because the failures are
+intended.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ WORDS = ["almond", "birch", "cedar", "dogwood", "elder", "fir", "gorse", "hazel"
 
 
 def dig(seed: int) -> str:
-    """Look for a number whose digest begins with zeros, for a time that nobody knows before."""
+    """Search a number whose digest begins with zeros. The time that this takes is not predictable."""
     wanted = 2 + random.Random(seed).randrange(3)
     for number in itertools.count():
         if number % 1000 == 0:
@@ -38,7 +39,7 @@ def dig(seed: int) -> str:
 
 
 def brew(seed: int) -> int:
-    """Take some steps of uneven length, and print between them, also from a program of its own."""
+    """Take some steps of uneven length. Print between them, sometimes from a subprocess."""
     draw = random.Random(seed)
     steps = draw.randrange(3, 12)
     for step in range(steps):
@@ -52,7 +53,7 @@ def brew(seed: int) -> int:
 
 
 def stumble(seed: int) -> int:
-    """Fail one time in three; crash one time in ten."""
+    """Fail in three of ten cases, and crash in one of ten."""
     draw = random.Random(seed)
     time.sleep(draw.expovariate(2))
     fate = draw.random()
@@ -65,7 +66,7 @@ def stumble(seed: int) -> int:
 
 
 def seeds(until: float) -> Iterator[int]:
-    """Numbers, as long as there is time; one at least."""
+    """Yield numbers until a time of `time.monotonic`, but at least one."""
     for number in itertools.count():
         yield number
         if time.monotonic() >= until:
@@ -73,14 +74,16 @@ def seeds(until: float) -> Iterator[int]:
 
 
 def lot(number: int, workers: int) -> range:
-    """The seeds of a round of brews."""
+    """Return the seeds of one round of brews."""
     size = 4 * workers
     return range(number * size, (number + 1) * size)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="A pool that is worth watching.")
-    parser.add_argument("--seconds", type=float, default=60.0, metavar="S", help="how long it takes tasks on (60)")
+    parser.add_argument(
+        "--seconds", type=float, default=60.0, metavar="S", help="how long the pool takes new tasks (60)"
+    )
     parser.add_argument("--workers", type=int, default=6, metavar="N", help="processes of the pool (6)")
     parser.add_argument("--quiet", action="store_true", help="no live view, for `pairpool top watch-me`")
     arguments = parser.parse_args()
@@ -100,7 +103,7 @@ def main() -> int:
 
 
 def tell(error: BaseException) -> None:
-    """A callback: what goes wrong is told, and nothing else is done about it."""
+    """Print a crash. Other errors are visible in the view."""
     if isinstance(error, WorkerDied):
         print(str(error).splitlines()[0], file=sys.stderr)
 

@@ -1,4 +1,4 @@
-"""The examples run, and the census counts what it says it counts."""
+"""The examples run, and the census counts correctly."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_the_census_counts(tree: Path) -> None:
     assert dict(found["calls"]) == {"inner": 2, "len": 1, ".method": 1, ".append": 1, "thing": 1}
 
 
-def test_the_census_names_what_does_not_parse(tree: Path) -> None:
+def test_the_census_lists_files_that_do_not_parse(tree: Path) -> None:
     problems = dict(counted("--serial", "--path", tree)["problems"])
     assert sorted(problems) == sorted(BROKEN)
     assert all(problems.values())
@@ -117,13 +117,13 @@ def test_the_demo_shows_tables_and_the_speed_up() -> None:
     assert max(map(len, done.stdout.splitlines())) <= 80
 
 
-def test_the_census_of_nothing_says_so(tmp_path: Path) -> None:
+def test_the_census_of_an_empty_folder_is_an_error(tmp_path: Path) -> None:
     done = census("--path", tmp_path)
     assert done.returncode == 2
     assert "no .py files" in done.stderr
 
 
-def test_pages_are_fetched_and_taken_apart() -> None:
+def test_pages_are_fetched_and_parsed() -> None:
     done = subprocess.run(
         [sys.executable, "-X", "dev", "-W", "error", ROOT / "examples" / "async_fetch.py"],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -131,7 +131,7 @@ def test_pages_are_fetched_and_taken_apart() -> None:
         text=True,
     )
     said = [line for line in done.stderr.splitlines() if not re.match("Executing <.* took ", line)]
-    assert (done.returncode, said) == (0, [])  # but for what asyncio says in this mode on a slow machine
+    assert (done.returncode, said) == (0, [])  # except the warnings of asyncio in this mode on a slow machine
     assert done.stdout.startswith("200 pages, 60,000 links, 300,000 words in ")
 
 
@@ -147,8 +147,8 @@ def example(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_pool_that_is_worth_watching_ends_with_a_report() -> None:
-    """With a view and without, at the same time: nearly all that its tasks do is wait."""
+def test_watch_me_ends_with_a_report() -> None:
+    """Run it with and without a view at the same time, because its tasks mostly wait."""
     with ThreadPoolExecutor(2) as threads:
         options = [("--seconds", 0.5, "--workers", 4, *more) for more in ([], ["--quiet"])]
         runs = list(threads.map(lambda given: example("watch_me.py", *given), options))
@@ -160,7 +160,7 @@ def test_the_pool_that_is_worth_watching_ends_with_a_report() -> None:
     assert ["watch-me: ended after" in done.stderr for done in runs] == [True, False]
 
 
-def test_the_picture_is_whole(tmp_path: Path) -> None:
+def test_the_mandelbrot_picture_is_complete(tmp_path: Path) -> None:
     pytest.importorskip("numpy")
     file = tmp_path / "set.png"
     done = example("live_mandelbrot.py", "-o", file, "--width", 300, "--height", 210)
@@ -171,4 +171,4 @@ def test_the_picture_is_whole(tmp_path: Path) -> None:
     rows = zlib.decompress(content[content.index(b"IDAT") + 4 : content.rindex(b"IEND") - 8])
     assert len(rows) == 210 * (1 + 3 * 300)
     middle = rows[105 * 901 + 1 :][:900]
-    assert middle[3 * 200 : 3 * 201] != middle[:3]  # inside of the set, and far from it
+    assert middle[3 * 200 : 3 * 201] != middle[:3]  # a point of the set, and a point far from it

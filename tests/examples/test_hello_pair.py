@@ -1,4 +1,4 @@
-"""The example that is the idea itself says its two lines, whoever forks, and leaves nothing behind."""
+"""`hello_pair.py` prints its two lines with and without a zygote, and leaves no process behind."""
 
 from __future__ import annotations
 

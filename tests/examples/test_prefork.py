@@ -24,7 +24,7 @@ KILL_EVERY = 0.1
 
 
 class Running:
-    """A server in a process of its own."""
+    """A server in its own process."""
 
     def __init__(self, url: str, pid: int) -> None:
         self.url = url
@@ -43,7 +43,7 @@ class Running:
 
 @contextlib.contextmanager
 def serving(directory: Path) -> Iterator[Running]:
-    """Run the server, end it by SIGTERM, and note what it says in the end."""
+    """Run the server, end it by SIGTERM, and record its last output."""
     with running(SERVER, "--port", 0, "--processes", 2, "--directory", directory) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
@@ -56,13 +56,13 @@ def serving(directory: Path) -> Iterator[Running]:
 
 
 def exchange(server: Running, request: bytes) -> bytes:
-    """Everything that comes back until the server closes."""
+    """Return everything that arrives until the server closes the connection."""
     with socket.create_connection(server.address, timeout=20) as client:
         client.sendall(request)
         return b"".join(iter(lambda: client.recv(65536), b""))
 
 
-def test_it_answers(tmp_path: Path) -> None:
+def test_the_server_answers(tmp_path: Path) -> None:
     (tmp_path / "hello.txt").write_text("from a file\n")
     with serving(tmp_path) as server:
         found = exchange(server, b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
@@ -71,20 +71,20 @@ def test_it_answers(tmp_path: Path) -> None:
         assert b"\r\nConnection: close\r\n" in found
         found = exchange(server, b"GET /file/hello.txt HTTP/1.0\r\n\r\n")
         assert found.endswith(b"from a file\n")
-        # clients of HTTP/1.0 that ask for it, such as ab, want to be told that the connection stays open
+        # a client of HTTP/1.0 that asks for keep-alive, such as ab, needs a header that confirms it
         staying = b"GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n"
         found = exchange(server, staying + b"GET / HTTP/1.0\r\n\r\n")
         assert re.findall(rb"\r\nConnection: (.*)\r\n", found) == [b"keep-alive", b"close"]
         assert exchange(server, b"GET /none HTTP/1.1\r\nConnection: close\r\n\r\n").startswith(b"HTTP/1.1 404")
         assert b"Error code: 400" in exchange(server, b"nonsense of no sort\r\n\r\n")
-        # requests that arrive together are answered one after the other, by whoever has read them
+        # one worker answers requests that arrive together, one after the other
         pipelined = b"GET /pid HTTP/1.1\r\nHost: x\r\n\r\n" * 3 + b"GET / HTTP/1.0\r\n\r\n"
         assert exchange(server, pipelined).count(b"200 OK") == 4
     assert (server.lost, server.complaints) == (0, "")
 
 
-def test_connections_that_wait_outlive_every_worker(tmp_path: Path) -> None:
-    """More of them than workers, each answered before and after all workers were killed: they are the master's."""
+def test_waiting_connections_survive_the_death_of_every_worker(tmp_path: Path) -> None:
+    """There are more connections than workers. The master holds them, so each works after all workers were killed."""
     request = b"GET /pid HTTP/1.1\r\nHost: x\r\n\r\n"
     with serving(tmp_path) as server:
         clients = [socket.create_connection(server.address, timeout=20) for _ in range(20)]
@@ -101,11 +101,11 @@ def test_connections_that_wait_outlive_every_worker(tmp_path: Path) -> None:
             client.close()
         assert set(first) <= set(doomed)
         assert not set(second) & set(doomed)
-    assert server.lost == second.count(None) <= 2  # of each worker its last, if that was not yet given back
+    assert server.lost == second.count(None) <= 2  # per worker at most the last connection, if it was not yet returned
 
 
 def _ask(client: socket.socket, request: bytes) -> int | None:
-    """What answers; None if the connection is dropped."""
+    """Return the answer; None if the connection is dropped."""
     found = b""
     try:
         client.sendall(request)
@@ -119,8 +119,8 @@ def _ask(client: socket.socket, request: bytes) -> int | None:
     return int(found.rpartition(b"\r\n\r\n")[2])
 
 
-def test_more_connections_than_there_are_descriptors(tmp_path: Path) -> None:
-    """Those that are too many wait in the kernel until others end; none is lost, and the master does not spin."""
+def test_the_server_survives_more_connections_than_descriptors(tmp_path: Path) -> None:
+    """The surplus connections wait in the kernel until others end. None is lost, and the master does not spin."""
     request = b"GET /pid HTTP/1.1\r\nHost: x\r\n\r\n"
     with contextlib.ExitStack() as stack:
         before = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -137,7 +137,7 @@ def test_more_connections_than_there_are_descriptors(tmp_path: Path) -> None:
 
 
 async def load_and_kill(server: Running, seconds: float) -> tuple[Load, int]:
-    """Load, while a worker is killed every so often; returns what came of it, and the number of kills."""
+    """Generate load while workers are killed. Return the result and the number of kills."""
     task = asyncio.create_task(run_load(server.url, 16, seconds))
     kills = 0
     until = time.monotonic() + seconds - KILL_EVERY
@@ -150,13 +150,13 @@ async def load_and_kill(server: Running, seconds: float) -> tuple[Load, int]:
 
 
 @pytest.mark.hang_limit(90)
-def test_no_connection_is_dropped_but_those_that_the_killed_were_serving(tmp_path: Path) -> None:
+def test_a_killed_worker_costs_only_the_connection_that_it_serves(tmp_path: Path) -> None:
     with serving(tmp_path) as server:
         load, kills = asyncio.run(load_and_kill(server, 4.0))
     assert load.answers > 100
     assert kills > 10
     errors = sum(load.errors.values())
-    # one that was killed with a connection whose answer had gone out already is noticed at its next request, if ever
+    # If the answer had gone out before the kill, the client notices the loss at its next request, if it sends one.
     assert load.errors.keys() <= {"dropped", "closed"}
     assert 0 < errors <= server.lost <= kills
     assert server.complaints.count("a connection was lost: worker") == server.lost

@@ -1,7 +1,7 @@
-"""A program that uses `ClusterPool`, and prints as JSON what is wrong with the values that it gets.
+"""Check the values that `ClusterPool` returns, and print the wrong ones as JSON.
 
-It is a program of its own because Dask leaves threads behind. `test_cluster_values.py` runs it. The only argument is
-the address of a scheduler.
+`test_cluster_values.py` runs this program in its own process, because Dask keeps threads. The only argument is the
+address of a scheduler.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from pairpool.dask import ClusterPool
 from tests.values import programs
 from tests.values.kinds import KINDS, Counted, Leaving, Trouble, change, describe
 
-TIMEOUT = 60.0
+TIMEOUT_S = 60.0
 COUNT = 40
 SOME_KINDS = ["list", "set", "array", "array of 80 KB", "object", "nested", "gauge"]
 """Fewer than for a pool, because each call takes some 20 ms of Dask's time."""
 
-MOST = 200
+MAX_TAKEN = 200
 """Items that a stream may have taken after ten results, if each item takes a millisecond."""
 
 Function: TypeAlias = Callable[[Any], Any]
@@ -43,12 +43,12 @@ def _outcome(get: Callable[[], Any]) -> Any:
 
 def _apply_async(pool: ClusterPool, function: Function, items: Iterable[Any]) -> list[Any]:
     results = [pool.apply_async(function, (item,)) for item in items]
-    return [_outcome(functools.partial(result.get, TIMEOUT)) for result in results]
+    return [_outcome(functools.partial(result.get, TIMEOUT_S)) for result in results]
 
 
 def _submit(pool: ClusterPool, function: Function, items: Iterable[Any]) -> list[Any]:
     futures = [pool.submit(function, item) for item in items]
-    return [_outcome(functools.partial(future.result, TIMEOUT)) for future in futures]
+    return [_outcome(functools.partial(future.result, TIMEOUT_S)) for future in futures]
 
 
 STREAMS: dict[str, Way] = {
@@ -63,13 +63,13 @@ STREAMS: dict[str, Way] = {
 LISTS: dict[str, Way] = {
     "map": lambda pool, function, items: pool.map(function, items, return_exceptions=True),
     "map in batches of 20": lambda pool, function, items: pool.map(function, items, 20, return_exceptions=True),
-    "map_async": lambda pool, function, items: pool.map_async(function, items, return_exceptions=True).get(TIMEOUT),
+    "map_async": lambda pool, function, items: pool.map_async(function, items, return_exceptions=True).get(TIMEOUT_S),
 }
 """Ways that make a list of the input first."""
 
 
 def differences(pool: ClusterPool, way: str, function: Function, items: Callable[[], Iterable[Any]]) -> list[str]:
-    """Return what is wrong with the outcomes of a call, as texts."""
+    """Return the errors in the outcomes of a call, as texts."""
     is_stream = way in STREAMS
     expected = programs.run_one_by_one(function, items() if is_stream else list(items()))
     found = {**STREAMS, **LISTS}[way](pool, function, items() if is_stream else list(items()))
@@ -81,7 +81,7 @@ def differences(pool: ClusterPool, way: str, function: Function, items: Callable
 
 
 def refilled(kind: str) -> Iterator[Any]:
-    """Yield one object again and again, filled anew each time."""
+    """Yield one object again and again, with a new content each time."""
     thing = KINDS[kind].make(0)
     for number in range(COUNT):
         KINDS[kind].fill(thing, number)
@@ -101,7 +101,7 @@ def numbered(kind: str) -> list[Any]:
 def by_kind(
     pool: ClusterPool, ways: Iterable[str], function: Function, items: Callable[[str], Iterable[Any]]
 ) -> dict[str, Any]:
-    """Return what is wrong for each way and kind."""
+    """Return the errors for each way and kind."""
     return {
         f"{way}, {kind}": differences(pool, way, function, functools.partial(items, kind))
         for way in ways
@@ -110,7 +110,7 @@ def by_kind(
 
 
 def inside(pool: ClusterPool) -> dict[str, Any]:
-    """Objects that stand twice in an item, and in several items."""
+    """Check objects that an item contains twice, and objects that several items contain."""
     part: dict[str, Any] = {"settings": [1, 2]}
     twice = [[[1]] * 2] * 5
     big = np.zeros(20_000)
@@ -125,7 +125,7 @@ def inside(pool: ClusterPool) -> dict[str, Any]:
 
 
 def exceptions(pool: ClusterPool) -> dict[str, Any]:
-    """A module-level exception that tasks raise again, and results between exceptions."""
+    """Check an exception of the module that all tasks raise, and results between exceptions."""
     ways = [*STREAMS, *LISTS]
     found = {f"{way}, kept": differences(pool, way, programs.fail_with_kept, lambda: range(COUNT)) for way in ways}
     for way in ways:
@@ -134,7 +134,7 @@ def exceptions(pool: ClusterPool) -> dict[str, Any]:
 
 
 def unpicklable(pool: ClusterPool) -> dict[str, Any]:
-    """Items that cannot be pickled fail alone."""
+    """Check that items which cannot be pickled fail alone."""
     bad: dict[str, Callable[[], Any]] = {"TypeError": threading.Lock, "SystemExit": Leaving}
     found: dict[str, Any] = {}
     for name, make in bad.items():
@@ -150,7 +150,7 @@ def unpicklable(pool: ClusterPool) -> dict[str, Any]:
 
 
 def retries(pool: ClusterPool) -> dict[str, Any]:
-    """The second run gets the argument as it was when the call was made."""
+    """Check that the second run gets the argument as it was when the call was made."""
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as directory:
         for how in ("raise", "kill"):
@@ -160,13 +160,13 @@ def retries(pool: ClusterPool) -> dict[str, Any]:
                 before = describe(thing)
                 result = pool.apply_async(function, (thing,), retries=1, retry_on=Trouble)
                 change(thing)
-                outcome = _outcome(functools.partial(result.get, TIMEOUT)), function.runs()
+                outcome = _outcome(functools.partial(result.get, TIMEOUT_S)), function.runs()
                 found[f"{how}, {kind}"] = [] if outcome == (before, 2) else [repr(outcome)]
     return found
 
 
 def large(pool: ClusterPool) -> dict[str, Any]:
-    """A large object inside many items is pickled a few times only."""
+    """Check that a large object inside many items is pickled only a few times."""
     big = Counted()
     Counted.times = 0
     outcomes = pool.map(_second_of, [(big, number) for number in range(1000)])
@@ -179,29 +179,29 @@ def _second_of(item: tuple[Any, int]) -> int:
 
 
 def look_ahead(pool: ClusterPool) -> dict[str, Any]:
-    """A stream takes little more of a slow input than what was read."""
+    """Check that a stream takes few unread items of a slow input."""
     found = {}
     for way in ("imap", "imap_unordered"):
         taken = 0
 
         def slow() -> Iterator[int]:
             nonlocal taken
-            while taken < 5 * MOST:
-                time.sleep(0.001)  # what an item costs
+            while taken < 5 * MAX_TAKEN:
+                time.sleep(0.001)  # the cost of an item
                 taken += 1
                 yield taken
 
         stream = getattr(pool, way)(programs.look, slow())
         for _ in range(10):
             next(stream)
-        found[way] = [] if taken <= MOST else [f"{taken} items were taken"]
+        found[way] = [] if taken <= MAX_TAKEN else [f"{taken} items were taken"]
         stream.cancel()
     return found
 
 
 CHECKS: dict[str, Callable[[ClusterPool], dict[str, Any]]] = {
     "the same object as every item": lambda pool: by_kind(pool, [*STREAMS, *LISTS], programs.touch, same),
-    "an object that is filled anew": lambda pool: by_kind(pool, STREAMS, programs.look, refilled),
+    "an object with a new content for each item": lambda pool: by_kind(pool, STREAMS, programs.look, refilled),
     "a kept object as every result": lambda pool: by_kind(pool, [*STREAMS, *LISTS], programs.give, numbered),
     "objects inside items": inside,
     "exceptions": exceptions,
@@ -213,7 +213,7 @@ CHECKS: dict[str, Callable[[ClusterPool], dict[str, Any]]] = {
 
 
 def main(address: str) -> None:
-    """Do all checks in one pool, and print what is wrong as a line of JSON."""
+    """Do all checks in one pool, and print the errors as a line of JSON."""
     found: dict[str, Any] = {}
     with ClusterPool(address, timeout=30) as pool:
         for name, check in CHECKS.items():

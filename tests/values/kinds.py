@@ -30,7 +30,7 @@ class Record:
 
 
 gauges = {"input": 0, "kept": 0}
-"""The number that each gauge shows now, by name."""
+"""The number that each gauge shows, by name."""
 
 
 class Reading:
@@ -51,7 +51,7 @@ class Gauge:
 
 
 class Trouble(Exception):
-    """An exception that has an attribute beside its arguments."""
+    """An exception with an attribute in addition to its arguments."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -66,7 +66,7 @@ class Leaving:
 
 
 class Counted:
-    """A mutable object whose pickle is large; `times` says how often it was pickled in this process."""
+    """A mutable object with a large pickle. `times` counts how often it was pickled in this process."""
 
     times = 0
 

@@ -1,4 +1,4 @@
-"""Tasks that use values, and a plain loop that says what each task has to find.
+"""Tasks that use values, and a plain loop that predicts the outcome of each task.
 
     inputs() ─► item ─► pickled when it is taken ─► task ─► result, pickled when the task has ended
 
@@ -31,7 +31,7 @@ def look(thing: Any) -> Any:
 
 
 def touch(thing: Any) -> Any:
-    """Return a description of the argument as it came, and change the argument."""
+    """Return a description of the argument, and change the argument after that."""
     before = describe(thing)
     change(thing)
     return before
@@ -43,7 +43,7 @@ def touch_all(*things: Any, **more: Any) -> Any:
 
 
 def touch_for(microseconds_and_thing: tuple[int, Any]) -> Any:
-    """Change the argument, compute for as long as the item says, and return a description of what came."""
+    """Do `touch`, and compute for the microseconds in the item."""
     microseconds, thing = microseconds_and_thing
     before = touch(thing)
     end = time.perf_counter() + microseconds / 1e6
@@ -64,7 +64,7 @@ def change_and_return(thing: Any) -> Any:
 
 
 def return_twice(thing: Any) -> Any:
-    """Return a list in which the argument stands twice."""
+    """Return a list that contains the argument twice."""
     return [thing, {"again": thing}]
 
 
@@ -150,7 +150,7 @@ def contains_itself(thing: Any) -> bool:
 
 
 class FirstRun:
-    """A task whose first run changes its argument and then fails; the second run says what it got.
+    """A task whose first run changes its argument and then fails. The second run describes its argument.
 
     Args:
         journal: path of a file that each run appends a line to.
@@ -178,7 +178,7 @@ class FirstRun:
 
 
 def touch_or_die(thing: Any) -> Any:
-    """Do `touch`; a list that shows the number 50 ends the worker."""
+    """Do `touch`. A list that shows the number 50 ends the worker."""
     if thing[0] == 50:
         os.kill(os.getpid(), signal.SIGKILL)
     return touch(thing)
@@ -201,7 +201,7 @@ GIVES: dict[str, Callable[[tuple[str, int]], Any]] = {"give": give, "give inside
 
 
 def perform(order: tuple[str, str, int, Any]) -> Any:
-    """Do what an item says: `(action, kind, number, thing)`."""
+    """Do the action of an item, which is `(action, kind, number, thing)`."""
     action, kind, number, thing = order
     if action in GIVES:
         return GIVES[action]((kind, number))
@@ -216,12 +216,13 @@ SHAPES = ["plain", "in a tuple", "twice", "in a dict", "deep", "in a reused list
 
 @dataclass(frozen=True)
 class Step:
-    """How one item is made and what its task does.
+    """One item: its object, and the action of its task.
 
     Args:
         kind: the key of a kind.
-        source: where the object comes from: `"new"`, the `"same"` as before, or that one `"refilled"`.
-        shape: how the object stands in the item.
+        source: the origin of the object. `"new"` is a new object, `"same"` is the earlier object, and `"refilled"` is
+            the earlier object with a new content.
+        shape: the place of the object in the item.
         action: the key of an action.
         is_spoiled: whether the caller changes the object as soon as the item was taken.
     """
@@ -238,9 +239,9 @@ class Program:
     """The items of a call.
 
     Args:
-        steps: one for each item.
+        steps: one step per item.
         repeat: how often the steps are repeated.
-        action: what all tasks do, with items that are the objects themselves; None if each step has its own action.
+        action: the action of all tasks, whose items are the objects themselves. None if each step has its own action.
     """
 
     steps: tuple[Step, ...]
@@ -263,7 +264,7 @@ class Program:
         return any(KINDS[step.kind].is_large for step in self.steps)
 
     def inputs(self) -> Iterator[Any]:
-        """Yield the items; objects are used again and changed between two items, as the steps say."""
+        """Yield the items. Objects are used again and changed between two items, according to the steps."""
         objects: dict[str, Any] = {}
         reused: list[Any] = []
         for number, step in enumerate(self.steps * self.repeat):
@@ -282,7 +283,7 @@ class Program:
 
 
 def shaped(thing: Any, shape: str, reused: list[Any]) -> Any:
-    """Return an item in which an object stands in a certain way.
+    """Return an item that contains an object in a certain place.
 
     Args:
         shape: one of `SHAPES`.
@@ -306,7 +307,7 @@ def shaped(thing: Any, shape: str, reused: list[Any]) -> Any:
     return thing
 
 
-# --- what has to come of it ---------------------------------------------------------------------------
+# --- the expected outcomes ----------------------------------------------------------------------------
 
 
 def run_one_by_one(function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
@@ -326,7 +327,7 @@ def run_one_by_one(function: Callable[[Any], Any], items: Iterable[Any]) -> list
 
 
 def wrong_ones(found: list[Any], expected: list[Any], *, is_ordered: bool = True) -> list[Any]:
-    """Return what differs between two lists of outcomes: index, what was found, and what should have been found."""
+    """Return the differences between two lists of outcomes: index, found and expected outcome."""
     left, right = [describe(one) for one in found], [describe(one) for one in expected]
     if not is_ordered:
         left.sort(key=repr)
@@ -337,7 +338,7 @@ def wrong_ones(found: list[Any], expected: list[Any], *, is_ordered: bool = True
 
 
 def shared_ones(outcomes: list[Any]) -> list[Any]:
-    """Return what outcomes of different items have in common: pairs of indexes and the type of a mutable object."""
+    """Return the mutable objects that outcomes of different items share: pairs of indexes and the type."""
     owners: dict[int, int] = {}
     found: list[Any] = []
     memory: list[tuple[int, int, int]] = []
@@ -348,7 +349,7 @@ def shared_ones(outcomes: list[Any]) -> list[Any]:
                 found.append((owner, index, type(part).__name__))
             if isinstance(part, np.ndarray) and part.flags.writeable and part.size:
                 start = part.__array_interface__["data"][0]
-                memory.append((start, start + part.nbytes, index))  # what was unpickled has no gaps
+                memory.append((start, start + part.nbytes, index))  # an unpickled array has no gaps
     memory.sort()
     for (_start, end, owner), (start, _end, index) in itertools.pairwise(memory):
         if start < end and owner != index:

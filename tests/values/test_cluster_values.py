@@ -1,6 +1,6 @@
 """The values of `ClusterPool` are those of one item at a time, on two nodes of two threads each.
 
-One program does all checks with one pool (`cluster_program.py`); each test here looks at what one check has found.
+One program does all checks with one pool (`cluster_program.py`); each test here looks at the errors of one check.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.support.scripts import python
 
 CHECKS = [
     "the same object as every item",
-    "an object that is filled anew",
+    "an object with a new content for each item",
     "a kept object as every result",
     "objects inside items",
     "exceptions",

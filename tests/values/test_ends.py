@@ -23,7 +23,7 @@ from tests.support.waiting import PATIENCE
 
 
 class Emptied:
-    """Empties the list that it gives away when it is finalized."""
+    """An object that returns a list and empties the list when it is finalized."""
 
     def __init__(self) -> None:
         self.content = [[1], [2]]
@@ -83,7 +83,7 @@ def test_the_order_of_an_array_does_not_depend_on_its_batch(make_pool: MakePool,
 
 
 class Ticket:
-    """Counts how often it is pickled; it arrives as the number of that time."""
+    """An object that counts how often it is pickled, and arrives as that count."""
 
     pickled = 0
 
@@ -93,7 +93,7 @@ class Ticket:
 
 
 def fail_once(path: str, number: int) -> int:
-    """Raise for every third number, the first time."""
+    """Raise an exception for every third number, but only the first time."""
     if number % 3 == 0:
         try:
             os.close(os.open(f"{path}/{number}", os.O_CREAT | os.O_EXCL | os.O_WRONLY))
@@ -104,7 +104,7 @@ def fail_once(path: str, number: int) -> int:
 
 
 @pytest.mark.parametrize("chunksize", [None, 1, 4])
-def test_items_of_a_map_are_pickled_once_though_they_run_again(
+def test_items_of_a_map_are_pickled_once_although_they_run_again(
     make_pool: MakePool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunksize: int | None
 ) -> None:
     monkeypatch.setattr(Ticket, "pickled", 0)
@@ -124,7 +124,7 @@ def count_and_grow(thing: Any) -> int:
     return len(table)
 
 
-def test_an_item_that_is_the_large_object_of_others_is_its_own(make_pool: MakePool) -> None:
+def test_an_item_that_is_a_large_object_of_other_items_is_a_separate_copy(make_pool: MakePool) -> None:
     items: list[Any] = [(TABLE, 0), (TABLE, 1), (TABLE, 2), TABLE, TABLE, TABLE]
     assert make_pool(1).map(count_and_grow, items, 6)[3:] == [len(TABLE) + 1] * 3
 
@@ -133,7 +133,7 @@ def length_of(table: Any, fd: Fd, _number: int) -> int:
     return len(table) if fd.fileno() > 2 else 0
 
 
-def test_descriptors_that_move_beside_a_large_object(make_pool: MakePool) -> None:
+def test_items_may_contain_a_descriptor_and_a_large_object(make_pool: MakePool) -> None:
     items = [(TABLE, Fd(os.open(os.devnull, os.O_RDONLY), close=True), number) for number in range(6)]
     result = make_pool(1).starmap_async(length_of, items)
     assert result.get(PATIENCE) == [len(TABLE)] * 6
@@ -148,7 +148,7 @@ class Table:
 
 @pytest.fixture
 def made_up(tmp_path: Path) -> Iterator[ModuleType]:
-    """A module that a fresh interpreter does not find."""
+    """Give a module that a fresh interpreter cannot import."""
     path = tmp_path / "made_up_table.py"
     path.write_text(MADE_UP)
     spec = importlib.util.spec_from_file_location("made_up_table", path)
@@ -165,7 +165,7 @@ def size_inside(item: tuple[Any, int]) -> int:
 
 
 @pytest.mark.parametrize("chunksize", [None, 1, 2])
-def test_a_large_object_of_an_unknown_module_goes_by_value(
+def test_a_large_object_of_an_unknown_module_travels_by_value(
     make_pool: MakePool, made_up: ModuleType, chunksize: int | None
 ) -> None:
     pool = make_pool(1, start_method="forkserver")
@@ -174,7 +174,7 @@ def test_a_large_object_of_an_unknown_module_goes_by_value(
 
 
 class LoadsOnce:
-    """A large callable that can be unpickled a single time in each worker."""
+    """A large callable that can be unpickled only once per worker."""
 
     loaded = 0
 
@@ -191,7 +191,7 @@ class LoadsOnce:
         self.__dict__.update(state)
 
 
-def test_a_large_callable_that_does_not_load_fails_items_and_no_worker(make_pool: MakePool) -> None:
+def test_a_large_callable_that_does_not_load_fails_its_items_only(make_pool: MakePool) -> None:
     pool = make_pool(1)
     pid = pool.apply(os.getpid)
     found: list[Any] = pool.map(LoadsOnce(), range(6), 2, return_exceptions=True)
@@ -214,7 +214,7 @@ def test_callables_without_state_are_loaded_once(make_pool: MakePool, function: 
 
 
 def refuse_a_report() -> None:
-    """In a worker: the first early report cannot be sent."""
+    """Let the first partial report of a worker fail. Runs in the worker."""
     send: Any = worker.Worker._send
     is_refused = False
 
@@ -229,7 +229,7 @@ def refuse_a_report() -> None:
 
 
 def file_with(gate: str, number: int) -> Any:
-    """A file for most items; the last one waits until somebody has asked for the others."""
+    """Return a file. The last item waits until the reader has the other files."""
     if number == 99:
         tasks.wait_for(gate)
     reader, writer = os.pipe()
@@ -238,7 +238,7 @@ def file_with(gate: str, number: int) -> Any:
     return open(reader, "rb", 0)
 
 
-def test_results_with_descriptors_survive_an_early_report_that_fails(make_pool: MakePool, gate: Gate) -> None:
+def test_results_with_descriptors_survive_a_partial_report_that_fails(make_pool: MakePool, gate: Gate) -> None:
     pool = make_pool(1, initializer=refuse_a_report)
     stream = pool.imap(functools.partial(file_with, gate.path), iter(range(100)))
     found = []

@@ -30,7 +30,7 @@ from tests.values.programs import Program, Step
 from tests.values.ways import WAYS, Faces, Way, outcomes_of
 
 SECONDS = float(os.environ.get("PAIRPOOL_VALUES_SECONDS", "0"))
-"""How long to draw new programs for each start method; 0 for the same few programs in every run."""
+"""Seconds per start method in which new programs are drawn. 0 means the same few programs in every run."""
 
 pytestmark = pytest.mark.hang_limit(180 + 2 * SECONDS)
 
@@ -48,12 +48,12 @@ CI = settings(
 BY_HAND = settings(CI, derandomize=False, phases=[Phase.generate, Phase.shrink])
 
 
-# --- what is drawn ------------------------------------------------------------------------------------
+# --- the programs -------------------------------------------------------------------------------------
 
 
 @st.composite
 def some_programs(draw: st.DrawFn) -> Program:
-    """A program of few kinds: their objects are used again and again, and plain data is often alone."""
+    """Draw a program with few kinds, so that objects are used again and plain data is often alone."""
     kinds = draw(st.lists(st.sampled_from(list(KINDS)), min_size=1, max_size=3, unique=True))
     action = draw(st.none() | st.sampled_from(list(programs.ACTIONS)))
     steps = st.builds(
@@ -69,12 +69,12 @@ def some_programs(draw: st.DrawFn) -> Program:
 
 
 def is_possible(program: Program, way: Way) -> bool:
-    """Return whether a way can run a program to its end: some end at the first exception."""
+    """Return whether a way can run a program to its end. Some ways end at the first exception."""
     return way.keeps_errors or not program.fails
 
 
 def chunksize_for(program: Program, way: Way) -> int | None:
-    """Return 1 where large objects inside several items may be one copy per batch, or else None."""
+    """Return 1 if items of one batch might share a large object; else None."""
     return 1 if program.has_large and not way.is_stream else None
 
 
@@ -82,13 +82,13 @@ def chunksize_for(program: Program, way: Way) -> int | None:
 
 
 def inputs_for(program: Program, way: Way) -> Any:
-    """Return the items: an iterator that changes them as it goes on, or a list of what it yields."""
+    """Return the items: an iterator that changes them while it is read, or the list of its items."""
     return program.inputs() if way.is_stream else list(program.inputs())
 
 
 @contextmanager
 def multiprocessing_pool() -> Iterator[list[Any]]:
-    """Open a pool of multiprocessing, in a list that is emptied at the end: hypothesis keeps the test's variables."""
+    """Open a pool of multiprocessing, in a list that is emptied at the end, because hypothesis keeps the variables."""
     peer = [multiprocessing.get_context("fork").Pool(2)]
     try:
         yield peer
@@ -103,7 +103,7 @@ def with_multiprocessing(peer: list[Any], program: Program, way: Way) -> list[An
 
 
 def check(faces: Faces, peer: list[Any], program: Program, way: Way, victim: int) -> None:
-    """Compare the outcomes of one program, and look whether they are independent of one another."""
+    """Check that the outcomes of one program are right and independent of one another."""
     expected = programs.run_one_by_one(program.function, inputs_for(program, way))
     assert programs.wrong_ones(with_multiprocessing(peer, program, way), expected) == [], "multiprocessing differs"
     items = inputs_for(program, way)

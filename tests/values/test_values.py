@@ -1,8 +1,8 @@
 """Arguments and results have the values of one item at a time: the rule, piece by piece.
 
 Each item is pickled before the caller's code runs again, and each result before the worker runs the next item. Batches,
-look-ahead, retries and early reports change when something happens, and never what comes of it. `test_property.py`
-looks for what these tests forget.
+look-ahead, retries and partial reports change the time of an event, but never a value. `test_property.py` searches for
+cases that these tests forget.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ def faces() -> Iterator[Faces]:
 
 
 Items: TypeAlias = Callable[[], Iterable[Any]]
-"""Returns the items of a call anew: they are used by a plain loop first, and then by the call."""
+"""Returns new items of a call, because a plain loop uses them first, and then the call."""
 
 
 def run(
     faces: Faces, way: Way, function: Callable[[Any], Any], items: Items, chunksize: int | None = None
 ) -> tuple[list[Any], list[Any]]:
-    """Return the outcomes of a call, and what is wrong: values that a plain loop does not have, and shared objects."""
+    """Return the outcomes of a call, and the errors: values that differ from a plain loop's, and shared objects."""
     expected = programs.run_one_by_one(function, items() if way.is_stream else list(items()))
     found = way.call(faces, function, items() if way.is_stream else list(items()), chunksize)
     wrong = programs.wrong_ones(found, expected, is_ordered=way.is_ordered)
@@ -69,7 +69,7 @@ def run(
 def check(
     faces: Faces, way: str, function: Callable[[Any], Any], items: Items, chunksize: int | None = None
 ) -> list[Any]:
-    """Do `run`, fail if something is wrong, and return the outcomes."""
+    """Do `run`, fail if there are errors, and return the outcomes."""
     found, wrong = run(faces, BY_NAME[way], function, items, chunksize)
     assert wrong == []
     return found
@@ -80,7 +80,7 @@ def check_kinds(
 ) -> dict[str, list[Any]]:
     """Do `check` with items of each kind, and return the outcomes by kind.
 
-    A large object that stands inside several items may be one copy per batch, so that such calls have batches of 1.
+    Items of one batch may share a large object that several of them contain, so such calls have batches of one item.
     """
     found, wrong = {}, {}
     for kind in kinds:
@@ -96,7 +96,7 @@ def submit_of(faces: Faces, face: str) -> Callable[..., Future[Any]]:
 
 
 def refilled(kind: str, count: int = COUNT) -> Iterator[Any]:
-    """Yield one object again and again, filled anew each time, as readers of frames and simulations do."""
+    """Yield one object again and again with a new content, as readers of frames and simulations do."""
     thing = KINDS[kind].make(0)
     for number in range(count):
         KINDS[kind].fill(thing, number)
@@ -109,20 +109,22 @@ def refilled(kind: str, count: int = COUNT) -> Iterator[Any]:
 class TestArguments:
     @every_way
     def test_a_task_changes_no_argument_of_another_item(self, faces: Faces, way: str) -> None:
-        """All items are the same object, and each task changes what it gets."""
+        """All items are the same object, and each task changes its argument."""
         check_kinds(faces, way, programs.touch, lambda kind: [KINDS[kind].make(1)] * COUNT, KINDS)
 
     @every_stream
-    def test_an_object_that_is_filled_anew_for_each_item(self, faces: Faces, way: str) -> None:
+    def test_an_object_may_have_a_new_content_for_each_item(self, faces: Faces, way: str) -> None:
         check_kinds(faces, way, programs.look, refilled, KINDS)
 
     @pytest.mark.parametrize("way", [way.name for way in STREAMS if "map" in way.name])
     @pytest.mark.parametrize("chunksize", [1, 7])
-    def test_an_object_that_is_filled_anew_within_a_fixed_batch(self, faces: Faces, way: str, chunksize: int) -> None:
+    def test_an_object_may_have_a_new_content_within_a_fixed_batch(
+        self, faces: Faces, way: str, chunksize: int
+    ) -> None:
         check(faces, way, programs.look, lambda: refilled("list"), chunksize)
 
     @every_stream
-    def test_items_that_share_a_growing_part(self, faces: Faces, way: str) -> None:
+    def test_items_may_share_a_growing_part(self, faces: Faces, way: str) -> None:
         def growing() -> Iterator[Any]:
             history: list[int] = []
             for number in range(COUNT):
@@ -132,13 +134,13 @@ class TestArguments:
         check(faces, way, programs.look, growing)
 
     @every_way
-    def test_small_objects_inside_several_items(self, faces: Faces, way: str) -> None:
-        """No task sees what another one does to a part that both items contain."""
+    def test_several_items_may_contain_the_same_small_object(self, faces: Faces, way: str) -> None:
+        """No task sees the changes of another task to a part that both items contain."""
         part: dict[str, Any] = {"settings": [1, 2], "array": np.zeros(100)}
         check(faces, way, programs.touch, lambda: [(part, number) for number in range(COUNT)])
 
     @every_way
-    def test_views_of_one_array(self, faces: Faces, way: str) -> None:
+    def test_items_may_be_views_of_one_array(self, faces: Faces, way: str) -> None:
         base = np.arange(200.0)
 
         def views() -> list[Any]:
@@ -148,7 +150,7 @@ class TestArguments:
         assert np.array_equal(base, np.arange(200.0))
 
     @every_stream
-    def test_views_of_an_array_that_is_filled_anew(self, faces: Faces, way: str) -> None:
+    def test_items_may_be_views_of_an_array_with_a_new_content(self, faces: Faces, way: str) -> None:
         """Some of the views are read-only, and some have gaps."""
 
         def views(size: int) -> Iterator[Any]:
@@ -163,7 +165,7 @@ class TestArguments:
             check(faces, way, programs.look, functools.partial(views, size))
 
     @pytest.mark.parametrize("way", [way.name for way in WAYS if not way.wraps_items])
-    def test_the_same_big_array_as_every_item(self, faces: Faces, way: str) -> None:
+    def test_every_item_may_be_the_same_large_array(self, faces: Faces, way: str) -> None:
         for size, count in ((9_000, COUNT), (200_000, 20)):
             image = np.ones(size)
             check(faces, way, programs.touch, functools.partial(itertools.repeat, image, count))
@@ -175,7 +177,7 @@ class TestArguments:
         check(faces, "joblib", programs.touch, lambda: [image] * 20, chunksize=1)
 
     @every_way
-    def test_objects_whose_pickle_depends_on_a_variable(self, faces: Faces, way: str) -> None:
+    def test_the_pickle_of_an_item_may_depend_on_a_variable(self, faces: Faces, way: str) -> None:
         gauge = Gauge("input")
 
         def items() -> Iterator[Any]:
@@ -186,8 +188,8 @@ class TestArguments:
         check(faces, way, programs.look, items)
 
     @every_way
-    def test_objects_of_a_class_that_travels_by_value(self, faces: Faces, way: str) -> None:
-        """A class of a function is unknown to the workers, so its code travels along."""
+    def test_items_may_have_a_class_that_travels_by_value(self, faces: Faces, way: str) -> None:
+        """The workers do not know a class that is local to a function, so the pickle contains its code."""
 
         class Local:
             def __init__(self) -> None:
@@ -209,7 +211,7 @@ class TestArguments:
         assert sorted(found) == [[number if BY_NAME[way].is_stream else last] for number in range(COUNT)]
 
     @every_way
-    def test_tasks_of_different_lengths(self, faces: Faces, way: str) -> None:
+    def test_tasks_may_have_different_lengths(self, faces: Faces, way: str) -> None:
         """Items are handed back and go to another worker."""
         thing: dict[str, int] = {}
 
@@ -271,7 +273,7 @@ class TestSingleCalls:
         assert [future.result(PATIENCE) for future in futures] == expected
 
     def test_a_call_of_another_thread_takes_the_value_at_once(self, make_pool: MakePool, gate: Gate) -> None:
-        """The main thread leads the pool meanwhile, and waits for a task that is held."""
+        """Meanwhile the main thread is the leader, and waits for a task that is held."""
         pool = make_pool()
         held = pool.apply_async(functools.partial(tasks.held, gate.path), (1,))
         results: list[Any] = []
@@ -337,7 +339,7 @@ def number_of(state: dict[str, int], item: int) -> tuple[int, int]:
 
 class TestSharing:
     @every_way
-    def test_what_stands_twice_in_an_item_is_one_object(self, faces: Faces, way: str) -> None:
+    def test_an_object_that_an_item_contains_twice_stays_one_object(self, faces: Faces, way: str) -> None:
         def items(kind: str) -> list[Any]:
             return [[thing, thing] for thing in map(KINDS[kind].make, range(10))]
 
@@ -420,7 +422,7 @@ def second_of(item: tuple[Any, int]) -> int:
 class TestResults:
     @every_way
     def test_a_kept_object_has_the_value_of_its_item(self, faces: Faces, way: str) -> None:
-        """All tasks return the same module-level object, which each of them fills anew."""
+        """All tasks return the same object of the module, and each task gives it a new content."""
         check_kinds(faces, way, programs.give, lambda kind: [(kind, number) for number in range(COUNT)], KINDS)
 
     @every_way
@@ -438,12 +440,12 @@ class TestResults:
         check(faces, way, programs.give_a_view, lambda: range(COUNT))
 
     @every_way
-    def test_a_kept_object_that_nobody_changes_is_a_new_one_in_each_result(self, faces: Faces, way: str) -> None:
+    def test_a_kept_object_that_no_task_changes_is_a_new_object_in_each_result(self, faces: Faces, way: str) -> None:
         found = check(faces, way, programs.give_constant, lambda: range(COUNT))
         assert programs.changed_by(found, 3) == []
 
     @every_way
-    def test_a_caller_that_changes_one_result_changes_no_other(self, faces: Faces, way: str) -> None:
+    def test_a_change_to_one_result_changes_no_other_result(self, faces: Faces, way: str) -> None:
         """Each task returns its argument, and all arguments are the same object."""
         things = {kind: KINDS[kind].make(1) for kind in CHANGEABLE}
         found = check_kinds(faces, way, programs.return_twice, lambda kind: [things[kind]] * 20, things)
@@ -457,17 +459,17 @@ class TestResults:
                 check_kinds(faces, way, programs.give, lambda kind: [(kind, number) for number in range(COUNT)], KINDS)
 
 
-class TestEarlyReports:
+class TestPartialReports:
     """The results before a long item are reported while that item runs. It may have changed the kept object by then."""
 
     HELD = 100
-    """The number of the item that is held; batches have several items by then."""
+    """The number of the item that is held. Batches have several items by then."""
 
     def items(self, kind: str) -> list[tuple[str, int]]:
         return [(kind, number) for number in range(self.HELD + 10)]
 
     def check(self, found: list[Any], kind: str, *, is_ordered: bool = True) -> list[Any]:
-        """Return what is wrong with the results of a kind."""
+        """Return the errors in the results of a kind."""
         expected = programs.run_one_by_one(programs.give, self.items(kind))
         return programs.wrong_ones(found, expected, is_ordered=is_ordered)[:3] + programs.shared_ones(found)[:3]
 
@@ -539,7 +541,7 @@ class TestExceptions:
 
 @pytest.mark.parametrize("how", ["raise", "exit", "kill"])
 class TestRetries:
-    """The first run changes its own copy and fails; the second run gets the argument as it was first pickled."""
+    """The first run changes its own copy and fails. The second run gets the argument as it was first pickled."""
 
     @pytest.fixture
     def first_run(self, tmp_path: Path, how: str) -> Callable[[str], programs.FirstRun]:
@@ -547,7 +549,7 @@ class TestRetries:
         return lambda kind: programs.FirstRun(str(tmp_path / f"runs of {kind}"), how)
 
     def check_calls(self, first_run: FirstRuns, submit: Callable[[programs.FirstRun, Any], Callable[[], Any]]) -> None:
-        """Submit a call for each kind, change its argument at once, and compare what the second run got."""
+        """Submit a call for each kind, change its argument at once, and compare the argument of the second run."""
         found, expected = {}, {}
         for kind in CHANGEABLE:
             thing, function = KINDS[kind].make(1), first_run(kind)
@@ -614,8 +616,8 @@ class TestRetries:
         assert {kind: some for kind, some in wrong.items() if some} == {}
 
 
-def test_neighbours_of_an_item_whose_worker_dies(start_method: str, make_pool: MakePool) -> None:
-    """They were in the same batch, and go to another worker as they were first pickled."""
+def test_the_other_items_of_a_batch_survive_the_death_of_the_worker(start_method: str, make_pool: MakePool) -> None:
+    """They go to another worker as they were first pickled."""
     found: list[Any] = list(make_pool().imap(programs.touch_or_die, refilled("list", 100), 20, return_exceptions=True))
     assert isinstance(found.pop(50), WorkerDied)
     expected = programs.run_one_by_one(programs.look, refilled("list", 100))
@@ -643,7 +645,7 @@ def is_own_failure(outcome: Any, bad: str) -> bool:
 
 @pytest.mark.parametrize("bad", list(BAD))
 class TestItemsThatCannotBePickled:
-    """Such an item fails alone, in its place, and never in the caller's code that hands it in."""
+    """Such an item fails alone and in its place. The call itself does not raise its exception."""
 
     @pytest.mark.parametrize("method", ["imap", "imap_unordered", "map"])
     def test_in_a_call_of_many(self, make_pool: MakePool, method: str, bad: str) -> None:
@@ -719,19 +721,19 @@ class TestItemsThatCannotBePickled:
 # --- how far a stream reads ahead ---------------------------------------------------------------------
 
 
-MOST = 200
-"""Items that a stream may have taken after ten results: those of about 0.1 s, and some more."""
+MAX_TAKEN = 200
+"""Items that a stream may have taken after ten results: about 0.1 s of items, and some more."""
 
 
 class Slow:
-    """An input whose items take a millisecond each; it counts those that were taken, and ends at far too many."""
+    """An input that needs a millisecond per item. It counts the taken items, and ends if they are too many."""
 
     def __init__(self) -> None:
         self.taken = 0
 
     def __iter__(self) -> Iterator[int]:
-        while self.taken < 5 * MOST:
-            time.sleep(0.001)  # what an item costs, and nothing that the test waits for
+        while self.taken < 5 * MAX_TAKEN:
+            time.sleep(0.001)  # the cost of an item; the test does not wait for it
             self.taken += 1
             yield self.taken
 
@@ -742,7 +744,7 @@ class Slow:
 
 
 class TestLookAhead:
-    """A stream takes no more of a slow input than what keeps the workers busy."""
+    """A stream takes only the items of a slow input that keep the workers busy."""
 
     @pytest.mark.parametrize("method", ["imap", "imap_unordered"])
     def test_of_a_stream(self, make_pool: MakePool, method: str) -> None:
@@ -752,7 +754,7 @@ class TestLookAhead:
         stream = getattr(pool, method)(tasks.identity, source)
         for _ in range(10):
             assert 1 <= stream.next(PATIENCE) <= source.taken
-        assert source.taken <= MOST
+        assert source.taken <= MAX_TAKEN
         stream.cancel()
 
     @pytest.mark.parametrize("is_async", [False, True])
@@ -766,7 +768,7 @@ class TestLookAhead:
             stream = pool.imap(tasks.identity, items, buffersize=buffersize)
             for number in range(1, 11):
                 assert await anext(stream) == number
-                assert source.taken <= (MOST if buffersize is None else number + buffersize)
+                assert source.taken <= (MAX_TAKEN if buffersize is None else number + buffersize)
             await stream.aclose()
 
         faces.run(main())

@@ -1,7 +1,7 @@
 """The ways to call pairpool, as functions with one signature: items in, outcomes out.
 
-An outcome is a result, or the exception in its place. `Way.is_stream` says when an item has to be pickled: before the
-next step of the input, or, where the input is made a list first, as the batches go out.
+An outcome is a result, or the exception in its place. `Way.is_stream` says when an item is pickled: before the next
+step of the input, or when its batch goes out, if pairpool makes a list of the input first.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ Function: TypeAlias = Callable[[Any], Any]
 
 
 class Faces:
-    """Each face of pairpool with two workers; each is opened when it is first used.
+    """Each public face of pairpool with two workers. A face is opened when it is first used.
 
     Args:
-        start_method: of all of them.
-        options: of `Pool`, for all of them.
+        start_method: the start method of all faces.
+        options: options of `Pool`, for all faces.
     """
 
     def __init__(self, start_method: str = "fork", **options: Any) -> None:
@@ -64,7 +64,7 @@ class Faces:
         return pool
 
     def run(self, main: Coroutine[Any, Any, Any]) -> Any:
-        """Run a coroutine in the event loop of `async_pool`; `TimeoutError` if it hangs."""
+        """Run a coroutine in the event loop of `async_pool`. Raises `TimeoutError` if it hangs."""
         return self._runner.run(asyncio.wait_for(main, PATIENCE))
 
     @cached_property
@@ -94,12 +94,12 @@ class Way:
     """A way to call pairpool.
 
     Args:
-        name: what tests call it.
-        call: returns the outcomes; it has the faces, the function, the items, and `chunksize`, None for automatic
-            batches, which ways without batches ignore.
+        name: the name in test ids.
+        call: returns the outcomes for the faces, the function, the items and `chunksize`. A `chunksize` of None means
+            automatic batches. Ways without batches ignore it.
         is_stream: whether each item is pickled before the caller's code runs again.
-        is_ordered: whether the outcomes come in the order of the items.
-        keeps_errors: whether the exception of an item stands among the outcomes, and does not end the call.
+        is_ordered: whether the outcomes have the order of the items.
+        keeps_errors: whether the exception of an item is one of the outcomes, and does not end the call.
         wraps_items: whether pairpool gets each item inside a tuple.
     """
 
@@ -299,6 +299,6 @@ LISTS = [
     Way("joblib", _parallel, keeps_errors=False, wraps_items=True),
     Way("joblib batch_size=8", _parallel_by_eight, keeps_errors=False, wraps_items=True),
 ]
-"""Ways that make a list of the input first, or that get a list: joblib reads ahead by itself."""
+"""Ways that make a list of the input first, or that get a list, because joblib reads ahead."""
 
 WAYS = [*STREAMS, *LISTS]
