@@ -241,7 +241,7 @@ def test_a_task_that_uses_too_much_is_ended(start_method: str, make_pool: MakePo
 def test_a_worker_that_keeps_too_much_is_replaced(
     start_method: str, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watchdog, "SAMPLE_LIMITED", 1000.0)  # so that it is not caught while it grows
+    monkeypatch.setattr(watchdog, "LIMITED_MEMORY_LOOK_EVERY_S", 1000.0)  # no look while the worker grows
     pool = make_pool(1, memory_limit=32 * 2**20)
     small = pool.apply(tasks.keep_memory, (1,))
     assert pool.apply(tasks.process_id) == small
