@@ -1,4 +1,4 @@
-"""What a pool tells of itself: counts on the board, progress from inside tasks, and the report afterwards."""
+"""Test the counts on the scoreboard, the progress of tasks, and the report of a pool."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from tests.support.pools import MakePool
 from tests.support.waiting import PATIENCE
 
 LOOK_AGAIN = 0.01
-"""Seconds between two looks at what changes without an event."""
+"""Seconds between two looks at a status that changes without an event."""
 
 
 def wait_for(pool: Pool, condition: Callable[[PoolStatus], bool]) -> PoolStatus:
-    """The first status that fulfils the condition."""
+    """Wait for a status that fulfils the condition, and return it."""
     deadline = time.monotonic() + PATIENCE
     while not condition(status := pool.status()):
         assert time.monotonic() < deadline, status
@@ -41,7 +41,7 @@ def wait_for(pool: Pool, condition: Callable[[PoolStatus], bool]) -> PoolStatus:
     return status
 
 
-# --- the board ----------------------------------------------------------------------------------------
+# --- the scoreboard ----------------------------------------------------------------------------------------
 
 
 def test_items_are_counted_as_they_end(start_method: str, make_pool: MakePool) -> None:
@@ -56,7 +56,7 @@ def test_items_are_counted_as_they_end(start_method: str, make_pool: MakePool) -
     assert status.running == ()
 
 
-def test_a_dead_worker_s_item_counts_as_failed(make_pool: MakePool) -> None:
+def test_the_item_of_a_dead_worker_counts_as_failed(make_pool: MakePool) -> None:
     pool = make_pool(2)
     outcomes: list[Any] = pool.map(partial(tasks.die_at, 7, "exit"), [7], return_exceptions=True)
     assert isinstance(outcomes[0], WorkerDied)
@@ -79,7 +79,7 @@ def test_the_last_failures_are_listed(make_pool: MakePool) -> None:
     assert [one.seconds for one in failures] == sorted(one.seconds for one in failures)
 
 
-def test_calls_that_run_are_listed(make_pool: MakePool, gate: Gate) -> None:
+def test_running_calls_are_listed(make_pool: MakePool, gate: Gate) -> None:
     pool = make_pool(2)
     sized = pool.map_async(partial(tasks.held, gate.path), range(6), chunksize=1)
     endless = pool.imap(tasks.square, itertools.count())
@@ -98,13 +98,13 @@ def test_calls_that_run_are_listed(make_pool: MakePool, gate: Gate) -> None:
     assert pool.status().running == ()
 
 
-def test_what_is_done_is_not_pending_any_more(make_pool: MakePool, gate: Gate) -> None:
-    """Also for who looks from outside, between two times that the leader counts what is pending."""
+def test_finished_items_are_not_pending(make_pool: MakePool, gate: Gate) -> None:
+    """Readers from outside see it, too, although the leader counts the pending items only now and then."""
     pool = make_pool(2)
     held = pool.map_async(partial(tasks.held, gate.path), range(6), chunksize=1)
     board = pool._master.board
     for number in range(6):
-        assert pool.status().pending == 6 - number  # counted now, and not again soon
+        assert pool.status().pending == 6 - number  # the leader counts now, and not again soon
         gate.let(1)
         deadline = time.monotonic() + PATIENCE
         while (seen := snapshot.take(board, time.monotonic_ns())).done == number:
@@ -114,7 +114,7 @@ def test_what_is_done_is_not_pending_any_more(make_pool: MakePool, gate: Gate) -
     held.get(PATIENCE)
 
 
-def test_what_runs_for_long_is_shown_with_its_argument(start_method: str, make_pool: MakePool, gate: Gate) -> None:
+def test_a_long_item_is_shown_with_its_argument(start_method: str, make_pool: MakePool, gate: Gate) -> None:
     pool = make_pool(2)
     result = pool.apply_async(tasks.held, (gate.path, "the argument"))
     status = wait_for(pool, lambda status: any(worker.argument for worker in status.workers))
@@ -126,7 +126,7 @@ def test_what_runs_for_long_is_shown_with_its_argument(start_method: str, make_p
     assert all(not worker.argument for worker in pool.status().workers)
 
 
-def test_an_argument_whose_repr_raises_hurts_nobody(make_pool: MakePool, gate: Gate) -> None:
+def test_an_argument_whose_repr_raises_is_shown_as_such(make_pool: MakePool, gate: Gate) -> None:
     pool = make_pool(1)
     result = pool.apply_async(tasks.held, (gate.path, tasks.Unprintable()))
     status = wait_for(pool, lambda status: bool(status.workers[0].argument))
@@ -143,7 +143,7 @@ def test_rates_add_up(make_pool: MakePool) -> None:
     assert sum(status.rates) == status.done
 
 
-def test_an_ended_pool_still_tells_what_it_did() -> None:
+def test_an_ended_pool_keeps_its_counts() -> None:
     with Pool(2, name="gone") as pool:
         pool.map(tasks.square, range(10))
     status = pool.status()
@@ -152,7 +152,7 @@ def test_an_ended_pool_still_tells_what_it_did() -> None:
     assert pool.status().uptime == status.uptime
 
 
-def test_places_that_are_given_up_are_not_shown(make_pool: MakePool) -> None:
+def test_places_removed_by_a_resize_are_not_shown(make_pool: MakePool) -> None:
     pool = make_pool(4)
     pool.resize(4)
     pool.resize(2)
@@ -164,7 +164,7 @@ def test_places_that_are_given_up_are_not_shown(make_pool: MakePool) -> None:
 # --- progress -----------------------------------------------------------------------------------------
 
 
-def test_progress_of_a_task_is_seen_while_it_runs(
+def test_progress_is_shown_while_the_task_runs(
     start_method: str, make_pool: MakePool, gate: Gate, reports: Reports
 ) -> None:
     pool = make_pool(1)
@@ -176,7 +176,7 @@ def test_progress_of_a_task_is_seen_while_it_runs(
     gate.let()
     reports.take(1)
     worker = pool.status().workers[0]
-    assert (worker.progress, worker.total, worker.note) == (4.5, 8.0, "")  # the total stays
+    assert (worker.progress, worker.total, worker.note) == (4.5, 8.0, "")  # the total is unchanged
     gate.let()
     result.get(PATIENCE)
     worker = pool.status().workers[0]
@@ -199,7 +199,7 @@ def test_progress_belongs_to_one_item(make_pool: MakePool, gate: Gate, reports: 
     third = pool.apply_async(tasks.tell_progress, (reports.path, gate.path, [(7, None, "")]))
     reports.take(1)
     worker = pool.status().workers[0]
-    assert (worker.progress, worker.total, worker.note) == (7.0, None, "")  # not the first one's total
+    assert (worker.progress, worker.total, worker.note) == (7.0, None, "")  # without the total of the first call
     gate.let()
     third.get(PATIENCE)
 
@@ -244,7 +244,7 @@ def test_a_report_counts_by_function(start_method: str, make_pool: MakePool) -> 
         assert 0 < one.mean <= one.longest
 
 
-def test_a_report_knows_the_slowest(make_pool: MakePool) -> None:
+def test_a_report_lists_the_slowest_items(make_pool: MakePool) -> None:
     pool = make_pool(2)
     pool.map(tasks.busy_for, [0.001] * 40 + [1.6] + [0.001] * 10 + [0.8])
     slowest = pool.report().slowest
@@ -260,12 +260,12 @@ def test_a_long_item_among_many_short_ones_is_found(make_pool: MakePool) -> None
     pool.map(tasks.busy_for, lengths)
     report = pool.report()
     assert (report.slowest[0].item, report.slowest[0].argument) == (1500, "1.5")
-    assert 1.4 < report.slowest[0].seconds < PATIENCE  # the batch's time less what its other items usually take
+    assert 1.4 < report.slowest[0].seconds < PATIENCE  # the time of the batch without the usual time of its other items
     assert report.functions[0].count == 3000
     assert report.functions[0].p50 < 0.001
 
 
-def test_shares_of_a_worker_s_time_add_up(start_method: str, make_pool: MakePool) -> None:
+def test_the_parts_of_a_workers_time_add_up(start_method: str, make_pool: MakePool) -> None:
     pool = make_pool(2)
     pool.map(tasks.busy_for, [0.05] * 4)
     pool.map(partial(tasks.die_at, 1, "exit"), [1], return_exceptions=True)
@@ -285,7 +285,7 @@ def ended(pool: Pool) -> Pool:
     return pool
 
 
-def test_a_worker_that_was_killed_while_it_worked_was_busy(make_pool: MakePool, gate: Gate, reports: Reports) -> None:
+def test_the_time_of_a_killed_item_counts_as_busy(make_pool: MakePool, gate: Gate, reports: Reports) -> None:
     pool = make_pool(1)
     result = pool.apply_async(tasks.tell_and_hold, (reports.path, gate.path, 1))
     pid = int(reports.take(1)[0].split()[0])
@@ -312,9 +312,9 @@ def test_a_report_while_another_thread_drives(make_pool: MakePool, gate: Gate) -
 
 @pytest.mark.parametrize("width", [20, 40, 60, 80, 110])
 def test_numbers_of_a_report_are_never_cut(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
-    """What has no room is left out, and long names and arguments are cut."""
+    """Columns without room are left out, and long names and arguments are cut."""
     monkeypatch.setenv("COLUMNS", str(width))
-    monkeypatch.setenv("FORCE_COLOR", "1")  # has rich take any output for a terminal
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes any output for a terminal
     name = "a_function_with_a_name_that_is_longer_than_most"
     function = FunctionReport(name, 1_234_567, 12, 0.0123, 0.0104, 0.0147, 0.0153)
     slow = SlowItem(name, 123, 5, 12.3, "字" * 60)

@@ -1,4 +1,4 @@
-"""What the workers of `test_state_machine.py` do; imports nothing that costs a fresh interpreter time."""
+"""The tasks of `test_state_machine.py`. The module imports little, because fresh interpreters import it often."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from tests.support.tasks import DEATHS, Odd, tell, wait_for
 
 Act = tuple[str, int]
-"""How an item ends (`return`, `raise`, a key of `DEATHS`, or `hold`), and its index in its call."""
+"""The way an item ends (`return`, `raise`, a key of `DEATHS`, or `hold`), and its index in its call."""
 
 
 def act(item: Act) -> int:
@@ -29,7 +29,7 @@ def act_and_count(journal: str, item: Act) -> int:
 
 
 def act_or_hold(reports: str, gate: str, key: int, item: Act) -> int:
-    """An item to be held reports `pid key`, and waits for its gate."""
+    """Run an item. An item to be held reports `pid key` first, and waits for its gate."""
     if item[0] == "hold":
         tell(reports, f"{os.getpid()} {key}")
         wait_for(gate)

@@ -1,10 +1,12 @@
-"""A program whose system calls `test_syscalls.py` makes fail. It says what became of each of its steps.
+"""A program whose system calls `test_syscalls.py` makes fail. It prints the outcome of each of its steps.
 
     python syscall_victim.py START_METHOD STEP,STEP,... GATE
 
-GATE is a path for a FIFO. It opens a pool and prints the processes there are, waits for a line, takes the steps while
-calls fail, and prints what became of them; waits for another line, by which time nothing fails any more, and does the
-same for `LAST`.
+GATE is a path for a FIFO.
+
+    1. The program opens a pool, prints the pids of its processes, and waits for a line.
+    2. It takes the steps while calls fail, prints their outcomes, and waits for another line.
+    3. It takes the steps of `LAST`, while no call fails, and prints their outcomes.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from tests.support import tasks
 
 BIG = 4 << 20
 REPAIR = 3.0
-"""Seconds in which a pool has all its workers again once nothing fails any more."""
+"""Seconds within which a pool has all its workers again after the last failing call."""
 
 RIGHT = "right"
 LAST = ("full", "ints", "big", "close")
@@ -46,7 +48,7 @@ def big(pool: Pool) -> str:
 
 
 def death(pool: Pool) -> str:
-    """Item 3 kills its worker; the others must be right, or have died of the failing calls."""
+    """Item 3 kills its worker. The other items must be right, or their workers died because of the failing calls."""
     found: list[Any] = pool.map(partial(tasks.die_at, 3, "kill"), range(8), 1, return_exceptions=True)
     died = {index for index, one in enumerate(found) if isinstance(one, BaseException)}
     if 3 not in died or len(found) != 8:
@@ -58,17 +60,17 @@ def death(pool: Pool) -> str:
 
 
 def slaughter(pool: Pool) -> str:
-    """All workers are killed while they are idle: nothing fails."""
+    """Kill all workers while they are idle. No item may fail."""
     for process in pool._pool:
         try:
             process.kill()
         except ProcessLookupError:
-            pass  # of a failing call, just before
+            pass  # a failing call has just ended the worker
     return ints(pool)
 
 
 def idle_death(pool: Pool) -> str:
-    """One worker of two is killed while no call is open, and the other goes on."""
+    """Kill one of two workers while there is no call. The other worker goes on."""
     victim = pool._pool[0]
     victim.kill()
     while victim.is_alive():
@@ -82,10 +84,10 @@ def stream(pool: Pool) -> str:
 
 
 def cancelled(pool: Pool) -> str:
-    """A stream is cancelled of which each worker has an item that is held, and others unread."""
+    """Cancel a stream while each worker holds one of its items and has not read others."""
     gate = sys.argv[3]
     os.mkfifo(gate)
-    fd = os.open(gate, os.O_RDWR | os.O_CLOEXEC)  # stays open, for those who come to the gate later
+    fd = os.open(gate, os.O_RDWR | os.O_CLOEXEC)  # stays open, because other items may reach the gate later
     try:
         pool.imap(partial(tasks.held, gate), range(20), 1, buffersize=20).cancel()
     finally:
@@ -102,7 +104,7 @@ def background(pool: Pool) -> str:
 
 
 def another(pool: Pool) -> str:
-    """A second pool is opened, used and closed."""
+    """Open, use and close a second pool."""
     with Pool(2, start_method=sys.argv[1]) as other:
         found = ints(other)
         other.close()
@@ -111,7 +113,7 @@ def another(pool: Pool) -> str:
 
 
 def full(pool: Pool) -> str:
-    """All workers are there again, unless the pool says that it can do without."""
+    """Check that the pool has all its workers again."""
     deadline = time.monotonic() + REPAIR
     while len(pool._pool) != 2 and time.monotonic() < deadline:
         pool._repopulate_pool()
@@ -130,7 +132,7 @@ STEPS: dict[str, Callable[[Pool], str]] = {step.__name__: step for step in ALL}
 
 
 def check_clear(error: BaseException) -> None:
-    """Raise `AssertionError` unless the error is of a kind that says what happened."""
+    """Raise `AssertionError` unless the error says what happened."""
     if isinstance(error, WorkerDied):
         clear = error.pid > 0 and bool(error.reason)
     elif isinstance(error, OSError):
@@ -138,7 +140,7 @@ def check_clear(error: BaseException) -> None:
     elif isinstance(error, BrokenExecutor):
         clear = bool(str(error))
     elif isinstance(error, RuntimeError):
-        clear = "thread" in str(error)  # Python's own: can't start new thread
+        clear = "thread" in str(error)  # Python itself raises "can't start new thread"
     else:
         clear = isinstance(error, MemoryError)
     if not clear:
@@ -166,7 +168,7 @@ def say(what: object) -> None:
 
 
 def main() -> None:
-    faulthandler.register(signal.SIGTERM, chain=True)  # the test sends it if this hangs
+    faulthandler.register(signal.SIGTERM, chain=True)  # the test sends SIGTERM if the program hangs
     pool = Pool(2, start_method=sys.argv[1])
     steps = sys.argv[2].split(",")
     pool.map(tasks.square, range(10))

@@ -1,4 +1,4 @@
-"""Calls that are given up: what is queued is not run, what runs is ended if so asked, neighbours are not touched."""
+"""Test cancelled calls: queued items do not run, running items end on request, and other calls are not affected."""
 
 from __future__ import annotations
 
@@ -26,12 +26,14 @@ def journal(tmp_path: Path) -> Path:
 
 
 def written(journal: Path) -> list[int]:
-    """The items that were begun."""
+    """Return the items that have begun."""
     lines = [line.split() for line in journal.read_text().splitlines()]
     return sorted(int(item) for sign, _pid, item in lines if sign == "+")
 
 
-def test_queued_calls(start_method: str, make_pool: MakePool, gate: Gate, reports: Reports, journal: Path) -> None:
+def test_queued_calls_are_not_run(
+    start_method: str, make_pool: MakePool, gate: Gate, reports: Reports, journal: Path
+) -> None:
     pool = make_pool(1)
     running = pool.apply_async(tasks.tell_pid_and_wait, ((reports.path, gate.path),))
     reports.next()
@@ -50,7 +52,7 @@ def test_queued_calls(start_method: str, make_pool: MakePool, gate: Gate, report
     assert written(journal) == [1, 3, 5]
 
 
-def test_a_running_call_is_ended_only_if_asked(
+def test_a_running_call_is_killed_only_on_request(
     start_method: str, make_pool: MakePool, gate: Gate, reports: Reports
 ) -> None:
     pool = make_pool(2)
@@ -61,12 +63,12 @@ def test_a_running_call_is_ended_only_if_asked(
     with pytest.raises(CancelledError):
         results[0].get(PATIENCE)
     gate.let(2)
-    assert results[1].get(PATIENCE) is None  # its worker was not the one that was ended
+    assert results[1].get(PATIENCE) is None  # it runs in the other worker
     assert len(pids) == 2
     assert pool.map(tasks.square, range(5)) == [0, 1, 4, 9, 16]
 
 
-def test_what_a_killed_call_had_started_goes_with_it(
+def test_processes_that_a_killed_call_had_started_end_with_it(
     start_method: str, make_pool: MakePool, gate: Gate, reports: Reports
 ) -> None:
     pool = make_pool(1)
@@ -78,7 +80,7 @@ def test_what_a_killed_call_had_started_goes_with_it(
 
 
 @pytest.mark.parametrize("chunksize", [1, 4, None])
-def test_a_whole_map(
+def test_cancelling_a_map(
     start_method: str, make_pool: MakePool, gate: Gate, reports: Reports, chunksize: int | None
 ) -> None:
     pool = make_pool(2)
@@ -90,7 +92,7 @@ def test_a_whole_map(
     with pytest.raises(CancelledError):
         result.get(PATIENCE)
     assert [type(error) for error in errors] == [CancelledError]
-    gate.let(40)  # the two that run may end; behind them in their batches, none begins that had not been read
+    gate.let(40)  # the two running items may end; no item behind them begins
     assert pool.map(tasks.square, range(5)) == [0, 1, 4, 9, 16]
     if chunksize == 1:
         assert len(begun) == 2
@@ -98,7 +100,7 @@ def test_a_whole_map(
             reports.next(0.1)
 
 
-def test_a_whole_map_with_all_that_runs(start_method: str, make_pool: MakePool, gate: Gate, reports: Reports) -> None:
+def test_killing_a_map(start_method: str, make_pool: MakePool, gate: Gate, reports: Reports) -> None:
     pool = make_pool(2)
     hold = functools.partial(tasks.tell_and_hold, reports.path, gate.path)
     result = pool.map_async(hold, range(20), 5)
@@ -110,7 +112,7 @@ def test_a_whole_map_with_all_that_runs(start_method: str, make_pool: MakePool, 
     assert pool.map(tasks.square, range(5)) == [0, 1, 4, 9, 16]
 
 
-def test_a_call_among_others_in_one_batch(make_pool: MakePool, gate: Gate, reports: Reports) -> None:
+def test_killing_one_of_several_calls_in_a_batch(make_pool: MakePool, gate: Gate, reports: Reports) -> None:
     pool = make_pool(1)
     pool.map(tasks.square, range(2000))
     results = [pool.apply_async(tasks.tell_and_hold, (reports.path, gate.path, item)) for item in range(8)]
@@ -130,12 +132,10 @@ def test_a_call_among_others_in_one_batch(make_pool: MakePool, gate: Gate, repor
             assert result.get(PATIENCE) == item
 
 
-def test_what_had_ended_before_it_in_its_batch_is_not_run_again(
-    make_pool: MakePool, gate: Gate, reports: Reports
-) -> None:
+def test_finished_calls_of_a_killed_batch_do_not_run_again(make_pool: MakePool, gate: Gate, reports: Reports) -> None:
     pool = make_pool(1, chunksize=4)
     pid = pool.apply(os.getpid)
-    os.kill(pid, signal.SIGSTOP)  # so that these are one batch
+    os.kill(pid, signal.SIGSTOP)  # so that the calls become one batch
     ended = [pool.apply_async(tasks.tell, (reports.path, item)) for item in range(3)]
     running = pool.apply_async(tasks.tell_and_hold, (reports.path, gate.path, 3))
     os.kill(pid, signal.SIGCONT)
@@ -148,7 +148,7 @@ def test_what_had_ended_before_it_in_its_batch_is_not_run_again(
         reports.next(timeout=0)
 
 
-def test_a_worker_that_was_stopped_by_somebody(make_pool: MakePool, gate: Gate, reports: Reports) -> None:
+def test_killing_a_call_of_a_stopped_worker(make_pool: MakePool, gate: Gate, reports: Reports) -> None:
     pool = make_pool(1)
     result = pool.apply_async(tasks.tell_pid_and_wait, ((reports.path, gate.path),))
     os.kill(int(reports.next()), signal.SIGSTOP)
@@ -158,7 +158,9 @@ def test_a_worker_that_was_stopped_by_somebody(make_pool: MakePool, gate: Gate, 
 
 @pytest.mark.parametrize("kill", [False, True])
 @pytest.mark.parametrize("ordered", [False, True])
-def test_the_rest_of_a_stream(start_method: str, make_pool: MakePool, journal: Path, kill: bool, ordered: bool) -> None:
+def test_cancelling_the_rest_of_a_stream(
+    start_method: str, make_pool: MakePool, journal: Path, kill: bool, ordered: bool
+) -> None:
     pool = make_pool(2)
     log = functools.partial(tasks.log_with_pid, str(journal))
     stream: Any = (pool.imap if ordered else pool.imap_unordered)(log, iter(range(10**9)), 1)
@@ -172,7 +174,7 @@ def test_the_rest_of_a_stream(start_method: str, make_pool: MakePool, journal: P
     assert len(written(journal)) < 1000
 
 
-def test_leaving_a_half_used_stream(
+def test_a_dropped_stream_stops_soon(
     start_method: str, make_pool: MakePool, journal: Path, gate: Gate, reports: Reports
 ) -> None:
     pool = make_pool(2)

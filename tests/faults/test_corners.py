@@ -1,4 +1,4 @@
-"""Corner cases that the tests of other pools have taught: at the wrong moment, in the wrong place, three deep."""
+"""Test corner cases that the tests of other pools check."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from tests.support.waiting import PATIENCE
 
 
 @pytest.mark.parametrize("how", ["exit", "segfault", "raise"])
-def test_an_argument_whose_end_breaks(start_method: str, make_pool: MakePool, how: str) -> None:
-    """In `__del__`, after the result was made or after it was sent: no item fails that was not being worked on."""
+def test_an_argument_whose_finalizer_fails(start_method: str, make_pool: MakePool, how: str) -> None:
+    """`__del__` of an argument fails after the result was made or sent. Only this item may fail."""
     pool = make_pool(2)
     found: list[Any] = pool.map(
         tasks.take_and_drop, [tasks.BreaksAtItsEnd(how, x) for x in range(6)], 1, return_exceptions=True
@@ -45,14 +45,14 @@ def test_a_task_that_changes_its_process(start_method: str, make_pool: MakePool)
 
 
 def test_a_task_that_closes_all_descriptors(start_method: str, make_pool: MakePool) -> None:
-    """Its own channel among them: the result cannot be sent, and that is the item's failure and nobody else's."""
+    """The task closes the worker's channel, too, so that the result cannot be sent. Only this item fails."""
     pool = make_pool(2)
     found: list[Any] = pool.starmap(tasks.close_all_if, [(x == 3, x) for x in range(8)], 1, return_exceptions=True)
     assert isinstance(found[3], WorkerDied)
     assert found[:3] + found[4:] == [0, 1, 2, 4, 5, 6, 7]
 
 
-def test_payloads_far_larger_than_any_buffer_both_ways_at_once(start_method: str, make_pool: MakePool) -> None:
+def test_large_payloads_in_both_directions_at_once(start_method: str, make_pool: MakePool) -> None:
     pool = make_pool(2)
     block = bytes(range(256)) * (40 * 4096)
     found = pool.imap_unordered(tasks.swap, (block for _ in range(12)), 1)
@@ -79,12 +79,12 @@ if __name__ == "__main__":
 """
 
 
-def test_pools_in_tasks_three_deep(start_method: str, tmp_path: Path) -> None:
+def test_pools_in_tasks_of_pools_in_tasks(start_method: str, tmp_path: Path) -> None:
     done = python(write_script(tmp_path, THREE_DEEP), start_method)
     assert (done.stdout, done.stderr) == ("[[3, 3], [3, 3]]\n", "")
 
 
-def test_without_standard_streams(start_method: str, tmp_path: Path) -> None:
+def test_a_program_without_standard_streams(start_method: str, tmp_path: Path) -> None:
     source = """
     import os, sys
     os.closerange(0, 3)
@@ -98,7 +98,7 @@ def test_without_standard_streams(start_method: str, tmp_path: Path) -> None:
     assert python(write_script(tmp_path, source), start_method).returncode == 41
 
 
-def test_sigterm_ends_the_master_and_all_it_has(
+def test_sigterm_ends_the_master_and_its_workers(
     start_method: str, tmp_path: Path, gate: Gate, reports: Reports
 ) -> None:
     source = """
@@ -116,7 +116,7 @@ def test_sigterm_ends_the_master_and_all_it_has(
         assert all_ended(pids)
 
 
-def test_used_in_del(start_method: str, tmp_path: Path) -> None:
+def test_a_pool_used_in_a_finalizer(start_method: str, tmp_path: Path) -> None:
     source = """
     import sys
     from pairpool import Pool
@@ -142,14 +142,14 @@ def test_used_in_del(start_method: str, tmp_path: Path) -> None:
     assert (done.stdout, done.stderr) == ("[0, 1, 4, 9]\n" * 2, "")
 
 
-def test_a_full_disk_is_the_items_own_failure(make_pool: MakePool) -> None:
+def test_a_full_disk_fails_only_the_item(make_pool: MakePool) -> None:
     pool = make_pool(1)
     with pytest.raises(OSError, match="No space left"):
         pool.apply(tasks.write_to_full)
     assert pool.apply(tasks.square, (2,)) == 4
 
 
-def test_a_program_that_a_task_runs_has_signals_as_usual(start_method: str, make_pool: MakePool) -> None:
+def test_a_program_that_a_task_runs_has_the_usual_signals(start_method: str, make_pool: MakePool) -> None:
     pool = make_pool(1)
     here = subprocess.run(["grep", "Sig[IB]", "/proc/self/status"], capture_output=True, text=True, check=True)
     masks = dict(line.split(":\t") for line in here.stdout.splitlines())
@@ -158,7 +158,7 @@ def test_a_program_that_a_task_runs_has_signals_as_usual(start_method: str, make
     assert int(inside["SigIgn"], 16) & ~int(masks["SigIgn"], 16) == 0
 
 
-def test_threads_that_submit_at_once_start_one_driver(make_pool: MakePool) -> None:
+def test_threads_that_submit_at_once_start_one_driver_thread(make_pool: MakePool) -> None:
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:

@@ -1,4 +1,4 @@
-"""Limits: of time, of memory, of tries; and initializers that do not do what they should."""
+"""Test the limits of time, memory and retries, and initializers that fail."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.support.processes import all_ended
 from tests.support.waiting import PATIENCE
 
 LIMIT = 0.25
-"""Seconds; what is not to run into it takes microseconds."""
+"""Seconds. Items that must stay within this limit take microseconds."""
 
 
 # --- time ---------------------------------------------------------------------------------------------
@@ -53,14 +53,12 @@ def test_only_the_item_over_its_limit_fails(
         assert isinstance(error, TimeoutError)
         assert (error.function, error.index, error.limit, error.doing) == ("hold_zero", index, LIMIT, "running")
         assert error.arguments.endswith(", 0)")
-        assert "hold_zero" in error.stack or not error.stack  # it has only so long to write it
+        assert "hold_zero" in error.stack or not error.stack  # the worker has little time to write its stack
         assert "its time limit" in str(error)
         assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
 
-def test_what_had_ended_before_it_in_its_batch_is_not_run_again(
-    make_pool: MakePool, gate: Gate, tmp_path: Path
-) -> None:
+def test_finished_items_of_an_ended_batch_do_not_run_again(make_pool: MakePool, gate: Gate, tmp_path: Path) -> None:
     pool = make_pool(1, task_timeout=1.0, chunksize=4)
     journal = tmp_path / "journal"
 
@@ -76,7 +74,7 @@ def test_what_had_ended_before_it_in_its_batch_is_not_run_again(
 
 
 @pytest.mark.parametrize("how", ["ignores SIGTERM", "holds the GIL", "is stopped", "blocks all signals"])
-def test_however_it_holds_on(start_method: str, make_pool: MakePool, how: str) -> None:
+def test_a_task_that_resists_its_end_is_ended(start_method: str, make_pool: MakePool, how: str) -> None:
     pool = make_pool(1)
     began = time.monotonic()
     with pytest.raises(TaskTimeout):
@@ -85,13 +83,13 @@ def test_however_it_holds_on(start_method: str, make_pool: MakePool, how: str) -
     assert pool.apply(tasks.square, (3,)) == 9
 
 
-def test_the_limit_is_each_items_own(make_pool: MakePool) -> None:
+def test_the_limit_counts_for_each_item(make_pool: MakePool) -> None:
     pool = make_pool(2)
-    lengths = [0.02] * 60  # each a fiftieth of the limit, so that the whole batch is over it
+    lengths = [0.02] * 60  # each takes a fiftieth of the limit, and the whole batch takes longer than it
     assert pool.map(tasks.busy_for, lengths, len(lengths), task_timeout=1.0) == lengths
 
 
-def test_what_the_task_started_ends_with_it(
+def test_processes_that_the_task_started_end_with_it(
     start_method: str, make_pool: MakePool, reports: Reports, gate: Gate
 ) -> None:
     pool = make_pool(1)
@@ -123,7 +121,7 @@ def test_a_limit_holds_while_the_reader_is_busy(make_pool: MakePool, gate: Gate,
     pool = make_pool(1)
     results = pool.imap(tasks.tell_pid_and_wait, [(reports.path, gate.path)], task_timeout=LIMIT)
     pid = int(reports.next())
-    assert all_ended([pid])  # and nobody asks for the result meanwhile
+    assert all_ended([pid])  # in the meantime no thread asks for the result
     with pytest.raises(TaskTimeout):
         next(results)
 
@@ -142,7 +140,7 @@ def test_calls_with_limits_of_their_own_do_not_share(make_pool: MakePool, gate: 
 
 
 @pytest.mark.parametrize("wrong", [0, -1, math.nan])
-def test_limits_that_are_none(wrong: float) -> None:
+def test_invalid_time_limits(wrong: float) -> None:
     with pytest.raises(ValueError, match="task_timeout must be positive"):
         Pool(1, task_timeout=wrong)
 
@@ -162,7 +160,7 @@ def test_arguments_of_the_wrong_kind(make_pool: MakePool) -> None:
 
 
 @pytest.mark.parametrize("chunksize", [None, 1, 5])
-def test_items_whose_worker_died_run_again(
+def test_items_whose_worker_died_are_retried(
     start_method: str, make_pool: MakePool, tmp_path: Path, chunksize: int | None
 ) -> None:
     pool = make_pool(2)
@@ -174,7 +172,7 @@ def test_items_whose_worker_died_run_again(
         assert sorted(tries) == sorted([str(x) for x in range(10)] * 3)
 
 
-def test_retries_come_to_an_end(make_pool: MakePool, tmp_path: Path) -> None:
+def test_retries_are_limited(make_pool: MakePool, tmp_path: Path) -> None:
     pool = make_pool(2, retries=2)
     journal = str(tmp_path / "journal")
     found: list[Any] = pool.starmap(
@@ -186,7 +184,7 @@ def test_retries_come_to_an_end(make_pool: MakePool, tmp_path: Path) -> None:
     assert sorted(Path(journal).read_text().split()) == sorted("0123334 5".replace(" ", ""))
 
 
-def test_nothing_is_retried_unasked(make_pool: MakePool, tmp_path: Path) -> None:
+def test_nothing_is_retried_without_a_request(make_pool: MakePool, tmp_path: Path) -> None:
     pool = make_pool(2)
     journal = tmp_path / "journal"
     for how, error in (("exit", WorkerDied), ("raise", ValueError)):
@@ -194,12 +192,12 @@ def test_nothing_is_retried_unasked(make_pool: MakePool, tmp_path: Path) -> None
             pool.starmap(tasks.fail_first, [(str(journal), how, 1, 0)], 1)
         assert journal.read_text() == "0\n"
         journal.unlink()
-    with pytest.raises(ValueError, match="try 1"):  # an exception is none of the deaths that retries= is about
+    with pytest.raises(ValueError, match="try 1"):  # retries= is about deaths, not about exceptions
         pool.starmap(tasks.fail_first, [(str(journal), "raise", 1, 0)], 1, retries=3)
     assert journal.read_text() == "0\n"
 
 
-def test_exceptions_and_time_outs_are_retried_if_named(make_pool: MakePool, tmp_path: Path) -> None:
+def test_exceptions_and_timeouts_named_in_retry_on_are_retried(make_pool: MakePool, tmp_path: Path) -> None:
     pool = make_pool(2)
     journal = str(tmp_path / "journal")
     todo = [(journal, how, 2, x) for x, how in enumerate(["raise", "hang", "exit"])]
@@ -226,7 +224,7 @@ def test_a_cancelled_call_is_not_retried(make_pool: MakePool, gate: Gate, report
 # --- memory -------------------------------------------------------------------------------------------
 
 
-def test_a_task_that_uses_too_much_is_ended(start_method: str, make_pool: MakePool, gate: Gate) -> None:
+def test_a_task_that_uses_too_much_memory_is_ended(start_method: str, make_pool: MakePool, gate: Gate) -> None:
     pool = make_pool(2, memory_limit="64MB")
     found: list[Any] = pool.starmap(
         tasks.use_memory, [(gate.path, size) for size in (1, 200, 1)], 1, return_exceptions=True
@@ -238,7 +236,7 @@ def test_a_task_that_uses_too_much_is_ended(start_method: str, make_pool: MakePo
     assert "memory_limit" in str(error)
 
 
-def test_a_worker_that_keeps_too_much_is_replaced(
+def test_a_worker_that_keeps_too_much_memory_is_replaced(
     start_method: str, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watchdog, "LIMITED_MEMORY_LOOK_EVERY_S", 1000.0)  # no look while the worker grows
@@ -250,7 +248,7 @@ def test_a_worker_that_keeps_too_much_is_replaced(
     assert pool.apply(tasks.process_id) != large
 
 
-def test_what_was_inherited_is_not_counted(make_pool: MakePool) -> None:
+def test_inherited_memory_is_not_counted(make_pool: MakePool) -> None:
     ballast = b"x" * (128 * 2**20)
     pool = make_pool(1, memory_limit=32 * 2**20)
     first = pool.apply(tasks.process_id)
@@ -262,17 +260,17 @@ def test_what_was_inherited_is_not_counted(make_pool: MakePool) -> None:
     ("text", "size"),
     [(5, 5), ("5", 5), ("2GB", 2 * 10**9), ("2 GiB", 2**31), ("1.5k", 1500), ("3m", 3 * 10**6), ("1 kib", 1024)],
 )
-def test_sizes(text: int | str, size: int) -> None:
+def test_sizes_with_units(text: int | str, size: int) -> None:
     assert memory.parse_size(text) == size
 
 
 @pytest.mark.parametrize("wrong", ["", "GB", "-1", 0, "2 XB", "1e9"])
-def test_sizes_that_are_none(wrong: int | str) -> None:
+def test_invalid_memory_limits(wrong: int | str) -> None:
     with pytest.raises(ValueError, match="size"):
         Pool(1, memory_limit=wrong)
 
 
-def test_usage_of_memory() -> None:
+def test_memory_usage_of_a_process() -> None:
     here = memory.memory_usage_of(os.getpid())
     assert here is not None
     assert 0 < here.private <= here.resident
@@ -304,7 +302,7 @@ CAUSES: dict[Callable[[], None], str] = {
 
 
 @pytest.mark.parametrize("how", CAUSES)
-def test_the_likely_cause_and_what_to_do(make_pool: MakePool, how: Callable[[], None]) -> None:
+def test_an_error_names_the_likely_cause_and_gives_advice(make_pool: MakePool, how: Callable[[], None]) -> None:
     pool = make_pool(1)
     with pytest.raises(WorkerDied) as caught:
         pool.apply(how)
@@ -318,7 +316,9 @@ def test_the_likely_cause_and_what_to_do(make_pool: MakePool, how: Callable[[], 
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
 
-def test_a_kill_for_want_of_memory_is_told_from_others(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_out_of_memory_kill_is_distinguished_from_other_kills(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pool = make_pool(1)
     monkeypatch.setattr(cgroup.OomCounter, "advanced", lambda _counter: True)
     with pytest.raises(WorkerDied, match="cause: out of memory: the kernel's OOM killer"):
@@ -327,7 +327,7 @@ def test_a_kill_for_want_of_memory_is_told_from_others(make_pool: MakePool, monk
         pool.apply(tasks.exit_now)
 
 
-def test_the_arguments_are_named(make_pool: MakePool) -> None:
+def test_an_error_shows_the_arguments(make_pool: MakePool) -> None:
     pool = make_pool(1)
     with pytest.raises(WorkerDied) as caught:
         pool.map(tasks.exit_with, [(3, "x" * 1000, b"y" * 10**6, [1] * 1000)])
@@ -370,12 +370,12 @@ def test_an_initializer_that_hangs(start_method: str, make_pool: MakePool, gate:
     assert "in wait_for" in str(caught.value)
 
 
-def test_an_initializer_that_is_slow_but_not_too_slow(make_pool: MakePool) -> None:
+def test_an_initializer_within_its_time_limit(make_pool: MakePool) -> None:
     pool = make_pool(2, initializer=tasks.busy_for, initargs=(0.1,), start_timeout=PATIENCE)
     assert pool.map(tasks.square, range(3)) == [0, 1, 4]
 
 
-def test_an_initializer_that_fails_now_and_then_in_replacements(
+def test_an_initializer_that_sometimes_fails_in_replacements(
     start_method: str, make_pool: MakePool, tmp_path: Path
 ) -> None:
     journal = tmp_path / "journal"
@@ -386,7 +386,7 @@ def test_an_initializer_that_fails_now_and_then_in_replacements(
         with pytest.raises(WorkerDied):
             pool.apply(tasks.exit_now)
     assert len(pids) == 3
-    assert len(journal.read_text()) >= 6  # three that served, and the three that failed on the way to them
+    assert len(journal.read_text()) >= 6  # three starts succeeded, and three failed before them
 
 
 def test_an_initializer_that_always_fails_in_replacements(
@@ -404,7 +404,9 @@ def test_an_initializer_that_always_fails_in_replacements(
 
 
 @pytest.mark.parametrize("how", ["raise", "exit", "abort"])
-def test_no_respawn_loop_at_the_start(start_method: str, make_pool: MakePool, tmp_path: Path, how: str) -> None:
+def test_a_failing_initializer_is_not_repeated_at_the_start(
+    start_method: str, make_pool: MakePool, tmp_path: Path, how: str
+) -> None:
     journal = tmp_path / "journal"
     pool = make_pool(2, initializer=tasks.fail_first, initargs=(str(journal), how, 99, 0))
     for _ in range(2):
@@ -413,7 +415,7 @@ def test_no_respawn_loop_at_the_start(start_method: str, make_pool: MakePool, tm
     assert len(journal.read_text().split()) <= 2
 
 
-def test_a_worker_that_is_killed_while_it_starts(
+def test_a_worker_killed_in_its_initializer_is_replaced(
     start_method: str, make_pool: MakePool, gate: Gate, reports: Reports
 ) -> None:
     pool = make_pool(1, initializer=tasks.tell_pid_and_wait, initargs=((reports.path, gate.path),))

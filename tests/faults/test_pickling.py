@@ -1,4 +1,4 @@
-"""What breaks while it is pickled or unpickled, on either side, fails its own item, and nothing else."""
+"""Test objects that fail while they are pickled or unpickled, on either side: only their own item fails."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def others_in(found: list[Any]) -> dict[int, Any]:
 
 
 def check_victim(error: object, how: str) -> None:
-    """It is the exception that was raised, or what it came to; or the death that it caused."""
+    """Check that an error is the raised exception, a `MaybeEncodingError` that names it, or the death it caused."""
     if how in DEADLY:
         assert isinstance(error, WorkerDied)
         assert error.index == VICTIM
@@ -44,13 +44,13 @@ def check_victim(error: object, how: str) -> None:
         assert error.args == (7,)
 
 
-# --- the matrix, in the worker ------------------------------------------------------------------------
+# --- failures in the worker --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("chunksize", [None, 1, 10])
 @pytest.mark.parametrize("how", tasks.BREAKS)
 class TestInTheWorker:
-    """It breaks in the worker. The others deliver, whether they share a batch with it or not."""
+    """One item fails in the worker. All others succeed, in the same batch and in other batches."""
 
     def test_unpickling_the_argument(self, make_pool: MakePool, how: str, chunksize: int | None) -> None:
         pool = make_pool()
@@ -79,14 +79,14 @@ class TestInTheWorker:
         error = found[VICTIM]
         if how in DEADLY:
             check_victim(error, how)
-        else:  # the exception is lost, but not what it was, nor where
+        else:  # the exception is lost, but its type, its text and its place are not
             assert isinstance(error, BaseException)
             assert "FragileError" in f"{error} {error.__cause__}"
             assert "in raise_fragile_at" in str(error.__cause__)
         assert pool.map(tasks.square, range(5)) == [x * x for x in range(5)]
 
     def test_unpickling_the_exception(self, make_pool: MakePool, how: str, chunksize: int | None) -> None:
-        """The worker may try whether it can be unpickled; then it breaks there."""
+        """The worker tries to unpickle the exception, so that the failure may happen there, too."""
         pool = make_pool()
         function = functools.partial(tasks.raise_fragile_at, VICTIM, (how, "unpickle", os.getpid()))
         found: list[Any] = pool.map(function, range(COUNT), chunksize, return_exceptions=True)
@@ -98,8 +98,8 @@ class TestInTheWorker:
 
 
 @pytest.mark.parametrize("how", tasks.BREAKS)
-def test_a_function_that_breaks_while_it_is_unpickled(start_method: str, make_pool: MakePool, how: str) -> None:
-    """It fails every item of its call, and no other call; a deadly one does not go through workers for ever."""
+def test_a_function_that_fails_while_it_is_unpickled(start_method: str, make_pool: MakePool, how: str) -> None:
+    """Every item of the call fails, and no other call. A function that kills workers is not tried for ever."""
     pool = make_pool()
     fine = pool.map_async(tasks.square, range(100))
     function = FragileFunction(how, "unpickle", os.getpid())
@@ -120,7 +120,7 @@ def test_a_function_that_breaks_while_it_is_unpickled(start_method: str, make_po
     assert pool.map(tasks.square, range(5)) == [x * x for x in range(5)]
 
 
-# --- the matrix, in the master ------------------------------------------------------------------------
+# --- failures in the master ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("chunksize", [None, 1, 10])
@@ -184,7 +184,7 @@ def test_a_function_that_cannot_be_pickled(make_pool: MakePool) -> None:
     assert pool.map(tasks.square, range(5)) == [x * x for x in range(5)]
 
 
-# --- what cannot be pickled ---------------------------------------------------------------------------
+# --- objects that cannot be pickled ---------------------------------------------------------------------------
 
 
 def test_an_argument_that_cannot_be_pickled(start_method: str, make_pool: MakePool) -> None:
@@ -207,7 +207,7 @@ def test_a_result_that_cannot_be_pickled(start_method: str, make_pool: MakePool)
     assert others_in(found) == OTHERS
     assert type(found[VICTIM]) is mp_pool.MaybeEncodingError
     heard: list[BaseException] = []
-    for _ in range(20):  # CPython's test of the same
+    for _ in range(20):  # as in CPython's own test
         result = pool.apply_async(tasks.return_lambda, (1,), error_callback=heard.append)
         with pytest.raises(mp_pool.MaybeEncodingError) as caught:
             result.get(PATIENCE)
@@ -220,7 +220,7 @@ def test_a_result_that_cannot_be_pickled(start_method: str, make_pool: MakePool)
 
 
 def test_a_lambda_may_return_a_lambda(make_pool: MakePool) -> None:
-    """What multiprocessing would have refused to call anyway may return what it would have refused to return."""
+    """multiprocessing can pickle neither the function nor the result."""
     functions: list[Callable[[], int]] = make_pool().map(lambda x: lambda: x + 1, [5])
     assert [function() for function in functions] == [6]
 
@@ -235,13 +235,13 @@ def test_a_pool_as_argument(make_pool: MakePool) -> None:
 
 
 def error_from(pool: Pool, function: Callable[[], object]) -> Any:
-    with pytest.raises(BaseException) as caught:  # noqa: PT011  # each test looks at what it is
+    with pytest.raises(BaseException) as caught:  # noqa: PT011  # each test checks the exception
         pool.apply(function)
     return caught.value
 
 
 @pytest.mark.parametrize("function", [tasks.raise_needs_two, tasks.raise_needs_two_positional])
-def test_required_constructor_arguments(make_pool: MakePool, function: Callable[[], object]) -> None:
+def test_an_exception_with_required_constructor_arguments(make_pool: MakePool, function: Callable[[], object]) -> None:
     error = error_from(make_pool(), function)
     assert type(error) in (tasks.NeedsTwo, tasks.NeedsTwoPositional)
     assert (error.one, error.two) == (1, "zwei")
@@ -249,13 +249,13 @@ def test_required_constructor_arguments(make_pool: MakePool, function: Callable[
     assert f"in {function.__name__}" in str(error.__cause__)
 
 
-def test_notes(make_pool: MakePool) -> None:
+def test_an_exception_with_notes(make_pool: MakePool) -> None:
     error = error_from(make_pool(), tasks.raise_with_notes)
     assert type(error) is Odd
     assert error.__notes__ == ["first note", "second note"]
 
 
-def test_groups(make_pool: MakePool) -> None:
+def test_an_exception_group(make_pool: MakePool) -> None:
     error = error_from(make_pool(), tasks.raise_group)
     assert type(error) is ExceptionGroup
     assert error.message == "outer"
@@ -266,20 +266,20 @@ def test_groups(make_pool: MakePool) -> None:
     assert type(error.__cause__) is mp_pool.RemoteTraceback
 
 
-def test_no_text(make_pool: MakePool) -> None:
+def test_an_exception_without_text(make_pool: MakePool) -> None:
     error = error_from(make_pool(), tasks.raise_no_text)
     assert type(error) is tasks.NoText
     assert error.args == (5,)
     assert "in raise_no_text" in str(error.__cause__)
 
 
-def test_slots(make_pool: MakePool) -> None:
+def test_an_exception_with_slots(make_pool: MakePool) -> None:
     error = error_from(make_pool(), tasks.raise_slotted)
     assert type(error) is tasks.Slotted
     assert (error.args, error.extra) == ((5,), 5)
 
 
-def test_a_huge_message(start_method: str, make_pool: MakePool) -> None:
+def test_an_exception_with_a_large_message(start_method: str, make_pool: MakePool) -> None:
     pool = make_pool()
     for _ in range(3):
         assert error_from(pool, tasks.raise_huge).args == ("x" * (1 << 20),)
@@ -307,8 +307,8 @@ def make_unloadable(x: int) -> Unloadable:
     return Unloadable("x" * (1 << 20))
 
 
-def test_a_pool_ends_while_errors_of_unpickling_are_kept(start_method: str, make_pool: MakePool) -> None:
-    """Their tracebacks have frames that have a view of the memory that the results came in."""
+def test_a_pool_ends_while_the_caller_keeps_unpickling_errors(start_method: str, make_pool: MakePool) -> None:
+    """The tracebacks keep frames with a view of the shared memory in which the results arrived."""
     pool = make_pool(1)
     found: list[Any] = pool.map(make_unloadable, range(4), chunksize=4, return_exceptions=True)
     assert [type(error) for error in found] == [LookupError, Odd, Odd, Odd]
@@ -317,7 +317,7 @@ def test_a_pool_ends_while_errors_of_unpickling_are_kept(start_method: str, make
     assert found[1].args == (1 << 20,)
 
 
-def test_causes_are_shown(make_pool: MakePool) -> None:
+def test_the_causes_of_an_exception_are_shown(make_pool: MakePool) -> None:
     pool = make_pool()
     error = error_from(pool, tasks.raise_from)
     assert error.args == ("the consequence",)
@@ -328,7 +328,7 @@ def test_causes_are_shown(make_pool: MakePool) -> None:
     assert type(error.__cause__) is mp_pool.RemoteTraceback
 
 
-def test_attributes_that_cannot_be_pickled(make_pool: MakePool) -> None:
+def test_an_exception_with_attributes_that_cannot_be_pickled(make_pool: MakePool) -> None:
     pool = make_pool()
     error = error_from(pool, tasks.raise_with_lambda)
     assert "holds a lambda" in str(error)
@@ -340,7 +340,7 @@ def test_attributes_that_cannot_be_pickled(make_pool: MakePool) -> None:
     assert "in raise_with_lock" in str(error.__cause__)
 
 
-def test_a_recursion_without_end(make_pool: MakePool) -> None:
+def test_endless_recursion(make_pool: MakePool) -> None:
     pool = make_pool()
     with pytest.raises(RecursionError) as caught:
         pool.apply(tasks.recurse, (1,))
@@ -349,7 +349,7 @@ def test_a_recursion_without_end(make_pool: MakePool) -> None:
 
 
 def test_the_remote_traceback_is_shown(make_pool: MakePool) -> None:
-    """As in CPython's own test: the cause is a RemoteTraceback, and what is printed has the line that raised."""
+    """As in CPython's own test: the cause is a RemoteTraceback, and the printed text has the line that raised."""
     with pytest.raises(Odd) as caught:
         make_pool().apply(tasks.refuse_odd, (123,))
     cause: Any = caught.value.__cause__

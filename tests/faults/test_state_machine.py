@@ -1,7 +1,7 @@
-"""A pool against a model of it, in plain Python: hypothesis draws what is done to both.
+"""Compare a pool with a model of it in plain Python. hypothesis draws the operations.
 
 The model knows how each item ends, which tasks are held at a gate and by which worker, and how many workers there are.
-What it foretells is exact, for nothing is told by time: a task that is held has said so, and all others are short.
+Its predictions are exact, because no test depends on time: a held task has reported itself, and all others are short.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from tests.support.waiting import PATIENCE
 pytestmark = pytest.mark.hang_limit(180)
 
 FLOOD = 64
-"""Bytes in an open gate: a task that is run again, for its worker died before it reported, comes through too."""
+"""Bytes in an open gate: more than one, because a task runs again if its worker died before the report."""
 
 METHODS = st.sampled_from(["fork"] * 4 + ["direct"] * 4 + ["forkserver"])
 SIZES = st.integers(2, 3)
@@ -55,20 +55,20 @@ class Hold:
     key: int
     items: list[Act]
     index: int
-    """Which item is held."""
+    """The index of the held item."""
     result: AsyncResult[Any]
     is_map: bool
     gate: Gate
     heard: list[Any]
-    """What its callbacks were called with."""
+    """The values that the callbacks have received."""
     pid: int = 0
-    """The worker that runs the item; 0 until it has said so."""
+    """The pid of the worker that runs the item; 0 until the item has reported it."""
     worker: int = -1
 
 
 @dataclass
 class Pending:
-    """A `map_async` of short items that nobody has waited for yet."""
+    """A `map_async` of short items whose result was not read yet."""
 
     items: list[Act]
     result: MapResult[list[Any]]
@@ -77,7 +77,7 @@ class Pending:
 
 @dataclass
 class Stream:
-    """An iterator that may be read on."""
+    """An iterator that was not read to its end."""
 
     items: list[Act]
     iterator: IMapIterator[int]
@@ -86,7 +86,7 @@ class Stream:
 
 
 def is_outcome(item: Act, found: object) -> bool:
-    """Whether this is how the item has to end."""
+    """Return whether the item has ended as the model predicts."""
     how, index = item
     if how == "return":
         return type(found) is int and found == index * 10
@@ -107,7 +107,7 @@ def is_death(found: object, index: int, how: str, pid: int = 0) -> bool:
 
 
 def check_all(items: list[Act], found: list[Any]) -> None:
-    """Every item has ended as it has to."""
+    """Check that every item has ended as the model predicts."""
     assert len(found) == len(items)
     wrong = [(item, one) for item, one in zip(items, found, strict=True) if not is_outcome(item, one)]
     assert wrong == []
@@ -116,7 +116,7 @@ def check_all(items: list[Act], found: list[Any]) -> None:
 
 
 def outcome_of(get: Callable[[], Any]) -> Any:
-    """What a call returns or raises."""
+    """Return the value or the exception of a call."""
     try:
         return get()
     except (Odd, WorkerDied, CancelledError) as error:
@@ -124,7 +124,7 @@ def outcome_of(get: Callable[[], Any]) -> Any:
 
 
 def index_of(found: object) -> int:
-    """Which item this is the outcome of, as it says itself."""
+    """Return the index of the item that has this outcome."""
     if isinstance(found, WorkerDied):
         return found.index
     if isinstance(found, Odd):
@@ -137,7 +137,7 @@ def index_of(found: object) -> int:
 
 
 class PoolMachine(RuleBasedStateMachine):
-    """Rules do something to the pool and say at once what has to come of it."""
+    """The rules apply operations to the pool, and check the results at once."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -174,7 +174,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     @property
     def room(self) -> int:
-        """Workers that stay, and that no task holds."""
+        """The number of workers that stay and that no task holds."""
         return self.processes - sum(hold.worker < self.processes for hold in self.running)
 
     def can_work(self) -> bool:
@@ -184,10 +184,10 @@ class PoolMachine(RuleBasedStateMachine):
         return not self.pending and not self.streams
 
     def hear(self) -> None:
-        """Wait until as many tasks are held as there are workers for."""
+        """Wait until every free worker holds a task, or no task waits."""
         for _ in range(min(len(self.waiting), self.room)):
             hold = None
-            while hold is None:  # what comes from tasks that were run again, or cancelled, is nothing new
+            while hold is None:  # skip the reports of tasks that ran again or were cancelled
                 pid, key = map(int, self.reports.next().split())
                 hold = next((one for one in self.waiting if one.key == key), None)
             hold.pid = pid
@@ -200,13 +200,13 @@ class PoolMachine(RuleBasedStateMachine):
         self.holds.remove(hold)
 
     def turn_until(self, right: Callable[[], bool], what: Callable[[], object]) -> None:
-        """Turn the pool until something has come true."""
+        """Run the pool until a condition is true."""
         deadline = time.monotonic() + PATIENCE
         while not right():
             assert time.monotonic() < deadline, what()
             self.live._repopulate_pool()
 
-    # --- calls that wait ------------------------------------------------------------------------
+    # --- blocking calls ------------------------------------------------------------------------
 
     @precondition(can_work)
     @rule(items=ITEMS, chunksize=CHUNKSIZES, star=st.booleans())
@@ -221,7 +221,7 @@ class PoolMachine(RuleBasedStateMachine):
     @precondition(can_work)
     @rule(items=ITEMS)
     def map_one_by_one(self, items: list[Act]) -> None:
-        """With `chunksize=1` every item runs once, whatever happens."""
+        """With `chunksize=1` every item runs exactly once."""
         journal = self.directory / f"journal-{next(self.numbers)}"
         journal.touch()
         function = functools.partial(act_and_count, str(journal))
@@ -266,7 +266,7 @@ class PoolMachine(RuleBasedStateMachine):
         method = self.live.imap if ordered else self.live.imap_unordered
         self._read_rest(Stream(items, method(act, iter(items), chunksize), ordered))
 
-    # --- calls that are waited for later --------------------------------------------------------
+    # --- calls whose results are read later --------------------------------------------------------
 
     @precondition(lambda self: len(self.pending) < 3)
     @rule(items=ITEMS, chunksize=CHUNKSIZES)
@@ -307,14 +307,14 @@ class PoolMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.streams)
     @rule(data=st.data(), how=st.sampled_from(["drop", "cancel", "kill"]))
     def leave_stream(self, data: st.DataObject, how: str) -> None:
-        """One that is dropped half-used, or cancelled, is over; one that was never used goes on unheard."""
+        """Drop or cancel a stream. A dropped stream that was never read runs to its end, unlike a half-read one."""
         stream = data.draw(st.sampled_from(self.streams))
         self.streams.remove(stream)
         if how != "drop":
             stream.iterator.cancel(kill=how == "kill")
 
     def _read(self, stream: Stream, *, may_be_cut: bool = False) -> bool:
-        """Read one result; False if there are no more, and then there must have been all."""
+        """Read one result. Return False at the end, and check that no result is missing."""
         try:
             found = outcome_of(lambda: stream.iterator.next(PATIENCE))
         except StopIteration:
@@ -362,7 +362,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.hear()
 
     def _check_hold(self, hold: Hold, is_right: Callable[[Any], bool]) -> None:
-        """The held item has ended right, and all others as they have to."""
+        """Check the outcome of the held item with `is_right`, and those of the other items."""
         found = outcome_of(lambda: hold.result.get(PATIENCE))
         assert len(hold.heard) == 1
         assert hold.heard[0] is found
@@ -381,7 +381,7 @@ class PoolMachine(RuleBasedStateMachine):
         assert hold.heard[0] is found
 
     def _can_end(self, hold: Hold) -> bool:
-        """Whether nothing is in the way of a call's other items once its held one is over."""
+        """Return whether the other items of a call can end once its held item is over."""
         return not hold.is_map or self.room > 0 or hold.worker < self.processes
 
     @precondition(lambda self: any(map(self._can_end, self.running)))
@@ -390,7 +390,7 @@ class PoolMachine(RuleBasedStateMachine):
         hold = data.draw(st.sampled_from([one for one in self.running if self._can_end(one)]))
         waiting = self.waiting
         if hold.is_map and waiting and self.room == 0:
-            self._cancel_waiting(waiting[0], kill=False)  # its item would take the only worker that gets free
+            self._cancel_waiting(waiting[0], kill=False)  # its item would take the only free worker
         self.open_gate(hold)
         self._check_hold(hold, lambda found: bool(found == hold.index * 10))
         self.forget(hold)
@@ -399,7 +399,7 @@ class PoolMachine(RuleBasedStateMachine):
     @precondition(lambda self: any(map(self._can_end, self.running)))
     @rule(data=st.data())
     def kill_at_work(self, data: st.DataObject) -> None:
-        """Exactly the item that the worker was at fails."""
+        """Kill a worker at its item. Exactly this item fails."""
         hold = data.draw(st.sampled_from([one for one in self.running if self._can_end(one)]))
         waiting = self.waiting
         if hold.is_map and waiting and self.room == 0:
@@ -415,7 +415,7 @@ class PoolMachine(RuleBasedStateMachine):
         self._cancel_waiting(self.waiting[0], kill=kill)
 
     def _cancel_waiting(self, hold: Hold, *, kill: bool) -> None:
-        """What no worker has begun is taken back."""
+        """Cancel a call that no worker has begun."""
         assert hold.result.cancel(kill=kill)
         self.open_gate(hold)
         self._check_cancelled(hold)
@@ -424,7 +424,7 @@ class PoolMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.running)
     @rule(data=st.data(), kill=st.booleans())
     def cancel_running(self, data: st.DataObject, kill: bool) -> None:
-        """A single call that runs is ended only if so asked; of a map at least the rest is."""
+        """Cancel a running call. A single call ends only with `kill`; the waiting items of a map end always."""
         hold = data.draw(st.sampled_from(self.running))
         cancelled = hold.result.cancel(kill=kill)
         assert cancelled == (hold.is_map or kill)
@@ -449,7 +449,7 @@ class PoolMachine(RuleBasedStateMachine):
     @precondition(is_quiet)
     @rule(data=st.data())
     def kill_idle(self, data: st.DataObject) -> None:
-        """Nothing fails by the deaths of workers that have nothing to do."""
+        """Kill idle workers. No call fails."""
         at_work = {hold.pid for hold in self.running}
         idle = [process.pid for process in self.live._pool if process.pid not in at_work]
         if idle:
@@ -465,7 +465,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.processes = processes
         self.hear()
 
-    # --- the end, and a new beginning -----------------------------------------------------------
+    # --- the end, and the next pool -----------------------------------------------------------
 
     def _check_unusable(self) -> None:
         pool = self.live
@@ -487,7 +487,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule(processes=SIZES, method=METHODS, read_on=st.booleans())
     def close(self, processes: int, method: str, read_on: bool) -> None:
-        """All calls there are run to their ends, also those that are held while the pool is closed."""
+        """Close the pool. All calls run to their ends, also those that are held in the meantime."""
         if not read_on:
             self.streams.clear()
         self.live.close()
@@ -506,7 +506,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule(processes=SIZES, method=METHODS)
     def terminate(self, processes: int, method: str) -> None:
-        """Nothing is waited for: what has not ended is cancelled."""
+        """Terminate the pool. All calls that have not ended are cancelled."""
         self.live.terminate()
         self._check_unusable()
         self.live.join()
@@ -529,7 +529,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.streams.clear()
         self.start(processes, method)
 
-    # --- what always holds ----------------------------------------------------------------------
+    # --- the invariant ----------------------------------------------------------------------
 
     @invariant()
     def workers_add_up(self) -> None:
@@ -553,7 +553,7 @@ class PoolMachine(RuleBasedStateMachine):
         )
 
     def _is_at(self, worker: WorkerStatus | None, hold: Hold) -> bool:
-        """Single calls that wait together are numbered together, so of those the item is not foretold."""
+        """Return whether a worker is at a held item. The model does not know the index of a single call in its batch."""
         if worker is None or worker.item is None or worker.number != hold.worker:
             return False
         return worker.item == hold.index or not hold.is_map

@@ -1,7 +1,9 @@
-"""System calls fail, by strace: a pool goes on with right results, or says clearly what failed; it never hangs.
+"""Make system calls fail with strace: every step gives the right result or a clear error, and none hangs.
 
-strace is attached to a program (`syscall_victim.py`) that has its pool already, so that nothing but pairpool's own
-calls is hit, and taken off it again before the last steps: by then the pool is whole, or says that it is not.
+1. A program (`syscall_victim.py`) opens its pool.
+2. strace is attached to processes of the program, and makes some of their calls fail. Only pairpool makes calls now.
+3. The program takes its steps.
+4. strace is detached. The program takes its last steps with a complete pool, or with one that reports an error.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ LIMIT = 30.0
 
 
 MIX = "ints,big,death,slaughter,stream,call,another"
-"""What is done while calls fail; the steps are in `syscall_victim.py`."""
+"""The steps that the program takes while calls fail; see `syscall_victim.py`."""
 
 CALLS = {
     "send": "sendto,sendmsg",
@@ -41,15 +43,15 @@ CALLS = {
     "socketpair": "socketpair",
     "pidfd": "pidfd_open",
 }
-"""System calls by what they are for. A question mark is for those that not every machine has."""
+"""System calls by purpose. A question mark stands before calls that not every machine has."""
 
 
 class Case(NamedTuple):
     """One way in which calls fail.
 
     Args:
-        where: `master`, `workers`, `zygote`, or `family` for the zygote and all below it.
-        when: which of the calls fail, in strace's words: `1`, `1+2` for every second one, `1..20`, `1+` for all.
+        where: `master`, `workers`, `zygote`, or `family` for the zygote and all its descendants.
+        when: which of the calls fail, as strace writes it: `1`, `1+2` for every second call, `1..20`, `1+` for all.
     """
 
     method: str
@@ -169,7 +171,7 @@ CASES = [
             ("memfd", "EMFILE", "1+3"),
         ]
     ),
-    # what pairpool did not live through once
+    # cases that an earlier version did not survive
     Case("fork", "master", "clone", "EAGAIN", "1", "background"),
     Case("fork", "master", "recv", "ENOMEM", "2", "slaughter"),
     Case("direct", "master", "recv", "ENOMEM", "2", "slaughter"),
@@ -188,11 +190,11 @@ RECOVERS = [
     Case("fork", "zygote", "clone", "EAGAIN", "1", "idle_death"),
     Case("direct", "master", "clone", "EAGAIN", "1", "idle_death"),
 ]
-"""After these all has to be right again, not only said clearly."""
+"""Cases after which every step must be right. A clear error is not enough."""
 
 
 def parameters(cases: list[Case]) -> list[Any]:
-    """The cases for pytest."""
+    """Return the cases as parameters of pytest."""
     return [pytest.param(case, id=str(case)) for case in cases]
 
 
@@ -208,7 +210,7 @@ def strace_works() -> None:
 
 
 def read_line(stream: IO[str] | None, limit: float) -> str:
-    """The next line of an unread pipe; `TimeoutError` if none comes."""
+    """Return the next line of an unbuffered pipe. Raise `TimeoutError` if there is none in time."""
     assert stream is not None
     line = b""
     deadline = time.monotonic() + limit
@@ -226,7 +228,7 @@ def read_line(stream: IO[str] | None, limit: float) -> str:
 
 @contextmanager
 def failing(case: Case, pids: dict[str, list[int]], log: Path) -> Iterator[None]:
-    """Have calls fail in processes of the program."""
+    """Make calls fail in processes of the program."""
     targets = pids["zygote"] + pids["workers"] if case.where == "family" else pids[case.where]
     calls = CALLS[case.call]
     command = ["strace", *(["-f"] if case.where == "family" else []), "-o", str(log), "-e", f"trace={calls}"]
@@ -243,7 +245,7 @@ def failing(case: Case, pids: dict[str, list[int]], log: Path) -> Iterator[None]
 
 
 def outcomes_of(case: Case, directory: Path) -> dict[str, str]:
-    """What became of the steps, and of the last ones, when calls failed no more; checks the program's end."""
+    """Return the outcomes of all steps, the last ones included, and check the end of the program."""
     log = directory / "log"
     with tempfile.TemporaryFile("w+") as stderr:
         arguments = (VICTIM, case.method, case.steps, directory / "gate")
@@ -256,7 +258,7 @@ def outcomes_of(case: Case, directory: Path) -> dict[str, str]:
                 found |= {f"last {step}": what for step, what in json.loads(read_line(victim.stdout, LIMIT)).items()}
                 victim.wait(LIMIT)
             except (TimeoutError, subprocess.TimeoutExpired):
-                victim.terminate()  # it shows its stacks
+                victim.terminate()  # the program writes its stacks
                 victim.wait(LIMIT)
                 pytest.fail(f"hangs:\n{text_of(stderr)}")
         assert victim.returncode == 0, text_of(stderr)
@@ -277,12 +279,12 @@ def text_of(file: IO[str]) -> str:
 
 
 @pytest.mark.parametrize("case", parameters(CASES))
-def test_right_or_clear(case: Case, tmp_path: Path) -> None:
+def test_every_step_is_right_or_raises_a_clear_error(case: Case, tmp_path: Path) -> None:
     found = outcomes_of(case, tmp_path)
     assert {step: what for step, what in found.items() if not what.startswith(("right", "error: "))} == {}
 
 
 @pytest.mark.parametrize("case", parameters(RECOVERS))
-def test_right_in_the_end(case: Case, tmp_path: Path) -> None:
+def test_every_step_is_right(case: Case, tmp_path: Path) -> None:
     found = outcomes_of(case, tmp_path)
     assert {step: what for step, what in found.items() if what != "right"} == {}

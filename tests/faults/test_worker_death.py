@@ -1,4 +1,4 @@
-"""Processes die: workers in and out of tasks, the zygote, the master; and nothing else is lost, hangs or stays."""
+"""Test the deaths of workers, of the zygote and of the master: nothing else fails, hangs or stays behind."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def parent_of(pid: int) -> int:
 
 
 def kill(pid: int) -> None:
-    """SIGKILL, and wait until it has ended."""
+    """Kill a process, and wait until it has ended."""
     with watching([pid]) as handles:
         signal.pidfd_send_signal(handles[pid], signal.SIGKILL)
         assert still_running(handles, PATIENCE) == []
 
 
 def wait_until(right: Callable[[], bool], pool: Pool) -> None:
-    """Turn the pool until something has come true."""
+    """Run the pool until a condition is true."""
     deadline = time.monotonic() + PATIENCE
     while not right():
         assert time.monotonic() < deadline
@@ -118,7 +118,7 @@ def test_a_stream_goes_on_after_a_death(make_pool: MakePool) -> None:
     assert list(results) == [x * 10 for x in range(4, 100)]
 
 
-def test_an_error_callback_hears_of_a_death(make_pool: MakePool) -> None:
+def test_an_error_callback_receives_a_death(make_pool: MakePool) -> None:
     heard: list[BaseException] = []
     result = make_pool().apply_async(tasks.kill_self, error_callback=heard.append)
     with pytest.raises(WorkerDied) as caught:
@@ -126,7 +126,7 @@ def test_an_error_callback_hears_of_a_death(make_pool: MakePool) -> None:
     assert heard == [caught.value]
 
 
-def test_calls_beside_a_death_deliver(make_pool: MakePool) -> None:
+def test_calls_in_the_same_batch_as_a_death_succeed(make_pool: MakePool) -> None:
     pool = make_pool(2)
     calls = [pool.apply_async(tasks.die_at, (13, "exit", x)) for x in range(50)]
     for call in calls:
@@ -174,14 +174,14 @@ def test_with_chunksize_one_nothing_runs_twice(start_method: str, make_pool: Mak
     assert sorted(map(int, counter.read_text().split())) == list(range(200))
 
 
-def test_every_item_may_die(make_pool: MakePool) -> None:
+def test_every_item_may_kill_its_worker(make_pool: MakePool) -> None:
     found: list[Any] = make_pool(2).map(
         functools.partial(tasks.die_in, frozenset(range(60))), range(60), return_exceptions=True
     )
     assert dead_in(found).keys() == set(range(60))
 
 
-def test_what_a_dead_worker_had_forked_goes_with_it(make_pool: MakePool, reports: Reports) -> None:
+def test_processes_that_a_dead_worker_had_forked_end(make_pool: MakePool, reports: Reports) -> None:
     for method in ("fork", "forkserver"):
         pool = make_pool(2, start_method=method)
         result = pool.apply_async(tasks.start_sleeper_and_die, (reports.path,))
@@ -196,8 +196,8 @@ def test_what_a_dead_worker_had_forked_goes_with_it(make_pool: MakePool, reports
 # --- a worker is killed from outside ------------------------------------------------------------------
 
 
-def test_exactly_the_hit_items_fail(start_method: str, make_pool: MakePool, gate: Gate, reports: Reports) -> None:
-    """200 random items say where they run, and their workers are killed there, whatever the size of the batch."""
+def test_exactly_the_killed_items_fail(start_method: str, make_pool: MakePool, gate: Gate, reports: Reports) -> None:
+    """200 random items report their worker, and this worker is killed while the item runs. Batches have any size."""
     victims = frozenset(random.sample(range(2000), 200))
     pool = make_pool(4)
     result = pool.map_async(
@@ -220,7 +220,7 @@ def test_exactly_the_hit_items_fail(start_method: str, make_pool: MakePool, gate
 
 @pytest.mark.parametrize(("chunksize", "kills"), [(1, 200), (None, 50)])
 def test_kills_at_any_moment(make_pool: MakePool, tmp_path: Path, chunksize: int | None, kills: int) -> None:
-    """Whatever a worker was at when it was hit: the item it was at is the one that fails, and nothing is lost."""
+    """Kill workers at random moments. Exactly the item that a killed worker was running fails, and nothing is lost."""
     journal = tmp_path / "journal"
     pool = make_pool(2)
     count = 40_000
@@ -229,7 +229,7 @@ def test_kills_at_any_moment(make_pool: MakePool, tmp_path: Path, chunksize: int
     killed: list[int] = []
     done = False
     while not done:
-        for _ in range(random.randrange(40)):  # turn the pool for a while
+        for _ in range(random.randrange(40)):  # run the pool for a while
             try:
                 found.append(next(results))
             except StopIteration:
@@ -269,10 +269,10 @@ def test_kills_at_any_moment(make_pool: MakePool, tmp_path: Path, chunksize: int
             assert found[last] is dead[last]
             assert dead[last].pid == pid
     if chunksize == 1:
-        tally = collections.Counter(item for items in begun.values() for item in items)
-        assert set(tally.values()) == {1}
+        runs = collections.Counter(item for items in begun.values() for item in items)
+        assert set(runs.values()) == {1}
         for index, error in dead.items():
-            assert begun[error.pid][-1:] == [index] or index not in tally
+            assert begun[error.pid][-1:] == [index] or index not in runs
     assert len(dead) > kills // 2
     assert pool.map(tasks.square, range(10)) == [x * x for x in range(10)]
 
@@ -347,7 +347,9 @@ def test_killed_in_the_middle_of_large_transfers(start_method: str, make_pool: M
 
 
 @pytest.mark.parametrize("method", ["fork", "forkserver"])
-def test_the_pool_goes_on_without_its_zygote(make_pool: MakePool, method: str, gate: Gate, reports: Reports) -> None:
+def test_the_pool_survives_the_death_of_its_zygote(
+    make_pool: MakePool, method: str, gate: Gate, reports: Reports
+) -> None:
     pool = make_pool(2, start_method=method)
     for _ in range(2):
         workers = pids_of(pool)
@@ -375,7 +377,7 @@ def test_the_pool_goes_on_without_its_zygote(make_pool: MakePool, method: str, g
 
 @pytest.mark.parametrize("method", ["fork", "forkserver"])
 def test_a_spare_zygote_takes_over(make_pool: MakePool, method: str) -> None:
-    """The new zygote is no fork of a program that may have threads by then."""
+    """The spare is not a fork of the program, which may have threads in the meantime."""
     pool = make_pool(2, start_method=method)
     for _ in range(2):
         (zygote,) = {parent_of(pid) for pid in pids_of(pool)}
@@ -398,10 +400,10 @@ def test_a_spare_zygote_that_is_gone_is_replaced(make_pool: MakePool, method: st
     assert {parent_of(pid) for pid in pids_of(pool)} == {second}
 
 
-def test_workers_that_went_with_their_zygote_tell_nothing_against_a_function(
+def test_deaths_with_the_zygote_do_not_count_against_a_function(
     make_pool: MakePool, gate: Gate, reports: Reports
 ) -> None:
-    """However many were unpickling it at that moment: it is not what ended them."""
+    """Several workers unpickle a function when the zygote is killed. The function did not end them."""
     pool = make_pool(4, start_method="fork")
     function = tasks.LoadsAtTheGate(reports.path, gate.path)
     result = pool.map_async(function, range(-8, 0), chunksize=1)
@@ -414,7 +416,7 @@ def test_workers_that_went_with_their_zygote_tell_nothing_against_a_function(
 
 
 def wait_for_spare(pool: Pool, zygote: int) -> int:
-    """Keep the pool at work until it has a spare zygote that lives; returns its pid."""
+    """Run calls until the pool has a living spare zygote; return its pid."""
     deadline = time.monotonic() + PATIENCE
     current: Any = pool._master.nursery.zygote
     while current._spare is None or current._spare.is_gone:
@@ -451,7 +453,7 @@ def test_nothing_outlives_a_killed_master(start_method: str, gate: Gate, reports
         with watching(workers | zygotes) as handles, watching(sleepers) as others:
             master.kill()
             left = still_running(handles, 1.0)
-            if start_method == "direct":  # there is no zygote that could end what workers leave behind
+            if start_method == "direct":  # there is no zygote that ends the processes that workers leave behind
                 for handle in others.values():
                     signal.pidfd_send_signal(handle, signal.SIGKILL)
             left += still_running(others, 1.0)
@@ -473,7 +475,7 @@ def test_exit_statuses_of_the_callers_children(make_pool: MakePool, method: str)
     assert pool.map(tasks.status_of_false, range(4)) == [1] * 4
 
 
-def test_direct_gives_sigchld_back_at_the_last_close(make_pool: MakePool) -> None:
+def test_direct_restores_sigchld_at_the_last_close(make_pool: MakePool) -> None:
     heard: list[int] = []
     before = signal.signal(signal.SIGCHLD, lambda number, _frame: heard.append(number))
     try:
@@ -518,14 +520,14 @@ if __name__ == "__main__":
         print(len(pool._pool))
         if how == "apply":
             with open(gate, "w") as file:
-                file.write("..")  # for the calls that nobody left
+                file.write("..")  # for the calls that were not interrupted
         print(pool.map(tasks.square, range(5)))
         print(list(pool.imap(tasks.square, range(5))))
 """
 
 
 @pytest.mark.parametrize("how", ["map", "starmap", "imap", "apply"])
-def test_ctrl_c_stops_the_call_once_and_quietly(
+def test_ctrl_c_stops_only_the_call_and_prints_nothing(
     start_method: str, how: str, gate: Gate, reports: Reports, tmp_path: Path
 ) -> None:
     script = write_script(tmp_path, INTERRUPTED)
@@ -535,7 +537,7 @@ def test_ctrl_c_stops_the_call_once_and_quietly(
         for _ in range(2):
             reports.take(2 if how != "apply" or _ == 0 else 1)
             deadline = time.monotonic() + PATIENCE
-            while not is_asleep(master.pid):  # until it waits for the results
+            while not is_asleep(master.pid):  # until the program waits for the results
                 assert time.monotonic() < deadline
             os.killpg(master.pid, signal.SIGINT)
             assert master.stdout.readline() == "interrupted\n"
@@ -587,7 +589,7 @@ if __name__ == "__main__":
             del pool, stream
             sys.exit(0)
     if leave != "end" or pid:
-        while True:  # direct ignores SIGCHLD: then there is no status to be had
+        while True:  # direct ignores SIGCHLD, so that there is no exit status
             try:
                 os.waitpid(pid, 0)
             except ChildProcessError:
@@ -603,7 +605,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("leave", ["_exit", "exit", "del", "end"])
-def test_a_forked_child_has_no_pool_and_harms_none(start_method: str, leave: str, tmp_path: Path) -> None:
+def test_a_forked_child_cannot_use_or_harm_the_pool(start_method: str, leave: str, tmp_path: Path) -> None:
     done = python(write_script(tmp_path, FORKING), start_method, leave)
     assert done.stderr == ""
     assert done.stdout.splitlines() == ["told 39", "True", "[0, 1, 4, 9, 16]", "True"]
@@ -639,12 +641,12 @@ STATUS = {"end": 0, "exit": 3, "raise": 1, "_exit": 4}
 
 @pytest.mark.parametrize("work", ["idle", "busy"])
 @pytest.mark.parametrize("end", STATUS)
-def test_the_end_of_the_interpreter_is_the_end_of_its_pools(
+def test_pools_end_with_the_interpreter(
     start_method: str, end: str, work: str, gate: Gate, reports: Reports, tmp_path: Path
 ) -> None:
     script = write_script(tmp_path, ENDING)
     arguments = (script, start_method, end, work, reports.path, gate.path)
-    # multiprocessing's pool warns here too, if ResourceWarning is not ignored as it is by default
+    # Ignore ResourceWarning, as Python does by default: multiprocessing's pool warns here, too.
     with running(*arguments, warnings="default", stdin=subprocess.PIPE) as master:
         assert master.stdout is not None
         workers = set(map(int, master.stdout.readline().split()))
@@ -737,14 +739,14 @@ def may_fork():
 if __name__ == "__main__":
     start_method, limit = sys.argv[1], int(sys.argv[2])
     Pool(1, start_method=start_method).terminate()
-    if os.getuid() == 0:  # limits are not for root
+    if os.getuid() == 0:  # root is not limited
         os.setresgid(NOBODY, NOBODY, NOBODY)
         os.setresuid(NOBODY, NOBODY, NOBODY)
     before = has()
     hard = resource.getrlimit(resource.RLIMIT_NPROC)[1]
     resource.setrlimit(resource.RLIMIT_NPROC, (1, hard))
     if may_fork():
-        print("no bite")
+        print("not limited")
         sys.exit()
     resource.setrlimit(resource.RLIMIT_NPROC, (limit, hard))
     try:
@@ -759,16 +761,16 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("method", ["fork", "direct"])
 def test_too_few_processes(method: str, limit: int, tmp_path: Path) -> None:
     done = python(write_script(tmp_path, CROWDED), method, limit)
-    if done.stdout == "no bite\n":
+    if done.stdout == "not limited\n":
         pytest.skip("RLIMIT_NPROC does not hold this user back here")
     assert done.stderr == ""
     assert done.stdout.splitlines() == ["BlockingIOError True", "True"]
 
 
-# --- nothing adds up ----------------------------------------------------------------------------------
+# --- nothing is left ----------------------------------------------------------------------------------
 
 
-def test_fifty_pools(start_method: str) -> None:
+def test_many_pools_one_after_the_other_leave_nothing(start_method: str) -> None:
     def has() -> tuple[int, list[int]]:
         return len(os.listdir("/proc/self/fd")), sorted(tasks.children())
 
