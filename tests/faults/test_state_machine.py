@@ -553,7 +553,7 @@ class PoolMachine(RuleBasedStateMachine):
         )
 
     def _is_at(self, worker: WorkerStatus | None, hold: Hold) -> bool:
-        """Return whether a worker is at a held item. The model does not know the index of a single call in its batch."""
+        """Whether a worker is at a held item. The model does not know the index of a single call in its batch."""
         if worker is None or worker.item is None or worker.number != hold.worker:
             return False
         return worker.item == hold.index or not hold.is_map
