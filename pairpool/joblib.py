@@ -28,7 +28,7 @@ from pairpool.master.functions import has_state
 from pairpool.options import names_of_options
 from pairpool.pool import Pool
 from pairpool.results.future import PoolFuture
-from pairpool.transport.items import as_one, is_immutable
+from pairpool.transport.items import is_immutable, standalone
 from pairpool.transport.segments import Shared, restore
 from pairpool.transport.serializer import Serializer
 
@@ -343,7 +343,7 @@ def _call_plainly(call: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any
     if is_immutable(value):
         return value
     try:
-        return as_one(_codec.take(value), value)
+        return standalone(_codec.dump(value), value)
     except Exception:
         return value  # the batch says why it cannot be pickled
 

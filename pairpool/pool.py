@@ -30,7 +30,7 @@ from pairpool.results.future import PoolFuture
 from pairpool.results.iterator import IMapIterator
 from pairpool.scoreboard.board import PoolWord
 from pairpool.scoreboard.stacks import read_stacks
-from pairpool.transport.items import as_one
+from pairpool.transport.items import standalone
 from pairpool.transport.protocol import Mode
 
 if TYPE_CHECKING:
@@ -626,7 +626,7 @@ class Pool:
         Two such objects have nothing in common in the task, even if they are parts of one argument. What cannot be
         pickled is returned as it is.
         """
-        return as_one(take_here(self._master.codec, thing, own=True), thing)
+        return standalone(take_here(self._master.codec, thing, own=True), thing)
 
     def _wait_or_cancel(self, result: AsyncResult[Any], job: Calls | MapJob) -> None:
         """Wait for a call that nobody can come back to: if the wait is interrupted, its tasks end."""

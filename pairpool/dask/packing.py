@@ -24,7 +24,7 @@ from pairpool.linux.interrupts import is_own
 from pairpool.transport.items import PlainWriter, is_immutable
 from pairpool.transport.large_parts import LargeParts
 from pairpool.transport.numeric import is_array
-from pairpool.transport.repeats import LARGE, Repeats
+from pairpool.transport.repeats import LARGE_OBJECT_BYTES, Repeats
 
 __all__ = ["Packer", "repeats", "unpack"]
 
@@ -135,9 +135,9 @@ class _LargePickles:
     def dumps(self, item: Any) -> tuple[int, bytes]:
         """Return how an item travels, and its pickle."""
         kind, pickled = self._dumps(item)
-        if len(pickled) >= LARGE and self._repeats.look(item):
+        if len(pickled) >= LARGE_OBJECT_BYTES and self._repeats.examine(item):
             kind, pickled = self._dumps(item)
-        if kind == PICKLED and len(pickled) >= LARGE:
+        if kind == PICKLED and len(pickled) >= LARGE_OBJECT_BYTES:
             self._items[id(item)] = item
         return kind, pickled
 

@@ -167,12 +167,12 @@ class Dispatcher:
             except Exception as error:
                 self._agenda.fail(batch, error)
                 return True
-            if batch.encoded.rights is not None:
-                self._fit(batch, batch.encoded, batch.encoded.rights)
+            if batch.encoded.fds is not None:
+                self._fit(batch, batch.encoded, batch.encoded.fds)
         if len(batch.failed) == batch.count:
             self._agenda.deliver(batch, [None] * batch.count, batch.failed)
             return True
-        is_held_up = batch.encoded.rights is not None and bool(self._crew.starved)
+        is_held_up = batch.encoded.fds is not None and bool(self._crew.starved)
         member = None if is_held_up else choose(job)  # of what waits, no more copies are kept than need be
         if member is None:
             if isinstance(job, MapJob) and any(type(piece) is memoryview for piece in batch.encoded.pieces):
@@ -231,7 +231,7 @@ class Dispatcher:
             batch=batch.number,
             first=batch.first,
             item_count=batch.count,
-            descriptors=0 if encoded.rights is None else len(encoded.rights.fds),
+            descriptors=0 if encoded.fds is None else len(encoded.fds.fds),
             size=encoded.size,
         )
         try:
@@ -240,7 +240,7 @@ class Dispatcher:
             for function in functions:
                 if function.number not in member.knows:
                     self._teach(member, function)
-            member.post(packet, encoded.pieces, encoded.rights)
+            member.post(packet, encoded.pieces, encoded.fds)
         except (OSError, SegmentClosed) as error:  # no memory or no descriptor for a lane; or closed by another thread
             member.held.remove(batch)
             crew.watched.pop(member, None)
@@ -282,10 +282,10 @@ class Dispatcher:
         packet = FunctionPacket(
             flags=Flag.HAS_STATE if function.has_state else 0,
             function=function.number,
-            descriptors=0 if encoded.rights is None else len(encoded.rights.fds),
+            descriptors=0 if encoded.fds is None else len(encoded.fds.fds),
             size=encoded.size,
         )
-        member.post(packet, encoded.pieces, encoded.rights)
+        member.post(packet, encoded.pieces, encoded.fds)
         member.knows.add(function.number)
 
     def forget(self, numbers: list[int]) -> None:
@@ -461,9 +461,9 @@ class Dispatcher:
         self, batch: Batch, values: list[Any], failed: dict[int, BaseException], missing: list[Failure]
     ) -> None:
         """A worker did not find something by name: send the items that need it once more, by value."""
-        assert self._codec.birth is not None
+        assert self._codec.names is not None
         for failure in missing:
-            self._codec.birth.distrust(failure.missing or "")
+            self._codec.names.distrust(failure.missing or "")
         again = sorted({failure.offset for failure in missing} - batch.failed.keys())
         if any(failure.fault == Fault.FUNCTION for failure in missing):
             try:

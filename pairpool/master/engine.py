@@ -40,8 +40,8 @@ from pairpool.master.zygotes import Zygote
 from pairpool.scoreboard.board import PoolWord, Scoreboard, Word
 from pairpool.trace_events import Trace
 from pairpool.transport.items import is_immutable
-from pairpool.transport.payload_shm import KEPT, WarmMemory
 from pairpool.transport.serializer import Serializer
+from pairpool.transport.warm_memory import WARM_BYTES_KEPT, WarmMemory
 
 if TYPE_CHECKING:
     from pairpool.master.output import Collector
@@ -132,7 +132,7 @@ class Engine:
         except BaseException:
             zygote.close()
             raise
-        memory = WarmMemory(KEPT)
+        memory = WarmMemory(WARM_BYTES_KEPT)
         codec = self.codec = Serializer(memory=memory)
         self.functions = Functions(codec)
         self.crew = WorkerSet()

@@ -113,7 +113,7 @@ class Function:
         self.encoded = encoded
         self.by_value = encoded.by_value
         is_named = not encoded.by_value and isinstance(original, FunctionType)  # its defaults belong to the module
-        self.has_state = encoded.rights is None and not is_named and has_state(original)
+        self.has_state = encoded.fds is None and not is_named and has_state(original)
         self.original = original  # to pickle it again where a worker did not find it by name
         self.uses = 0
         self.keep = False
@@ -161,7 +161,7 @@ class Functions:
     def _still_named(self, known: Function, function: Any) -> bool:
         if known.space.get(known.name) is function:
             return True
-        return type(function) is BuiltinFunctionType or (self._codec.birth is None or self._codec.birth.names(function))
+        return type(function) is BuiltinFunctionType or (self._codec.names is None or self._codec.names.names(function))
 
     def _add(self, function: Any, encoded: Encoded) -> Function:
         new = Function(next(self._numbers), name_of(function), encoded, function)

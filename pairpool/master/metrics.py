@@ -33,7 +33,7 @@ from pairpool.scoreboard.board import (
 )
 from pairpool.trace_events import LostItem, RanBatch, Trace
 from pairpool.transport.failures import safe, short_call, short_repr
-from pairpool.transport.items import Pickles, shown
+from pairpool.transport.items import Pickles, for_display
 from pairpool.transport.protocol import Mode, ResultPacket
 from pairpool.transport.stamps import Stamps
 
@@ -56,10 +56,10 @@ def arguments_of(batch: Batch, offset: int) -> str:
     """Return a short text of the item at this offset, or of the arguments of a single call."""
     item, mode = batch.items[offset], batch.job.mode
     if mode == Mode.CALL:
-        call = item[1:] if len(item) == 3 else shown(item[1])
+        call = item[1:] if len(item) == 3 else for_display(item[1])
         return short_call(*call) if type(call) is tuple else short_repr(call)
     if isinstance(batch.items, Pickles):
-        item = shown(item)
+        item = for_display(item)
     return short_call(item) if mode == Mode.STAR and isinstance(item, (tuple, list)) else short_repr(item)
 
 

@@ -34,7 +34,9 @@ class SharedObjects:
 
     def share(self, thing: T) -> Shared[T]:
         """Write an object into a segment of this pool; from any thread. Raises what says that it cannot be done."""
-        segment = write_segment(thing, self._codec)
+        names = self._codec.names
+        assert names is not None, "a pool knows the names that its workers inherit"
+        segment = write_segment(thing, names)
         segment.add_reader(self._reference)
         self._made[segment.ident] = weakref.ref(segment)
         if self._loop.ended:

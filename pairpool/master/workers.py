@@ -184,7 +184,7 @@ class WorkerHandle:
             self._starved[self] = None
             return False
         if lane is not None:
-            lane.known = True
+            lane.sent()
         return True
 
     def flush(self) -> None:
@@ -280,7 +280,7 @@ class WorkerHandle:
             return
         if isinstance(packet, BatchPacket | FunctionPacket) and packet.flags & Flag.IN_SHM:
             is_known = fds is not None and len(fds) == attached_count(packet.descriptors)
-            self.lanes.unsent(bytes(payload), known=is_known)
+            self.lanes.taken_back(bytes(payload), known=is_known)
         for fd in fds or ():
             os.close(fd)
         self._undo(_Outgoing(packet, []), taken_back, resend)

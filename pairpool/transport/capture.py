@@ -46,6 +46,10 @@ class CaptureFd:
         self.known = False
         descriptors.own(self.fd)
 
+    def sent(self) -> None:
+        """Note that the descriptor was sent."""
+        self.known = True
+
     def free(self) -> None:
         """It was taken back before it was sent: nothing to do."""
 

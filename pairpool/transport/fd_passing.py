@@ -328,7 +328,7 @@ class ReceivedFds:
         """What `make` makes of a descriptor, and owns it from then on."""
         place += self._base
         if place >= len(self._fds):
-            raise segments.lacking()
+            raise segments.missing_error()
         fd, self._fds[place] = self._fds[place], -1
         if fd < 0:
             raise ValueError("a descriptor was unpickled twice")

@@ -1,10 +1,13 @@
-"""Objects over descriptors: sockets, files, connections of multiprocessing. What of them travels, and how.
+"""Reducers for objects with a descriptor: sockets, files, connections of multiprocessing.
 
-Each is pickled as a function that makes it anew, with the place of its descriptor beside the pickle (`rights.py`). An
-open file has one position and one O_NONBLOCK for all who hold it, and so has what arrives: as after a fork.
+    object ─► reduce ─► pickle: a builder and the place of the descriptor ─► builder(place, ...) ─► new object
+                        descriptor: SCM_RIGHTS, beside the pickle (`fd_passing.py`) ──► received descriptor
 
-multiprocessing pickles sockets and connections, too, but by a thread that waits for the receiver to fetch them, and
-for ever if that has died. Here it is never asked.
+An open file has one position and one O_NONBLOCK flag for all descriptors that refer to it. So the sender's object and
+the received object share them, as after a fork.
+
+multiprocessing pickles sockets and connections, too, but with a thread that waits until the receiver fetches them. If
+the receiver has died, this thread waits for ever. So the reducers of multiprocessing are never used here.
 """
 
 from __future__ import annotations
@@ -23,88 +26,89 @@ from pairpool.transport import fd_passing
 from pairpool.transport.fd import Fd, arrive
 from pairpool.transport.fd_passing import ChildFds, OutgoingFds
 
-__all__ = ["BUILDERS", "guard", "kinds", "notice", "travel"]
+__all__ = ["BUILDERS", "kinds", "reduce", "refresh_kinds", "refuse_plain_connections"]
 
 _IOBase: Any = io.IOBase.__mro__[1]
-"""The base of all files in C, whose subclasses are told apart in no time; that of `io.IOBase` asks an ABC."""
+"""The base class of all files in C. It is not an ABC, so that `issubclass` is fast; `io.IOBase` is an ABC."""
 
 kinds: tuple[type, ...] = (Fd, socket.socket, _IOBase)
-"""What `travel` may know a way for; it grows as modules are loaded."""
+"""The types that `reduce` accepts. `refresh_kinds` adds types when their modules are loaded."""
 
 _modules_seen = 0
-_guarded = False
+_refuses_connections = False
 
 
-def notice() -> None:
-    """Look whether modules have been loaded meanwhile whose objects have descriptors."""
+def refresh_kinds() -> None:
+    """Update `kinds` if modules were loaded since the last call."""
     global kinds, _modules_seen
     if len(sys.modules) != _modules_seen:
         _modules_seen = len(sys.modules)
-        kinds = (Fd, socket.socket, _IOBase, *_known("multiprocessing.connection", "_ConnectionBase"))
-        kinds += _known("tempfile", "_TemporaryFileWrapper")
+        kinds = (Fd, socket.socket, _IOBase, *_loaded("multiprocessing.connection", "_ConnectionBase"))
+        kinds += _loaded("tempfile", "_TemporaryFileWrapper")
 
 
-def _known(module: str, name: str) -> tuple[type, ...]:
+def _loaded(module: str, name: str) -> tuple[type, ...]:
+    """Return a class of a module in a tuple, or an empty tuple if the module is not loaded."""
     found = getattr(sys.modules.get(module), name, None)
     return () if found is None else (found,)
 
 
-def guard() -> None:
-    """In a worker: have the plain pickler refuse connections, which it would send as a number that means nothing.
+def refuse_plain_connections() -> None:
+    """In a worker, let the plain pickler refuse connections. It would send a number that means nothing elsewhere.
 
-    Sockets and files it refuses by itself, and what it refuses is pickled with `travel`.
+    The plain pickler refuses sockets and files by itself. Refused objects are pickled with `reduce`.
     """
-    global _guarded
-    if not _guarded and (found := _known("multiprocessing.connection", "Connection")):
-        _guarded = True
-        copyreg.pickle(found[0], _refuse_plainly)
+    global _refuses_connections
+    if not _refuses_connections and (found := _loaded("multiprocessing.connection", "Connection")):
+        _refuses_connections = True
+        copyreg.pickle(found[0], _refuse)
 
 
-def _refuse_plainly(thing: object) -> Any:
+def _refuse(thing: object) -> Any:
     raise TypeError(f"cannot pickle {type(thing).__name__!r} object")
 
 
-def travel(thing: Any, cargo: OutgoingFds | ChildFds) -> Any:
-    """What a pickle says of an object of one of `kinds`; its descriptor is copied into `cargo`.
+def reduce(thing: Any, fds: OutgoingFds | ChildFds) -> Any:
+    """Return the reduced form of an object of one of `kinds`, and add its descriptor to `fds`.
 
-    `NotImplemented` for those that are pickled like any other object, or not at all.
+    Return `NotImplemented` for an object that is pickled like any other object, or not at all.
 
     Raises:
         OSError: its descriptor is not open.
         TypeError: it cannot be sent for another reason.
     """
     if isinstance(thing, Fd):
-        return thing.travel(cargo)
+        return thing.travel(fds)
     if isinstance(thing, socket.socket):
-        return _send_socket(thing, cargo)
+        return _reduce_socket(thing, fds)
     if isinstance(thing, _IOBase):
-        return _send_file(thing, cargo)
-    if _known("tempfile", "_TemporaryFileWrapper") == (type(thing),):
-        return _send_file(thing.file, cargo)  # which does not delete it: that stays with the sender
-    return _send_connection(thing, cargo)
+        return _reduce_file(thing, fds)
+    if _loaded("tempfile", "_TemporaryFileWrapper") == (type(thing),):
+        return _reduce_file(thing.file, fds)  # without the wrapper, because only the sender deletes the file
+    return _reduce_connection(thing, fds)
 
 
 # --- sockets ------------------------------------------------------------------------------------------
 
 
-def _send_socket(sock: socket.socket, cargo: OutgoingFds | ChildFds) -> Any:
+def _reduce_socket(sock: socket.socket, fds: OutgoingFds | ChildFds) -> Any:
     kind = type(sock)
-    if isinstance(sock, _known("ssl", "SSLSocket")):
+    if isinstance(sock, _loaded("ssl", "SSLSocket")):
         raise TypeError(
-            "an SSL socket cannot be sent to another process: its keys and its place in the stream are in this one's "
-            "memory; send the plain socket before the handshake, and wrap it there"
+            "an SSL socket cannot be sent to another process, because its keys and its place in the stream are in the "
+            "memory of this process; send the plain socket before the handshake, and wrap it there"
         )
     if kind.__reduce_ex__ is not object.__reduce_ex__ or kind.__reduce__ is not object.__reduce__:
-        return NotImplemented  # it has a way of its own
+        return NotImplemented  # the class has its own reducer
     if sock.fileno() < 0:
         raise OSError(errno.EBADF, f"{sock!r} cannot be sent: it is closed")
-    place = cargo.add(sock.fileno(), sock)
-    made = _receive_socket, (place, kind, int(sock.family), int(sock.type), sock.proto, sock.gettimeout())
+    place = fds.add(sock.fileno(), sock)
+    built = _build_socket, (place, kind, int(sock.family), int(sock.type), sock.proto, sock.gettimeout())
     state = getattr(sock, "__dict__", None)
-    return (*made, state) if state else made
+    return (*built, state) if state else built
 
 
-def _receive_socket(
+def _build_socket(
     place: int, kind: type[socket.socket], family: int, type_: int, proto: int, timeout: float | None
 ) -> socket.socket:
     def make(fd: int) -> socket.socket:
@@ -113,21 +117,21 @@ def _receive_socket(
         return sock
 
     sock = fd_passing.take(place, make)
-    sock.settimeout(timeout)  # also where it is None: this process may have another default
+    sock.settimeout(timeout)  # even None, because this process may have another default
     return sock
 
 
 # --- connections of multiprocessing -------------------------------------------------------------------
 
 
-def _send_connection(connection: Any, cargo: OutgoingFds | ChildFds) -> Any:
+def _reduce_connection(connection: Any, fds: OutgoingFds | ChildFds) -> Any:
     if connection.closed:
         raise OSError(errno.EBADF, f"{connection!r} cannot be sent: it is closed")
-    place = cargo.add(connection.fileno(), connection)
-    return _receive_connection, (place, connection.readable, connection.writable)
+    place = fds.add(connection.fileno(), connection)
+    return _build_connection, (place, connection.readable, connection.writable)
 
 
-def _receive_connection(place: int, readable: bool, writable: bool) -> Any:
+def _build_connection(place: int, readable: bool, writable: bool) -> Any:
     from multiprocessing.connection import Connection
 
     return fd_passing.take(place, lambda fd: Connection(fd, readable, writable))
@@ -135,40 +139,46 @@ def _receive_connection(place: int, readable: bool, writable: bool) -> Any:
 
 # --- files --------------------------------------------------------------------------------------------
 
-_BUFFERS: dict[type, str] = {
+_BUFFERED: dict[type, str] = {
     io.BufferedReader: "BufferedReader",
     io.BufferedWriter: "BufferedWriter",
     io.BufferedRandom: "BufferedRandom",
 }
 
 
-def _send_file(file: Any, cargo: OutgoingFds | ChildFds) -> Any:
-    """A file of `open`: what is buffered is written, what was read ahead is given back, and the descriptor goes."""
+def _reduce_file(file: Any, fds: OutgoingFds | ChildFds) -> Any:
+    """Reduce a file of `open`. Buffered output is written first, and input that was read ahead is given back."""
     if file in (sys.stdin, sys.stdout, sys.stderr):
-        return NotImplemented  # by name: a task that prints means its own process's
+        return NotImplemented  # it travels by name, because a task that prints means the stream of its own process
     text = buffer = None
     raw = file
     if type(raw) is io.TextIOWrapper:
         text, raw = raw, raw.buffer
-    if type(raw) in _BUFFERS:
+    if type(raw) in _BUFFERED:
         buffer, raw = raw, raw.raw
     if type(raw) is not io.FileIO or (text is not None and buffer is None):
         return NotImplemented
     if file.closed:
         raise OSError(errno.EBADF, f"{file!r} cannot be sent: it is closed")
-    layers = None if text is None else _describe_text(text)
+    options, cookie = (None, 0) if text is None else _settle_text(text)
     if buffer is not None:
-        _settle(buffer)
+        _settle_buffer(buffer)
     name = None if isinstance(raw.name, int) else raw.name
-    place = cargo.add(raw.fileno(), file)
-    return _receive_file, (place, raw.mode, name, buffer and _BUFFERS[type(buffer)], layers)
+    place = fds.add(raw.fileno(), file)
+    built = _build_file, (place, raw.mode, name, buffer and _BUFFERED[type(buffer)], options, cookie)
+    mode = getattr(text, "mode", None)
+    return built if mode is None else (*built, {"mode": mode})
 
 
-def _describe_text(text: io.TextIOWrapper) -> tuple[dict[str, Any], Any, int]:
-    """How to make the text layer: arguments, mode, and where its decoder is, 0 where the position says it all."""
+def _settle_text(text: io.TextIOWrapper) -> tuple[dict[str, Any], int]:
+    """Write buffered text, and set the position of the file below to the position of the text.
+
+    Return the arguments for a new `io.TextIOWrapper`, and the position to seek there. The position is 0 if the state of
+    the decoder is that of a new decoder, so that no seek is needed.
+    """
     cookie = 0
     if text.readable() and text.seekable():
-        cookie = text.tell()  # before it is flushed, which hides from it that `next` has gone ahead
+        cookie = text.tell()  # before the flush, which would hide that `next` has disabled `tell`
         text.seek(cookie)
         if not cookie >> 64 and codecs.getincrementaldecoder(text.encoding)().getstate() == (b"", 0):
             cookie = 0
@@ -179,47 +189,45 @@ def _describe_text(text: io.TextIOWrapper) -> tuple[dict[str, Any], Any, int]:
         "line_buffering": text.line_buffering,
         "write_through": text.write_through,
     }
-    return options, getattr(text, "mode", None), cookie
+    return options, cookie
 
 
-def _settle(buffer: Any) -> None:
-    """Write what is buffered, and set the open file's position to where this reader is."""
+def _settle_buffer(buffer: Any) -> None:
+    """Write buffered data, and set the position of the open file to the position of this reader."""
     buffer.flush()
     if buffer.readable() and buffer.seekable():
         position = buffer.tell()
         if buffer.raw.tell() != position:
-            buffer.seek(0, os.SEEK_END)  # out of its buffer, within which no seek reaches the file
+            buffer.seek(0, os.SEEK_END)  # leave the buffer, because a seek inside it does not reach the file
             buffer.seek(position)
             buffer.flush()
 
 
-def _receive_file(
-    place: int, mode: str, name: Any, buffer: str | None, layers: tuple[dict[str, Any], Any, int] | None
+def _build_file(
+    place: int, mode: str, name: Any, buffer: str | None, text_options: dict[str, Any] | None, cookie: int
 ) -> Any:
-    file: Any = fd_passing.take(place, lambda fd: _open_where_it_is(fd, mode))
-    if name is not None:
-        file.name = name
+    file: Any = fd_passing.take(place, lambda fd: _open_in_place(fd, mode, name))
     if buffer is not None:
         file = getattr(io, buffer)(file)
-    if layers is not None:
-        options, text_mode, cookie = layers
-        file = io.TextIOWrapper(file, **options)
-        if text_mode is not None:
-            file.mode = text_mode
+    if text_options is not None:
+        file = io.TextIOWrapper(file, **text_options)
         if cookie:
             file.seek(cookie)
     return file
 
 
-def _open_where_it_is(fd: int, mode: str) -> io.FileIO:
-    """A file over a descriptor; one for appending goes to its end when it is made, and with it all who share it."""
+def _open_in_place(fd: int, mode: str, name: Any) -> io.FileIO:
+    """Return a file for a descriptor, and keep the position of the open file.
+
+    The constructor moves a file for appending to its end, and with it all descriptors that share the position.
+    """
     is_moved = "a" in mode and stat.S_ISREG(os.fstat(fd).st_mode)
     position = os.lseek(fd, 0, os.SEEK_CUR) if is_moved else 0
-    file = io.FileIO(fd, mode)
+    file = io.FileIO(fd, mode) if name is None else io.FileIO(name, mode, opener=lambda _path, _flags: fd)
     if is_moved:
         os.lseek(fd, position, os.SEEK_SET)
     return file
 
 
-BUILDERS = frozenset({arrive, _receive_socket, _receive_connection, _receive_file})
-"""What pickles of such objects call."""
+BUILDERS = frozenset({arrive, _build_socket, _build_connection, _build_file})
+"""The functions that pickles of such objects call."""

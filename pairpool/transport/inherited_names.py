@@ -1,4 +1,4 @@
-"""What workers know by name: the functions and classes that they inherited, or that they import themselves."""
+"""Which functions and classes the other side finds by name, because it inherited them or can import them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from types import FunctionType, ModuleType
 from typing import Any
 
-__all__ = ["NAMEABLE", "InheritedNames", "Home", "resolve"]
+__all__ = ["NAMEABLE", "InheritedNames", "ResolvableNames", "resolve"]
 
 NAMEABLE = (FunctionType, type)
 
@@ -15,7 +15,7 @@ _STDLIB = os.path.dirname(os.__file__) + os.sep
 
 
 def resolve(thing: Any) -> object | None:
-    """The module-level object under which a function or class is found by name; None if it is not found there."""
+    """Return the module-level object through which a function or class is found by name, or None."""
     module = sys.modules.get(getattr(thing, "__module__", None) or "")
     qualname = getattr(thing, "__qualname__", None)
     if module is None or not isinstance(qualname, str):
@@ -28,7 +28,7 @@ def resolve(thing: Any) -> object | None:
 
 
 def _is_as_imported(thing: object, module: ModuleType) -> bool:
-    """Whether an import of `module` elsewhere would find this there too: it came from the module's own file."""
+    """Return whether an object comes from the file of its module, so that another process can import it, too."""
     if getattr(module, "__spec__", None) is None:
         return False
     while hasattr(thing, "__wrapped__"):
@@ -38,9 +38,9 @@ def _is_as_imported(thing: object, module: ModuleType) -> bool:
 
 
 def _is_installed(module: ModuleType) -> bool:
-    """Whether a module is part of Python or of a package that was installed: what it defines, nobody redefines.
+    """Return whether a module belongs to Python or to an installed package, whose names nobody redefines.
 
-    To look at every name of these would take longer than all else that opening a pool does.
+    To record every name of these modules would take longer than all other steps of opening a pool.
     """
     origin = getattr(getattr(module, "__spec__", None), "origin", None)
     if module is sys.modules.get("__main__"):
@@ -54,16 +54,16 @@ def _is_installed(module: ModuleType) -> bool:
 
 
 class InheritedNames:
-    """What the workers were born with: the functions and classes there were, by identity, when the zygote was forked.
+    """The functions and classes that existed when the zygote was forked, by identity.
 
-    The objects themselves are kept, so that none of their identities can be used again while the pool lives.
+    References to the objects are kept, so that no identity can be used again while the pool exists.
 
     Args:
-        main_names: names that the workers' `__main__` has, where it is not the fork of this process's; None for a fork.
+        main_names: the names in the workers' `__main__` if it is not a fork of this process's; None for a fork.
     """
 
     def __init__(self, main_names: frozenset[str] | None = None) -> None:
-        self.main_names = main_names
+        self._main_names = main_names
         self._distrusted: set[str] = set()
         self._modules = frozenset(sys.modules)
         self._objects: dict[int, object] = {}
@@ -76,16 +76,16 @@ class InheritedNames:
                     if isinstance(value, NAMEABLE):
                         keep[id(value)] = value
 
-    def set_main_names(self, names: frozenset[str] | None) -> None:
-        """Set the names of the workers' `__main__`, which a fresh interpreter tells when it is ready."""
-        self.main_names = names
+    def set_main_names(self, main_names: frozenset[str] | None) -> None:
+        """Set the names in the workers' `__main__`, which a fresh interpreter reports after it was started."""
+        self._main_names = main_names
 
     def distrust(self, module_name: str) -> None:
-        """Name nothing of this module any more: a worker did not find there what it should."""
+        """Name nothing of this module any more, because a worker did not find a name in it."""
         self._distrusted.add(module_name)
 
     def names(self, thing: Any) -> bool:
-        """Whether every worker finds this very function or class under its name."""
+        """Return whether every worker finds this very function or class by its name."""
         module_name = getattr(thing, "__module__", None)
         if module_name == "builtins":
             return True
@@ -94,13 +94,14 @@ class InheritedNames:
             return False
         if module_name not in self._modules:
             return _is_as_imported(head, sys.modules[thing.__module__])
-        if module_name == "__main__" and self.main_names is not None:
-            return thing.__qualname__.partition(".")[0] in self.main_names and id(head) in self._objects
+        if module_name == "__main__" and self._main_names is not None:
+            return thing.__qualname__.partition(".")[0] in self._main_names and id(head) in self._objects
         return id(head) in self._objects or not isinstance(head, NAMEABLE) or _is_installed(sys.modules[module_name])
 
 
-class Home:
-    """What a worker may name towards its master: all that it finds by name itself."""
+class ResolvableNames:
+    """The functions and classes that a worker may name in a pickle for its master: all that it finds by name itself."""
 
     def names(self, thing: Any) -> bool:
+        """Return whether this process finds a function or class by its name."""
         return getattr(thing, "__module__", None) == "builtins" or resolve(thing) is not None

@@ -1,15 +1,15 @@
-"""Items that are pickled one by one, as soon as they are taken from the input or returned by a task.
+"""Items that are pickled one by one, as soon as the input yields them or a task returns them.
 
-    item ─► immutable?  ─ yes ─► the item itself: nobody can change it, so it may be pickled later with its neighbours
+    item ─► immutable?  ─ yes ─► the item itself: it cannot change, so it can be pickled later, with its neighbours
               └ no ─► plain data? ─ yes ─► bytes: its pickle in protocol 3
-                         └ no ─► `Pickled`: its pickle, with large buffers beside it
+                         └ no ─► `Pickled`: its pickle, with large buffers out of band
 
-Code of the caller or of a task runs between two items. It may change an object that it has given before, so such an
+Code of the caller or of a task runs between two items. This code may change an object that it has given before. So the
 object is pickled before that code runs again.
 
-Protocol 3 names the place in the memo explicitly (BINPUT); protocols 4 and 5 count. So the opcodes of several pickles
-can stand one after the other in one list. Each item uses the memo anew: no object is part of two items. Such a list
-loads about as fast as one that was pickled as a whole.
+Protocol 3 names each place in the memo explicitly (BINPUT), while protocols 4 and 5 count. So the opcodes of several
+pickles can follow one another in one list. Each item uses the memo anew, and no object is part of two items. Such a
+list loads about as fast as a list that was pickled as a whole.
 """
 
 from __future__ import annotations
@@ -30,49 +30,48 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ATOMS",
-    "NONE",
-    "TOLD",
+    "PICKLED_NONE",
+    "REPORTED",
     "Failed",
     "Pickled",
     "Pickles",
-    "REUSED_UP_TO",
+    "PICKLER_REUSED_UP_TO_BYTES",
     "PlainPickler",
     "PlainWriter",
     "are_independent",
-    "as_one",
-    "in_a_call",
+    "standalone",
+    "pickled_call",
     "is_immutable",
-    "joined",
+    "pickled_list",
     "load_pickled",
-    "shown",
+    "for_display",
     "size_of",
 ]
 
 ATOMS = frozenset({int, float, complex, bool, str, bytes, type(None)})
-"""Types whose objects never change, and contain nothing."""
+"""Types whose objects never change and contain no other objects."""
 
 PLAIN_KINDS = ATOMS | {list, tuple, dict, set, frozenset, bytearray}
-"""Types whose objects are plain data if what they contain is."""
+"""Types whose objects are plain data if everything in them is plain data."""
 
-REUSED_UP_TO = 16 * 1024
-"""Bytes of a pickle up to which its pickler is used again."""
+PICKLER_REUSED_UP_TO_BYTES = 16 * 1024
+"""A pickler is used again if its last pickle was at most this large."""
 
-DEPTH = 4
-"""Tuples inside of tuples that are looked at, to tell whether an item is immutable."""
+TUPLE_LEVELS_EXAMINED = 4
+"""Levels of nested tuples and frozensets that `is_immutable` examines."""
 
-STOP = b"."
-NONE = b"\x80\x03N."
-"""The pickle of None."""
+PICKLED_NONE = b"\x80\x03N."
+"""The pickle of None in protocol 3."""
 
 _CALL = struct.Struct("<3si")
 
 
-class Refused(Exception):
-    """An object was met that is not plain data."""
+class NotPlainData(Exception):
+    """The plain pickler met an object that is not plain data."""
 
 
 class PlainPickler(pickle.Pickler):
-    """Refuses what is not plain data. The C pickler asks about everything but scalars, strings and containers."""
+    """Refuse objects that are not plain data. The C pickler asks about all but scalars, strings and containers."""
 
     def __init__(self, file: Any, protocol: int, buffer_callback: Callable[[Any], Any] | None = None) -> None:
         super().__init__(file, protocol, buffer_callback=buffer_callback)
@@ -81,15 +80,15 @@ class PlainPickler(pickle.Pickler):
     def reducer_override(self, obj: Any) -> Any:
         if is_plain(obj):
             return reduce_scattered(obj, self._protocol) or NotImplemented
-        raise Refused
+        raise NotPlainData
 
 
-_NOT_PLAIN = (Refused, pickle.PicklingError, RecursionError, MemoryError, TypeError, ValueError, OverflowError)
-"""Exceptions of the plain pickler for an object that is not plain data, or that cannot be pickled at all."""
+_NOT_PLAIN = (NotPlainData, pickle.PicklingError, RecursionError, MemoryError, TypeError, ValueError, OverflowError)
+"""Exceptions of the plain pickler for an object that is not plain data or cannot be pickled at all."""
 
 
 class PlainWriter:
-    """Pickles plain data, one object after the other, in protocol 3; not for two threads at once."""
+    """Pickle plain data in protocol 3, one object after the other. Only one thread may use a writer at a time."""
 
     __slots__ = ("_clear", "_dump", "_pieces")
 
@@ -98,23 +97,23 @@ class PlainWriter:
         self._renew()
 
     def _renew(self) -> None:
-        """Take a new pickler: `clear_memo` goes through the largest memo that the pickler has had."""
+        """Make a new pickler, because `clear_memo` goes through the largest memo that the old pickler ever had."""
         pickler = PlainPickler(SimpleNamespace(write=self._pieces.append), 3)
         self._dump = pickler.dump
         self._clear = pickler.clear_memo
 
     def dump(self, thing: Any) -> bytes | None:
-        """Return the pickle; None for an object that is not plain data, or that cannot be pickled at all."""
+        """Return the pickle, or None if the object is not plain data or cannot be pickled at all."""
         pieces = self._pieces
         try:
             self._dump(thing)
-            data = pieces[0] if len(pieces) == 1 else b"".join(pieces)  # large strings are written apart
+            data = pieces[0] if len(pieces) == 1 else b"".join(pieces)  # the pickler writes large strings separately
             pieces.clear()
-            if len(data) > REUSED_UP_TO:
+            if len(data) > PICKLER_REUSED_UP_TO_BYTES:
                 self._renew()
             else:
                 self._clear()
-        except BaseException as error:  # of a signal's handler, perhaps
+        except BaseException as error:  # perhaps from the handler of a signal
             pieces.clear()
             self._renew()
             if isinstance(error, _NOT_PLAIN):
@@ -124,31 +123,48 @@ class PlainWriter:
 
 
 class Pickled:
-    """The pickle of one item, as the item was when it was taken.
+    """The pickle of one item, made when the item had the value that has to travel.
 
     Attributes:
         data: the pickle.
         buffers: its out-of-band buffers.
         by_value: whether a function or class in the item travels by value.
         segments: the segments of the handles of `Pool.share` in the item.
-        cargo: the descriptors that the pickle names, or the objects that have them.
-        shown: the item itself, for errors and views; None if it can be loaded again for them.
+        fds: the descriptors that the pickle names, or the objects that have them; None if there are none.
+        original: the item itself, for errors and views; None if it can be loaded again for them.
         is_sharing: whether the pickle names large objects that other items of its batch name, too.
     """
 
-    __slots__ = ("buffers", "by_value", "cargo", "data", "is_sharing", "segments", "shown")
+    __slots__ = ("buffers", "by_value", "data", "fds", "is_sharing", "original", "segments")
 
-    def __init__(self, data: bytes, buffers: list[Buffer], *, by_value: bool = False) -> None:
+    def __init__(
+        self,
+        data: bytes,
+        buffers: list[Buffer],
+        *,
+        by_value: bool = False,
+        segments: tuple[Segment, ...] = (),
+        fds: OutgoingFds | ChildFds | None = None,
+        is_sharing: bool = False,
+    ) -> None:
         self.data = data
         self.buffers = buffers
         self.by_value = by_value
-        self.segments: tuple[Segment, ...] = ()
-        self.cargo: OutgoingFds | ChildFds | None = None
-        self.shown: Any = None
-        self.is_sharing = False
+        self.segments = segments
+        self.fds = fds
+        self.original: Any = None
+        self.is_sharing = is_sharing
+
+    def keep_original(self, item: Any) -> None:
+        """Keep the item itself for errors and views."""
+        self.original = item
+
+    def with_data(self, data: bytes) -> Pickled:
+        """Return the same item with another pickle, which names the same buffers, segments and descriptors."""
+        return Pickled(data, self.buffers, by_value=self.by_value, segments=self.segments, fds=self.fds)
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
-        """Inside of another pickle: what arrives is the item, loaded by itself."""
+        """Reduce to the item: inside another pickle, a `Pickled` arrives as the item, loaded by itself."""
         if int(protocol) < 5:
             return load_pickled, (self.data, [bytearray(buffer) for buffer in self.buffers])
         return load_pickled, (self.data, [pickle.PickleBuffer(buffer) for buffer in self.buffers])
@@ -159,15 +175,22 @@ def load_pickled(data: bytes, buffers: list[Any]) -> Any:
     return pickle.loads(data, buffers=buffers)
 
 
-def as_one(part: Part, thing: Any) -> Any:
-    """Return a stand-in for an object inside of another pickle; the object itself if it has descriptors."""
+def standalone(part: Part, thing: Any) -> Any:
+    """Return an object to put inside another pickle, where it arrives as `thing`.
+
+    The object is a `Pickled`. It is `thing` itself if `thing` could not be pickled or has descriptors.
+    """
     if type(part) is bytes:
         return Pickled(part, [])
-    return part if type(part) is Pickled and part.cargo is None else thing
+    return part if type(part) is Pickled and part.fds is None else thing
 
 
 class Failed:
-    """Stands for an item that could not be pickled because of `error`; None if the error was reported already."""
+    """Take the place of an item that could not be pickled.
+
+    Attributes:
+        error: the reason; None if it was reported already.
+    """
 
     __slots__ = ("error",)
 
@@ -178,11 +201,12 @@ class Failed:
         return f"<not pickled: {type(self.error).__name__}>"
 
 
-TOLD = Failed(None)
+REPORTED = Failed(None)
+"""Takes the place of an item whose failure was reported already."""
 
 
 def size_of(part: Part) -> int:
-    """Return the bytes of an item's pickle and its buffers."""
+    """Return the size of an item's pickle and its buffers in bytes."""
     if type(part) is bytes:
         return len(part)
     if type(part) is not Pickled:
@@ -190,21 +214,21 @@ def size_of(part: Part) -> int:
     return len(part.data) + sum(map(len, part.buffers)) if part.buffers else len(part.data)
 
 
-def shown(part: Part) -> Any:
-    """Return an item, or a copy of it, for a description. No code of the item's class is run to load the copy."""
+def for_display(part: Part) -> Any:
+    """Return an item, or a copy of it, to describe it. Loading the copy runs no code of the item's class."""
     if type(part) is bytes:
         return pickle.loads(part)
     if type(part) is Pickled:
-        return part.shown if part.shown is not None else pickle.loads(part.data, buffers=part.buffers)
+        return part.original if part.original is not None else pickle.loads(part.data, buffers=part.buffers)
     return part
 
 
 Part = bytes | Pickled | Failed
-"""An item that was pickled by itself; bytes are the pickle of plain data in protocol 3."""
+"""An item that was pickled by itself. Bytes are the pickle of plain data in protocol 3."""
 
 
 class Pickles(list[Any]):
-    """The items of a batch, each a `Part`; its slices are such lists, too."""
+    """The items of a batch, each as a `Part`. A slice of it is a `Pickles`, too."""
 
     __slots__ = ()
 
@@ -217,25 +241,25 @@ class Pickles(list[Any]):
         return Pickles(found) if isinstance(place, slice) else found
 
 
-# --- what need not be pickled early -------------------------------------------------------------------
+# --- objects that need no early pickle ------------------------------------------------------------------
 
 
-def is_immutable(thing: Any, depth: int = DEPTH) -> bool:
-    """Return whether nobody can change an object: an atom, or a tuple or frozenset of such objects, by exact type."""
+def is_immutable(thing: Any, levels: int = TUPLE_LEVELS_EXAMINED) -> bool:
+    """Return whether an object cannot change: an atom, or a tuple or frozenset of such objects, by exact type."""
     kind = type(thing)
     if kind is not tuple and kind is not frozenset:
         return kind in ATOMS or is_scalar(kind)
-    for one in thing:  # noqa: SIM110  # a generator takes longer than most tuples do
-        if type(one) not in ATOMS and not (depth > 0 and is_immutable(one, depth - 1)):
+    for one in thing:  # noqa: SIM110  # a generator costs more than most tuples
+        if type(one) not in ATOMS and not (levels > 0 and is_immutable(one, levels - 1)):
             return False
     return True
 
 
 def are_independent(items: Collection[Any]) -> bool:
-    """Return whether no object that can change is part of two of these items; False if that cannot be told cheaply.
+    """Return whether no mutable object is part of two of these items. Return False if the check would be expensive.
 
-    Atoms are independent, and so are tuples of atoms, and different lists, dicts, sets and small arrays that hold
-    atoms. All loops of this function run in C.
+    Atoms and tuples of atoms are independent. Lists, dicts, sets and small arrays are independent if they are different
+    objects and hold only atoms. All loops of this function run in C.
     """
     kinds = set(map(type, items))
     if ATOMS.issuperset(kinds) or all(kind in ATOMS or is_scalar(kind) for kind in kinds):
@@ -256,14 +280,14 @@ def are_independent(items: Collection[Any]) -> bool:
     return ATOMS.issuperset(map(type, contents)) and len(set(map(id, items))) == len(items)
 
 
-# --- pickles put together -----------------------------------------------------------------------------
+# --- pickles made of pickles -----------------------------------------------------------------------------
 
 
-def in_a_call(number: int, data: bytes) -> bytes:
-    """Return the pickle of `(number, thing)`, made of the pickle of `thing`."""
+def pickled_call(number: int, data: bytes) -> bytes:
+    """Return the pickle of `(number, thing)`, given the pickle of `thing`."""
     return _CALL.pack(b"\x80" + data[1:2] + b"J", number) + data[:-1] + b"\x86."
 
 
-def joined(pickles: Iterable[bytes]) -> bytes:
-    """Return the pickle of a list, made of the pickles of its items in protocol 3."""
+def pickled_list(pickles: Iterable[bytes]) -> bytes:
+    """Return the pickle of a list, given the pickles of its items in protocol 3."""
     return b"".join([b"\x80\x03(", *[data[:-1] for data in pickles], b"l."])

@@ -1,51 +1,87 @@
-"""The large objects that the items of one batch name instead of containing them (see `large_parts`)."""
+"""Pickle each large object of a batch once, however many items of the batch contain it.
+
+item ─► same item was pickled before? ─ yes ─► its old pickle
+          └ no ─► names large objects, and shares nothing else with them? ─ yes ─► a pickle that names them
+                     └ no ─► its own pickle, as a whole
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from pairpool.transport.items import Pickled, Pickles
+from pairpool.linux.interrupts import is_own
+from pairpool.transport.items import Part, Pickled, Pickles, size_of
 from pairpool.transport.large_parts import LargeParts
-from pairpool.transport.picklers import Beside
-from pairpool.transport.repeats import Repeats
+from pairpool.transport.object_dumper import ObjectDumper
+from pairpool.transport.picklers import pickled
+from pairpool.transport.repeats import LARGE_OBJECT_BYTES, Repeats
 
-__all__ = ["Large"]
+__all__ = ["BatchDumper"]
 
 
-class Large:
-    """The large objects of one batch.
+class BatchDumper:
+    """Pickle the items of one batch, and name the large objects in them.
 
     Args:
-        repeats: what is known of the items of the call.
-        pickle_alone: returns an object as it is now, with what is beside its pickle; raises what its pickling raises.
+        repeats: the large objects of the call.
+        dumper: pickles single objects.
+        dump_whole: returns the pickle of an item that names no large object.
 
     Attributes:
-        parts: the objects that were named so far; an item names them by their places here.
+        large: the pickles of the large objects that were named so far. An item names them by their indexes here.
     """
 
-    def __init__(self, repeats: Repeats, pickle_alone: Callable[[Any], tuple[Pickled, Beside]]) -> None:
-        self.repeats = repeats
-        self.parts = Pickles()
-        self._pickle_alone = pickle_alone
+    def __init__(self, repeats: Repeats, dumper: ObjectDumper, dump_whole: Callable[[Any], Part]) -> None:
+        self.large = Pickles()
+        self._repeats = repeats
+        self._dumper = dumper
+        self._dump_whole = dump_whole
         self._numbers: dict[int, int] = {}
-        self._besides: list[Beside] = []  # keeps the segments that the parts name
-        self._inside = LargeParts()
+        self._parts = LargeParts()
+
+    def dump(self, item: Any) -> Part:
+        """Return the pickle of an item."""
+        repeats = self._repeats
+        known: Part | None = repeats.find(item)
+        if known is not None:
+            return known
+        part: Part = (repeats.large and self._dump_sharing(item)) or self._dump_whole(item)
+        if size_of(part) >= LARGE_OBJECT_BYTES:
+            if repeats.examine(item):
+                part = self._dump_sharing(item) or part
+            if not (type(part) is Pickled and part.is_sharing):
+                repeats.keep(item, part)
+        return part
 
     def number(self, thing: object) -> int | None:
-        """Return the number of a large object, which is pickled when it is named first; None for other objects."""
+        """Return the number of a large object, or None for other objects. The first call for an object pickles it."""
         identity = id(thing)
-        if identity not in self.repeats.large:
+        if identity not in self._repeats.large:
             return None
         number = self._numbers.get(identity)
         if number is None:
-            part, beside = self._pickle_alone(thing)
-            number = self._numbers[identity] = len(self.parts)
-            self.parts.append(part)
-            self._besides.append(beside)
-            self._inside.add(beside.pickler)
+            out_of_band = self._dumper.out_of_band()
+            dumped = self._dumper.dump(thing, out_of_band)
+            number = self._numbers[identity] = len(self.large)
+            self.large.append(pickled(dumped.data, out_of_band, None, by_value=dumped.by_value))
+            self._parts.add(dumped.pickler)
         return number
 
-    def may_travel_apart(self, item: Beside) -> bool:
-        """Return whether an item and the large objects that it names have no other mutable object in common."""
-        return self._inside.may_travel_apart(item.pickler, item.used)
+    def _dump_sharing(self, item: Any) -> Pickled | None:
+        """Return a pickle that names large objects. Return None if there are none, or if they must not travel apart."""
+        if id(item) in self._repeats.large:
+            return None
+        out_of_band = self._dumper.out_of_band(self)
+        try:
+            dumped = self._dumper.dump(item, out_of_band)
+            named = out_of_band.named
+            if not named or not self._parts.may_travel_apart(dumped.pickler, named):
+                return None
+        except Exception as error:
+            if not is_own(error):
+                raise
+            return None  # if the item itself cannot be pickled, its own pickle raises this error again
+        part = pickled(dumped.data, out_of_band, None, by_value=dumped.by_value)
+        part.keep_original(item)
+        return part

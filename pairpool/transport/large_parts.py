@@ -8,12 +8,15 @@ as a whole. The rule: an item and the large objects that it names may have no mu
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Set
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
-from pairpool.transport.repeats import mutable_in
-
 __all__ = ["LargeParts"]
+
+_IMMUTABLE = frozenset({complex, str, bytes, tuple, frozenset, FunctionType, BuiltinFunctionType, ModuleType})
+"""Types of objects in a pickler's memo that do not change. The elements of a tuple have their own memo entries."""
 
 
 class LargeParts:
@@ -38,7 +41,7 @@ class LargeParts:
             pickler: the pickler that pickled the item.
             used: the numbers of the large objects that the item names.
         """
-        outside = mutable_in(pickler)
+        outside = _mutable_in(pickler)
         if outside and not all(outside.isdisjoint(self._inside_of(number)) for number in used):
             return False
         return all(self._are_apart(one, other) for one, other in itertools.combinations(sorted(used), 2))
@@ -51,5 +54,16 @@ class LargeParts:
 
     def _inside_of(self, number: int) -> frozenset[int]:
         if number not in self._inside:
-            self._inside[number] = mutable_in(self._picklers[number])
+            self._inside[number] = _mutable_in(self._picklers[number])
         return self._inside[number]
+
+
+def _mutable_in(pickler: Any) -> frozenset[int]:
+    """Return the identities of the mutable objects in the memo of a pickler."""
+    numpy = sys.modules.get("numpy")
+    immutable = (type,) if numpy is None else (type, numpy.dtype, numpy.generic)
+    return frozenset(
+        identity
+        for identity, (_index, thing) in pickler.memo.copy().items()
+        if type(thing) not in _IMMUTABLE and not isinstance(thing, immutable)
+    )

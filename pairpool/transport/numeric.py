@@ -1,6 +1,7 @@
-"""numpy's arrays and scalars as plain data: nothing of the caller's runs when they are loaded, so they may go in bulk.
+"""Arrays and scalars of numpy as plain data: they run no code of the caller when they are loaded.
 
-A batch of 8 KiB arrays in one pickle, with their buffers behind it, takes a third of the time of a pickle each.
+So they may travel in the pickle of a whole batch. A batch of 8 KiB arrays in one pickle, with the buffers behind it,
+takes a third of the time of a pickle per array.
 """
 
 from __future__ import annotations
@@ -12,80 +13,83 @@ from typing import Any
 
 __all__ = ["is_array", "is_numeric", "is_plain", "is_scalar", "is_small_array", "own_array", "reduce_scattered"]
 
-SMALL = 32 * 1024
-"""Bytes from which on an array goes by itself: to pickle it is little work beside the copies."""
+SMALL_ARRAY_BELOW_BYTES = 32 * 1024
+"""An array of this size and above has its own pickle, whose cost is small beside that of the copies."""
 
-KINDS_KEPT = 256
-_NEITHER, _OTHER, _SCALAR = range(3)
+KINDS_REMEMBERED = 256
+"""Number of types whose kind is remembered."""
+
+_NOT_NUMERIC, _OTHER, _SCALAR = range(3)
 _kinds: dict[type, int] = {}
-"""Types that were asked about, and what they are of numpy's: nothing, an array or an odd scalar, a number or bool."""
+"""The kind of each type: not of numpy; an array or an unusual scalar; a number or bool of numpy."""
 
-_NAMEABLE = (type, FunctionType, BuiltinFunctionType)
-_BUILTIN = frozenset({complex, set, frozenset, bytearray})
+_NAMEABLE_TYPES = (type, FunctionType, BuiltinFunctionType)
+_BUILTIN_TYPES = frozenset({complex, set, frozenset, bytearray})
 
 
 def is_plain(thing: Any) -> bool:
-    """Whether this is plain data that the C pickler asks about, or what the pickles of such data name.
+    """Return whether an object about which the C pickler asks is plain data, or is named by pickles of plain data.
 
-    That is a complex number, a small array or a scalar of numpy; in protocol 3 also the types of sets and bytearrays.
+    Complex numbers, small arrays and scalars of numpy are plain data. In protocol 3, pickles of plain data name the
+    types of sets and bytearrays.
     """
     kind = type(thing)
-    if kind is type and thing in _BUILTIN:
+    if kind is type and thing in _BUILTIN_TYPES:
         return True
     numpy = sys.modules.get("numpy")
     if numpy is not None:
         if kind is numpy.ndarray:
-            return thing.nbytes < SMALL and not thing.dtype.hasobject
+            return thing.nbytes < SMALL_ARRAY_BELOW_BYTES and not thing.dtype.hasobject
         if isinstance(thing, numpy.dtype):
             return thing.isbuiltin == 1 and not thing.hasobject
         if isinstance(thing, numpy.generic):
             return kind.__module__ == "numpy" and thing.dtype.isbuiltin == 1 and not thing.dtype.hasobject
-        if isinstance(thing, _NAMEABLE) and thing in _named(numpy):
+        if isinstance(thing, _NAMEABLE_TYPES) and thing in _named_by_pickles(numpy):
             return True
     return kind is complex
 
 
 def is_numeric(kind: type) -> bool:
-    """Return whether objects of a type may be plain data: complex numbers, and numpy's arrays and scalars."""
-    return kind is complex or _about(kind) > _NEITHER
+    """Return whether objects of a type may be plain data: complex numbers, and arrays and scalars of numpy."""
+    return kind is complex or _kind_of(kind) > _NOT_NUMERIC
 
 
 def is_scalar(kind: type) -> bool:
-    """Return whether a type is that of numpy's scalars which never change."""
-    return _about(kind) == _SCALAR
+    """Return whether a type is a scalar type of numpy whose objects never change."""
+    return _kind_of(kind) == _SCALAR
 
 
-def _about(kind: type) -> int:
+def _kind_of(kind: type) -> int:
     known = _kinds.get(kind)
     if known is None:
         numpy = sys.modules.get("numpy")
         if numpy is None:
-            return _NEITHER
-        known = _NEITHER
+            return _NOT_NUMERIC
+        known = _NOT_NUMERIC
         if kind is numpy.ndarray or issubclass(kind, numpy.generic):
             is_fixed = kind.__module__ == "numpy" and issubclass(kind, (numpy.number, numpy.bool_))
             known = _SCALAR if is_fixed else _OTHER
-        if len(_kinds) > KINDS_KEPT:
+        if len(_kinds) > KINDS_REMEMBERED:
             _kinds.clear()
         _kinds[kind] = known
     return known
 
 
 def is_array(thing: Any) -> bool:
-    """Whether this is an array of numpy, no subclass, that holds no Python objects."""
+    """Return whether an object is an array of numpy (no subclass) that holds no Python objects."""
     numpy = sys.modules.get("numpy")
     return numpy is not None and type(thing) is numpy.ndarray and not thing.dtype.hasobject
 
 
 def is_small_array(thing: Any) -> bool:
-    """Whether this is an array that goes in one pickle with its neighbours."""
-    return is_array(thing) and thing.nbytes < SMALL and thing.dtype.isbuiltin == 1
+    """Return whether an object is an array that may travel in one pickle with other items."""
+    return is_array(thing) and thing.nbytes < SMALL_ARRAY_BELOW_BYTES and thing.dtype.isbuiltin == 1
 
 
 def reduce_scattered(thing: Any, protocol: int) -> Any:
-    """Return how to pickle an array whose elements do not lie one after the other; None for anything else.
+    """Return the reduced form of an array with gaps between its elements, or None for any other object.
 
-    It arrives in C order, as from multiprocessing. Left alone, numpy keeps the order of the axes in protocol 5 only.
+    The array arrives in C order, as from multiprocessing. numpy itself keeps the order of the axes in protocol 5 only.
     """
     if is_array(thing) and not thing.flags.forc:
         return thing.copy("C").__reduce_ex__(protocol)
@@ -93,13 +97,13 @@ def reduce_scattered(thing: Any, protocol: int) -> Any:
 
 
 def own_array(array: Any) -> Any:
-    """A copy of an array, laid out as the array would be after a pickle and back."""
+    """Return a copy of an array, with the memory layout that the array would have after a pickle."""
     return array.copy("F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C")
 
 
 @functools.cache
-def _named(numpy: Any) -> frozenset[Any]:
-    """The functions and classes that such pickles name, whatever this version of numpy calls them."""
+def _named_by_pickles(numpy: Any) -> frozenset[Any]:
+    """Return the functions and classes that pickles of plain data name. Their names depend on the version of numpy."""
     samples = (numpy.zeros(1), numpy.zeros((2, 2), order="F"), numpy.float64(0), numpy.dtype("u1"))
     named = {sample.__reduce_ex__(protocol)[0] for sample in samples for protocol in (3, 5)}
     return frozenset({*named, numpy.ndarray})

@@ -1,10 +1,16 @@
-"""The payload of a batch: pickles and their buffers, put together on one side and taken apart on the other.
+"""The payload of a batch: put pickles and their buffers together on one side, and take them apart on the other.
 
-- BULK: one pickle of a list of all items;
-- WHOLE: the same with the buffers of arrays behind it, laid out like a single item of
-- EACH: a table of lengths, then one pickle per item with its protocol 5 buffers behind it;
-- SHARING: the number of large objects that several items name, and then a payload like EACH, with the pickles of these
-  objects before those of the items.
+| format  | contents                                                                                                 |
+| ------- | -------------------------------------------------------------------------------------------------------- |
+| BULK    | one pickle of a list of all items                                                                        |
+| WHOLE   | the same with the buffers of arrays behind it, laid out like a single item of EACH                       |
+| EACH    | a table of lengths, then one pickle per item, each followed by its protocol 5 buffers                    |
+| SHARING | the number of large objects that several items name, then a payload like EACH: the pickles of the large  |
+|         | objects, then those of the items                                                                         |
+
+The table of EACH is an array of 8-byte words, with its length in front:
+
+    words | item 0: size of pickle, fds << 32 | buffers, size of each buffer | item 1: ...
 """
 
 from __future__ import annotations
@@ -16,10 +22,11 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from pairpool.transport import fd_passing, payload_shm
+from pairpool.transport import fd_passing
 from pairpool.transport.fd_passing import OutgoingFds
-from pairpool.transport.items import Failed, Part, Pickled, Pickles, joined
+from pairpool.transport.items import Failed, Part, Pickled, Pickles, pickled_list
 from pairpool.transport.segments import Segment, closed_error
+from pairpool.transport.warm_memory import process_memory
 from pairpool.transport.wire import FORMATS, Buffer
 
 __all__ = [
@@ -36,26 +43,27 @@ __all__ = [
     "load_shared",
     "load_single",
     "single",
+    "whole",
 ]
 
 BULK, EACH, WHOLE, SHARING = range(FORMATS)
 
 _WORD = struct.Struct("<Q")
 _COUNT_BITS = 32
-_COUNT = (1 << _COUNT_BITS) - 1
-"""A table has the number of an item's buffers in the lower half of a word, and that of its descriptors in the upper."""
+_COUNT_MASK = (1 << _COUNT_BITS) - 1
+"""Mask for the lower half of a word of the table: the number of an item's buffers. The upper half counts its fds."""
 
 
 class Encoded(NamedTuple):
-    """Pieces of memory that make a payload, one after the other."""
+    """A payload, as pieces of memory that follow one another."""
 
     format: int
     pieces: list[Buffer]
     size: int
-    by_value: bool  # an object in it travels by value, which multiprocessing would have refused
-    segments: tuple[Segment, ...] = ()  # a worker has to have these mapped to unpickle it
-    rights: OutgoingFds | None = None  # copies of the descriptors that it names
-    fitting: int = -1  # number of items that it holds, if descriptors do not let it hold them all; else -1
+    by_value: bool  # whether an object in it travels by value, which multiprocessing would have refused
+    segments: tuple[Segment, ...] = ()  # a worker has to map these before it unpickles the payload
+    fds: OutgoingFds | None = None  # copies of the descriptors that the pickles name
+    fitting: int = -1  # number of items in it if the descriptors leave no room for all of them, else -1
     shared: int = 0  # bytes of the large objects that several items name
 
 
@@ -67,102 +75,107 @@ def bulk(data: bytes) -> Encoded:
     return Encoded(BULK, [data], len(data), False)
 
 
+def whole(part: Pickled) -> Encoded:
+    """Return the payload that is one pickle of all items with its buffers."""
+    return single(part)._replace(format=WHOLE)
+
+
 def single(part: Pickled) -> Encoded:
     """Return the payload that is one item."""
-    payload = _Payload(is_going_out=False)
-    error = payload.add(part)
+    builder = _PayloadBuilder(to_worker=False)
+    error = builder.add(part)
     if error is not None:
         raise error
-    return payload.encoded()
+    return builder.encoded()
 
 
 def assembled(
-    parts: Pickles,
-    fail: Callable[[int, BaseException], None],
-    shared: Pickles | None = None,
-    *,
-    is_going_out: bool,
+    parts: Pickles, fail: Callable[[int, BaseException], None], large: Pickles | None = None, *, to_worker: bool
 ) -> Encoded:
     """Return the payload of items that were pickled one by one.
 
     Args:
-        fail: called with the offset of each item that cannot be sent and the error.
-        shared: large objects that the items name by their places here.
-        is_going_out: whether it is for a worker. A batch then ends before an item for which descriptors are lacking, or
-            which must not go with those before it.
+        parts: the items.
+        fail: called with the offset of each item that cannot be sent, and the error.
+        large: the large objects that the items name by their indexes here.
+        to_worker: whether a worker receives the payload. Then see `_PayloadBuilder`.
     """
-    if not shared and {bytes}.issuperset(map(type, parts)):
-        return bulk(joined(parts))
-    payload = _Payload(is_going_out)
-    for part in shared or ():
-        payload.add(part)
-    size = payload.size
-    payload.begin_items()
+    if not large and {bytes}.issuperset(map(type, parts)):
+        return bulk(pickled_list(parts))
+    builder = _PayloadBuilder(to_worker)
+    for part in large or ():
+        builder.add(part)
+    large_size = builder.size
+    builder.begin_items()
     fitting = -1
     for offset, part in enumerate(parts):
-        error = payload.add(part)
-        if payload.is_full:
+        error = builder.add(part)
+        if builder.is_full:
             fitting = offset
             break
         if error is not None:
             fail(offset, error)
-    encoded = payload.encoded(fitting)
-    if not shared:
+    encoded = builder.encoded(fitting)
+    if not large:
         return encoded
-    pieces: list[Buffer] = [_WORD.pack(len(shared)), *encoded.pieces]
-    return encoded._replace(format=SHARING, pieces=pieces, size=encoded.size + _WORD.size, shared=size)
+    pieces: list[Buffer] = [_WORD.pack(len(large)), *encoded.pieces]
+    return encoded._replace(format=SHARING, pieces=pieces, size=encoded.size + _WORD.size, shared=large_size)
 
 
-class _Payload:
-    """The items of an EACH payload, while they are put together.
+class _PayloadBuilder:
+    """Put the items of an EACH payload together.
 
     Args:
-        is_going_out: whether it is for a worker. A batch then ends before an item for which descriptors are lacking, or
-            which must not go with those before it.
+        to_worker: whether a worker receives the payload. A batch for a worker ends before an item that needs more
+            descriptors than this process may open, or that must not travel with the items before it.
+
+    Attributes:
+        size: bytes of all pickles and buffers so far.
+        is_full: whether the batch ends before the item that was added last.
     """
 
-    def __init__(self, is_going_out: bool) -> None:
-        self._is_going_out = is_going_out
-        self._count = 0
-        self.table: list[int] = []
-        self.pieces: list[Buffer] = []
+    def __init__(self, to_worker: bool) -> None:
         self.size = 0
-        self.by_value = False
-        self.segments: list[Segment] = []
-        self.rights = OutgoingFds()
         self.is_full = False
+        self._to_worker = to_worker
+        self._count = 0
+        self._table: list[int] = []
+        self._pieces: list[Buffer] = []
+        self._by_value = False
+        self._segments: list[Segment] = []
+        self._fds = OutgoingFds()
 
     def begin_items(self) -> None:
-        """Count items from now on: what was added before is in front of them."""
+        """Count items from now on. The objects that were added before are the large objects."""
         self._count = 0
 
     def add(self, part: Part) -> BaseException | None:
-        """Add an item. Return the error if it cannot be sent. If `is_full` is set, it goes with the next batch."""
+        """Add an item. Return the error if it cannot be sent. If `is_full` is set, it travels with the next batch."""
         self._count += 1
         if type(part) is bytes:
             self._put(part)
             return None
         if type(part) is not Pickled:
-            self.table += (0, 0)
+            self._table += (0, 0)
             return part.error  # type: ignore[union-attr]
-        descriptors = 0
-        if part.segments or part.cargo is not None:
-            start = len(self.rights)
-            error = self._add_beside(part, start)
+        fd_count = 0
+        if part.segments or part.fds is not None:
+            start = len(self._fds)
+            error = self._add_out_of_band(part, start)
             if self.is_full:
                 return None
             if error is not None:
-                self.table += (0, 0)
+                self._table += (0, 0)
                 return error
-            descriptors = len(self.rights) - start
-        self.by_value |= part.by_value
-        self._put(part.data, part.buffers, descriptors)
+            fd_count = len(self._fds) - start
+        self._by_value |= part.by_value
+        self._put(part.data, part.buffers, fd_count)
         return None
 
-    def _put(self, data: bytes, buffers: Sequence[Buffer] = (), descriptors: int = 0) -> None:
-        table, pieces = self.table, self.pieces
+    def _put(self, data: bytes, buffers: Sequence[Buffer] = (), fd_count: int = 0) -> None:
+        table, pieces = self._table, self._pieces
         table.append(len(data))
-        table.append(len(buffers) | descriptors << _COUNT_BITS)
+        table.append(len(buffers) | fd_count << _COUNT_BITS)
         pieces.append(data)
         self.size += len(data)
         if buffers:
@@ -171,50 +184,55 @@ class _Payload:
             pieces += buffers
             self.size += sum(sizes)
 
-    def _add_beside(self, part: Pickled, start: int) -> BaseException | None:
-        """Segments and descriptors of an item."""
+    def _add_out_of_band(self, part: Pickled, start: int) -> BaseException | None:
+        """Add the segments and descriptors of an item. Return the error if it cannot be sent.
+
+        Args:
+            part: the item.
+            start: the number of descriptors of the items before.
+        """
         if any(segment.is_closed for segment in part.segments):
             return closed_error()
-        if part.cargo is not None:
+        if part.fds is not None:
             try:
-                part.cargo.add_to(self.rights)
+                part.fds.add_to(self._fds)
             except OSError as error:
-                self.rights.cut(start)
-                self.is_full = start > 0 and self._is_going_out and isinstance(error, fd_passing.NoRoom)
-                return error.with_traceback(None)  # its frames have the descriptors that come before
-            if self._is_too_much(start):
-                self.rights.cut(start)
+                self._fds.cut(start)
+                self.is_full = start > 0 and self._to_worker and isinstance(error, fd_passing.NoRoom)
+                return error.with_traceback(None)  # its frames refer to the descriptors of the items before
+            if self._must_end_before(start):
+                self._fds.cut(start)
                 self.is_full = True
                 return None
-        self.segments += part.segments
+        self._segments += part.segments
         return None
 
-    def _is_too_much(self, start: int) -> bool:
-        """Whether an item must not go with those before it: there are many descriptors, or one that moves.
+    def _must_end_before(self, start: int) -> bool:
+        """Return whether the item must not travel with the items before it.
 
-        A worker that dies takes with it the descriptors that have moved there: those of the item that it ran, and of
-        none behind that.
+        The reason is the number of descriptors, or a descriptor that this process closes once it has arrived. A worker
+        that dies takes such descriptors with it. In a batch of one item, they belong to the item that the worker ran.
         """
-        if self._count == 1 or not self._is_going_out:
+        if self._count == 1 or not self._to_worker:
             return False
-        return bool(self.rights.movers) or start >= fd_passing.BATCH_LIMIT
+        return bool(self._fds.movers) or start >= fd_passing.BATCH_LIMIT
 
     def encoded(self, fitting: int = -1) -> Encoded:
         """Return the payload of the items that were added."""
-        head = struct.pack(f"<{len(self.table) + 1}Q", len(self.table), *self.table)
-        by_value = self.by_value or any(segment.by_value for segment in self.segments)
-        cargo = self.rights if self.rights.fds else None
-        segments = tuple(dict.fromkeys(self.segments))
-        return Encoded(EACH, [head, *self.pieces], len(head) + self.size, by_value, segments, cargo, fitting)
+        head = struct.pack(f"<{len(self._table) + 1}Q", len(self._table), *self._table)
+        by_value = self._by_value or any(segment.by_value for segment in self._segments)
+        fds = self._fds if len(self._fds) else None
+        segments = tuple(dict.fromkeys(self._segments))
+        return Encoded(EACH, [head, *self._pieces], len(head) + self.size, by_value, segments, fds, fitting)
 
 
 # --- taking apart -----------------------------------------------------------------------------------------
 
 
 def each_item(payload: memoryview) -> Iterator[tuple[memoryview, list[memoryview], int]]:
-    """The items of an EACH payload: pickle and buffers as views of it, and the place of its first descriptor.
+    """Yield each item of an EACH payload: views of its pickle and buffers, and the place of its first descriptor.
 
-    An empty pickle stands for a missing item.
+    An empty pickle takes the place of a missing item.
     """
     words = _WORD.unpack_from(payload)[0]
     table = payload[8 : 8 + 8 * words].cast("Q")
@@ -222,7 +240,7 @@ def each_item(payload: memoryview) -> Iterator[tuple[memoryview, list[memoryview
     index = place = 0
     while index < words:
         size, counts = table[index], table[index + 1]
-        buffers = counts & _COUNT
+        buffers = counts & _COUNT_MASK
         pickled = payload[at : at + size]
         at += size
         views = []
@@ -241,47 +259,56 @@ def load_single(encoded: Encoded) -> Any:
 
 
 def load_all(form: int, content: memoryview) -> Any:
-    """The items of a BULK or a WHOLE payload."""
+    """Load the items of a BULK or a WHOLE payload."""
     return pickle.loads(content) if form == BULK else load_item(*next(each_item(content))[:2])
 
 
-def load_item(pickled: memoryview, buffers: list[memoryview], shared: list[Any] | None = None) -> Any:
-    """Unpickle one item of an EACH payload; its arrays are writable and own their memory."""
-    own = [payload_shm.memory.copy(view) for view in buffers]
-    if shared is None:
+def load_item(pickled: memoryview, buffers: list[memoryview], large: list[Any] | None = None) -> Any:
+    """Load one item of an EACH payload. Its arrays are writable and own their memory.
+
+    Args:
+        pickled: the pickle.
+        buffers: its buffers, which are copied.
+        large: the large objects that the pickle may name.
+    """
+    own = [process_memory.copy(view) for view in buffers]
+    if large is None:
         return pickle.loads(pickled, buffers=own)
-    unpickler = _SharingUnpickler(io.BytesIO(pickled), buffers=own)
-    unpickler.shared = shared
-    return unpickler.load()
+    return _SharingUnpickler(pickled, own, large).load()
 
 
 def load_shared(
-    content: memoryview, tell: Callable[[memoryview, BaseException], object]
+    content: memoryview, report: Callable[[memoryview, BaseException], object]
 ) -> tuple[list[Any], Iterator[tuple[memoryview, list[memoryview], int]]]:
-    """Return the large objects of a SHARING payload, loaded, and its items, as `each_item` returns them.
+    """Load the large objects of a SHARING payload. Return them, and the items as `each_item` yields them.
 
-    A `Failed` stands for an object that cannot be loaded. Its error is raised for each item that names the object.
+    A `Failed` takes the place of an object that cannot be loaded. Its error is raised for each item that names it.
 
     Args:
-        tell: called with the pickle of such an object and the error.
+        content: the payload.
+        report: called with the pickle of each object that cannot be loaded, and the error.
     """
     count = _WORD.unpack_from(content)[0]
     entries = each_item(content[8:])
-    shared: list[Any] = []
+    large: list[Any] = []
     for pickled, buffers, _place in itertools.islice(entries, count):
         try:
-            shared.append(load_item(pickled, buffers))
+            large.append(load_item(pickled, buffers))
         except BaseException as error:
-            tell(pickled, error)
-            shared.append(Failed(error))
-    return shared, entries
+            report(pickled, error)
+            large.append(Failed(error))
+    return large, entries
 
 
 class _SharingUnpickler(pickle.Unpickler):
-    shared: list[Any]
+    """Load an item that names large objects."""
+
+    def __init__(self, pickled: memoryview, buffers: list[Any], large: list[Any]) -> None:
+        super().__init__(io.BytesIO(pickled), buffers=buffers)
+        self._large = large
 
     def persistent_load(self, number: int) -> Any:
-        found = self.shared[number]
+        found = self._large[number]
         if type(found) is Failed:
             assert found.error is not None
             raise found.error.with_traceback(None)

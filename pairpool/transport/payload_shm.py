@@ -1,19 +1,36 @@
-"""Lanes: memfds that carry what does not fit a packet, kept warm and used again.
+"""Payload buffers: memfds for payloads that are too large for a packet, kept warm and used again.
 
-Facts, measured on 64 MiB (2 cores, Linux 6.18): a copy into fresh pages of a memfd runs at 0.9 GB/s through a
-mapping and at 1.9 by pwrite; into warm pages at 13 through a mapping and at 5.7 by pwrite; out of a mapping into
-fresh private memory at 1.4, and at 8 where that memory asked for huge pages. Hence: the first bytes of a lane go in
-by pwrite, which also reports a lack of memory as an error where a store would be a SIGBUS; later ones by a plain
-copy; and whoever reads copies into memory of its own that asked for huge pages.
+    writer: PayloadBuffers.put ─► memfd ◄── mapped by both sides ──► PayloadReader.read ─► private memory
+            packet: number of the buffer (and its memfd, the first time) ──────┘
 
-A lane belongs to the side that writes it, and has a number. Its memfd travels once; from then on packets name the
-number. The first word of the lane is its flag: the writer sets it, the reader clears it once it has copied, and no
-message is needed to say that the lane is free. Lanes above ONE_SHOT bytes are not kept.
+Facts, measured on 64 MiB (2 cores, Linux 6.18), in GB/s:
 
-A worker that idles gives back what is kept warm, and the master need not be awake for that. Of its own lanes it knows
-which are free. Of the master's it says so first (RECLAIM), and looks a little later whether the master writes there
-(WRITING). The master says that it writes, and then looks whether somebody reclaims: one of the two sees the other,
-for a store takes nanoseconds to arrive, and the worker waits for milliseconds.
+    | copy                            | to fresh pages         | to warm pages |
+    | ------------------------------- | ---------------------- | ------------- |
+    | to a memfd, through a mapping   | 0.9                    | 13            |
+    | to a memfd, by pwrite           | 1.9                    | 5.7           |
+    | from a mapping to private memory| 1.4; 8 with huge pages |               |
+
+Consequences:
+
+- The first bytes of a buffer are written by pwrite. pwrite also reports a lack of memory as an error, while a store
+  through the mapping would raise SIGBUS.
+- Later bytes are copied through the mapping, because its pages are warm.
+- The reader copies to private memory with huge pages (`warm_memory.py`).
+
+A buffer belongs to the side that writes it, and has a number. Its memfd is sent once; later packets name the number.
+The first word of the buffer is its busy flag. The writer sets the flag, and the reader clears it after the copy. So no
+message has to say that the buffer is free. Buffers above KEPT_UP_TO_BYTES are used once.
+
+An idle worker frees the memory of the buffers in both directions, without the master's help. It knows which of its own
+buffers are free. For a buffer of the master, this is the protocol:
+
+1. The worker stores RECLAIM, and waits STORE_VISIBLE_AFTER_S.
+2. The master stores WRITING before it writes, and then reads RECLAIM. If RECLAIM is set, it takes another buffer.
+3. The worker reads WRITING and the busy flag. Only if both are clear, it frees the memory.
+
+A store reaches the other core within nanoseconds, and the worker waits for milliseconds. So at least one of the two
+sees the store of the other.
 """
 
 from __future__ import annotations
@@ -21,113 +38,147 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 
 from pairpool.linux import descriptors
 from pairpool.transport.wire import Buffer
 
-__all__ = ["KEPT", "RECLAIM_AT", "PayloadBuffer", "PayloadReader", "PayloadBuffers", "WarmMemory", "memory"]
+__all__ = ["RECLAIM_OFFSET", "PayloadBuffer", "PayloadBuffers", "PayloadReader", "pwrite_all"]
 
-DATA_AT = 4096
-SMALLEST = 1 << 20
-ONE_SHOT = 128 << 20
-HUGE_FROM = 4 << 20
-KEPT = 128 << 20
-"""Bytes of private memory that a worker keeps for the next large arrays while it has work."""
+DATA_OFFSET = 4096
+"""Offset of the payload in a buffer. The page before it holds the words."""
+
+SMALLEST_CAPACITY_BYTES = 1 << 20
+
+KEPT_UP_TO_BYTES = 128 << 20
+"""A buffer with a larger capacity is used once and then freed."""
 
 _REFERENCE = struct.Struct("<IIQ")
-_FLAG = struct.Struct("<Q")
-WRITING_AT, RECLAIM_AT, EMPTIED_AT = 8, 16, 24
-"""Words of a lane: the writer is at it; the reader wants to free its memory; how often it has done so."""
+_WORD = struct.Struct("<Q")
 
-SETTLE = 0.002
-"""Seconds after which a store has surely reached the other core."""
+BUSY_OFFSET, WRITING_OFFSET, RECLAIM_OFFSET, FREED_COUNT_OFFSET = 0, 8, 16, 24
+"""Words of a buffer: it holds an unread payload; the writer uses it; the reader wants to free its memory; how many
+times the reader has freed its memory."""
 
-_KEEP, _DROP = 0, 1
-_WRITE_STEP = 1 << 30
+STORE_VISIBLE_AFTER_S = 0.002
+"""Seconds after which the other core has certainly seen a store."""
+
+_KEEP, _USE_ONCE = 0, 1
+
+_PWRITE_STEP_BYTES = 1 << 30
+
+
+def pwrite_all(fd: int, source: memoryview, offset: int) -> None:
+    """Write all bytes of `source` to a file from `offset` on. pwrite(2) may write fewer bytes than it is given."""
+    done = 0
+    while done < len(source):
+        with source[done : done + _PWRITE_STEP_BYTES] as step:
+            done += os.pwrite(fd, step, offset + done)
 
 
 class PayloadBuffer:
-    """The writing side of one lane."""
+    """The writing side of one payload buffer.
 
-    __slots__ = ("_emptied", "_map", "_view", "_warm", "capacity", "fd", "known", "number")
+    Attributes:
+        number: names the buffer in packets.
+        capacity: bytes of payload that fit.
+        fd: the memfd.
+        known: whether the reader has the memfd.
+    """
+
+    __slots__ = ("_freed_count", "_map", "_view", "_warm", "capacity", "fd", "known", "number")
 
     def __init__(self, number: int, size: int) -> None:
         self.number = number
-        self.capacity = max(SMALLEST, 1 << (size - 1).bit_length() if size <= ONE_SHOT else size)
-        self.fd = descriptors.Descriptor(descriptors.memfd("pairpool-lane", DATA_AT + self.capacity))
+        capacity = 1 << (size - 1).bit_length() if size <= KEPT_UP_TO_BYTES else size
+        self.capacity = max(SMALLEST_CAPACITY_BYTES, capacity)
+        self.fd = descriptors.Descriptor(descriptors.memfd("pairpool-payload", DATA_OFFSET + self.capacity))
         try:
-            self._map = mmap.mmap(self.fd.fd, DATA_AT + self.capacity)
+            self._map = mmap.mmap(self.fd.fd, DATA_OFFSET + self.capacity)
         except BaseException:
             self.fd.close()
             raise
         descriptors.own(self.fd)
         self._view = memoryview(self._map)
-        self._warm = 0
-        self._emptied = 0
-        self.known = False  # the reader has the memfd
+        self._warm = 0  # bytes from the start whose pages exist
+        self._freed_count = 0
+        self.known = False
 
     @property
     def one_shot(self) -> bool:
-        return self.capacity > ONE_SHOT
+        """Whether the buffer is used for one payload only."""
+        return self.capacity > KEPT_UP_TO_BYTES
 
     @property
     def busy(self) -> bool:
-        return bool(_FLAG.unpack_from(self._map)[0])
+        """Whether the buffer holds a payload that the reader has not copied yet."""
+        return bool(_WORD.unpack_from(self._map, BUSY_OFFSET)[0])
 
-    def take(self) -> bool:
-        """Begin to write; False if the reader is about to free the memory."""
-        _FLAG.pack_into(self._map, WRITING_AT, 1)
-        if _FLAG.unpack_from(self._map, RECLAIM_AT)[0]:
-            _FLAG.pack_into(self._map, WRITING_AT, 0)
+    def begin_writing(self) -> bool:
+        """Reserve a free buffer for writing. Return False if the reader is about to free its memory."""
+        _WORD.pack_into(self._map, WRITING_OFFSET, 1)
+        if _WORD.unpack_from(self._map, RECLAIM_OFFSET)[0]:
+            _WORD.pack_into(self._map, WRITING_OFFSET, 0)
             return False
-        emptied = _FLAG.unpack_from(self._map, EMPTIED_AT)[0]
-        if emptied != self._emptied:
-            self._emptied, self._warm = emptied, 0
+        freed_count = _WORD.unpack_from(self._map, FREED_COUNT_OFFSET)[0]
+        if freed_count != self._freed_count:
+            self._freed_count, self._warm = freed_count, 0
         return True
 
-    def empty(self) -> None:
-        """Free the memory; for a lane that is not busy."""
-        if self._warm:
-            self._warm = 0
-            _give_back(self._map)
-
-    def free(self) -> None:
-        """Take the lane back before it was read."""
-        _FLAG.pack_into(self._map, 0, 0)
-
     def write(self, pieces: Sequence[Buffer]) -> None:
-        """Fill the lane with the pieces, one after the other, and set its flag."""
+        """Write the pieces one after the other, and set the busy flag."""
         at = 0
         for piece in pieces:
             if at + len(piece) <= self._warm and type(piece) is not memoryview:
-                self._view[DATA_AT + at : DATA_AT + at + len(piece)] = piece
+                self._view[DATA_OFFSET + at : DATA_OFFSET + at + len(piece)] = piece
                 at += len(piece)
                 continue
             with memoryview(piece) as plain, plain.cast("B") as source:
                 self._write_at(at, source)
                 at += len(source)
         self._warm = max(self._warm, at)
-        _FLAG.pack_into(self._map, 0, 1)
-        _FLAG.pack_into(self._map, WRITING_AT, 0)
+        _WORD.pack_into(self._map, BUSY_OFFSET, 1)
+        _WORD.pack_into(self._map, WRITING_OFFSET, 0)
 
     def _write_at(self, at: int, source: memoryview) -> None:
+        """Write one piece: through the mapping as far as the pages are warm, and the rest by pwrite."""
         warm = max(0, min(len(source), self._warm - at))
+        start = DATA_OFFSET + at
         if warm:
-            start = DATA_AT + at
             self._view[start : start + warm] = source[:warm]
-        while warm < len(source):
-            with source[warm : warm + _WRITE_STEP] as step:
-                warm += os.pwrite(self.fd.fd, step, DATA_AT + at + warm)
+        with source[warm:] as rest:
+            pwrite_all(self.fd.fd, rest, start + warm)
 
     def reference(self) -> bytes:
-        """What a packet says to name this lane."""
-        return _REFERENCE.pack(self.number, _DROP if self.one_shot else _KEEP, self.capacity)
+        """Return the bytes by which a packet names this buffer."""
+        return _REFERENCE.pack(self.number, _USE_ONCE if self.one_shot else _KEEP, self.capacity)
+
+    def sent(self) -> None:
+        """Note that a packet with the memfd was sent."""
+        self.known = True
+
+    def taken_back(self, *, known: bool) -> None:
+        """Free the buffer, because the packet that named it was taken back unread.
+
+        Args:
+            known: whether the reader has the memfd all the same.
+        """
+        self.known = known
+        self.free()
+
+    def free(self) -> None:
+        """Clear the busy flag. The payload is not read."""
+        _WORD.pack_into(self._map, BUSY_OFFSET, 0)
+
+    def free_memory(self) -> None:
+        """Free the memory of a buffer that is not busy."""
+        if self._warm:
+            self._warm = 0
+            _free_memory(self._map)
 
     def close(self) -> None:
+        """Close the memfd and the mapping."""
         descriptors.disown(self.fd)
         self.fd.close()
         self._view.release()
@@ -135,111 +186,124 @@ class PayloadBuffer:
 
 
 class PayloadBuffers:
-    """The lanes that one side writes towards one reader."""
+    """The payload buffers that one side writes for one reader."""
 
     def __init__(self) -> None:
-        self._lanes: dict[int, PayloadBuffer] = {}
+        self._buffers: dict[int, PayloadBuffer] = {}
         self._next = 0
 
     def put(self, pieces: Sequence[Buffer], size: int) -> PayloadBuffer:
-        """Write `size` bytes into a free lane, made or replaced as needed. Raises `OSError` for want of memory."""
-        lane = self._free_lane(size)
-        try:
-            lane.write(pieces)
-        except BaseException:
-            self._drop(lane)
-            raise
-        return lane
+        """Write `size` bytes to a free buffer. Create or replace a buffer if needed.
 
-    def _free_lane(self, size: int) -> PayloadBuffer:
-        free = [lane for lane in self._lanes.values() if not lane.busy]
-        for lane in [lane for lane in free if lane.one_shot]:
-            free.remove(lane)
-            self._drop(lane)
-        for lane in sorted((lane for lane in free if lane.capacity >= size), key=lambda lane: lane.capacity):
-            if lane.take():
-                return lane
-            free.remove(lane)
+        Raises:
+            OSError: there is not enough memory.
+        """
+        buffer = self._free_buffer(size)
+        try:
+            buffer.write(pieces)
+        except BaseException:
+            self._drop(buffer)
+            raise
+        return buffer
+
+    def _free_buffer(self, size: int) -> PayloadBuffer:
+        free = [buffer for buffer in self._buffers.values() if not buffer.busy]
+        for buffer in [buffer for buffer in free if buffer.one_shot]:
+            free.remove(buffer)
+            self._drop(buffer)
+        fitting = (buffer for buffer in free if buffer.capacity >= size)
+        for buffer in sorted(fitting, key=lambda buffer: buffer.capacity):
+            if buffer.begin_writing():
+                return buffer
+            free.remove(buffer)
         number = self._next
-        if free:  # a larger lane takes the place and the number of one that is too small, which bounds what is warm
+        if free:  # replace a buffer that is too small, under its number: this bounds the memory that is kept warm
             number = free[0].number
             self._drop(free[0])
         else:
             self._next += 1
-        lane = self._lanes[number] = PayloadBuffer(number, size)
-        lane.take()
-        return lane
+        buffer = self._buffers[number] = PayloadBuffer(number, size)
+        buffer.begin_writing()
+        return buffer
 
-    def _drop(self, lane: PayloadBuffer) -> None:
-        del self._lanes[lane.number]
-        lane.close()
+    def _drop(self, buffer: PayloadBuffer) -> None:
+        del self._buffers[buffer.number]
+        buffer.close()
 
-    def unsent(self, reference: Buffer, *, known: bool) -> None:
-        """A packet that named a lane was taken back unread; `known`: whether the reader has the memfd all the same."""
-        lane = self._lanes[_REFERENCE.unpack_from(reference)[0]]
-        lane.known = known
-        lane.free()
+    def taken_back(self, reference: Buffer, *, known: bool) -> None:
+        """Free the buffer that `reference` names, because the packet with it was taken back unread.
+
+        Args:
+            known: whether the reader has the memfd all the same.
+        """
+        self._buffers[_REFERENCE.unpack_from(reference)[0]].taken_back(known=known)
 
     def give_back(self) -> None:
-        """Free the memory of all lanes that are not in use."""
-        for lane in self._lanes.values():
-            if not lane.busy:
-                lane.empty()
+        """Free the memory of all buffers that are not in use."""
+        for buffer in self._buffers.values():
+            if not buffer.busy:
+                buffer.free_memory()
 
     @property
     def warm_bytes(self) -> int:
-        return sum(lane.capacity for lane in self._lanes.values())
+        """Sum of the capacities of all buffers."""
+        return sum(buffer.capacity for buffer in self._buffers.values())
 
     def close(self) -> None:
-        for lane in list(self._lanes.values()):
-            self._drop(lane)
+        """Close all buffers."""
+        for buffer in list(self._buffers.values()):
+            self._drop(buffer)
 
 
 class PayloadReader:
-    """The lanes that one side reads: maps them as they arrive, and frees each once its content is copied."""
+    """Map the payload buffers that one side reads, and free each one after its payload was copied."""
 
     def __init__(self) -> None:
         self._maps: dict[int, mmap.mmap] = {}
 
     def read(self, reference: Buffer, size: int, fds: list[int], use: Callable[[memoryview], None]) -> None:
-        """Call `use` with a view of the `size` bytes that `reference` names; the view ends with the call.
+        """Call `use` with a view of the payload of `size` bytes. The view is released when `use` returns.
 
-        `fds` holds the lane's memfd if it is new here; it is closed.
+        Args:
+            reference: the bytes by which the packet names the buffer.
+            fds: holds the memfd if it came with this packet. The memfd is closed.
         """
-        number, drop, capacity = _REFERENCE.unpack_from(reference)
+        number, is_used_once, capacity = _REFERENCE.unpack_from(reference)
         if fds:
             fd = fds.pop()
             self._forget(number)
             try:
-                self._maps[number] = mmap.mmap(fd, DATA_AT + capacity)
+                self._maps[number] = mmap.mmap(fd, DATA_OFFSET + capacity)
             finally:
                 os.close(fd)
         mapped = self._maps[number]
         try:
-            with memoryview(mapped) as whole, whole[DATA_AT : DATA_AT + size] as content:
+            with memoryview(mapped) as whole, whole[DATA_OFFSET : DATA_OFFSET + size] as content:
                 use(content)
         finally:
-            if drop:
-                _give_back(mapped)
-            _FLAG.pack_into(mapped, 0, 0)
-            if drop:
+            if is_used_once:
+                _free_memory(mapped)
+            _WORD.pack_into(mapped, BUSY_OFFSET, 0)
+            if is_used_once:
                 self._forget(number)
 
     @property
     def is_warm(self) -> bool:
+        """Whether any buffer is mapped."""
         return bool(self._maps)
 
     def give_back(self) -> None:
-        """Free the memory of all lanes that the writer does not write; waits for `SETTLE`."""
+        """Free the memory of all buffers that the writer does not use. This takes STORE_VISIBLE_AFTER_S."""
         maps = list(self._maps.values())
         for mapped in maps:
-            _FLAG.pack_into(mapped, RECLAIM_AT, 1)
-        time.sleep(SETTLE)
+            _WORD.pack_into(mapped, RECLAIM_OFFSET, 1)
+        time.sleep(STORE_VISIBLE_AFTER_S)
         for mapped in maps:
-            if not (_FLAG.unpack_from(mapped, WRITING_AT)[0] or _FLAG.unpack_from(mapped)[0]):
-                _FLAG.pack_into(mapped, EMPTIED_AT, _FLAG.unpack_from(mapped, EMPTIED_AT)[0] + 1)
-                _give_back(mapped)
-            _FLAG.pack_into(mapped, RECLAIM_AT, 0)
+            if not (_WORD.unpack_from(mapped, WRITING_OFFSET)[0] or _WORD.unpack_from(mapped, BUSY_OFFSET)[0]):
+                freed_count = _WORD.unpack_from(mapped, FREED_COUNT_OFFSET)[0]
+                _WORD.pack_into(mapped, FREED_COUNT_OFFSET, freed_count + 1)
+                _free_memory(mapped)
+            _WORD.pack_into(mapped, RECLAIM_OFFSET, 0)
 
     def _forget(self, number: int) -> None:
         mapped = self._maps.pop(number, None)
@@ -248,77 +312,17 @@ class PayloadReader:
         try:
             mapped.close()
         except BufferError:
-            pass  # a traceback of an unpickling that failed has a view of it: it goes with that
+            pass  # the traceback of a failed unpickling has a view of the mapping, which is closed with that view
 
     def close(self) -> None:
+        """Unmap all buffers."""
         for number in list(self._maps):
             self._forget(number)
 
 
-def _give_back(mapped: mmap.mmap) -> None:
-    """Free the memory behind a lane, though both sides have it open (madvise(2))."""
+def _free_memory(mapped: mmap.mmap) -> None:
+    """Free the memory behind a buffer although both sides have it open (madvise(2))."""
     try:
-        mapped.madvise(mmap.MADV_REMOVE, DATA_AT)
+        mapped.madvise(mmap.MADV_REMOVE, DATA_OFFSET)
     except OSError:
-        pass  # it goes when the writer closes the lane
-
-
-class WarmMemory:
-    """Private memory for large arrays; what nobody holds any more is used again: fresh pages cost as much as a copy.
-
-    Args:
-        at_most: bytes to keep; 0 for none.
-    """
-
-    def __init__(self, at_most: int) -> None:
-        self._at_most = at_most
-        self._kept: list[mmap.mmap] = []
-        self._lock = threading.Lock()
-
-    def copy(self, source: memoryview) -> bytearray | memoryview:
-        """The bytes in writable memory that belongs to the caller; large ones in huge pages (madvise(2))."""
-        size = len(source)
-        if size < HUGE_FROM:
-            return bytearray(source)
-        if not self._lock.acquire(blocking=False):  # by another thread, or by this one, below a finalizer
-            return bytearray(source)
-        try:
-            target = memoryview(self._find(size) or self._make(size))[:size]
-        finally:
-            self._lock.release()
-        target[:] = source
-        return target
-
-    def _find(self, size: int) -> mmap.mmap | None:
-        kept = self._kept
-        for position in range(len(kept)):
-            # held by this list and by the call that counts: no array, and no view of one, is left
-            if sys.getrefcount(kept[position]) == 2 and size <= len(kept[position]) <= 2 * size:
-                kept.append(kept.pop(position))
-                return kept[-1]
-        return None
-
-    def _make(self, size: int) -> mmap.mmap:
-        while self._kept and sum(map(len, self._kept)) + size > self._at_most:
-            del self._kept[0]  # it is freed now, or with the last array in it
-        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            try:
-                memory.madvise(mmap.MADV_HUGEPAGE)
-            except OSError:
-                pass  # a kernel without transparent huge pages: the copy is slower, and right
-        if size <= self._at_most:
-            self._kept.append(memory)
-        return memory
-
-    @property
-    def is_warm(self) -> bool:
-        return bool(self._kept)
-
-    def give_back(self) -> None:
-        """Keep nothing; what is in use is freed with the last array in it."""
-        self._kept.clear()
-
-
-memory = WarmMemory(0)
-"""Of this process. A worker, which can give back what it keeps when it idles, keeps some."""
+        pass  # the memory is freed when the writer closes the buffer

@@ -1,7 +1,7 @@
-"""Picklers: by name what the other side knows, with handles, descriptors and large buffers beside the pickle.
+"""Picklers that name what the other side knows, and keep handles, descriptors and large buffers out of the pickle.
 
-A buffer that is read-only in its array would arrive read-only by protocol 5, where multiprocessing's users get a
-writable array: such items go in protocol 4, which copies them into the pickle.
+A buffer that is read-only in its array would arrive read-only by protocol 5, while users of multiprocessing get a
+writable array. Items with such buffers use protocol 4, which copies the buffers into the pickle.
 """
 
 from __future__ import annotations
@@ -12,135 +12,154 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pairpool.transport import fd_reducers, payload_shm
+from pairpool.transport import fd_reducers
 from pairpool.transport.fd_passing import ChildFds, OutgoingFds
 from pairpool.transport.inherited_names import NAMEABLE, InheritedNames
 from pairpool.transport.items import Pickled, load_pickled
 from pairpool.transport.numeric import reduce_scattered
 from pairpool.transport.segments import Segment, Shared, look_up
+from pairpool.transport.warm_memory import WarmMemory, process_memory
 from pairpool.transport.wire import Buffer
 
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
 
 __all__ = [
-    "OUT_OF_BAND_FROM",
+    "NEEDS_VALUE",
+    "OUT_OF_BAND_FROM_BYTES",
     "UNPICKLABLE",
-    "Beside",
-    "CarryingPickler",
+    "FdPickler",
+    "LargeNames",
     "NamingPickler",
-    "Numbering",
+    "NamingWriter",
+    "OutOfBand",
     "ReadOnlyBuffer",
     "SharingPickler",
-    "Writer",
-    "dump_plainly",
+    "WorkerPickler",
     "dump_to_memory",
-    "load_here",
-    "needs_value",
+    "load_locally",
     "pickled",
 ]
 
-OUT_OF_BAND_FROM = 32 * 1024
-"""Bytes from which on a buffer stays out of the pickle of its item."""
+OUT_OF_BAND_FROM_BYTES = 32 * 1024
+"""A buffer of this size and above stays out of the pickle of its item."""
 
 UNPICKLABLE = (pickle.PicklingError, AttributeError, TypeError)
 """Exceptions of the pickle module for an object that it cannot name or reduce."""
 
 
-class Unnamed(Exception):
-    """A function or class that the workers do not know by name was met."""
+class UnknownName(Exception):
+    """The pickler met a function or class that the workers do not know by name."""
 
 
-needs_value = (Unnamed, *UNPICKLABLE)
-"""Exceptions of `NamingPickler` for an object that may yet travel by value."""
+NEEDS_VALUE = (UnknownName, *UNPICKLABLE)
+"""Exceptions of `NamingPickler` for an object that may still travel by value."""
 
 
 class ReadOnlyBuffer(Exception):
-    """A buffer that would arrive read-only was met."""
+    """The pickler met a buffer that would arrive read-only."""
 
 
-class Numbering(Protocol):
-    """Something that knows the large objects which several items of a batch contain."""
+class LargeNames(Protocol):
+    """Know the large objects that several items of a batch contain."""
 
     def number(self, thing: object) -> int | None:
-        """The number by which an object is named; None for one that is pickled."""
+        """Return the number that names an object, or None for an object that is pickled."""
 
 
-class Beside:
-    """The things beside a pickle.
+class OutOfBand:
+    """The parts of a payload that are outside the pickle.
 
     Attributes:
-        buffers: out-of-band buffers.
-        segments: those of handles that it names.
-        cargo: where descriptors are noted, if any may be sent.
-        large: the large objects that are named instead of pickled.
-        used: the numbers of those that were named.
-        pickler: the one that made the pickle last; its memo tells what is in it.
+        buffers: the out-of-band buffers.
+        segments: the segments of the handles in the pickle.
+        fds: the descriptors in the pickle; None if the pickle must not contain any.
+        large: knows the large objects that are named instead of pickled; None if there are none.
+        named: the numbers of the large objects that were named.
     """
 
-    __slots__ = ("buffers", "cargo", "large", "pickler", "segments", "used")
+    __slots__ = ("buffers", "fds", "large", "named", "segments")
 
-    def __init__(self, cargo: OutgoingFds | ChildFds | None = None, large: Numbering | None = None) -> None:
+    def __init__(self, fds: OutgoingFds | ChildFds | None = None, large: LargeNames | None = None) -> None:
         self.buffers: list[Any] = []
         self.segments: list[Segment] = []
-        self.cargo = cargo
+        self.fds = fds
         self.large = large
-        self.used: set[int] = set()
-        self.pickler: Any = None
+        self.named: set[int] = set()
 
     def restart(self) -> None:
-        """The object is pickled once more."""
+        """Forget everything, because the object is pickled once more."""
         self.buffers.clear()
         self.segments.clear()
-        self.used.clear()
-        if self.cargo is not None:
-            self.cargo.cut(0)
+        self.named.clear()
+        if self.fds is not None:
+            self.fds.cut(0)
+
+    def hand_over(self) -> None:
+        """Begin the next item, because the last one has taken the buffers, segments and descriptors."""
+        self.buffers.clear()
+        self.segments.clear()
+        if self.fds:
+            self.fds = ChildFds()
 
     def number(self, thing: object) -> int | None:
-        """The number by which a large object is named; None for an object that is pickled."""
+        """Return the number that names a large object, or None for an object that is pickled."""
         assert self.large is not None
         number = self.large.number(thing)
         if number is not None:
-            self.used.add(number)
+            self.named.add(number)
         return number
 
 
 class NamingPickler(pickle.Pickler):
-    """The plain pickler, but stops with `Unnamed` at what has to go by value; without `keep`, in protocol 4.
+    """The master's pickler. Raise `UnknownName` for an object that has to travel by value.
 
-    Handles of `Pool.share` go as a reference to their segments, which are noted in `segments`; sockets and the like
-    go as a place in `cargo`, if there is one.
+    A handle of `Pool.share` travels as a reference to its segment, which is noted in `out_of_band.segments`. A socket
+    and the like travels as a place in `out_of_band.fds`, if there is one.
+
+    Args:
+        file: receives the pickle.
+        names: the names that the workers know.
+        out_of_band: receives the segments and descriptors.
+        keep: a `buffer_callback`, or None to use protocol 4 with all buffers in the pickle.
     """
 
     def __init__(
         self,
         file: SupportsWrite[bytes],
-        birth: InheritedNames,
+        names: InheritedNames,
+        out_of_band: OutOfBand,
         keep: Callable[[Any], Any] | None,
-        segments: list[Segment],
-        cargo: OutgoingFds | ChildFds | None = None,
     ) -> None:
         self._protocol = 4 if keep is None else 5
         super().__init__(file, self._protocol, buffer_callback=keep)
-        self._birth = birth
-        self._segments = segments
-        self.cargo = cargo
+        self._names = names
+        self._out_of_band = out_of_band
 
     def reducer_override(self, obj: Any) -> Any:
         if type(obj) is Shared:
-            return obj.travel(self._segments)
+            return obj.reduce_for_worker(self._out_of_band.segments)
         if type(obj) is Pickled:
-            self._segments += obj.segments
+            self._out_of_band.segments.extend(obj.segments)
         if isinstance(obj, NAMEABLE):
-            if not self._birth.names(obj):
-                raise Unnamed
-        elif issubclass(type(obj), fd_reducers.kinds) and self.cargo is not None:  # isinstance takes twice as long
-            return fd_reducers.travel(obj, self.cargo)
+            if not self._names.names(obj):
+                raise UnknownName
+        elif issubclass(type(obj), fd_reducers.kinds):  # isinstance takes twice as long
+            fds = self._out_of_band.fds
+            if fds is not None:
+                return fd_reducers.reduce(obj, fds)
         return reduce_scattered(obj, self._protocol) or NotImplemented
 
 
-class _HomePickler(pickle.Pickler):
-    """The plain pickler of a worker; without `keep`, in protocol 4."""
+class SharingPickler(NamingPickler):
+    """Name the large objects that several items of a batch contain."""
+
+    def persistent_id(self, obj: Any) -> int | None:
+        return self._out_of_band.number(obj)
+
+
+class WorkerPickler(pickle.Pickler):
+    """The worker's pickler. Without `keep` it uses protocol 4."""
 
     def __init__(self, file: SupportsWrite[bytes], keep: Callable[[Any], Any] | None) -> None:
         self._protocol = 4 if keep is None else 5
@@ -150,38 +169,29 @@ class _HomePickler(pickle.Pickler):
         return reduce_scattered(obj, self._protocol) or NotImplemented
 
 
-class CarryingPickler(_HomePickler):
-    """The plain pickler, but sockets and the like go as a place in `cargo`."""
+class FdPickler(WorkerPickler):
+    """The worker's pickler for results with descriptors: a socket and the like travels as a place in `fds`."""
 
     def __init__(
-        self, file: SupportsWrite[bytes], keep: Callable[[Any], Any] | None, cargo: OutgoingFds | ChildFds
+        self, file: SupportsWrite[bytes], keep: Callable[[Any], Any] | None, fds: OutgoingFds | ChildFds
     ) -> None:
         super().__init__(file, keep)
-        self._cargo = cargo
+        self._fds = fds
 
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, fd_reducers.kinds):
-            return fd_reducers.travel(obj, self._cargo)
+            return fd_reducers.reduce(obj, self._fds)
         return super().reducer_override(obj)
 
 
-class SharingPickler(NamingPickler):
-    """Names the large objects that several items contain."""
-
-    beside: Beside
-
-    def persistent_id(self, obj: Any) -> int | None:
-        return self.beside.number(obj)
-
-
 def _keep_large(buffers: list[Any]) -> Callable[[Any], bool]:
-    """A buffer_callback that keeps large buffers out of the pickle, and refuses read-only ones."""
+    """Return a `buffer_callback` that keeps large buffers out of the pickle and refuses read-only buffers."""
 
     def keep(buffer: Any) -> bool:
         with buffer.raw() as raw:
             if raw.readonly:
                 raise ReadOnlyBuffer
-            if raw.nbytes < OUT_OF_BAND_FROM:
+            if raw.nbytes < OUT_OF_BAND_FROM_BYTES:
                 return True
         buffers.append(buffer)
         return False
@@ -190,64 +200,68 @@ def _keep_large(buffers: list[Any]) -> Callable[[Any], bool]:
 
 
 def dump_to_memory(
-    beside: Beside, item: Any, make: Callable[[io.BytesIO, Callable[[Any], bool] | None], pickle.Pickler]
-) -> bytes:
-    """The pickle that a pickler makes, with large buffers beside it; in protocol 4 if one is read-only."""
-    for keep in (_keep_large(beside.buffers), None):
+    out_of_band: OutOfBand, item: Any, make: Callable[[io.BytesIO, Callable[[Any], bool] | None], pickle.Pickler]
+) -> tuple[bytes, pickle.Pickler]:
+    """Return the pickle of an item and its pickler, with large buffers in `out_of_band`.
+
+    If a buffer is read-only, use protocol 4.
+
+    Args:
+        out_of_band: receives the buffers. It must not refer to the pickler: a reference cycle would keep segments open.
+        item: the item.
+        make: returns a new pickler for a file and a `buffer_callback`.
+    """
+    for keep in (_keep_large(out_of_band.buffers), None):
         file = io.BytesIO()
         pickler = make(file, keep)
-        if beside.large is not None:
-            pickler.beside = beside  # type: ignore[attr-defined]
-        beside.pickler = pickler
         try:
             pickler.dump(item)
             break
         except ReadOnlyBuffer:
-            beside.restart()
-    return file.getvalue()
+            out_of_band.restart()
+    return file.getvalue(), pickler
 
 
-def dump_plainly(item: Any, beside: Beside) -> bytes:
-    return dump_to_memory(beside, item, _HomePickler)
-
-
-def pickled(data: bytes, beside: Beside, own: payload_shm.WarmMemory | None, *, by_value: bool) -> Pickled:
-    """Return the item of a pickle. The things beside the pickle now belong to the item.
+def pickled(data: bytes, out_of_band: OutOfBand, memory: WarmMemory | None, *, by_value: bool) -> Pickled:
+    """Return the pickled item. The contents of `out_of_band` now belong to the item.
 
     Args:
-        own: where large buffers are copied to; None if nobody changes them until the item has ended.
+        memory: makes copies of the large buffers; None if nobody changes the buffers until the item has ended.
     """
     buffers: list[Buffer] = []
-    if beside.buffers:
-        raws = [buffer.raw() for buffer in beside.buffers]
-        buffers = raws if own is None else [own.copy(raw) for raw in raws]
-    taken = Pickled(data, buffers, by_value=by_value)
-    if beside.segments:
-        taken.segments = tuple(beside.segments)
-    if beside.cargo:
-        taken.cargo = beside.cargo
-    taken.is_sharing = bool(beside.used)
-    return taken
+    if out_of_band.buffers:
+        raws = [buffer.raw() for buffer in out_of_band.buffers]
+        buffers = raws if memory is None else [memory.copy(raw) for raw in raws]
+    return Pickled(
+        data,
+        buffers,
+        by_value=by_value,
+        segments=tuple(out_of_band.segments),
+        fds=out_of_band.fds or None,
+        is_sharing=bool(out_of_band.named),
+    )
 
 
-class Writer:
-    """Pickles one item after the other, by name, with the same pickler: to make one takes longer than most items do."""
+class NamingWriter:
+    """Pickle items by name, one after the other, with the same pickler.
 
-    __slots__ = ("_beside", "_clear", "_dump", "_pickler", "_pieces", "birth")
+    A new pickler takes longer to make than most items take to pickle.
 
-    def __init__(self, birth: InheritedNames | None) -> None:
-        self.birth = birth
+    Args:
+        names: the names that the workers know; None in a worker, where the pickler refuses objects with descriptors.
+    """
+
+    __slots__ = ("_clear", "_dump", "_out_of_band", "_pieces", "names")
+
+    def __init__(self, names: InheritedNames | None) -> None:
+        self.names = names
         self._pieces: list[bytes] = []
-        self._beside = beside = Beside()
+        self._out_of_band = out_of_band = OutOfBand(None if names is None else ChildFds())
         file: Any = SimpleNamespace(write=self._pieces.append)
-        keep = _keep_large(beside.buffers)
-        if birth is None:  # what has descriptors is refused
-            self._pickler: pickle.Pickler = _HomePickler(file, keep)
-        else:
-            beside.cargo = ChildFds()
-            self._pickler = NamingPickler(file, birth, keep, beside.segments, beside.cargo)
-        self._dump = self._pickler.dump
-        self._clear = self._pickler.clear_memo
+        keep = _keep_large(out_of_band.buffers)
+        pickler = WorkerPickler(file, keep) if names is None else NamingPickler(file, names, out_of_band, keep)
+        self._dump = pickler.dump
+        self._clear = pickler.clear_memo
 
     def dump(self, item: Any) -> bytes:
         """Return the pickle. If this raises, the writer cannot be used again."""
@@ -258,42 +272,34 @@ class Writer:
         pieces.clear()
         return data
 
-    def take(self, data: bytes, own: payload_shm.WarmMemory | None) -> Pickled:
-        """Return the item that was pickled last."""
-        beside = self._beside
-        taken = pickled(data, beside, own, by_value=False)
-        beside.buffers.clear()
-        beside.segments.clear()
-        if taken.cargo is not None:
-            beside.cargo = ChildFds()
-            self._pickler.cargo = beside.cargo  # type: ignore[attr-defined]
+    def finish(self, data: bytes, memory: WarmMemory | None) -> Pickled:
+        """Return the item that was pickled last, given its pickle."""
+        taken = pickled(data, self._out_of_band, memory, by_value=False)
+        self._out_of_band.hand_over()
         return taken
 
 
-def load_here(part: Pickled) -> Any:
-    """Load an item that was pickled in this process. Its handles, sockets and files are the original objects."""
-    buffers = [payload_shm.memory.copy(memoryview(one)) for one in part.buffers]
-    unpickler = _UnpicklerHere(io.BytesIO(part.data), buffers=buffers)
-    unpickler.part = part
-    return unpickler.load()
+def load_locally(part: Pickled) -> Any:
+    """Load an item in the process that pickled it. Its handles, sockets and files are the original objects."""
+    buffers = [process_memory.copy(memoryview(one)) for one in part.buffers]
+    return _LocalUnpickler(part.data, buffers, part).load()
 
 
-class _UnpicklerHere(pickle.Unpickler):
-    part: Pickled
+class _LocalUnpickler(pickle.Unpickler):
+    """Load a pickle of this process, and give the original objects in place of handles, sockets and files."""
+
+    def __init__(self, data: bytes, buffers: list[Any], part: Pickled) -> None:
+        super().__init__(io.BytesIO(data), buffers=buffers)
+        self._part = part
 
     def find_class(self, module: str, name: str) -> Any:
         found = super().find_class(module, name)
-        cargo = self.part.cargo
-        if isinstance(cargo, ChildFds) and any(found is builder for builder in fd_reducers.BUILDERS):
-            things = cargo.things
+        fds = self._part.fds
+        if isinstance(fds, ChildFds) and any(found is builder for builder in fd_reducers.BUILDERS):
+            things = fds.things
             return lambda place, *_: things[place]
         if found is load_pickled:
-            return self._load_nested
+            return lambda data, buffers: _LocalUnpickler(data, buffers, self._part).load()
         if found is look_up:
-            return lambda ident: Shared(next(one for one in self.part.segments if one.ident == ident), "object")
+            return lambda ident: Shared(next(one for one in self._part.segments if one.ident == ident), "object")
         return found
-
-    def _load_nested(self, data: bytes, buffers: list[Any]) -> Any:
-        unpickler = _UnpicklerHere(io.BytesIO(data), buffers=buffers)
-        unpickler.part = self.part
-        return unpickler.load()

@@ -1,18 +1,18 @@
-"""Segments: sealed memfds that hold one object each, for all workers to map.
+"""Segments: sealed memfds that hold one object each. Every worker maps them.
 
     Shared ─► Segment: pickle, buffers, table ── memfd (SCM_RIGHTS) ──► worker: map it; unpickle at the first use
 
-What the kernel does (memfd_create(2), fcntl(2), mmap(2)), and what follows:
+Facts of the kernel (memfd_create(2), fcntl(2), mmap(2)), and their consequences:
 
-- a sealed file can be neither written nor resized any more, by anyone: a segment is the same for every worker, and
-  touching it is never a SIGBUS;
-- the seal against writing is refused while a shared writable mapping exists: segments are written by pwrite, which
-  besides reports a lack of memory as an error;
-- a private mapping of a sealed file may be writable: a store copies that page for its process alone;
-- a page that is only read is the file's own: it exists once for all processes, and counts as shared.
+- A sealed file can no longer be written or resized by any process. So a segment is the same for every worker, and an
+  access to it never raises SIGBUS.
+- The kernel refuses the seal against writing while a shared writable mapping exists. So segments are written by pwrite,
+  which also reports a lack of memory as an error.
+- A private mapping of a sealed file may be writable. A store copies the page for this process only.
+- A page that is only read is the page of the file. It exists once for all processes, and counts as shared.
 
-A file is laid out as the pickle, then each buffer on a page of its own, then the table: the size of the pickle, the
-number of buffers, and the offset and size of each.
+A file contains the pickle, then each buffer at the start of a page, then the table. The table has the size of the
+pickle, the number of buffers, and the offset and size of each buffer.
 """
 
 from __future__ import annotations
@@ -39,29 +39,30 @@ __all__ = [
     "Shared",
     "arrive",
     "closed_error",
-    "drop",
-    "lacking",
-    "lose",
+    "fail_to_arrive",
+    "forget",
+    "missing_error",
     "restore",
-    "take_lacking",
+    "take_missing",
 ]
 
 T = TypeVar("T")
 
 _PID_SHIFT = 32
+"""Position of the pid in the number of a segment."""
 
 _counter = itertools.count(1)
 
 
 class SegmentClosed(ValueError):
-    """A handle of `Pool.share` was used after it, or its pool, was closed."""
+    """A handle of `Pool.share` was used after the handle or its pool was closed."""
 
 
 # --- in the master ------------------------------------------------------------------------------------
 
 
 class SegmentMemory:
-    """A memfd that is closed with the last reference to this object, and in every forked child."""
+    """A memfd. It is closed with the last reference to this object, and in every forked child."""
 
     __slots__ = ("fd",)
 
@@ -77,7 +78,11 @@ class SegmentMemory:
 
 
 class SegmentFd:
-    """A segment's memfd on its way to one worker; open until it was sent, even if the segment is closed before."""
+    """The memfd of a segment in a packet for one worker. It stays open until it is sent, even if the segment is closed.
+
+    Attributes:
+        known: whether the packet was sent.
+    """
 
     __slots__ = ("_memory", "known")
 
@@ -87,31 +92,39 @@ class SegmentFd:
 
     @property
     def fd(self) -> descriptors.Descriptor:
+        """The memfd."""
         return self._memory.fd
 
+    def sent(self) -> None:
+        """Note that the packet was sent."""
+        self.known = True
+
     def free(self) -> None:
-        """It was taken back before it was sent: nothing to do."""
+        """Do nothing if the packet is taken back before it was sent, because the segment owns the memfd."""
 
 
 class Reader(Protocol):
-    """Somebody whose workers may know a segment."""
+    """A pool whose workers may know a segment."""
 
     def forget_segment(self, ident: int) -> None:
-        """Have them forget it. From any thread, `__del__` included: neither blocks nor runs other people's code."""
+        """Let the workers forget a segment.
+
+        Any thread may call this, even from `__del__`. So it neither blocks nor runs code of other parties.
+        """
 
 
 class Segment:
-    """One shared object as its master holds it; freed by `close` or with the last reference.
+    """One shared object in its master. Its memory is freed by `close` or with the last reference.
 
     Attributes:
-        ident: its number, unique among all processes that may meet.
-        nbytes: size of its file.
-        by_value: whether something in it went by value.
-        inner: the segments of handles inside of the object, and those inside of them.
+        ident: its number, unique among all processes that may exchange segments.
+        nbytes: size of its file in bytes.
+        by_value: whether a part of the object travels by value.
+        inner: the segments of the handles inside the object, and the segments inside these.
+        closures: number of segments that were closed explicitly. While it is 0, no task can use a closed segment.
     """
 
     closures = 0
-    """How many were closed while there may have been users; while it is 0, nobody need look for closed ones."""
 
     def __init__(
         self, memory: SegmentMemory, table_at: int, nbytes: int, by_value: bool, inner: tuple[Segment, ...]
@@ -126,36 +139,41 @@ class Segment:
 
     @property
     def is_here(self) -> bool:
-        """Whether this is the process that made it, and not a fork of it."""
+        """Whether this process made the segment, and is not a fork of that process."""
         return self.ident >> _PID_SHIFT == os.getpid()
 
     @property
     def is_closed(self) -> bool:
+        """Whether the segment, or a segment inside it, was closed."""
         return self._memory is None or any(segment._memory is None for segment in self.inner)
 
     def add_reader(self, reader: weakref.ref[Reader]) -> None:
-        """Note who is to be told that the segment is gone.
+        """Add a reader, whose workers forget the segment when it ends.
 
-        The reader itself holds this reference to it. Else a circle of garbage might have the only one, and the
-        collector would clear it, which `weakref.ref` may have handed out again meanwhile, for others to hold.
+        The reader itself keeps a reference to `reader`, its weak reference. If the only reference were inside a
+        garbage cycle, the collector could clear the weak reference while `weakref.ref` hands it out again.
         """
         self._readers[id(reader)] = reader
 
     def pack(self) -> tuple[SharePacket, SegmentFd]:
-        """The packet that brings it to a worker. Raises `SegmentClosed`."""
+        """Return the packet that brings the segment to a worker. Raise `SegmentClosed` if it was closed."""
         memory = self._memory
         if memory is None:
             raise closed_error()
         return SharePacket(self.ident, self._table_at), SegmentFd(memory)
 
     def close(self) -> None:
-        """Free the memory as soon as no task uses it any more."""
+        """Free the memory as soon as no task uses it."""
         if self._memory is not None and self.is_here:
-            Segment.closures += 1
+            self._count_closure()
             self._end()
 
+    @classmethod
+    def _count_closure(cls) -> None:
+        cls.closures += 1
+
     def _end(self) -> None:
-        self._memory = None  # first, so that whoever becomes a reader from now on finds it closed
+        self._memory = None  # first, so that a reader that is added from now on finds the segment closed
         for reference in list(self._readers.values()):
             reader = reference()
             if reader is not None:
@@ -166,17 +184,17 @@ class Segment:
             if self._memory is not None and self.is_here:
                 self._end()
         except Exception:
-            pass  # the interpreter is being taken down, and the pool's end frees what is left
+            pass  # the interpreter is shutting down, and the end of the pool frees the rest
 
 
 class Shared(Generic[T]):
-    """The handle of an object that `Pool.share` has put where every worker can map it.
+    """The handle of an object in memory that every worker can map. `Pool.share` returns it.
 
-    Use it as an ordinary argument: in a task, it is the object itself. It cannot be pickled by anything else.
+    Pass it as an ordinary argument: in a task, it is the object itself. Only pools can pickle it.
 
     Attributes:
         nbytes: bytes of memory that the object takes, once for all workers.
-        closed: whether it, or its pool, was closed.
+        closed: whether the handle or its pool was closed.
 
     Example:
         >>> with Pool() as pool, pool.share(table) as shared:
@@ -191,7 +209,7 @@ class Shared(Generic[T]):
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the object takes in shared memory, once for all workers."""
+        """Bytes of shared memory that the object takes, once for all workers."""
         return self._segment.nbytes
 
     @property
@@ -201,11 +219,11 @@ class Shared(Generic[T]):
 
     @property
     def ident(self) -> int:
-        """The number of the object, unique among all pools that may meet."""
+        """The number of the object, unique among all pools that may exchange handles."""
         return self._segment.ident
 
     def close(self) -> None:
-        """Free the memory now; tasks that run keep what they have, calls that are still to be sent raise ValueError."""
+        """Free the memory. Running tasks keep the object; calls that were not sent yet raise `ValueError`."""
         self._segment.close()
 
     def __enter__(self) -> Shared[T]:
@@ -214,11 +232,11 @@ class Shared(Generic[T]):
     def __exit__(self, *_exc_info: object) -> None:
         self.close()
 
-    def travel(self, segments: list[Segment]) -> tuple[Any, tuple[int]]:
-        """What a pickle for a worker says instead of the handle; notes in `segments` what the worker has to know."""
+    def reduce_for_worker(self, segments: list[Segment]) -> tuple[Any, tuple[int]]:
+        """Return the reduced form for a worker, and add the segments that the worker needs to `segments`."""
         segment = self._segment
         if not segment.is_here:
-            self.__reduce_ex__(5)
+            self.__reduce_ex__(5)  # raises TypeError
         if segment.is_closed:
             raise closed_error()
         segments += (*segment.inner, segment)
@@ -226,9 +244,8 @@ class Shared(Generic[T]):
 
     def __reduce_ex__(self, _protocol: Any) -> Any:
         raise TypeError(
-            "a handle of Pool.share() is understood by the tasks of pools of the process that made it, and by nothing "
-            "else: pass it to such a task as an argument, in a partial or in a closure; for any other pickle use the "
-            "object that was shared"
+            "a handle of Pool.share() is only understood by the tasks of pools of the process that made it: pass it to "
+            "such a task as an argument, in a partial or in a closure; for any other pickle use the object itself"
         )
 
     def __repr__(self) -> str:
@@ -237,14 +254,15 @@ class Shared(Generic[T]):
 
 
 def closed_error() -> SegmentClosed:
-    return SegmentClosed("a handle of Pool.share() was used after it, or the pool that made it, was closed")
+    """Return the error for the use of a closed handle."""
+    return SegmentClosed("a handle of Pool.share() was used after the handle, or the pool that made it, was closed")
 
 
 # --- in a worker --------------------------------------------------------------------------------------
 
 
-class _Arrived:
-    """A segment in a worker: mapped, and unpickled at the first use."""
+class _MappedSegment:
+    """A segment in a worker: mapped when it arrives, and unpickled at the first use."""
 
     __slots__ = ("_error", "_loaded", "_table_at", "_thing", "mapping")
 
@@ -263,6 +281,7 @@ class _Arrived:
 
     @property
     def thing(self) -> Any:
+        """The object. The first use unpickles it."""
         if not self._loaded:
             if self.mapping is None:
                 assert self._error is not None
@@ -273,7 +292,7 @@ class _Arrived:
 
 
 def _map(fd: int) -> mmap.mmap:
-    """The whole file, writable for this process alone; from Python 3.13 on without a descriptor of its own."""
+    """Map the whole file, writable for this process only. Since Python 3.13, the mapping needs no own descriptor."""
     options: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) else {}
     return mmap.mmap(fd, 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE, **options)
 
@@ -285,63 +304,63 @@ def _load(mapping: mmap.mmap, table_at: int) -> Any:
     return pickle.loads(view[:size], buffers=buffers)
 
 
-_arrived: dict[int, _Arrived] = {}
-_lacking = False
+_mapped: dict[int, _MappedSegment] = {}
+_is_missing = False
 
 
-class _Lacking(Exception):
-    """A segment or a descriptor is not there: the packet with it was taken back before this worker read it."""
+class _Missing(Exception):
+    """A segment or a descriptor is missing, because the packet with it was taken back before this worker read it."""
 
 
-def lacking() -> Exception:
-    """What to raise where something is not there that a packet before this one had; notes it for `take_lacking`."""
-    global _lacking
-    _lacking = True
-    return _Lacking()
+def missing_error() -> Exception:
+    """Return the exception for an unpickling that needs a missing segment or descriptor. `take_missing` reports it."""
+    global _is_missing
+    _is_missing = True
+    return _Missing()
 
 
-def lose(packet: SharePacket, error: OSError) -> None:
-    """A packet with a segment has come without its memfd: tasks that use it fail with `error`."""
-    _arrived[packet.segment] = _Arrived(-1, packet.table_at, error)
+def fail_to_arrive(packet: SharePacket, error: OSError) -> None:
+    """Note that the packet with a segment came without its memfd. Tasks that use the segment fail with `error`."""
+    _mapped[packet.segment] = _MappedSegment(-1, packet.table_at, error)
 
 
 def arrive(packet: SharePacket, fds: list[int]) -> None:
-    """A packet has brought a segment; its memfd is closed."""
+    """Map the segment that a packet has brought, and close its memfd."""
     fd = fds.pop()
     try:
-        _arrived[packet.segment] = _Arrived(fd, packet.table_at)
+        _mapped[packet.segment] = _MappedSegment(fd, packet.table_at)
     finally:
         os.close(fd)
 
 
 def restore(ident: int) -> None:
-    """Undo what was written to the buffers of a segment: its mapping is private, and reads the file again."""
-    segment = _arrived.get(ident)
+    """Undo all stores to the buffers of a segment. Its mapping is private, and reads the file again."""
+    segment = _mapped.get(ident)
     if segment is not None and segment.mapping is not None:
         segment.mapping.madvise(mmap.MADV_DONTNEED)
 
 
-def drop(ident: int) -> None:
-    """Let go of a segment; what tasks still use stays until they let go of it, too."""
-    segment = _arrived.pop(ident, None)
+def forget(ident: int) -> None:
+    """Unmap a segment as soon as no task uses it."""
+    segment = _mapped.pop(ident, None)
     if segment is None or segment.mapping is None:
         return
     rest = weakref.ref(segment.mapping)
     del segment
     if rest() is not None:
-        gc.collect()  # the object may be part of a circle of references
+        gc.collect()  # the object may be part of a reference cycle
 
 
-def take_lacking() -> bool:
-    """Whether something was unpickled since the last call that needs a segment or a descriptor which is not there."""
-    global _lacking
-    was, _lacking = _lacking, False
+def take_missing() -> bool:
+    """Return whether an unpickling since the last call needed a missing segment or descriptor."""
+    global _is_missing
+    was, _is_missing = _is_missing, False
     return was
 
 
 def look_up(ident: int) -> Any:
-    """The object in a segment: the same one for all tasks of this worker."""
-    segment = _arrived.get(ident)
+    """Return the object in a segment. It is the same object for all tasks of this worker."""
+    segment = _mapped.get(ident)
     if segment is None:
-        raise lacking()
+        raise missing_error()
     return segment.thing

@@ -22,13 +22,13 @@ from typing import Any, NamedTuple
 from pairpool.linux.spin import SPIN_NS, Spinning
 from pairpool.scoreboard.board import NOTHING, Slot, State, Word
 from pairpool.scoreboard.stacks import show_threads
-from pairpool.transport import capture, fd_passing, payload_shm, segments
+from pairpool.transport import capture, fd_passing, segments
 from pairpool.transport.channel import Channel, Cut, Lost
 from pairpool.transport.failures import Failure, Fault, describe_failure, missing_module, safe
-from pairpool.transport.items import NONE, Part
+from pairpool.transport.items import PICKLED_NONE, Part
 from pairpool.transport.keeper import Keeper
 from pairpool.transport.payload import BULK, EACH, SHARING, Encoded, each_item, load_all, load_item, load_shared
-from pairpool.transport.payload_shm import KEPT, PayloadBuffers, PayloadReader, WarmMemory
+from pairpool.transport.payload_shm import PayloadBuffers, PayloadReader
 from pairpool.transport.protocol import (
     BatchPacket,
     CapturePacket,
@@ -47,9 +47,10 @@ from pairpool.transport.protocol import (
     StartPacket,
     UnsharePacket,
 )
-from pairpool.transport.repeats import LARGE
+from pairpool.transport.repeats import LARGE_OBJECT_BYTES
 from pairpool.transport.serializer import Serializer
 from pairpool.transport.stamps import Stamps
+from pairpool.transport.warm_memory import WARM_BYTES_KEPT, process_memory
 from pairpool.transport.wire import INLINE_LIMIT, Buffer, ProtocolError
 
 __all__ = ["Worker"]
@@ -86,7 +87,7 @@ class _Stateful:
         self._buffers = [memoryview(bytes(buffer)) for buffer in buffers]
         self._first = [first]
         self._current: Any = None
-        self.is_large = len(self._pickled) + sum(map(len, self._buffers)) >= LARGE
+        self.is_large = len(self._pickled) + sum(map(len, self._buffers)) >= LARGE_OBJECT_BYTES
 
     def load(self) -> Any:
         """A copy that nobody has had."""
@@ -147,7 +148,7 @@ class Worker:
         self.reader = PayloadReader()
         self.lanes = PayloadBuffers()
         self.inbox = fd_passing.FdInbox()
-        payload_shm.memory = WarmMemory(KEPT)
+        process_memory.restart(WARM_BYTES_KEPT)
         self.failures: list[Failure] = []
         self._keeper = _ValueKeeper(self)
         self._sharing_took = 0  # ns that it took to load what several items of this batch have in common
@@ -219,7 +220,7 @@ class Worker:
                 spinning.found()
                 return packet
             spinning.missed()
-        if payload_shm.memory.is_warm or self.reader.is_warm or self.lanes.warm_bytes:
+        if process_memory.is_warm or self.reader.is_warm or self.lanes.warm_bytes:
             self._cool_down()
         packet = self.channel.receive()
         spinning.slept(time.monotonic_ns() - began)
@@ -230,7 +231,7 @@ class Worker:
         poller = select.poll()
         poller.register(self.channel.fileno(), select.POLLIN)
         if not poller.poll(IDLE_AFTER * 1000):
-            payload_shm.memory.give_back()
+            process_memory.give_back()
             self.lanes.give_back()
             self.reader.give_back()
 
@@ -242,7 +243,7 @@ class Worker:
         elif isinstance(packet, SharePacket):
             segments.arrive(packet, fds)
         elif isinstance(packet, UnsharePacket):
-            segments.drop(packet.segment)
+            segments.forget(packet.segment)
         elif isinstance(packet, CapturePacket):
             self._outlets += 1
             capture.arrive(packet, fds, self._inherited)
@@ -269,7 +270,7 @@ class Worker:
         elif isinstance(packet, FunctionPacket):
             self.functions[packet.function] = _Broken(describe_failure(self.codec, 0, Fault.ROOM, error))
         elif isinstance(packet, SharePacket):
-            segments.lose(packet, error)
+            segments.fail_to_arrive(packet, error)
         elif isinstance(packet, CapturePacket):
             self._outlets += 1  # and the output goes where it went before
 
@@ -341,11 +342,11 @@ class Worker:
                 )
             if header.descriptors:
                 self._carrying.add(header.function)
-            if segments.take_lacking():
+            if segments.take_missing():
                 self.functions.pop(header.function, None)
 
         if not self._content(header, payload, fds, load):
-            segments.take_lacking()
+            segments.take_missing()
             self._serve_cut(header)
         self.words[Word.STATE] = State.IDLE
 
@@ -363,7 +364,7 @@ class Worker:
         words[Word.BATCH] = header.batch
         items = self._load(header, payload, fds)
         if items is None:
-            segments.take_lacking()
+            segments.take_missing()
             self.failures.clear()
             self._refuse(header, fd_passing.table_is_full("the descriptors of the task could not be received"))
             words[Word.STATE] = State.IDLE
@@ -451,7 +452,7 @@ class Worker:
         The master may take back the packet with a function, or with a segment, just before this worker reads the batch
         that needs it.
         """
-        if segments.take_lacking():
+        if segments.take_missing():
             return False
         if header.mode != Mode.CALL:
             return header.function in self.functions
@@ -560,8 +561,8 @@ class Worker:
         try:
             self._send(reply, encoded, failures, self._take_stamps(header, len(finished), 0, 0))
         except (OSError, MemoryError):
-            if encoded is not None and encoded.rights is not None:
-                encoded.rights.give_back()
+            if encoded is not None and encoded.fds is not None:
+                encoded.fds.give_back()
             return  # the report at the end of the batch says so
         self._reported = len(values)
         self.failures = [one for one in self.failures if one.offset >= len(values)]
@@ -665,8 +666,8 @@ class Worker:
             pieces += encoded.pieces
             size += encoded.size
             format = encoded.format
-            if encoded.rights is not None:
-                fds = list(encoded.rights.fds)
+            if encoded.fds is not None:
+                fds = list(encoded.fds.fds)
         is_large = size > INLINE_LIMIT
         packet = ResultPacket(
             flags | Flag.IN_SHM if is_large else flags,
@@ -691,7 +692,7 @@ class Worker:
         if not lane.known:
             fds.append(lane.fd.fileno())
         self.channel.send(packet, lane.reference(), fds)
-        lane.known = True
+        lane.sent()
 
 
 class _ValueKeeper(Keeper):
@@ -710,10 +711,12 @@ class _ValueKeeper(Keeper):
             words[Word.STARTED] = time.monotonic_ns()
         words[Word.STATE] = State.KEEPING
         try:
-            return self.codec.take_other(thing, own=True, may_go_by_value=bool(self.flags & Flag.BY_VALUE))
+            return self.serializer.dump_other(
+                thing, copy_buffers=True, may_go_by_value=bool(self.flags & Flag.BY_VALUE)
+            )
         except BaseException as error:
             self._worker.fail_result(len(self.kept), error, thing)
-            return NONE
+            return PICKLED_NONE
         finally:
             words[Word.STATE] = State.RUNNING
 
@@ -836,11 +839,11 @@ def _let_go(things: list[Any]) -> None:
 
 def _drop(values: list[Any], encoded: Encoded | None) -> None:
     """Let go of values that were pickled: sockets and files among them are closed with their last references."""
-    if encoded is None or encoded.rights is None:
+    if encoded is None or encoded.fds is None:
         values.clear()
         return
     _let_go(values)
-    for _place, mover in encoded.rights.movers:
+    for _place, mover in encoded.fds.movers:
         mover.close()
 
 

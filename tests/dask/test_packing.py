@@ -16,7 +16,7 @@ from pairpool.dask.cluster_call import FILL_LIMIT_S, Batches, CallItems
 from pairpool.dask.messages import BatchOrder, CallHead, ItemMode, NodeSetup
 from pairpool.dask.packing import Packer, repeats, unpack
 from pairpool.transport.failures import error_for_each
-from pairpool.transport.repeats import LARGE, Repeats
+from pairpool.transport.repeats import LARGE_OBJECT_BYTES, Repeats
 
 
 def packed(items: list[Any], shared: Repeats | None = None) -> bytes:
@@ -56,7 +56,7 @@ class Table:
     pickled = loaded = 0
 
     def __init__(self) -> None:
-        self.content = bytes(LARGE)
+        self.content = bytes(LARGE_OBJECT_BYTES)
         self.log: list[int] = []
         self.options = {"a": 1}
 
@@ -160,11 +160,11 @@ def table() -> Table:
 def test_a_large_object_that_several_items_contain_is_pickled_and_loaded_once_per_batch(table: Table) -> None:
     shared = repeats()
     first = packed([(table, number) for number in range(100)], shared)
-    assert len(first) < 3 * LARGE
+    assert len(first) < 3 * LARGE_OBJECT_BYTES
     before = Table.pickled
     second = packed([{"table": table, "number": number} for number in range(100)], shared)
     assert Table.pickled == before + 1
-    assert len(second) < 2 * LARGE
+    assert len(second) < 2 * LARGE_OBJECT_BYTES
     found = unpack(second)
     assert Table.loaded == 1
     assert [item["number"] for _is_loaded, item in found] == list(range(100))
@@ -175,7 +175,7 @@ def test_a_large_object_that_several_items_contain_is_pickled_and_loaded_once_pe
 def test_a_large_item_that_a_batch_has_often_is_pickled_and_loaded_once_more(table: Table) -> None:
     items = packed([table] * 100, repeats())
     assert Table.pickled <= 2
-    assert len(items) < 3 * LARGE
+    assert len(items) < 3 * LARGE_OBJECT_BYTES
     assert {item.content for _is_loaded, item in unpack(items)} == {table.content}
     assert Table.loaded == 2
 
@@ -218,14 +218,14 @@ def test_an_object_inside_two_large_objects_stays_one_object() -> None:
 
 def test_arrays_that_have_only_their_type_in_common_are_shared() -> None:
     numpy = pytest.importorskip("numpy")
-    large = numpy.zeros(LARGE)
+    large = numpy.zeros(LARGE_OBJECT_BYTES)
     items = [(large, numpy.arange(3.0), number) for number in range(50)]
     assert len(packed(items, repeats())) < 3 * large.nbytes
     assert all((item[0] == 0).all() and item[1].sum() == 3 for item in there(items, repeats()))
 
 
 def test_a_large_object_that_cannot_be_loaded_fails_the_items_that_name_it() -> None:
-    broken = Broken("x" * LARGE)
+    broken = Broken("x" * LARGE_OBJECT_BYTES)
     items = [(broken, 0), (broken, 1), (broken, 2), ([], 3)]
     found = unpack(packed(items, repeats()))
     assert [is_loaded for is_loaded, _item in found] == [False, False, False, True]

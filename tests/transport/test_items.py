@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pairpool.transport import payload_shm
-from pairpool.transport.items import PlainWriter, are_independent, in_a_call, is_immutable, joined
+from pairpool.transport.items import PlainWriter, are_independent, is_immutable, pickled_call, pickled_list
+from pairpool.transport.warm_memory import HUGE_PAGES_FROM_BYTES, WarmMemory
 from tests.support.signals import Struck
 
 PLAIN = st.recursive(
@@ -32,13 +32,13 @@ def dumped(writer: PlainWriter, thing: Any) -> bytes:
 @given(items=st.lists(PLAIN, min_size=1, max_size=8))
 def test_a_list_of_pickles_loads_as_its_items(items: list[Any]) -> None:
     writer = PlainWriter()
-    assert pickle.loads(joined([dumped(writer, item) for item in [*items, *items]])) == [*items, *items]
+    assert pickle.loads(pickled_list([dumped(writer, item) for item in [*items, *items]])) == [*items, *items]
 
 
 def test_items_of_a_list_of_pickles_have_no_object_in_common() -> None:
     thing: list[dict[str, list[int]]] = [{"a": []}]
     writer = PlainWriter()
-    first, second = pickle.loads(joined([dumped(writer, thing), dumped(writer, thing)]))
+    first, second = pickle.loads(pickled_list([dumped(writer, thing), dumped(writer, thing)]))
     first[0]["a"].append(1)
     assert second == [{"a": []}]
 
@@ -47,7 +47,7 @@ def test_objects_of_one_item_stay_one() -> None:
     inner: list[Any] = []
     thing = [inner, inner]
     inner.append(thing)
-    _, loaded = pickle.loads(joined([dumped(PlainWriter(), [1]), dumped(PlainWriter(), thing)]))
+    _, loaded = pickle.loads(pickled_list([dumped(PlainWriter(), [1]), dumped(PlainWriter(), thing)]))
     assert loaded[0] is loaded[1]
     assert loaded[0][0] is loaded
 
@@ -55,7 +55,7 @@ def test_objects_of_one_item_stay_one() -> None:
 @given(number=st.integers(0, 2**31 - 1), thing=PLAIN)
 def test_a_pickle_with_a_number_in_front(number: int, thing: Any) -> None:
     for protocol in (3, 4, 5):
-        assert pickle.loads(in_a_call(number, pickle.dumps(thing, protocol))) == (number, thing)
+        assert pickle.loads(pickled_call(number, pickle.dumps(thing, protocol))) == (number, thing)
 
 
 ODD = [object(), [object()], len, lambda: 0, {"a": threading.Event()}, Exception()]
@@ -144,7 +144,7 @@ def test_items_that_may_go_in_one_pickle(items: list[Any], expected: bool) -> No
 
 def test_memory_that_is_asked_for_while_it_is_searched_is_fresh() -> None:
     """A finalizer may run in the midst of the search, and submit a large array."""
-    memory = payload_shm.WarmMemory(1 << 30)
-    source = memoryview(bytes(payload_shm.HUGE_FROM))
+    memory = WarmMemory(1 << 30)
+    source = memoryview(bytes(HUGE_PAGES_FROM_BYTES))
     with memory._lock:
         assert bytes(memory.copy(source)) == bytes(source)

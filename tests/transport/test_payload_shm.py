@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pairpool.transport import payload_shm as lanes_module
-from pairpool.transport.payload_shm import RECLAIM_AT, PayloadBuffer, PayloadBuffers, PayloadReader, WarmMemory
+from pairpool.transport import payload_shm, warm_memory
+from pairpool.transport.payload_shm import RECLAIM_OFFSET, PayloadBuffer, PayloadBuffers, PayloadReader
+from pairpool.transport.warm_memory import WarmMemory
 from pairpool.transport.wire import Buffer
 
 SMALLEST = 1 << 12
@@ -36,7 +37,7 @@ class Road:
     def send(self, lane: PayloadBuffer) -> tuple[bytes, list[int]]:
         """What a packet about this lane says: the reference, and the memfd if the reader does not have it."""
         fds = [] if lane.known else [os.dup(lane.fd.fileno())]
-        lane.known = True
+        lane.sent()
         return lane.reference(), fds
 
     def read(self, packet: tuple[bytes, list[int]], size: int) -> bytes:
@@ -58,10 +59,10 @@ class Road:
 @pytest.fixture(autouse=True)
 def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """What takes megabytes takes kilobytes here."""
-    monkeypatch.setattr(lanes_module, "SMALLEST", SMALLEST)
-    monkeypatch.setattr(lanes_module, "ONE_SHOT", ONE_SHOT)
-    monkeypatch.setattr(lanes_module, "HUGE_FROM", HUGE_FROM)
-    monkeypatch.setattr(lanes_module, "_WRITE_STEP", 5000)
+    monkeypatch.setattr(payload_shm, "SMALLEST_CAPACITY_BYTES", SMALLEST)
+    monkeypatch.setattr(payload_shm, "KEPT_UP_TO_BYTES", ONE_SHOT)
+    monkeypatch.setattr(warm_memory, "HUGE_PAGES_FROM_BYTES", HUGE_FROM)
+    monkeypatch.setattr(payload_shm, "_PWRITE_STEP_BYTES", 5000)
 
 
 @pytest.fixture
@@ -83,7 +84,7 @@ def _lane_files() -> set[int]:
     found = set()
     for name in os.listdir("/proc/self/fd"):
         try:
-            if os.readlink(f"/proc/self/fd/{name}").startswith("/memfd:pairpool-lane "):
+            if os.readlink(f"/proc/self/fd/{name}").startswith("/memfd:pairpool-payload "):
                 found.add(os.stat(int(name)).st_ino)
         except FileNotFoundError:
             continue  # the descriptor that lists the directory
@@ -92,7 +93,7 @@ def _lane_files() -> set[int]:
 
 def _lane_mappings() -> int:
     with open("/proc/self/maps") as file:
-        return sum("/memfd:pairpool-lane" in line for line in file)
+        return sum("/memfd:pairpool-payload" in line for line in file)
 
 
 @pytest.fixture
@@ -168,11 +169,11 @@ def test_a_lane_can_be_taken_back_unread(road: Road) -> None:
     reference, fds = road.send(lane)
     for fd in fds:
         os.close(fd)
-    road.lanes.unsent(memoryview(reference), known=False)
+    road.lanes.taken_back(memoryview(reference), known=False)
     assert (lane.busy, lane.known) == (False, False)
     assert road.pass_on(b"sent again") is lane
     reference, _fds = road.send(road.put(b"taken back once more"))
-    road.lanes.unsent(reference, known=True)
+    road.lanes.taken_back(reference, known=True)
     assert (lane.busy, lane.known) == (False, True)
     assert road.pass_on(b"and the reader has it already") is lane
 
@@ -394,16 +395,16 @@ def test_a_reader_that_idles_frees_the_memory_of_a_lane(road: Road) -> None:
 
 def test_a_lane_that_is_being_written_keeps_its_memory(road: Road) -> None:
     lane = road.pass_on(bytes(HUGE_FROM))
-    assert lane.take()
+    assert lane.begin_writing()
     road.reader.give_back()
     assert os.stat(f"/proc/self/fd/{lane.fd.fileno()}").st_blocks * 512 >= HUGE_FROM
 
 
 def test_a_lane_that_is_being_freed_is_not_written(road: Road) -> None:
     lane = road.pass_on(bytes(HUGE_FROM))
-    struct.pack_into("<Q", lane._map, RECLAIM_AT, 1)
+    struct.pack_into("<Q", lane._map, RECLAIM_OFFSET, 1)
     assert road.pass_on(b"meanwhile") is not lane
-    struct.pack_into("<Q", lane._map, RECLAIM_AT, 0)
+    struct.pack_into("<Q", lane._map, RECLAIM_OFFSET, 0)
 
 
 def test_a_writer_that_idles_frees_the_memory_of_its_lanes(road: Road) -> None:

@@ -34,7 +34,7 @@ from pairpool.transport.inherited_names import InheritedNames
 from pairpool.transport.payload import BULK, EACH, Encoded, each_item, load_item
 from pairpool.transport.payload import load_all as load_bulk
 from pairpool.transport.payload_shm import PayloadBuffers, PayloadReader
-from pairpool.transport.picklers import OUT_OF_BAND_FROM
+from pairpool.transport.picklers import OUT_OF_BAND_FROM_BYTES
 from pairpool.transport.protocol import TextPacket
 from pairpool.transport.serializer import Serializer
 from tests.support.children import forked
@@ -225,7 +225,7 @@ NAMED: dict[str, list[Any]] = {
     "an array of records": [np.zeros(3, [("a", "i4"), ("b", "f8")])],
     "an array of dates": [np.array(["2024-02-29"], "datetime64[D]")],
     "a masked array": [np.ma.masked_array([1, 2], [False, True])],
-    "a large array": [np.zeros(OUT_OF_BAND_FROM, "u1")],
+    "a large array": [np.zeros(OUT_OF_BAND_FROM_BYTES, "u1")],
 }
 
 
@@ -343,7 +343,7 @@ def test_each_item_is_marked_before_it_is_pickled(codec: Serializer) -> None:
 
 # --- arrays -------------------------------------------------------------------------------------------
 
-BIG = OUT_OF_BAND_FROM
+BIG = OUT_OF_BAND_FROM_BYTES
 
 ARRAYS: dict[str, Any] = {
     "small": np.arange(10),
@@ -401,7 +401,7 @@ def test_arrays_outlive_the_lane_that_brought_them(codec: Serializer) -> None:
             encoded = codec.encode([np.full(BIG, fill), np.full(10, fill)], no_failure)
             lane = lanes.put(encoded.pieces, encoded.size)
             fds = [] if lane.known else [os.dup(lane.fd.fileno())]
-            lane.known = True
+            lane.sent()
             reader.read(
                 lane.reference(),
                 encoded.size,

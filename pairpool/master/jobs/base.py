@@ -382,11 +382,11 @@ class MapJob(Job):
     def encode(self, batch: Batch, codec: Serializer) -> Encoded:
         is_new = not isinstance(batch.items, Pickles)
         if is_new and self._is_left and self.options.retries and not all(map(is_immutable, batch.items)):
-            batch.settle(codec.taken(batch.items))
+            batch.settle(codec.dump_each(batch.items))
         if self._repeats is None and self.sizer.chunksize != 1:
             self._repeats = codec.repeats()
         repeats = None if batch.by_value else self._repeats  # which has pickles that go by name
-        return codec.encode(
+        return codec.encode_map(
             batch.items,
             batch.failed.__setitem__,
             by_value=batch.by_value,

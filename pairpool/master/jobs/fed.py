@@ -95,7 +95,9 @@ class FedJob(StreamJob):
             self._exhausted = True
         if not any(is_pickled for is_pickled, _item in taken):
             return [item for _is_pickled, item in taken]
-        return Pickles([item if is_pickled else self._codec.take(item, own=False) for is_pickled, item in taken])
+        return Pickles(
+            [item if is_pickled else self._codec.dump(item, copy_buffers=False) for is_pickled, item in taken]
+        )
 
     # --- results out ----------------------------------------------------------------------------
 

@@ -132,13 +132,13 @@ def take_here(codec: Serializer, item: Any, *, own: bool) -> Part:
     Args:
         own: copy large buffers, too: the caller goes on and may change them.
     """
-    data = codec.take_plain(item)
+    data = codec.dump_plain(item)
     if data is not None:
         return data
     with interrupts.defer_signals():  # so that what a signal's handler raises can be told from what the item raises
         try:
             with interrupts.allow_signals():
-                return codec.take_other(item, own=own)
+                return codec.dump_other(item, copy_buffers=own)
         except BaseException as error:
             if not interrupts.is_own(error):
                 raise
