@@ -245,7 +245,8 @@ class Shared(Generic[T]):
     def __reduce_ex__(self, _protocol: Any) -> Any:
         raise TypeError(
             "a handle of Pool.share() is only understood by the tasks of pools of the process that made it: pass it to "
-            "such a task as an argument, in a partial or in a closure; for any other pickle use the object itself"
+            "such a task as an argument, in a partial or in a closure; for any other pickle use the object that was "
+            "shared"
         )
 
     def __repr__(self) -> str:
