@@ -75,6 +75,12 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 
 
 # --- no test leaves anything behind -------------------------------------------------------------------
+#
+# `make pytest` runs the tests in several processes (pytest-xdist). They do not disturb each other's checks:
+#
+# 1. Each process looks at its own descendants, and at orphans with its own tag.
+# 2. Descriptors, mappings, threads and signals belong to one process. xdist's own ones exist before the first test.
+# 3. xdist runs the tests in the main thread of each process, which the alarm needs.
 
 
 def pytest_collection_finish() -> None:
