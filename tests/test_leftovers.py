@@ -36,6 +36,16 @@ def killed_at_the_end(pid: int) -> Iterator[None]:
         assert all_ended([pid])
 
 
+def assert_finds_orphan(before: Snapshot, tag: Tag, reader: int, writer: int) -> None:
+    """Read the pid of an orphan from a pipe, and check that the orphan is found."""
+    pid = int(os.read(reader, 100))
+    os.close(reader)
+    os.close(writer)
+    with killed_at_the_end(pid):
+        (found,) = leftovers(before, tag, grace=0)
+    assert f"process {pid} " in found
+
+
 def test_finds_nothing_if_nothing_is_left(tag: Tag) -> None:
     before = Snapshot.take()
     with open(os.devnull), mmap.mmap(-1, 4096):
@@ -76,12 +86,7 @@ def test_finds_a_forked_orphan(tag: Tag) -> None:
         os.write(writer, str(pid).encode())
         os._exit(0)
     os.waitpid(parent, 0)
-    pid = int(os.read(reader, 100))
-    os.close(reader)
-    os.close(writer)
-    with killed_at_the_end(pid):
-        (found,) = leftovers(before, tag, grace=0)
-    assert f"process {pid} " in found
+    assert_finds_orphan(before, tag, reader, writer)
 
 
 def test_finds_an_orphan_of_an_executed_program(tag: Tag) -> None:
@@ -89,12 +94,7 @@ def test_finds_an_orphan_of_an_executed_program(tag: Tag) -> None:
     reader, writer = os.pipe()  # the orphan keeps its end open, so a read until EOF would block
     child = subprocess.Popen([sys.executable, "-c", ORPHAN], stdout=writer)
     child.wait()
-    pid = int(os.read(reader, 100))
-    os.close(reader)
-    os.close(writer)
-    with killed_at_the_end(pid):
-        (found,) = leftovers(before, tag, grace=0)
-    assert f"process {pid} " in found
+    assert_finds_orphan(before, tag, reader, writer)
 
 
 def test_waits_for_a_child_that_is_about_to_end() -> None:
