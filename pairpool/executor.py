@@ -1,11 +1,12 @@
-"""`Executor`: `concurrent.futures.ProcessPoolExecutor` over a `Pool`; `get_executor`: one that is used again and again.
+"""`Executor`: `concurrent.futures.ProcessPoolExecutor` over a `Pool`; `get_executor`: one executor for the program.
 
-The documentation of `concurrent.futures` is the specification; docstrings here say what is more.
+    Executor ─► ExecutorPool, opened at the first call ─► Pool
+
+The documentation of `concurrent.futures` is the specification. The docstrings here say what is more.
 """
 
 from __future__ import annotations
 
-import atexit
 import concurrent.futures
 import functools
 import itertools
@@ -18,8 +19,15 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ParamSpec, TypeVar, Unpack
 
 from pairpool.errors import InitializerFailed
+from pairpool.executor_exit import (
+    is_too_late_to_submit,
+    pools_of_executors,
+    shutdown_error,
+    too_late_error,
+    when_main_ends,
+)
+from pairpool.executor_pool import ExecutorPool
 from pairpool.linux import cgroup, forking
-from pairpool.master import call_errors
 from pairpool.options import ExecutorKeywords, names_of_options
 from pairpool.pool import Pool
 from pairpool.results.future import PoolFuture, for_process_pool
@@ -40,83 +48,31 @@ _START_METHODS = {
 
 _OPTIONS = names_of_options(keyword_only=True)
 
-_open_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
-"""Pools of executors, which the end of the interpreter waits for."""
+_COMPLETE = frozenset({list, tuple, range, str, bytes, dict, set, frozenset, itertools.repeat})
+"""Types of inputs that run none of the caller's code when items are taken."""
 
 _executors: weakref.WeakSet[Executor] = weakref.WeakSet()
 
-_is_ending = False
-"""Whether the main thread has ended: from then on only threads that the program waits for may submit."""
-
-_is_at_exit = False
-
-
-def _run_pending() -> None:
-    """When the main thread has ended: what was submitted is run, as the standard library does it.
-
-    Before anything that `atexit` holds, for that may take away what tasks need: a temporary directory, a manager.
-    """
-    global _is_ending
-    _is_ending = True
-    for pool in list(_open_pools):
-        if pool._master.identity.is_here():
-            pool._master.wait_for_calls()
-
-
-def _finish_all() -> None:
-    """At interpreter exit: the pools end, when what other threads have submitted meanwhile was run."""
-    global _is_at_exit
-    _is_at_exit = True
-    for pool in list(_open_pools):
-        if pool._master.identity.is_here():
-            pool._master.end_inputs(_too_late())
-            pool.close()
-            pool.join()
-
-
-atexit.register(_finish_all)  # after the pools' own, so it is run before it
-
-
-def when_main_ends(function: Callable[[], object]) -> bool:
-    """Have `function` called when the main thread has ended, before anything that `atexit` holds; the last one first.
-
-    Returns False if it is too late for that. The function of `threading` is the one that `concurrent.futures` uses.
-    """
-    register: Any = getattr(threading, "_register_atexit", atexit.register)
-    try:
-        register(function)
-    except RuntimeError:
-        return False
-    return True
-
-
-_is_ending = not when_main_ends(_run_pending)
-
-
-class _ExecutorPool(Pool):
-    """A pool whose tasks may start processes with multiprocessing, as those of `ProcessPoolExecutor` may."""
-
-    _daemon = False
-
 
 class Executor(concurrent.futures.Executor):
-    """Runs calls in worker processes, as `concurrent.futures.ProcessPoolExecutor` does; in its place without changes.
+    """Run calls in worker processes, as `concurrent.futures.ProcessPoolExecutor` does; it can replace that unchanged.
 
-    What is different: a worker that dies fails the one call that it was running, with `WorkerDied` (which is a
-    `BrokenProcessPool` here), and the executor goes on. Calls may be any callable, lambdas and closures included. `map`
-    sends items in batches by time where `chunksize` is not given.
+    There are three differences. A worker that dies fails only the call that it was running, with `WorkerDied` (here a
+    `BrokenProcessPool`), and the executor goes on. Calls may be any callables, lambdas and closures included. `map`
+    sends items in batches by time if no `chunksize` is given.
 
     The workers are forked at the first `submit` or `map`, from the program as it is then.
 
     Args:
-        max_workers: how many; by default as many as this process may use cores.
-        mp_context: a context of multiprocessing, or the name of one, of which the start method is taken: `fork` is
-            pairpool's `"fork"`, in which a zygote is forked once, and the others, loky's included, are its
+        max_workers: the number of workers; by default the number of cores that this process may use.
+        mp_context: a context of multiprocessing, or the name of one. Only its start method is used: `fork` is
+            pairpool's `"fork"`, in which a zygote is forked once. All others, loky's included, are pairpool's
             `"forkserver"`, a fresh interpreter.
         initializer: called in every worker before its first call, with `initargs`. If it fails, calls fail with
-            `InitializerFailed`, which is a `BrokenProcessPool`, too.
-        max_tasks_per_child: calls after which a worker is replaced; it does not change the start method.
-        options: of `Pool`, such as `task_timeout`, `retries`, `memory_limit`, `live`, `name`.
+            `InitializerFailed`, which is here a `BrokenProcessPool`, too.
+        initargs: arguments of the initializer.
+        max_tasks_per_child: calls after which a worker is replaced. It does not change the start method.
+        options: options of `Pool`, such as `task_timeout`, `retries`, `memory_limit`, `live`, `name`.
 
     Example:
         >>> with Executor(4) as executor:
@@ -147,7 +103,7 @@ class Executor(concurrent.futures.Executor):
             if max_tasks_per_child <= 0:
                 raise ValueError("max_tasks_per_child must be >= 1")
         unknown = options.keys() - _OPTIONS
-        if unknown:  # the pool is opened at the first call, which is late to hear of it
+        if unknown:  # now, because the pool is opened only at the first call
             raise TypeError(f"{type(self).__name__}() got an unexpected keyword argument {min(unknown)!r}")
         if mp_context is not None:
             options.setdefault("start_method", _start_method_of(mp_context))
@@ -158,25 +114,24 @@ class Executor(concurrent.futures.Executor):
             "maxtasksperchild": max_tasks_per_child,
             **options,
         }
-        self.arguments: dict[str, Any] = {}  # of `get_executor`, which made it
         self._lock = threading.Lock()
-        self._pool: Pool | None = None
+        self._pool: ExecutorPool | None = None
         self._is_shut = False
-        self._failure: BaseException | None = None  # of the initializer, while the pool was opened
+        self._failure: BaseException | None = None  # of the initializer, while the pool opened
         self._identity = forking.Identity()
         _executors.add(self)
 
     # --- calls ----------------------------------------------------------------------------------
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> PoolFuture[R]:
-        """`fn(*args, **kwargs)` in a worker.
+        """Run `fn(*args, **kwargs)` in a worker.
 
         Raises:
             RuntimeError: the executor was shut down, or the interpreter is ending.
             BrokenProcessPool: the initializer has failed.
             PoolInherited: this process was forked off the executor's owner.
         """
-        return self._open()._submit(fn, args, kwargs, as_process_pool=True)
+        return self._open().submit_call(fn, args, kwargs)
 
     def map(
         self,
@@ -186,16 +141,16 @@ class Executor(concurrent.futures.Executor):
         chunksize: int | None = None,
         buffersize: int | None = None,
     ) -> Iterator[R]:
-        """The results of `fn` on the items of the iterables taken together, in their order.
+        """Return the results of `fn` on the items of the iterables taken together, in their order.
 
         All items are taken at once unless there is a `buffersize`. Each item of an iterator is pickled before the next
         one is taken. When an item has raised, or the iterator is dropped, the rest of the call is cancelled.
 
         Args:
             timeout: seconds, from this call on, after which waiting for a result raises `TimeoutError`.
-            chunksize: items to a batch; None for batches by time. A worker that dies takes no more than its item along.
+            chunksize: items per batch; None for batches by time. A worker that dies fails only the item that it runs.
             buffersize: how many items may be taken from the iterables and not yet yielded. After a shutdown no more are
-                taken: the results of those that were can be read, and then there is a RuntimeError.
+                taken: the results of those that were taken can be read, and then there is a RuntimeError.
         """
         if chunksize is not None and chunksize < 1:
             raise ValueError("chunksize must be >= 1.")
@@ -207,148 +162,137 @@ class Executor(concurrent.futures.Executor):
         items: Any = zip(*iterables, strict=False)
         if buffersize is None and _COMPLETE.issuperset(map(type, iterables)):
             items = list(items)
-        return _results(self._open()._stream_ahead(fn, items, chunksize, buffersize), deadline)
+        return _results(self._open().stream_ahead(fn, items, chunksize, buffersize), deadline)
 
-    def _open(self) -> Pool:
-        """The pool, which is opened now if it was not before."""
+    def _open(self) -> ExecutorPool:
+        """Return the pool. Open it if that has not happened."""
         forking.require_owner(self._identity)
         with self._lock:
-            if _is_at_exit or (_is_ending and threading.current_thread().daemon):
-                raise _too_late()  # said first, for the pool has ended by then
+            if is_too_late_to_submit():
+                raise too_late_error()  # first, because the pool has ended by then
             broken = self._broken
             if broken is not None:
                 raise for_process_pool(broken)
             if self._is_shut:
-                raise _is_shut_down()
+                raise shutdown_error()
             if self._pool is None:
                 try:
-                    self._pool = _ExecutorPool(self._max_workers, **self._options)
+                    self._pool = ExecutorPool(self._max_workers, **self._options)
                 except InitializerFailed as error:
                     self._failure = error
                     raise for_process_pool(error) from None
-                _open_pools.add(self._pool)
+                pools_of_executors.add(self._pool)
             return self._pool
 
     @property
     def _broken(self) -> BaseException | None:
-        """Why no call can be run any more, if that is so."""
+        """Why no call can run any more; None if calls can run."""
         if self._failure is None and self._pool is not None:
-            self._failure = self._pool._master.agenda.broken
+            self._failure = self._pool.failure
         return self._failure
 
     # --- the executor itself --------------------------------------------------------------------
 
     @property
     def pool(self) -> Pool:
-        """The pool beneath, for `status`, `report`, `stacks`, `live` and `share`; opened now if it was not before."""
+        """The pool below, for `status`, `report`, `stacks`, `live` and `share`. It is opened if it was not open."""
         return self._open()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, kill_workers: bool = False) -> None:
-        """Take no more calls; those there are run to their ends.
+        """Take no more calls. The calls that are there run to their ends.
 
         Args:
-            wait: return only when they have ended, and the workers have exited.
-            cancel_futures: cancel those that no worker has begun, or is free to begin at once; items of `map`, too.
-            kill_workers: end them all at once, as `terminate_workers` does; loky's name for it.
+            wait: return only when they have ended and the workers have exited.
+            cancel_futures: cancel the calls, and the items of `map`, that no worker has begun or is free to begin at
+                once.
+            kill_workers: end all calls at once, as `terminate_workers` does. The name is loky's.
         """
         if kill_workers:
             self.terminate_workers()
             return
+        pool = self._shut()
+        if pool is not None:
+            pool.finish(shutdown_error(), cancel=cancel_futures, wait=wait)
+
+    def _shut(self) -> ExecutorPool | None:
+        """Take no more calls. Return the pool, if there is one, for the caller to end."""
         with self._lock:
             self._is_shut = True
             pool, self._pool = self._pool, None
-        if pool is None or not pool._master.identity.is_here():
-            return
-        if cancel_futures:
-            pool._master.cancel_waiting(call_errors.cancelled())
-        pool._master.end_inputs(_is_shut_down())
-        pool.close()
-        if wait:
-            pool.join()
+        return pool
 
     def resize(self, max_workers: int) -> None:
         """Keep this many workers from now on."""
         self._begin_resize(max_workers)()
 
     def _begin_resize(self, max_workers: int) -> Callable[[], object]:
-        """Have so many workers; returns what waits for new ones: callbacks may run meanwhile, so hold no lock."""
+        """Start `resize`. Return a function that waits for new workers.
+
+        Callbacks may run while it waits, so hold no lock then.
+        """
         if max_workers <= 0:
             raise ValueError("max_workers must be greater than 0")
         with self._lock:
-            wait: Callable[[], object] = _no_wait
+            wait: Callable[[], object] = _do_not_wait
             if self._pool is not None and max_workers != self._max_workers:
-                wait = functools.partial(self._pool._master.loop.wait, self._pool.begin_resize(max_workers))
+                wait = functools.partial(self._pool.wait_until, self._pool.begin_resize(max_workers))
             self._max_workers = max_workers
             return wait
 
     @property
     def max_workers(self) -> int:
-        """How many workers it has, or will have."""
+        """The number of workers that it has, or will have."""
         return self._max_workers
 
     @property
     def is_usable(self) -> bool:
-        """Whether it takes calls, here and now."""
+        """Whether it takes calls in this process."""
         with self._lock:
             return not self._is_shut and self._broken is None and self._identity.is_here()
 
     def renew_lock(self) -> None:
-        """In a forked child, in which nobody would ever release the one there is."""
+        """Replace the lock in a forked child, where no thread would ever release it."""
         self._lock = threading.Lock()
 
     def terminate_workers(self) -> None:
         """Shut down at once: calls that have not ended are cancelled, and their workers end."""
-        with self._lock:
-            self._is_shut = True
-            pool, self._pool = self._pool, None
-        if pool is not None and pool._master.identity.is_here():
-            pool.terminate()
+        pool = self._shut()
+        if pool is not None:
+            pool.end_now()
 
     kill_workers = terminate_workers
 
     def kill_calls(self, futures: Iterable[PoolFuture[Any]]) -> None:
-        """Cancel calls of this executor that have not ended, those that run included: their workers are replaced."""
+        """Cancel calls of this executor that have not ended. Workers that run one of them are replaced."""
         left = [future for future in list(futures) if not future.done()]
         with self._lock:
             pool = self._pool
-        if left and pool is not None and pool._master.identity.is_here():
-            pool._master.cancel_calls(left, call_errors.cancelled())
+        if left and pool is not None:
+            pool.cancel_calls(left)
 
     def __del__(self) -> None:
         pool = getattr(self, "_pool", None)
-        if pool is not None and pool._master.identity.is_here():
-            pool.close()  # what was submitted is run; the pool ends with the last future
+        if pool is not None:
+            pool.leave()  # what was submitted still runs
 
     @property
     def _processes(self) -> dict[int, Any]:
-        """Workers by pid, for those who look at them though they should not."""
+        """The workers by pid, for programs that look at them although the name is private."""
         with self._lock:
             pool = self._pool
-        return {} if pool is None else {process.pid: process for process in pool._pool}
+        return {} if pool is None else {process.pid: process for process in pool.processes}
 
     def __repr__(self) -> str:
         state = "shut down" if self._is_shut else "broken" if self._broken is not None else "open"
         return f"<{type(self).__module__}.{type(self).__qualname__} max_workers={self._max_workers} {state}>"
 
 
-_COMPLETE = frozenset({list, tuple, range, str, bytes, dict, set, frozenset, itertools.repeat})
-"""Types of inputs that run none of the caller's code when items are taken."""
-
-
-def _no_wait() -> None:
-    """There is nothing to wait for."""
-
-
-def _is_shut_down() -> RuntimeError:
-    return RuntimeError("cannot schedule new futures after shutdown")
-
-
-def _too_late() -> RuntimeError:
-    return RuntimeError("cannot schedule new futures after interpreter shutdown")
+def _do_not_wait() -> None:
+    """Return at once, because there is nothing to wait for."""
 
 
 def _results(stream: IMapIterator[R], deadline: float | None) -> Iterator[R]:
-    """The results of a stream until the deadline; when nobody wants more of them, the rest is cancelled."""
+    """Yield the results of a stream until the deadline. When nobody wants more of them, cancel the rest."""
     try:
         if deadline is None:
             yield from stream
@@ -370,7 +314,7 @@ def _until(deadline: float, stream: IMapIterator[R]) -> Iterator[R]:
             return
         except NotYet as error:
             if error.__cause__ is not None:
-                raise  # it is a task's own
+                raise  # a task raised it
             raise TimeoutError from None
         yield result
 
@@ -382,21 +326,24 @@ def _start_method_of(context: Any) -> str:
     return _START_METHODS[method]
 
 
-# --- one that is used again and again -----------------------------------------------------------------
+# --- one executor for the program ---------------------------------------------------------------------
 
 _shared: Executor | None = None
+_shared_arguments: dict[str, Any] = {}
+"""The arguments with which `_shared` was made."""
+
 _shared_lock = threading.RLock()
 
 
-def _make_child_whole() -> None:
-    """In a forked child: a lock may have been held while it was forked, as when a pool is opened."""
+def _reset_in_child() -> None:
+    """Replace the locks in a forked child: a thread may have held one during the fork, as when a pool opens."""
     global _shared_lock
     _shared_lock = threading.RLock()
     for executor in list(_executors):
         executor.renew_lock()
 
 
-os.register_at_fork(after_in_child=_make_child_whole)
+os.register_at_fork(after_in_child=_reset_in_child)
 
 
 def get_executor(
@@ -410,17 +357,17 @@ def get_executor(
     initargs: tuple[Any, ...] = (),
     **options: Unpack[ExecutorKeywords],
 ) -> Executor:
-    """The program's one executor, made when it is first asked for: what `loky.get_reusable_executor` is.
+    """Return the program's one executor, made at the first call, as `loky.get_reusable_executor` does.
 
-    It is the same one at each call as long as the arguments are the same. With another `max_workers` it is resized;
-    with other arguments, or where it was shut down or its initializer has failed, there is a new one, and the old one
-    is shut down. It ends with the program.
+    Each call returns the same executor as long as the arguments are the same. Another `max_workers` resizes it. Other
+    arguments give a new one, and the old one is shut down; so they do if it was shut down or its initializer has
+    failed. The executor ends with the program.
 
     Args:
-        max_workers: how many; None for as many as there are, or as this process may use cores.
-        reuse: `"auto"`; True for the one there is whatever the arguments; False for a new one.
-        kill_workers: end the calls of one that is replaced, instead of waiting for them.
-        timeout: accepted for loky's users, and of no effect: workers that idle give back what they kept warm, and stay.
+        max_workers: the number of workers; None for as many as there are, or as this process may use cores.
+        reuse: `"auto"`; True for the present one whatever the arguments; False for a new one.
+        kill_workers: end the calls of an executor that is replaced, instead of waiting for them.
+        timeout: accepted for loky's users, without effect: idle workers return their warm memory, and stay.
         context: as `mp_context` of `Executor`.
         initializer: as for `Executor`.
         initargs: as for `Executor`.
@@ -430,27 +377,27 @@ def get_executor(
         >>> get_executor(2) is get_executor(2)
         True
     """
-    global _shared
+    global _shared, _shared_arguments
     del timeout
     arguments = {"mp_context": context, "initializer": initializer, "initargs": initargs, **options}
     with _shared_lock:
         old = _shared
-        if old is not None and old.is_usable and reuse and (reuse is True or _are_same(old.arguments, arguments)):
-            wait = _no_wait if max_workers is None else old._begin_resize(max_workers)
+        if old is not None and old.is_usable and reuse and (reuse is True or _are_same(_shared_arguments, arguments)):
+            wait = _do_not_wait if max_workers is None else old._begin_resize(max_workers)
             new = old
         else:
             if max_workers is None and old is not None and reuse is True:
-                max_workers = old._max_workers
+                max_workers = old.max_workers
             _shared = new = Executor(max_workers, **arguments)
-            new.arguments = arguments
-            wait = _no_wait if old is None else old.terminate_workers if kill_workers else old.shutdown
+            _shared_arguments = arguments
+            wait = _do_not_wait if old is None else old.terminate_workers if kill_workers else old.shutdown
     wait()
     return new
 
 
 def _are_same(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether arguments are equal, as far as that can be told."""
+    """Return whether arguments are equal, as far as that can be told."""
     try:
         return bool(one == other)
     except Exception:
-        return False  # arrays, say, whose comparison is no yes or no
+        return False  # such as arrays, whose comparison is an array

@@ -3,9 +3,8 @@
 1. Check what the platform and the limits of this process allow.
 2. Create the scoreboard and the file for stacks, and open the trace.
 3. Make the engine, which forks the zygote.
-4. Start the capture of output and the first workers.
-
-If one step raises, what the steps before it have made is closed.
+4. Hand the engine to the pool, which ends it if a later step raises.
+5. Start the capture of output. The pool then starts the first workers.
 """
 
 from __future__ import annotations
@@ -19,7 +18,8 @@ from typing import TYPE_CHECKING
 
 from pairpool.linux import descriptors, requirements
 from pairpool.master.direct_zygote import DirectZygote
-from pairpool.master.engine import Engine, ScoreboardFiles, WorkerSettings
+from pairpool.master.engine_api import Engine
+from pairpool.master.engine_core import ScoreboardFiles, WorkerSettings
 from pairpool.master.zygotes import ForkedZygote, FreshZygote, Zygote
 from pairpool.options import START_METHODS, PoolOptions
 from pairpool.transport.child_pickles import pickle_for_child
@@ -38,10 +38,11 @@ DESCRIPTORS_PER_POOL = 16
 _numbers = itertools.count(1)
 
 
-def open_engine(options: PoolOptions, start: Callable[[Engine], object], *, daemon: bool) -> Engine:
-    """Make the engine of a pool, and start its workers with `start`. Handlers of signals must be deferred meanwhile.
+def open_engine(options: PoolOptions, adopt: Callable[[Engine], object], *, daemon: bool) -> None:
+    """Make the engine of a pool. Handlers of signals must be deferred meanwhile.
 
     Args:
+        adopt: takes the engine as soon as it exists. If a later step raises, the engine is to be ended there.
         daemon: whether tasks are kept from starting processes with multiprocessing.
 
     Raises:
@@ -57,22 +58,18 @@ def open_engine(options: PoolOptions, start: Callable[[Engine], object], *, daem
     )
     method = START_METHODS.index(options.start_method)
     files = ScoreboardFiles.create(max(SCOREBOARD_SLOTS, 2 * workers), name, method)
-    engine = trace = None
+    trace = None
     try:
         trace = _open_trace(options, name, files)
         engine = Engine(_zygote_maker(options, files, daemon), files, _settings(options), trace)
-        _start_capture(options, engine)
-        start(engine)
     except BaseException:
-        if engine is not None:
-            engine.terminate()
-        else:
-            if trace is not None:
-                descriptors.disown(trace)
-                trace.close()
-            files.close()
+        if trace is not None:
+            descriptors.disown(trace)
+            trace.close()
+        files.close()
         raise
-    return engine
+    adopt(engine)
+    _start_capture(options, engine)
 
 
 def descriptors_per_worker(options: PoolOptions) -> int:

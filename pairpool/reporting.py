@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from pairpool.master.statistics import FunctionStats, PoolStats, SlotStats
 from pairpool.scoreboard import snapshot
-from pairpool.scoreboard.board import Scoreboard
 from pairpool.status import PoolStatus
 from pairpool.view.report import FunctionReport, PoolReport, SlowItem, WorkerReport
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pairpool.master.engine import Engine
+    from pairpool.master.engine_api import Engine
     from pairpool.output_lines import OutputLine
     from pairpool.view.live import LiveView
 
-__all__ = ["make_report", "make_view"]
+__all__ = ["make_report", "make_view", "report_of"]
 
 
 def make_view(engine: Engine, console: Console | None, *, keeps_sink: bool) -> LiveView:
@@ -35,21 +33,18 @@ def make_view(engine: Engine, console: Console | None, *, keeps_sink: bool) -> L
     from pairpool.master.output_sinks import print_lines, print_tagged
     from pairpool.view.live import LiveView
 
-    scoreboard = Scoreboard.attach(engine.board_fd.fileno(), writable=False)
-    sink = print_lines if engine.collector is None or not engine.collector.streams else engine.collector.sink
+    scoreboard = engine.attach_scoreboard()
+    sink = engine.sink or print_lines
 
     def end() -> None:
         scoreboard.close()
-        if not keeps_sink and engine.collector is not None:
-            engine.collector.redirect(sink)
-        with suppress(ValueError):  # the end of the pool stops the view, and has taken it off the list
-            engine.at_end.remove(view.stop)
+        if not keeps_sink:
+            engine.redirect_output(sink)
+        engine.not_at_end(view.stop)
 
-    def settle() -> None:
-        if engine.collector is not None:
-            engine.collector.settle()
-
-    view = LiveView(lambda: snapshot.take(scoreboard, time.monotonic_ns()), console, settle=settle, at_end=end)
+    view = LiveView(
+        lambda: snapshot.take(scoreboard, time.monotonic_ns()), console, settle=engine.settle_output, at_end=end
+    )
 
     def show(lines: list[OutputLine]) -> None:
         above = [line for line in lines if line.stream in view.streams]
@@ -62,7 +57,7 @@ def make_view(engine: Engine, console: Console | None, *, keeps_sink: bool) -> L
     except BaseException:
         scoreboard.close()
         raise
-    engine.at_end.append(view.stop)
+    engine.at_end(view.stop)
     if not keeps_sink:
         try:
             engine.start_capture(show)
@@ -70,6 +65,15 @@ def make_view(engine: Engine, console: Console | None, *, keeps_sink: bool) -> L
             view.stop()
             raise
     return view
+
+
+def report_of(engine: Engine, status: Callable[[], PoolStatus]) -> PoolReport:
+    """Return the report of a pool until now, or until it ended.
+
+    Args:
+        status: returns the status of the pool.
+    """
+    return engine.summarize(lambda stats, ready: make_report(status(), stats, ready, time.monotonic_ns()))
 
 
 def make_report(status: PoolStatus, stats: PoolStats, ready: Callable[[int], int], now: int) -> PoolReport:

@@ -353,7 +353,7 @@ def test_shutdown_cancels_nothing_that_a_free_worker_is_there_for(is_warm: bool)
 
 def end_of(future: Future[Any]) -> None:
     """The pool of a future that has ended ends, too, in another thread."""
-    pool = weakref.ref(future._master)  # type: ignore[attr-defined]
+    pool = weakref.ref(future._engine)  # type: ignore[attr-defined]
     del future
     deadline = time.monotonic() + PATIENCE
     while (master := pool()) is not None and not master.loop.over.is_set() and time.monotonic() < deadline:

@@ -33,7 +33,18 @@ from tests.support.scripts import ROOT, write_script
 LAYERS = (
     ("pairpool", "pairpool.__main__", "pairpool.cli"),
     ("pairpool.stress",),  # a campaign against the public faces
-    ("pairpool.pool", "pairpool.executor", "pairpool.aio", "pairpool.joblib", "pairpool.dask"),
+    (
+        "pairpool.pool",
+        "pairpool.pool_calls",
+        "pairpool.pool_streams",
+        "pairpool.pool_processes",
+        "pairpool.executor",
+        "pairpool.executor_exit",
+        "pairpool.executor_pool",
+        "pairpool.aio",
+        "pairpool.joblib",
+        "pairpool.dask",
+    ),
     ("pairpool.opening", "pairpool.reporting"),
     ("pairpool.options",),
     ("pairpool.results",),
@@ -55,7 +66,14 @@ WALLS = (
 )
 """Imports that are forbidden although they point downwards: (importer, imported)."""
 
-FACES = ("pairpool.pool", "pairpool.executor", "pairpool.aio", "pairpool.dask")
+FACES = (
+    "pairpool.pool",
+    "pairpool.pool_calls",
+    "pairpool.pool_streams",
+    "pairpool.executor",
+    "pairpool.aio",
+    "pairpool.dask",
+)
 """The public faces, whose calls take as many options as users need."""
 
 OLD_NAMES = re.compile(

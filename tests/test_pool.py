@@ -1214,7 +1214,7 @@ def test_a_stream_goes_on_while_another_thread_leads(make_pool: MakePool, tmp_pa
     with Gate(tmp_path / "gate") as gate:
         pool = make_pool(2)
         held = pool.apply_async(tasks.wait_for, (gate.path,))
-        while not pool._master.loop._lead:  # by the driver, which has nothing to leave it for while that task is held
+        while not pool._engine.loop._lead:  # by the driver, which has nothing to leave it for while that task is held
             time.sleep(0.001)
         for _ in range(20):
             for buffersize in (1, 2, 3):

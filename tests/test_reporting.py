@@ -102,7 +102,7 @@ def test_finished_items_are_not_pending(make_pool: MakePool, gate: Gate) -> None
     """Readers from outside see it, too, although the leader counts the pending items only now and then."""
     pool = make_pool(2)
     held = pool.map_async(partial(tasks.held, gate.path), range(6), chunksize=1)
-    board = pool._master.board
+    board = pool._engine.board
     for number in range(6):
         assert pool.status().pending == 6 - number  # the leader counts now, and not again soon
         gate.let(1)

@@ -1,8 +1,8 @@
 """Pools for asyncio: `AsyncPool`, whose calls are awaited, and which needs no thread.
 
-await ─► AsyncPool ─► Core ─► Master            the calls, and the pool beneath
-async for ◄─ AsyncStream ◄─ Feed ─► FedJob      items in, as there is room; results out
-               Attendant ─► Loop                the event loop turns the pool's own (master/attendant.py)
+await ─► AsyncPool ─► Core ─► Engine            calls, and the pool below
+async for ◄─ AsyncStream ◄─ FedJob ◄─ Feed      results out; items in, as there is room
+asyncio's event loop ─► AsyncioDriver ─► Engine   short turns (master/asyncio_driver.py)
 """
 
 from __future__ import annotations

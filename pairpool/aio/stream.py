@@ -1,4 +1,8 @@
-"""Results as an asynchronous stream: what `AsyncPool.imap` and `imap_unordered` return, and what feeds it."""
+"""The results of `AsyncPool.imap` and `imap_unordered`, as an asynchronous stream.
+
+input ─► Feed, a task of its own ─► FedJob ─► workers
+async for ◄─ AsyncStream ◄───────── FedJob ◄─ workers
+"""
 
 from __future__ import annotations
 
@@ -9,58 +13,63 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pairpool.aio.outcome import raised
 from pairpool.master import call_errors
-from pairpool.master.asyncio_driver import BUDGET, AsyncioDriver
+from pairpool.master.asyncio_driver import TURN_BUDGET_S, AsyncioDriver
 
 if TYPE_CHECKING:
-    from pairpool.master.engine import Engine
-    from pairpool.master.jobs.fed import FedJob
+    from pairpool.master.engine_api import Engine
+    from pairpool.master.functions import Function
+    from pairpool.master.jobs.call_options import CallOptions
+    from pairpool.master.jobs.stream import StreamSpec
 
 __all__ = ["AsyncStream", "Feed"]
 
 R = TypeVar("R")
 
-IN_A_ROW = 32
-"""Results that are there which a reader takes before it looks at how long others have waited for the event loop."""
+RESULTS_BETWEEN_CHECKS = 32
+"""Results that a reader takes before it checks how long other coroutines have waited for the event loop."""
 
 
 class Feed:
-    """Hands the items of an input in as there is room, and says when there is something to read.
+    """Hand the items of an input to a job as there is room, and say when there is something to read.
 
-    It does not know the stream, so that one that nobody has any more ends.
+    A feed does not know the stream. So a stream that nobody holds any more ends.
 
     Attributes:
+        job: the job of the stream.
         news: set when there may be something to read.
-        is_full: whether it waits for room.
+        is_full: whether the feed waits for room.
     """
 
-    job: FedJob
-
-    def __init__(self, master: Engine, attendant: AsyncioDriver) -> None:
-        self.attendant = attendant
+    def __init__(
+        self, engine: Engine, driver: AsyncioDriver, function: Function, options: CallOptions, spec: StreamSpec
+    ) -> None:
+        self.driver = driver
         self.news = asyncio.Event()
         self.is_full = False
-        self._master = master
+        self._engine = engine
         self._room = asyncio.Event()
         self._left = 0
-        self._until = 0.0
+        self._pause_at = 0.0
+        self.job = engine.submit_fed(function, options, spec, self.tell)
 
     def tell(self) -> None:
-        """Results have come, or the job was cancelled; from any thread."""
-        self.attendant.tell(self)
+        """Wake the reader: results have come, or the job was cancelled. From any thread."""
+        self.driver.tell(self)
 
     def settle(self) -> None:
+        """Wake the coroutines that wait; called in the event loop."""
         self.news.set()
         if self.job.cancelled or self.job.unbounded:
             self._room.set()
 
     def look_for_room(self) -> None:
-        """Go on, if the reader has made room for a few items, so that they go out together."""
+        """Go on if the reader has made room for several items, so that they are sent together."""
         wanted = self._wanted()
         if wanted > 0 and 4 * wanted >= wanted + self.job.unread:
             self._room.set()
 
     async def run(self, items: Iterable[Any] | AsyncIterable[Any]) -> None:
-        """Hand all items in; ends early if the job is cancelled."""
+        """Hand in all items. End early if the job is cancelled."""
         job = self.job
         error: BaseException | None = None
         try:
@@ -75,15 +84,15 @@ class Feed:
                 raise
         finally:
             job.complete(error)
-            del error  # no cycle through the traceback: it would keep the input open
-            self.attendant.summon()
+            del error  # a cycle through the traceback would keep the input open
+            self.driver.summon()
             self.settle()
 
     async def _run_async(self, items: AsyncIterable[Any]) -> None:
         began = time.monotonic_ns()
         async for item in items:
             self.job.feed(item, time.monotonic_ns() - began)
-            self.attendant.summon()
+            self.driver.summon()
             if not await self._go_on():
                 return
             began = time.monotonic_ns()
@@ -97,13 +106,13 @@ class Feed:
             began = time.monotonic_ns()
 
     async def _go_on(self) -> bool:
-        """Take one more item off the room there is; false if no more items are wanted."""
+        """Count one item. Return False if no more items are wanted."""
         self._left -= 1
-        return (self._left > 0 and time.monotonic() < self._until) or await self._rest()
+        return (self._left > 0 and time.monotonic() < self._pause_at) or await self._rest()
 
     async def _rest(self) -> bool:
-        """Let others use the event loop, and wait until there is room; False if no more items are wanted."""
-        self.attendant.summon()
+        """Let other coroutines run, and wait until there is room. Return False if no more items are wanted."""
+        self.driver.summon()
         await asyncio.sleep(0)
         while (wanted := self._wanted()) <= 0 and not self.job.cancelled:
             self._room.clear()
@@ -113,24 +122,24 @@ class Feed:
             finally:
                 self.is_full = False
         self._left = wanted
-        self._until = time.monotonic() + BUDGET
+        self._pause_at = time.monotonic() + TURN_BUDGET_S
         return not self.job.cancelled
 
     def _wanted(self) -> int:
-        return self.job.wanted(self._master.crew.size)
+        return self._engine.room_of(self.job)
 
 
 class AsyncStream(AsyncIterator[R], Generic[R]):
-    """Results as they come (`imap_unordered`) or in the order of the input (`imap`): `async for` goes through them.
+    """The results of a call, as they come (`imap_unordered`) or in the order of the input (`imap`), for `async for`.
 
     An item's exception is raised in its place, and the iteration can go on after it. If the coroutine that waits for a
-    result is cancelled, so is the whole call, and its tasks are ended; dropping a stream that is not used up, or
-    `aclose`, ends the rest of the call, while the tasks that run go on unheard.
+    result is cancelled, the whole call is cancelled, and its tasks are ended. Dropping a stream before its end, or
+    `aclose`, ends the rest of the call. Tasks that run then go on, but their results are discarded.
     """
 
-    def __init__(self, pool: object, master: Engine, feed: Feed, task: asyncio.Task[None], keep: bool) -> None:
-        self._pool: object | None = pool  # which lives as long as the stream
-        self._master = master
+    def __init__(self, pool: object, engine: Engine, feed: Feed, task: asyncio.Task[None], keep: bool) -> None:
+        self._pool: object | None = pool  # it lives as long as the stream
+        self._engine = engine
         self._feed = feed
         self._job = feed.job
         self._task = task
@@ -144,7 +153,7 @@ class AsyncStream(AsyncIterator[R], Generic[R]):
     async def __anext__(self) -> R:
         job, feed = self._job, self._feed
         self._in_a_row += 1
-        if self._in_a_row >= IN_A_ROW:
+        if self._in_a_row >= RESULTS_BETWEEN_CHECKS:
             await self._give_way()
         while True:
             for value in job.handed:
@@ -154,7 +163,7 @@ class AsyncStream(AsyncIterator[R], Generic[R]):
             if job.has_results:
                 job.hand_out()
                 if job.has_supply:
-                    feed.attendant.summon()  # there is room for more
+                    feed.driver.summon()  # there is room for more
                 continue
             error = job.hand_out_error()
             if error is not None:
@@ -189,9 +198,9 @@ class AsyncStream(AsyncIterator[R], Generic[R]):
         await self._pause(news.wait())
 
     async def _give_way(self) -> None:
-        """Let others use the event loop, if this reader has had it for some time: it may have thousands of results."""
+        """Let other coroutines run if this reader has run for some time: it may have thousands of results."""
         self._in_a_row = 0
-        if time.monotonic() >= self._since + BUDGET:
+        if time.monotonic() >= self._since + TURN_BUDGET_S:
             await self._pause(asyncio.sleep(0))
 
     async def _pause(self, pause: Awaitable[object]) -> None:
@@ -204,23 +213,22 @@ class AsyncStream(AsyncIterator[R], Generic[R]):
         self._since = time.monotonic()
 
     async def aclose(self, *, kill: bool = False) -> None:
-        """End the rest of the call; with `kill`, also what runs. Nothing is taken from the input after that."""
+        """End the rest of the call; with `kill`, also the tasks that run. No more items are taken from the input."""
         if not self._job.done:
             self._cancel(call_errors.cancelled(), kill=kill)
         if not self._task.done():
             await asyncio.wait([self._task])
 
     def _cancel(self, reason: BaseException, *, kill: bool) -> None:
-        job, cancellation = self._job, self._master.cancellation
-        self._master.loop.submit(lambda: cancellation.job(job, reason, kill=kill))
+        self._engine.cancel_soon(self._job, reason, kill=kill)
         self._task.cancel()
 
     def __del__(self) -> None:
         job = getattr(self, "_job", None)
-        if job is None or job.done or not self._master.identity.is_here():
+        if job is None or job.done or not self._engine.is_here():
             return
-        self._master.abandon(job, half_used=True)
+        self._engine.abandon(job, half_used=True)
         try:
-            self._feed.attendant.events.call_soon_threadsafe(self._task.cancel)
+            self._feed.driver.events.call_soon_threadsafe(self._task.cancel)
         except RuntimeError:
-            pass  # the event loop has closed, and has cancelled all its tasks before, or never will
+            pass  # the event loop has closed: it has cancelled its tasks already, or never will

@@ -1,11 +1,11 @@
-"""An event loop that turns a pool's loop: without a thread, and never for long.
+"""Drive a pool from an asyncio event loop: without a thread, and never for long.
 
-    event loop ── descriptor readable, timer, summons ──► Attendant ── visit ──► Loop
-    coroutines ◄─ settle, some at a time ◄────────────── Attendant ◄─ tell ──── outcomes, from whoever leads
+    asyncio ── descriptor readable, timer, `summon` ──► AsyncioDriver ── run_once(deadline) ──► EventLoop
+    coroutines ◄── settle, some at a time ──────────── AsyncioDriver ◄── tell ── outcomes, from the leader
 
-The pool's epoll descriptor is readable when one of those that it watches is (epoll(7)), its wakeup among them. So the
-event loop waits for the pool as for a socket. It is a duplicate that is watched: the number of one that the pool has
-closed may be another file's by the time the event loop hears of it.
+The pool's epoll descriptor is readable when one of the descriptors that it watches is readable (epoll(7)); its wakeup
+is one of them. So asyncio waits for the pool as for a socket. asyncio watches a duplicate: after the pool has closed
+its descriptor, the number may belong to another file before asyncio stops watching it.
 """
 
 from __future__ import annotations
@@ -25,58 +25,58 @@ if TYPE_CHECKING:
 
 __all__ = ["AsyncioDriver", "Waiting"]
 
-BUDGET = 0.001
-"""Seconds after which a turn begins nothing new: others want the event loop, too."""
+TURN_BUDGET_S = 0.001
+"""Seconds after which a turn starts nothing new, because other coroutines need the event loop, too."""
 
-AT_ONCE = 100
-"""Coroutines that are woken at once: each runs some microseconds before the event loop comes by again."""
+WAKEUPS_PER_TURN = 100
+"""Coroutines that one turn wakes. Each runs some microseconds before the next turn."""
 
 
 class Waiting(Protocol):
     """Something that coroutines wait for."""
 
     def settle(self) -> None:
-        """It is there: let them go on. Called by the event loop."""
+        """Let the coroutines go on, because the thing is there. Called in the event loop."""
 
 
 class AsyncioDriver:
-    """Turns a pool's loop from an event loop, from now until the pool ends.
+    """Drive a pool from an event loop, from now until the pool ends.
 
-    Other threads may lead meanwhile, for a call such as `status()`: then it stands back until they leave.
+    Other threads may lead meanwhile, for a call such as `status()`. Then the driver waits until they leave.
 
     Args:
-        loop: the pool's.
-        events: the event loop, which is the caller's.
+        loop: the event loop of the pool.
+        events: the event loop of the caller.
     """
 
     def __init__(self, loop: EventLoop, events: AbstractEventLoop) -> None:
         self.events = events
         self._loop = loop
         self._thread = threading.get_ident()
-        self._is_visiting = False
+        self._is_in_turn = False
         self._is_summoned = False
         self._is_watching = False
         self._timer: Handle | None = None
-        self._timer_at = 0.0  # uvloop makes one of less than half a millisecond a call_soon, which has no when()
+        self._timer_at = 0.0  # not from the timer: uvloop's has no when() below 0.5 ms
         self._told: deque[Waiting] = deque()
         self._turned: list[Future[None]] = []
         self._fd = descriptors.Descriptor(os.dup(loop.descriptor))
         descriptors.own(self._fd)
         loop.set_asyncio(self.summon)
         self._watch()
-        self.summon()  # what is submitted wakes the event loop only after a first turn
+        self.summon()  # only after a first turn do submissions wake the event loop
 
     # --- from any thread ------------------------------------------------------------------------
 
     def tell(self, waiting: Waiting) -> None:
-        """What this is about has happened: have those who wait for it told."""
+        """Wake the coroutines that wait for this, because it has happened."""
         self._told.append(waiting)
         self.summon()
 
     def summon(self) -> None:
-        """Have the loop turned soon."""
+        """Run a turn soon."""
         is_here = threading.get_ident() == self._thread
-        if self._is_summoned or (is_here and self._is_visiting):
+        if self._is_summoned or (is_here and self._is_in_turn):
             return
         self._is_summoned = True
         try:
@@ -85,24 +85,24 @@ class AsyncioDriver:
             else:
                 self.events.call_soon_threadsafe(self._turn)
         except RuntimeError:
-            pass  # the event loop has closed, and nobody waits any more
+            pass  # the event loop has closed, and no coroutine waits any more
 
     def leave(self) -> None:
-        """The pool has ended: watch it no more."""
+        """Stop watching the pool, because it has ended."""
         self._loop.set_asyncio(None)
-        self.summon()  # to tell those who still wait
+        self.summon()  # to wake coroutines that still wait
         if threading.get_ident() == self._thread or self.events.is_closed():
-            self._let_go()
+            self._release()
             return
         try:
-            self.events.call_soon_threadsafe(self._let_go)
+            self.events.call_soon_threadsafe(self._release)
         except RuntimeError:
-            self._let_go()  # it has closed just now
+            self._release()  # the event loop has closed just now
 
     # --- in the event loop's thread -------------------------------------------------------------
 
     async def until(self, ready: Callable[[], bool]) -> None:
-        """Wait until `ready()`, which is asked after each turn."""
+        """Wait until `ready()`. It is asked after each turn."""
         while not ready():
             turned: Future[None] = self.events.create_future()
             self._turned.append(turned)
@@ -114,21 +114,21 @@ class AsyncioDriver:
     def _turn(self) -> None:
         self._is_summoned = False
         self._thread = threading.get_ident()
-        self._is_visiting = True
+        self._is_in_turn = True
         left: float | None = 0.0
         try:
-            left = self._loop.run_once(time.monotonic() + BUDGET)
+            left = self._loop.run_once(time.monotonic() + TURN_BUDGET_S)
         finally:
-            self._is_visiting = False
+            self._is_in_turn = False
             self._plan(left)
-            self._tell_some()
+            self._wake_some()
 
     def _plan(self, left: float | None) -> None:
-        """Take the next turn in so many seconds, or before that if there is something to do."""
+        """Run the next turn after `left` seconds, or earlier if there is something to do."""
         if self._loop.ended:
             return
         if left is None:
-            self._unwatch()  # it would only be readable again and again, while another thread deals with it
+            self._unwatch()  # it would stay readable while another thread handles the events
             self._loop.request_turn()
             return
         self._watch()
@@ -138,7 +138,7 @@ class AsyncioDriver:
             self._turn_at(self.events.time() + left)
 
     def _turn_at(self, when: float) -> None:
-        """Take a turn then, or before: one that comes early does no harm, and few timers are made."""
+        """Run a turn at `when` or earlier. An early turn does no harm, and saves timers."""
         if self._timer is not None:
             if self._timer_at <= when:
                 return
@@ -150,8 +150,8 @@ class AsyncioDriver:
         self._timer = None
         self._turn()
 
-    def _tell_some(self) -> None:
-        for _ in range(min(len(self._told), AT_ONCE)):
+    def _wake_some(self) -> None:
+        for _ in range(min(len(self._told), WAKEUPS_PER_TURN)):
             self._told.popleft().settle()
         if self._told:
             self.summon()
@@ -170,7 +170,7 @@ class AsyncioDriver:
             if not self.events.is_closed():
                 self.events.remove_reader(self._fd.fileno())
 
-    def _let_go(self) -> None:
+    def _release(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
         self._unwatch()

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from pairpool.linux import forking
 from pairpool.linux.interrupts import allow_signals, is_from_handler
 from pairpool.master import call_errors
-from pairpool.master.jobs.base import Calls, MapJob
+from pairpool.master.jobs.base import Job
 
 if TYPE_CHECKING:
-    from pairpool.master.engine import Engine
+    from pairpool.master.engine_api import Engine
 
 __all__ = ["AsyncResult", "MapResult"]
 
@@ -24,7 +23,7 @@ class AsyncResult(Generic[R]):
     Waiting for it drives the pool. The pool lives at least as long as the call.
     """
 
-    job: Calls | MapJob | None = None
+    job: Job | None = None
     _done = False
     _has_outcome = False
     _success = False
@@ -33,14 +32,18 @@ class AsyncResult(Generic[R]):
     def __init__(
         self,
         pool: object,
-        master: Engine,
+        engine: Engine,
         callback: Callable[[R], object] | None = None,
         error_callback: Callable[[BaseException], object] | None = None,
     ) -> None:
         self._pool: object | None = pool
-        self._master = master
+        self._engine = engine
         self._callback = callback
         self._error_callback = error_callback
+
+    def submitted_to(self, job: Job) -> None:
+        """Remember the job that contains the call."""
+        self.job = job
 
     def _is_done(self) -> bool:
         return self._done
@@ -48,8 +51,8 @@ class AsyncResult(Generic[R]):
     def ready(self) -> bool:
         """Whether the call has ended, with a result or an exception."""
         if not self._done:
-            forking.require_owner(self._master.identity)
-            self._master.loop.run_once()
+            self._engine.require_owner()
+            self._engine.run_once()
         return self._done
 
     def successful(self) -> bool:
@@ -61,9 +64,9 @@ class AsyncResult(Generic[R]):
     def wait(self, timeout: float | None = None) -> None:
         """Wait until the call has ended, or for `timeout` seconds."""
         if not self._done:
-            forking.require_owner(self._master.identity)
+            self._engine.require_owner()
             try:
-                self._master.loop.wait(self._is_done, timeout)
+                self._engine.wait(self._is_done, timeout)
             except KeyboardInterrupt as interrupt:
                 self._cancel(call_errors.left_by(interrupt), kill=True)
                 raise
@@ -77,8 +80,8 @@ class AsyncResult(Generic[R]):
         return not self._done and self._cancel(call_errors.cancelled(), kill=kill)
 
     def _cancel(self, reason: BaseException, *, kill: bool) -> bool:
-        forking.require_owner(self._master.identity)
-        return self._master.cancel_call(self, reason, kill=kill)
+        self._engine.require_owner()
+        return self._engine.cancel_call(self, reason, kill=kill)
 
     def get(self, timeout: float | None = None) -> R:
         """The result, or its exception raised.
@@ -109,7 +112,7 @@ class AsyncResult(Generic[R]):
         if callback is None:
             self._end()
         else:
-            self._master.loop.call_later(lambda: self._call(callback))
+            self._engine.call_later(lambda: self._call(callback))
 
     @property
     def has_outcome(self) -> bool:
@@ -135,7 +138,7 @@ class AsyncResult(Generic[R]):
         self._done = True
         self.job = self._callback = self._error_callback = None
         pool, self._pool = self._pool, None
-        self._master.loop.release_later(pool)
+        self._engine.release_later(pool)
 
 
 class MapResult(AsyncResult[R]):

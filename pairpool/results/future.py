@@ -6,13 +6,12 @@ from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pairpool.errors import InitializerFailed, WorkerDied, remote_text
-from pairpool.linux import forking
 from pairpool.linux.cpython_private import remote_traceback
 from pairpool.master import call_errors
-from pairpool.master.jobs.base import Calls, MapJob
+from pairpool.master.jobs.base import Job
 
 if TYPE_CHECKING:
-    from pairpool.master.engine import Engine
+    from pairpool.master.engine_api import Engine
 
 __all__ = ["PoolFuture", "for_process_pool"]
 
@@ -25,14 +24,18 @@ class PoolFuture(Future[R]):
     `cancel()` takes a call back that has not begun, also out of the socket of a worker.
     """
 
-    job: Calls | MapJob | None = None
+    job: Job | None = None
 
-    def __init__(self, pool: object, master: Engine, *, as_process_pool: bool) -> None:
+    def __init__(self, pool: object, engine: Engine, *, as_process_pool: bool) -> None:
         super().__init__()
         self._pool: object | None = pool
-        self._master = master
+        self._engine = engine
         self._as_process_pool = as_process_pool
         self._outcome: tuple[bool, Any] | None = None
+
+    def submitted_to(self, job: Job) -> None:
+        """Remember the job that contains the call."""
+        self.job = job
 
     # --- for whoever waits ----------------------------------------------------------------------
 
@@ -59,8 +62,8 @@ class PoolFuture(Future[R]):
         """Drive the pool until this is done. Raises `TimeoutError` if it is not by then."""
         if self.done():
             return
-        forking.require_owner(self._master.identity)
-        if not self._master.loop.wait(self.done, timeout):
+        self._engine.require_owner()
+        if not self._engine.wait(self.done, timeout):
             raise TimeoutError
 
     def done(self) -> bool:
@@ -73,18 +76,18 @@ class PoolFuture(Future[R]):
     def set_result(self, result: R) -> None:
         """By hand: the pool's own outcome comes too late, then."""
         super().set_result(result)
-        self._master.loop.submit(_nothing)  # a turn tells those who wait
+        self._engine.tell_followers()  # a turn tells those who wait
 
     def set_exception(self, exception: BaseException | None) -> None:
         """By hand."""
         super().set_exception(exception)
-        self._master.loop.submit(_nothing)
+        self._engine.tell_followers()
 
     def cancel(self) -> bool:
         """Take the call back. Returns False if it runs, or has ended."""
         if not self.done():
-            forking.require_owner(self._master.identity)
-            self._master.cancel_call(self, call_errors.cancelled(), kill=False)
+            self._engine.require_owner()
+            self._engine.cancel_call(self, call_errors.cancelled(), kill=False)
             if self._is_to_be_cancelled():  # it is not told yet where another thread drives
                 super().cancel()
         return self.cancelled()
@@ -93,7 +96,7 @@ class PoolFuture(Future[R]):
         """Whether a worker is at it."""
         if self._outcome is not None or self.done():
             return False
-        return self._master.identity.is_here() and self._master.runs(self)
+        return self._engine.is_here() and self._engine.runs(self)
 
     def _is_to_be_cancelled(self) -> bool:
         outcome = self._outcome
@@ -110,7 +113,7 @@ class PoolFuture(Future[R]):
         """Called by the loop; only the first outcome counts."""
         if self._outcome is None:
             self._outcome = success, value
-            self._master.loop.call_later(self._tell)
+            self._engine.call_later(self._tell)
 
     def _tell(self) -> None:
         """Fulfil it, which runs callbacks."""
@@ -131,15 +134,11 @@ class PoolFuture(Future[R]):
             self._outcome = True, None
             self.job = None
             pool, self._pool = self._pool, None
-            self._master.loop.release_later(pool)
+            self._engine.release_later(pool)
 
 
 _ENDED = ("CANCELLED", "CANCELLED_AND_NOTIFIED", "FINISHED")
 """What `concurrent.futures.Future` has as its state then."""
-
-
-def _nothing() -> None:
-    """A turn of the loop is wanted, and nothing else."""
 
 
 def for_process_pool(error: BaseException) -> BaseException:

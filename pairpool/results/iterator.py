@@ -15,12 +15,11 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from pairpool.linux import forking
 from pairpool.master import call_errors
 from pairpool.master.jobs.stream import StreamJob
 
 if TYPE_CHECKING:
-    from pairpool.master.engine import Engine
+    from pairpool.master.engine_api import Engine
 
 __all__ = ["IMapIterator"]
 
@@ -30,8 +29,8 @@ R = TypeVar("R")
 class _Gate:
     """Keeps the workers busy, waits for the next results, and raises what came in the place of one."""
 
-    def __init__(self, master: Engine, job: StreamJob, return_exceptions: bool) -> None:
-        self._master = master
+    def __init__(self, engine: Engine, job: StreamJob, return_exceptions: bool) -> None:
+        self._engine = engine
         self._job = job
         self._return_exceptions = return_exceptions
         self.timeouts: dict[int, float | None] = {}  # of the threads that read
@@ -61,18 +60,18 @@ class _Gate:
 
     def _drive(self) -> None:
         """Have the workers do more, for there is room for it, and wait if nothing is there."""
-        job, master, timeout = self._job, self._master, self.timeouts.get(threading.get_ident())
-        forking.require_owner(master.identity)
+        job, engine, timeout = self._job, self._engine, self.timeouts.get(threading.get_ident())
+        engine.require_owner()
         try:
             if not job.done:
-                master.loop.request_turn()  # there is room for more, which a leader that sleeps cannot know
+                engine.request_turn()  # there is room for more, which a leader that sleeps cannot know
             if job.ready:
-                master.loop.run_once()
+                engine.run_once()
                 return
-            ready = job.done or master.loop.wait(lambda: job.readable, timeout, focus=job)
-            master.before_leaving()
+            ready = job.done or engine.wait(lambda: job.readable, timeout, focus=job)
+            engine.keep_before_leaving()
         except KeyboardInterrupt as interrupt:
-            master.cancel(job, call_errors.left_by(interrupt), kill=True)
+            engine.cancel(job, call_errors.left_by(interrupt), kill=True)
             raise
         if not ready:
             from pairpool.errors import timeout_error
@@ -83,10 +82,10 @@ class _Gate:
 class _Feed:
     """Gives the chain one thing after the other: results that are there, or the gate."""
 
-    def __init__(self, pool: object, master: Engine, job: StreamJob, return_exceptions: bool) -> None:
+    def __init__(self, pool: object, engine: Engine, job: StreamJob, return_exceptions: bool) -> None:
         self._pool: object | None = pool
         self._job = job
-        self.gate = _Gate(master, job, return_exceptions)
+        self.gate = _Gate(engine, job, return_exceptions)
         self._passed = False  # by the gate, since results were handed out
         self.used = False
 
@@ -118,15 +117,15 @@ class IMapIterator(chain[R]):
     """
 
     _feed: _Feed
-    _master: Engine
+    _engine: Engine
     _job: StreamJob
 
     @classmethod
-    def of(cls, pool: object, master: Engine, job: StreamJob, *, return_exceptions: bool) -> IMapIterator[Any]:
+    def of(cls, pool: object, engine: Engine, job: StreamJob, *, return_exceptions: bool) -> IMapIterator[Any]:
         """The stream of a job's results; the pool lives as long as it."""
-        feed = _Feed(pool, master, job, return_exceptions)
+        feed = _Feed(pool, engine, job, return_exceptions)
         stream: Any = cls.from_iterable(feed)
-        stream._feed, stream._master, stream._job = feed, master, job
+        stream._feed, stream._engine, stream._job = feed, engine, job
         return stream  # type: ignore[no-any-return]
 
     def next(self, timeout: float | None = None) -> R:
@@ -145,15 +144,15 @@ class IMapIterator(chain[R]):
 
     def cancel(self, *, kill: bool = False) -> bool:
         """End the rest of the call; with `kill`, also what runs. Returns whether there was something to end."""
-        forking.require_owner(self._master.identity)
-        return self._master.cancel(self._job, call_errors.cancelled(), kill=kill)
+        self._engine.require_owner()
+        return self._engine.cancel(self._job, call_errors.cancelled(), kill=kill)
 
     def leave(self) -> None:
         """`cancel` for whoever does not come back, in a forked child or at the very end of the program, too."""
-        if not self._job.done and self._master.identity.is_here():
+        if not self._job.done and self._engine.is_here():
             self.cancel()
 
     def __del__(self) -> None:
         job = getattr(self, "_job", None)
-        if job is not None and not job.done and self._master.identity.is_here():
-            self._master.abandon(job, half_used=self._feed.used)
+        if job is not None and not job.done and self._engine.is_here():
+            self._engine.abandon(job, half_used=self._feed.used)

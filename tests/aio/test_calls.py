@@ -383,7 +383,7 @@ def test_what_is_submitted_while_another_thread_leads(run: Run) -> None:
         async with AsyncPool(2) as pool:
             leads, is_over = threading.Event(), threading.Event()
 
-            loop = pool._core.inner.master.loop
+            loop = pool._core.inner.engine.loop
 
             def lead() -> None:
                 while not loop._take_lead():

@@ -418,7 +418,7 @@ def test_deaths_with_the_zygote_do_not_count_against_a_function(
 def wait_for_spare(pool: Pool, zygote: int) -> int:
     """Run calls until the pool has a living spare zygote; return its pid."""
     deadline = time.monotonic() + PATIENCE
-    current: Any = pool._master.nursery.zygote
+    current: Any = pool._engine.supervisor.zygote
     while current._spare is None or current._spare.is_gone:
         assert time.monotonic() < deadline
         pool.map(tasks.square, range(10))

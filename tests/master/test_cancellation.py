@@ -18,6 +18,9 @@ class Target:
         self.job: Any = None
         self.has_outcome = False
 
+    def submitted_to(self, job: Any) -> None:
+        self.job = job
+
     def set_outcome(self, _success: bool, _value: object) -> None:
         self.has_outcome = True
 

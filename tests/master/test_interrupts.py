@@ -102,10 +102,10 @@ def test_a_worker_that_was_dealt_with_as_an_exception_struck(make_pool: MakePool
     pool = make_pool(1)
     busy = pool.apply_async(tasks.tell_and_hold, (reports.path, gate.path, 1))
     reports.next()
-    master = pool._master
+    master = pool._engine
 
     def strike() -> None:
-        master.crew.touching = master.crew.members[0]
+        master.workers.touching = master.workers.members[0]
         master.recover()
 
     master.inquire(strike)

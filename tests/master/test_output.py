@@ -172,8 +172,8 @@ class TestEveryWay:
         say = functools.partial(output_tasks.say_and_hold, reports.path, gate.path)
         busy = pool.map_async(say, ["early", "early"], chunksize=1)
         reports.take(2)
-        pool._master.start_capture(output_sinks.each_line(lines))
-        pool._master.start_capture(output_sinks.each_line(lines))
+        pool._engine.start_capture(output_sinks.each_line(lines))
+        pool._engine.start_capture(output_sinks.each_line(lines))
         gate.let(2)
         busy.get(PATIENCE)
         pids = pool.map(output_tasks.say, ["a"] * 10, chunksize=1)
@@ -253,7 +253,7 @@ def test_a_stream_that_an_initializer_has_replaced_stays(make_pool: MakePool, li
     pool = make_pool(1, initializer=output_tasks.put_own_stream, capture=lines)
     assert pool.apply(output_tasks.print_to_own_stream, ("mine",)) == "mine\n"
     assert pool.apply(output_tasks.print_redirected, ("redirected",)) == "redirected\n"
-    pool._master.start_capture(output_sinks.each_line(lines))
+    pool._engine.start_capture(output_sinks.each_line(lines))
     assert pool.apply(output_tasks.print_to_own_stream, ("too",)) == "mine\ntoo\n"
     end(pool)
     assert lines.all == []
@@ -262,7 +262,7 @@ def test_a_stream_that_an_initializer_has_replaced_stays(make_pool: MakePool, li
 def test_a_late_capture_leaves_a_stream_that_an_initializer_has_replaced(make_pool: MakePool, lines: Lines) -> None:
     pool = make_pool(1, initializer=output_tasks.put_own_stream)
     assert pool.apply(output_tasks.print_to_own_stream, ("mine",)) == "mine\n"
-    pool._master.start_capture(output_sinks.each_line(lines))
+    pool._engine.start_capture(output_sinks.each_line(lines))
     assert pool.apply(output_tasks.print_to_own_stream, ("too",)) == "mine\ntoo\n"
     pool.apply(output_tasks.write_bytes, (b"taken\n",))
     end(pool)
@@ -421,7 +421,7 @@ def test_workers_that_die_leave_no_descriptor(make_pool: MakePool, lines: Lines)
         lines.wait(str(number))
     pool._repopulate_pool()
     pool.map(output_tasks.say, ["after"] * 4, chunksize=1)
-    pool._master.collector.settle()  # type: ignore[union-attr]
+    pool._engine.settle_output()
     assert pipe_ends() == ends
     assert len(os.listdir("/proc/self/fd")) <= everything + 2  # a spare zygote has two
     pool.terminate()
@@ -454,19 +454,19 @@ def test_unread_packets_are_taken_back_with_their_descriptors(
     hold = pool.apply_async(tasks.tell_and_hold, (reports.path, gate.path, 1))
     reports.next()
     queued = [pool.apply_async(output_tasks.say, (str(number),)) for number in range(3)]
-    pool._master.start_capture(output_sinks.each_line(lines))
-    member = pool._master.crew.members[0]
+    pool._engine.start_capture(output_sinks.each_line(lines))
+    member = pool._engine.workers.members[0]
     before = pipe_ends()
     for result in queued[:2]:
         assert result.cancel()
     assert pipe_ends() == before
 
     def recall() -> bool:
-        pool._master.agenda.put_back(member.recall())
+        pool._engine.queue.put_back(member.recall())
         return True
 
     for _round in range(3):
-        assert pool._master._ask(recall)
+        assert pool._engine._ask(recall)
     gate.let()
     hold.get(PATIENCE)
     queued[2].get(PATIENCE)
@@ -489,9 +489,9 @@ def test_no_batch_overtakes_the_start_of_a_capture(
     pool = make_pool(1)
     hold = pool.apply_async(tasks.tell_and_hold, (reports.path, gate.path, 1))
     reports.next()
-    pool._master.start_capture(output_sinks.each_line(lines))
+    pool._engine.start_capture(output_sinks.each_line(lines))
     said = [pool.apply_async(output_tasks.write_every_way, (number,)) for number in range(3)]
-    member = pool._master.crew.members[0]
+    member = pool._engine.workers.members[0]
 
     def take_back() -> tuple[Packet, list[int]]:
         packet, _payload, fds = member.far.receive(wait=False)
@@ -506,13 +506,13 @@ def test_no_batch_overtakes_the_start_of_a_capture(
             member._send_or_keep(outgoing)
         return True
 
-    taken = pool._master.inquire(take_back)
+    taken = pool._engine.inquire(take_back)
     assert taken[0] == CapturePacket(STDOUT)
     gate.let()
     hold.get(PATIENCE)
     while select.select([member.far], [], [], 0)[0]:
         time.sleep(0.001)  # until the worker has read the rest
-    pool._master.inquire(send_again)
+    pool._engine.inquire(send_again)
     assert [one.get(PATIENCE) for one in said] == list(range(3))
     end(pool)
     if lost:
@@ -530,7 +530,7 @@ def test_capture_packets_that_a_killed_worker_has_not_read_leak_nothing(
     pool = make_pool(1)
     hold = pool.apply_async(tasks.tell_and_hold, (reports.path, gate.path, 1))
     pid = int(reports.next().split()[0])
-    pool._master.start_capture(output_sinks.each_line(lines))
+    pool._engine.start_capture(output_sinks.each_line(lines))
     before = pipe_ends()
     os.kill(pid, signal.SIGKILL)
     with pytest.raises(WorkerDied):
@@ -538,7 +538,7 @@ def test_capture_packets_that_a_killed_worker_has_not_read_leak_nothing(
     assert pool.apply(output_tasks.say, ("the next",)) != pid
     lines.wait("the next")
     assert pipe_ends() == before
-    assert len(pool._master.collector._sources) == 2  # type: ignore[union-attr]
+    assert len(pool._engine.supervisor.collector._sources) == 2  # type: ignore[union-attr]
 
 
 # --- sinks --------------------------------------------------------------------------------------------
@@ -562,11 +562,11 @@ def test_lines_go_to_the_present_stdout(make_pool: MakePool) -> None:
     for text in ("one", "two"):
         with contextlib.redirect_stdout(io.StringIO()) as memory:
             pool.apply(output_tasks.say, (text,))
-            pool._master.collector.settle()  # type: ignore[union-attr]
+            pool._engine.settle_output()
         found.append(memory.getvalue())
     with contextlib.redirect_stdout(None):
         pool.apply(output_tasks.say, ("nowhere",))
-        pool._master.collector.settle()  # type: ignore[union-attr]
+        pool._engine.settle_output()
     assert found == ["[worker 0] one\n", "[worker 0] two\n"]
 
 
@@ -592,7 +592,7 @@ def test_the_sink_can_be_replaced_at_any_time(make_pool: MakePool, lines: Lines)
     pool = make_pool(1, capture=lines)
     pool.apply(output_tasks.say, ("one",))
     lines.wait("one")
-    pool._master.start_capture(output_sinks.each_line(other))
+    pool._engine.start_capture(output_sinks.each_line(other))
     pool.apply(output_tasks.say, ("two",))
     end(pool)
     assert (lines.texts(), other.texts()) == (["one"], ["two"])
@@ -643,7 +643,7 @@ def test_a_callable_may_use_the_pool(make_pool: MakePool) -> None:
     results: list[int] = []
     pool: Pool = make_pool(2, capture=lambda line: results.append(pool.apply(tasks.square, (int(line.text),))))
     pool.map(output_tasks.say, map(str, range(10)), chunksize=1)
-    pool._master.collector.settle()  # type: ignore[union-attr]
+    pool._engine.settle_output()
     assert sorted(results) == [x * x for x in range(10)]
 
 
@@ -859,7 +859,7 @@ def test_a_pool_that_needs_too_many_descriptors_says_so(tmp_path: Path) -> None:
             pool.resize(4)
             leave(6)
             try:
-                pool._master.start_capture(print)
+                pool._engine.start_capture(print)
             except OSError as error:
                 print(error)
             print(pool.map(abs, range(3)))

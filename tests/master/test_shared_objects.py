@@ -632,7 +632,7 @@ def test_a_segment_that_waits_for_room(
     items = [(reports.path, gate.path, what, x) for x, what in enumerate([None, *filling, shared])]
     results = pool.imap(partial(shared_tasks.star, shared_tasks.tell_or_measure), items, 1)
     reports.next()
-    (member,) = pool._master.crew.members.values()
+    (member,) = pool._engine.workers.members.values()
     assert member.wants_room
     assert len(member.held) == 5
     if closed:

@@ -285,7 +285,7 @@ def test_a_wait_goes_on_after_a_handler_that_returns(make_pool: MakePool, report
 def test_a_signal_that_another_thread_took(leads: bool, make_pool: MakePool, reports: Reports, gate: Gate) -> None:
     """Then the main thread's wait in the kernel is not interrupted; nor by one that comes just before it."""
     pool = make_pool(1)
-    loop, main = pool._master.loop, threading.get_ident()
+    loop, main = pool._engine.loop, threading.get_ident()
     if not leads:
         pool.apply_async(tasks.square, (1,)).get(PATIENCE)
         pool.apply_async(tasks.tell_and_hold, (reports.path, gate.path, 1))

@@ -116,7 +116,7 @@ def test_a_zygote_killed_before_all_workers_have_started(start_method: str, make
 
 def test_workers_killed_before_all_workers_have_started(make_pool: MakePool) -> None:
     pool = make_pool(WORKERS)
-    for worker in list(pool._master.crew.members.values()):
+    for worker in list(pool._engine.workers.members.values()):
         os.kill(worker.pid, signal.SIGKILL)
     assert pool.map(tasks.square, range(500)) == [x * x for x in range(500)]
     assert len(pool._pool) == WORKERS

@@ -282,7 +282,7 @@ def test_an_interrupt_while_it_waits(pool: Pool, reports: Reports, gate: Gate) -
 
     def interrupt() -> None:
         reports.take(2)
-        while not pool._master.loop._polling:
+        while not pool._engine.loop._polling:
             pass  # the main thread does not wait yet
         signal.pthread_kill(main, signal.SIGINT)
 

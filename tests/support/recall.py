@@ -10,7 +10,7 @@ __all__ = ["recall_one_packet"]
 
 def recall_one_packet(pool: Pool) -> Packet:
     """Recall only the next packet, as a master does if the worker reads the others first. Return the packet."""
-    (member,) = pool._master.crew.members.values()
+    (member,) = pool._engine.workers.members.values()
     packet, payload, fds = member.far.receive(wait=False)
     member._undo_sending(packet, payload, fds, [], [])
     return packet

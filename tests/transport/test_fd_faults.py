@@ -279,8 +279,8 @@ def test_a_master_without_room_for_what_it_takes_back(pool: Pool, reports: Repor
     reports.next()
     results = pool.imap(work.sign, [far], 1)
     others = pool.imap(work.use, [b"x" * 300_000, b"small"], 1)
-    pool._master.inquire(lambda: None)
-    assert len(pool._master.crew.members[0].held) > 2
+    pool._engine.inquire(lambda: None)
+    assert len(pool._engine.workers.members[0].held) > 2
     with room_for(0):
         assert results.cancel()
     gate.let()

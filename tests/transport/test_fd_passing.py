@@ -169,7 +169,7 @@ def test_an_fd_is_handed_over_before_its_item_runs(pool: Pool, reports: Any, gat
     fd = Fd(writing, close=True)
     result = pool.apply_async(work.hold, (reports.path, gate.path, fd))
     pid = reports.next()
-    pool._master.inquire(lambda: None)
+    pool._engine.inquire(lambda: None)
     assert fd.closed
     gate.let()
     assert os.read(reading, 100) == pid.encode()

@@ -52,7 +52,7 @@ def test_descriptors_that_came_ahead_of_what_was_taken_back(pool: Pool, reports:
     held = pool.imap(functools.partial(work.hold, reports.path, gate.path), [1])
     reports.next()
     results = pool.imap(work.count_distinct, [[Fd(null) for _ in range(600)]])
-    (member,) = pool._master.crew.members.values()
+    (member,) = pool._engine.workers.members.values()
     packet, _payload, fds = member.far.receive(wait=False)
     assert isinstance(packet, DescriptorsPacket)
     assert packet.fd_count == 252
@@ -121,8 +121,8 @@ if __name__ == "__main__":
         # a hundred each, to two workers that read nothing: four are more than may be under way
         results = pool.imap(work.count_distinct, ([Fd(null) for _ in range(100)] for _ in range(20)), 1)
         spare = pool.apply_async(work.use, (7,))
-        pool._master.inquire(lambda: None)
-        crew = pool._master.crew
+        pool._engine.inquire(lambda: None)
+        crew = pool._engine.workers
         print(len(crew.starved) > 0)
         if sys.argv[2] == "recall":
             print(spare.cancel())

@@ -206,7 +206,7 @@ STATELESS = {"method of a type": str.upper, "ufunc": np.sqrt, "bound to a str": 
 @pytest.mark.parametrize("function", STATELESS.values(), ids=STATELESS)
 def test_callables_without_state_are_loaded_once(make_pool: MakePool, function: Any) -> None:
     pool = make_pool(1)
-    known = pool._master.functions.get(function)
+    known = pool._engine.functions.get(function)
     assert not known.has_state
 
 

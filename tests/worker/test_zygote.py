@@ -621,7 +621,7 @@ def test_a_new_zygotes_workers_outlive_the_reports_about_the_old_ones(make_pool:
     """A pool whose zygote is killed gets another, and tells it of the deaths of workers that the first had forked."""
     pool = make_pool(8, start_method="fork")
     for killed in range(1, 4):
-        zygote: Any = pool._master.nursery.zygote
+        zygote: Any = pool._engine.supervisor.zygote
         with ExitStack() as stack:
             workers = [stack.enter_context(watching(worker.pid)) for worker in pool._pool]
             os.kill(zygote.pid, signal.SIGKILL)

@@ -42,7 +42,7 @@ MANY = 1 << 30
 class Target(Protocol):
     """Where the outcome of a single call goes."""
 
-    job: Calls | MapJob | None
+    job: Job | None
 
     @property
     def has_outcome(self) -> bool:
@@ -50,6 +50,9 @@ class Target(Protocol):
 
     def set_outcome(self, success: bool, value: Any) -> None:
         """Take the outcome; only the first counts."""
+
+    def submitted_to(self, job: Job) -> None:
+        """Remember the job that contains the call."""
 
 
 class Batch:
@@ -487,7 +490,7 @@ class Calls(Job):
 
     def add(self, target: Target, call: SingleCall) -> None:
         """Append a call whose outcome goes to `target`."""
-        target.job = self
+        target.submitted_to(self)
         self._waiting.append((target, call))
 
     def encode(self, batch: Batch, codec: Serializer) -> Encoded:

@@ -115,7 +115,7 @@ def test_bursts_beside_maps_and_streams(make_pool: MakePool) -> None:
 def test_an_interrupt_while_calls_are_submitted(make_pool: MakePool, place: str) -> None:
     """Wherever it strikes, what was submitted before and is submitted later has an outcome."""
     pool = make_pool()
-    pool._master.drive_in_background = lambda: None  # type: ignore[method-assign]  # this thread drives
+    pool._engine.drive_in_background = lambda: None  # type: ignore[method-assign]  # this thread drives
 
     def strike(frame: FrameType, event: str, _argument: object) -> None:
         if event == "call" and frame.f_code.co_name == place:

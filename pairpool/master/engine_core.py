@@ -1,0 +1,417 @@
+"""`EngineCore`: the parts of one pool, wired, and what each turn of the event loop does with them.
+
+    submit ──► event loop ──► JobQueue ──► Dispatcher ──► WorkerSet          calls out
+    results ◄──────────────── JobQueue ◄── Dispatcher ◄── WorkerSet          reports in
+                              Supervisor ◄── Reaper ◄── pidfds, zygote       workers come and go
+
+    one turn: submitted actions ► prepare ► wait for events ► handlers of the parts ► tend
+
+`engine.py` adds what the public faces use.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from pairpool.linux import descriptors, forking, requirements
+from pairpool.master import call_errors
+from pairpool.master.cancellation import Cancellation
+from pairpool.master.dispatcher import STARVED_FOR, WATCH_EVERY, Dispatcher
+from pairpool.master.driver_thread import DriverThread
+from pairpool.master.event_loop import EventLoop
+from pairpool.master.functions import Functions
+from pairpool.master.jobs.base import Target
+from pairpool.master.jobs.queue import JobQueue
+from pairpool.master.metrics import Metrics
+from pairpool.master.parts import EngineParts
+from pairpool.master.reaper import Reaper
+from pairpool.master.shared_objects import SharedObjects
+from pairpool.master.supervisor import Supervisor
+from pairpool.master.watchdog import Watchdog
+from pairpool.master.workers import WorkerHandle, WorkerSet
+from pairpool.master.zygote_client import ZygoteClient, fork_zygote
+from pairpool.master.zygotes import Zygote
+from pairpool.scoreboard.board import PoolWord, Scoreboard, Word
+from pairpool.trace_events import Trace
+from pairpool.transport.serializer import Serializer
+from pairpool.transport.warm_memory import WARM_BYTES_KEPT, WarmMemory
+
+if TYPE_CHECKING:
+    from pairpool.master.output import Collector
+    from pairpool.master.output_sinks import Sink
+    from pairpool.status import PoolStatus
+
+__all__ = ["EXIT_GRACE_S", "EngineCore", "ScoreboardFiles", "WorkerSettings"]
+
+T = TypeVar("T")
+
+EXIT_GRACE_S = 1.0
+"""Seconds that workers without a task get to exit by themselves before they are killed."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """What the workers of an engine are like.
+
+    Attributes:
+        processes: the number of workers to keep.
+        maxtasks: tasks after which a worker is replaced; None for never.
+        has_initializer: whether workers report when they are ready.
+        memory_limit: private bytes that a worker may have beyond what it inherited; None for any number.
+        start_timeout: seconds that the initializer may take; None for any time.
+    """
+
+    processes: int
+    maxtasks: int | None = None
+    has_initializer: bool = False
+    memory_limit: int | None = None
+    start_timeout: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreboardFiles:
+    """A scoreboard, its memfd, and the memfd into which workers write their stacks at a fault."""
+
+    board: Scoreboard
+    board_fd: descriptors.Descriptor
+    stacks: descriptors.Descriptor
+
+    @classmethod
+    def create(cls, slots: int, name: str, method: int) -> ScoreboardFiles:
+        """Create a scoreboard for a pool of this name and start method."""
+        number, board = Scoreboard.create(slots, name, time.monotonic_ns())
+        board.pool[PoolWord.METHOD] = method
+        files = cls(
+            board, descriptors.Descriptor(number), descriptors.Descriptor(descriptors.memfd("pairpool-stacks", 0))
+        )
+        descriptors.own(files.board_fd)
+        descriptors.own(files.stacks)
+        return files
+
+    def close(self) -> None:
+        """Close all of them. An engine that has started does this itself."""
+        for descriptor in (self.board_fd, self.stacks):
+            descriptors.disown(descriptor)
+            descriptor.close()
+        self.board.close()
+
+
+class EngineCore:
+    """The parts of one pool, in the process of its caller.
+
+    Args:
+        make_zygote: makes the zygote, from which the workers come.
+        files: the scoreboard and its files. The engine owns them from here on.
+        settings: what the workers are like.
+        trace: what writes a trace; None for no trace. The engine owns it from here on.
+    """
+
+    def __init__(
+        self,
+        make_zygote: Callable[[], Zygote],
+        files: ScoreboardFiles,
+        settings: WorkerSettings,
+        trace: Trace | None = None,
+    ) -> None:
+        board, stacks = files.board, files.stacks
+        self.identity = forking.Identity()
+        self.board = board
+        self.board_fd = files.board_fd
+        self._owned = (files.board_fd, stacks)
+        self._at_end: list[Callable[[], object]] = []
+        self._dropped: deque[Target] = deque()  # single calls whose callers have gone
+        zygote = fork_zygote(make_zygote)
+        try:
+            self.loop = EventLoop(self)
+        except BaseException:
+            zygote.close()
+            raise
+        memory = WarmMemory(WARM_BYTES_KEPT)
+        serializer = self.serializer = Serializer(memory=memory)
+        self.functions = Functions(serializer)
+        self.workers = WorkerSet()
+        self.watchdog = Watchdog(self.workers, settings.memory_limit, settings.start_timeout)
+        self.metrics = Metrics(board, self.functions, trace)
+        self.queue = JobQueue(self.functions, self._forget_functions, self.loop.would_deadlock, self.metrics)
+        self.queue.at_rest = memory.give_back
+        self.shared_objects = SharedObjects(self.queue, self.workers, self.loop, serializer)
+        parts = EngineParts(self.loop, self.workers, self.queue, self.watchdog, self.metrics, serializer, board)
+        self.dispatcher = Dispatcher(parts, self.shared_objects, settings.maxtasks)
+        self.supervisor = Supervisor(
+            settings.processes,
+            settings.has_initializer,
+            parts,
+            ZygoteClient(zygote, make_zygote, self.loop, serializer),
+            self.dispatcher,
+            Reaper(parts, stacks),
+        )
+        self.cancellation = Cancellation(self.queue, self.workers, self.watchdog)
+        self._remains: Scoreboard | None = None  # of the board, when the pool has ended
+        self._board_lock = threading.Lock()
+        self._driver: DriverThread | None = None
+        self._driver_lock = threading.Lock()
+
+    # --- what the loop turns --------------------------------------------------------------------
+
+    def prepare(self, stays: bool) -> float:
+        lacking = self.supervisor.request_missing()
+        self.dispatcher.deal(stays)
+        watchdog = self.watchdog
+        if self.queue.unfinished:
+            watchdog.expect_work()
+        if watchdog.at < math.inf:
+            left = watchdog.at - time.monotonic()
+            if left <= 0:
+                watchdog.look()
+                self.write_board()
+                self.supervisor.zygote.want_spare()
+                left = watchdog.at - time.monotonic()
+        else:
+            left = math.inf
+        if self.dispatcher.holds_back:
+            left = min(left, self.dispatcher.patience())
+        elif self.workers.watched or self.cancellation.pending_kills or lacking:
+            left = min(left, WATCH_EVERY)
+        if self.workers.starved:
+            left = min(left, STARVED_FOR)
+        return max(0.0, left) if left < math.inf else -1.0
+
+    def write_board(self) -> None:
+        """Have the board show what only the leader knows of calls and of items that run for long."""
+        self.metrics.refresh(self.queue.unfinished)
+        self.metrics.describe(self.workers)
+
+    def status(self, state: str) -> PoolStatus:
+        """A snapshot of a pool in this state; of one that has ended, the last one, without workers."""
+        from dataclasses import replace  # they take longer to import than a pool takes to open
+
+        from pairpool.scoreboard import snapshot
+
+        if self._remains is None:
+            self.loop.query(self.write_board)
+        with self._board_lock:
+            board = self._remains or self.board
+            return replace(snapshot.take(board, time.monotonic_ns()), state=state)
+
+    def has_a_core_free(self) -> bool:
+        return self.workers.has_a_core_free() and threading.current_thread() is not self._driver
+
+    def tend(self) -> None:
+        if self.workers.watched:
+            self.dispatcher.look_after_batches()
+        if self.cancellation.pending_kills:
+            self.cancellation.kill_pending()
+        self.supervisor.tend()
+
+    def recover(self) -> None:
+        """No batch may be lost, and no worker be left in an unknown state."""
+        self.queue.mend(self.workers.mend())
+
+    # --- questions to the leader ----------------------------------------------------------------
+
+    def _forget_functions(self, numbers: list[int]) -> None:
+        self.dispatcher.forget(numbers)
+
+    def _ask(self, question: Callable[[], bool]) -> bool:
+        """Have the leader answer a question; False if the pool ends meanwhile."""
+        verdict: list[bool] = []
+        self.loop.submit(lambda: verdict.append(question()))
+        self.loop.wait(lambda: bool(verdict) or self.loop.ended)
+        return verdict[:1] == [True]
+
+    def inquire(self, question: Callable[[], T]) -> T:
+        """The answer to a question about what only the leader may look at; of an ended pool, at once."""
+        answers: list[T] = []
+        if not self.loop.ended:
+            self.loop.submit(lambda: answers.append(question()))
+            self.loop.wait(lambda: bool(answers) or self.loop.ended)
+        if not answers:
+            self.loop.over.wait()  # it ends in another thread
+            answers.append(question())
+        return answers[0]
+
+    def ready_at(self, number: int) -> int:
+        """Monotonic ns when the present worker of a place could take work; 0 if it could not, or there is none."""
+        return 0 if self.loop.over.is_set() else self.board.slot(number).words[Word.READY]
+
+    def is_idle(self) -> bool:
+        """Whether nothing is left to do."""
+        return not self.queue.unfinished and not self.loop.has_actions
+
+    @property
+    def size(self) -> int:
+        """How many workers there are, or have been asked for."""
+        return len(self.workers.members) + self.supervisor.awaited
+
+    # --- the output of tasks --------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Have the first workers made. Raises what keeps them from it."""
+        self.supervisor.start()
+        self._start_collector()
+
+    def begin_start(self) -> None:
+        """Do the first half of `start`, without waiting. The second half is due when `has_begun`."""
+        self.supervisor.begin()
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the first workers are there."""
+        return self.supervisor.has_begun
+
+    def finish_start(self) -> None:
+        """Do the second half of `start`."""
+        self.supervisor.finish_start()
+        self._start_collector()
+
+    def _start_collector(self) -> None:
+        collector = self.supervisor.collector
+        if collector is not None:
+            collector.start()
+
+    def settle_output(self) -> None:
+        """Wait until what the workers wrote until now has been handed over."""
+        collector = self.supervisor.collector
+        if collector is not None:
+            collector.settle()
+
+    def start_capture(self, sink: Sink, *, streams: bool = True, level: int | None = None) -> None:
+        """Give what the workers write, those there and those to come, to `sink`; if it is captured already, only that.
+
+        Args:
+            streams: whether stdout and stderr are captured.
+            level: level from which on log records are handed to this process's loggers; None for none. It can be given
+                only before `start`.
+
+        Raises:
+            OSError: there are not enough descriptors.
+        """
+        from pairpool.master.output import Collector
+
+        if self.supervisor.is_starting:
+            self.supervisor.capture_output(Collector(sink, streams=streams, level=level))
+            return
+        requirements.require_descriptors(2 * self.size, f"the output of {self.size} workers")
+        self._ask(lambda: self._capture_streams(Collector, sink))
+
+    def _capture_streams(self, make: type[Collector], sink: Sink) -> bool:
+        supervisor = self.supervisor
+        if supervisor.collector is None:
+            supervisor.capture_output(make(sink, streams=False, level=None))
+            self._start_collector()
+        collector = supervisor.collector
+        assert collector is not None
+        collector.redirect(sink)
+        if not collector.streams:
+            collector.capture_streams()
+            for worker in self.workers.members.values():
+                supervisor.capture(worker, streams=True, log=False)
+        return True
+
+    # --- sizes and ends -------------------------------------------------------------------------
+
+    def begin_close(self) -> None:
+        """Let the workers exit as soon as nothing is left to do."""
+
+        def action() -> None:
+            self.supervisor.begin_closing()
+            self.metrics.closing()
+            self.supervisor.retire_all()
+
+        self.loop.submit(action)
+
+    def close(self) -> None:
+        """Let the workers exit as soon as nothing is left to do; what they wrote until now is handed over."""
+        self.begin_close()
+        self.loop.run_once()
+        if not self.loop.is_mine:  # the sink may wait for the leader
+            self.settle_output()
+
+    def finish(self) -> None:
+        """Wait for all calls, and for initializers that have not returned; then for all workers to exit."""
+        self.loop.submit(self.queue.expect_no_reader)
+        self.loop.wait(lambda: self.loop.ended or (self.is_idle() and self.workers.has_started()))
+        self.terminate(grace=None)
+
+    def wind_down(self) -> None:
+        """`terminate` that does not wait: have everything end, which it has when `has_no_workers_left`."""
+
+        def action() -> None:
+            self.supervisor.begin_closing()
+            self.queue.broken = self.queue.broken or call_errors.terminated()
+            self.queue.cancel_all(self.queue.broken)
+            self.workers.kill(self._is_busy)
+            self.supervisor.retire_all()
+
+        self.loop.submit(action)
+
+    def has_no_workers_left(self) -> bool:
+        """Whether no worker is left, and none is to come."""
+        return not self.workers.members and not self.workers.leaving and not self.supervisor.is_waiting
+
+    def terminate(self, *, grace: float | None = EXIT_GRACE_S) -> None:
+        """End everything now: workers with a task are killed, others exit; calls that have not ended are cancelled.
+
+        Args:
+            grace: seconds that workers may take to exit; None for any time.
+        """
+        if self.loop.over.is_set():
+            self._stop_threads()
+        else:
+            self.loop.defer_signals_in(lambda: self._terminate(grace))
+
+    def _terminate(self, grace: float | None) -> None:
+        loop = self.loop
+        taken = loop.acquire_exclusive()
+        try:
+            if not loop.over.is_set():
+                self._end(grace)
+        finally:
+            if taken:
+                loop.release_exclusive()
+            else:
+                loop.over.set()
+        self.loop.run_callbacks()
+        self._stop_threads()
+
+    def _stop_threads(self) -> None:
+        """The workers have ended: so do the driver, and the collector when it has handed over all that they wrote."""
+        with self._driver_lock:
+            driver = self._driver
+        if driver is not None:
+            driver.stop()
+        collector = self.supervisor.collector
+        if collector is not None:
+            collector.close()
+        while self._at_end:
+            self._at_end.pop()()
+
+    def _end(self, grace: float | None) -> None:
+        self.loop.run_actions()
+        reason = self.queue.broken or call_errors.terminated()
+        self.queue.broken = reason
+        self.workers.end(grace, is_busy=self._is_busy)
+        self.queue.cancel_all(reason)
+        self.shared_objects.close()
+        self.supervisor.close()
+        self.loop.close()
+        self.metrics.close()
+        for thing in self._owned:
+            descriptors.disown(thing)
+            thing.close()
+        with self._board_lock:
+            self._remains = self.board.remains()
+            self.board.close()
+
+    def _is_busy(self, member: WorkerHandle) -> bool:
+        """Whether a worker has something to end first, or is not there yet: then it has done nothing.
+
+        Of one that was told to exit nothing is on the board any more.
+        """
+        return bool(member.held) or not member.started or not (member.dismissed or member.slot.words[Word.READY])
