@@ -313,7 +313,9 @@ class Slow:
 
     def __reduce__(self) -> Any:
         self.begun.set()
-        threading.Event().wait()
+        # A wait without a timeout would miss a signal that arrives just before the system call.
+        while not threading.Event().wait(0.05):
+            pass
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
