@@ -135,7 +135,7 @@ def short_call(args: Any, kwds: Any = None) -> str:
 
 
 def describe_failure(
-    codec: Serializer, offset: int, fault: int, error: BaseException, missing: str | None = None
+    serializer: Serializer, offset: int, fault: int, error: BaseException, missing: str | None = None
 ) -> Failure:
     """Describe an exception, without a reference to it or to its frames."""
     inner = error.__traceback__
@@ -145,7 +145,7 @@ def describe_failure(
     pickled = None
     for attempt in (_dump_exception, _dump_taken_apart):
         try:
-            pickled = attempt(codec, error)
+            pickled = attempt(serializer, error)
             pickle.loads(pickled)
             break
         except BaseException:
@@ -154,13 +154,13 @@ def describe_failure(
     return Failure(offset, fault, pickled, cls.__qualname__, safe(lambda: str(error)), remote, missing)
 
 
-def _dump_exception(codec: Serializer, error: BaseException) -> bytes:
-    return codec.dump_alone(error)
+def _dump_exception(serializer: Serializer, error: BaseException) -> bytes:
+    return serializer.dump_alone(error)
 
 
-def _dump_taken_apart(codec: Serializer, error: BaseException) -> bytes:
+def _dump_taken_apart(serializer: Serializer, error: BaseException) -> bytes:
     """Pickle an exception so that it is rebuilt without its constructor, which may not accept `args`."""
-    return codec.dump_alone(_TakenApart(type(error), error.args, dict(error.__dict__)))
+    return serializer.dump_alone(_TakenApart(type(error), error.args, dict(error.__dict__)))
 
 
 class _TakenApart:
