@@ -29,39 +29,31 @@ class RestartPolicy:
     Attributes:
         fork_refusals: forks in a row that the kernel refused.
         startup_deaths: workers in a row that ended before they received anything.
+        retry_at: places for which another try is planned, with its time (monotonic seconds).
     """
 
     def __init__(self) -> None:
         self.fork_refusals = 0
         self.startup_deaths = 0
         self._initializer_failures: dict[int, int] = {}  # failures in a row, by place
-        self._retry_at: dict[int, float] = {}  # monotonic seconds, by place
+        self.retry_at: dict[int, float] = {}
 
     # --- planned tries --------------------------------------------------------------------------
 
-    def is_planned(self, number: int) -> bool:
-        """Return whether another try is planned for a place."""
-        return number in self._retry_at
-
-    @property
-    def planned(self) -> int:
-        """The number of places for which another try is planned."""
-        return len(self._retry_at)
-
     def plan_fork(self, number: int, now: float) -> None:
         """Plan another try for a place after the kernel refused a fork."""
-        self._retry_at[number] = now + FORK_RETRY_AFTER_S
+        self.retry_at[number] = now + FORK_RETRY_AFTER_S
 
     def plan_initializer(self, number: int, now: float) -> None:
         """Plan another try for a place after its initializer failed. The pauses grow."""
         tries = self._initializer_failures[number]
-        self._retry_at[number] = now + FORK_RETRY_AFTER_S * INITIALIZER_PAUSE_FACTOR ** (tries - 1)
+        self.retry_at[number] = now + FORK_RETRY_AFTER_S * INITIALIZER_PAUSE_FACTOR ** (tries - 1)
 
     def take_due(self, now: float) -> list[int]:
         """Return the places whose next try is due, and forget these plans."""
-        due = [number for number, at in self._retry_at.items() if at <= now]
+        due = [number for number, at in self.retry_at.items() if at <= now]
         for number in due:
-            del self._retry_at[number]
+            del self.retry_at[number]
         return due
 
     # --- failures in a row ----------------------------------------------------------------------

@@ -241,7 +241,8 @@ class Supervisor:
 
     def _on_packets(self, worker: WorkerHandle, events: int) -> None:
         self._dispatcher.on_packets(worker, events)
-        self._retire_finished()
+        if self._workers.finished:
+            self._retire_finished()
 
     def _retire_finished(self) -> None:
         """Retire the workers that hold nothing any more and get no more work."""
@@ -261,7 +262,8 @@ class Supervisor:
 
     def tend(self) -> None:
         """Retire workers in each turn of the loop, also after an exception has interrupted another turn."""
-        self._retire_finished()
+        if self._workers.finished:
+            self._retire_finished()
         if self.is_closing:
             self.retire_all()
 
@@ -370,17 +372,18 @@ class Supervisor:
 
     def _is_filled(self, number: int) -> bool:
         """Whether a place has a worker, or will get one."""
-        return number in self._workers.members or number in self._zygotes.requested or self._policy.is_planned(number)
+        return number in self._workers.members or number in self._zygotes.requested or number in self._policy.retry_at
 
     def request_missing(self) -> bool:
         """Request workers for the places whose next try is due; return whether some places are still empty."""
-        if self._policy.planned:
+        retry_at = self._policy.retry_at
+        if retry_at:
             for number in self._policy.take_due(time.monotonic()):
                 if number not in self._workers.members and number < self.processes:
                     self._request(number)
-        if len(self._workers.members) + len(self._zygotes.requested) + self._policy.planned < self.processes:
+        if len(self._workers.members) + len(self._zygotes.requested) + len(retry_at) < self.processes:
             self._fill_gaps()
-        return not self.zygote.flush() or self._policy.planned > 0
+        return not self._zygotes.zygote.flush() or bool(retry_at)
 
     def _fill_gaps(self) -> None:
         """Request workers for places that an exception left empty, between a death and the request."""

@@ -15,10 +15,10 @@ from pairpool.master.restart_policy import (
 def test_a_refused_fork_is_tried_again_after_a_pause() -> None:
     policy = RestartPolicy()
     policy.plan_fork(3, now=100.0)
-    assert policy.is_planned(3)
+    assert 3 in policy.retry_at
     assert policy.take_due(100.0) == []
     assert policy.take_due(100.0 + FORK_RETRY_AFTER_S) == [3]
-    assert policy.planned == 0
+    assert policy.retry_at == {}
 
 
 def test_refused_forks_are_hopeless_only_without_workers() -> None:
