@@ -322,7 +322,7 @@ class EngineCore:
         def action() -> None:
             self.supervisor.begin_closing()
             self.metrics.closing()
-            self.supervisor.retire_all()
+            self.supervisor.tend()
 
         self.loop.submit(action)
 
@@ -347,7 +347,7 @@ class EngineCore:
             self.queue.broken = self.queue.broken or call_errors.terminated()
             self.queue.cancel_all(self.queue.broken)
             self.workers.kill(self._is_busy)
-            self.supervisor.retire_all()
+            self.supervisor.tend()
 
         self.loop.submit(action)
 

@@ -261,11 +261,16 @@ class Supervisor:
             self._policy.worker_succeeded()
 
     def tend(self) -> None:
-        """Retire workers in each turn of the loop, also after an exception has interrupted another turn."""
+        """Retire workers that have nothing left to do.
+
+        The loop calls this in each turn, so that no worker is forgotten if an exception interrupts another turn.
+        """
         if self._workers.finished:
             self._retire_finished()
-        if self.is_closing:
-            self.retire_all()
+        if self.is_closing and self._is_done:
+            for worker in list(self._workers.members.values()):
+                if worker.started:  # a worker in its initializer is retired after that
+                    self.retire(worker)
 
     @property
     def _is_done(self) -> bool:
@@ -289,13 +294,6 @@ class Supervisor:
             self._request(worker.number)
         else:
             self._clear(worker.number)
-
-    def retire_all(self) -> None:
-        """Let every worker whose initializer has returned exit, if the pool is closing and nothing is left to do."""
-        if self._is_done:
-            for worker in list(self._workers.members.values()):
-                if worker.started:
-                    self.retire(worker)
 
     def resize(self, processes: int) -> None:
         """Keep `processes` workers from now on."""
