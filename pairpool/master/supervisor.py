@@ -194,8 +194,6 @@ class Supervisor:
         for number in sorted(self._zygotes.requested):
             self._request(number)
 
-    # --- a new worker ---------------------------------------------------------------------------
-
     def _enlist(self, spawned: Spawned) -> None:
         self._policy.fork_succeeded()
         slot = self._scoreboard.slot(spawned.slot)
