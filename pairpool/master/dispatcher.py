@@ -188,7 +188,7 @@ class Dispatcher:
         """Cut a batch down to the items that could be pickled together with their descriptors."""
         if encoded.fitting >= 0:
             self._agenda.put_back([batch.keep(encoded.fitting)])
-        batch.movers = tuple(mover for _place, mover in cargo.movers)
+        batch.movers = tuple(mover for _place, mover in cargo.close_after_send)
 
     def _refuse_lethal(self, batch: Batch) -> bool:
         """Fail what needs a function that kills every worker which unpickles it; the rest comes by again."""

@@ -30,7 +30,17 @@ from typing import NamedTuple
 from pairpool.linux import descriptors, pidfds
 from pairpool.linux.interrupts import allow_signals, defer_signals
 
-__all__ = ["IDLE", "WORKER_FILES", "clean", "offer_stack", "read_stack", "read_stacks", "show_threads"]
+__all__ = [
+    "IDLE",
+    "LOOPS",
+    "WAITS",
+    "WORKER_FILES",
+    "clean",
+    "offer_stack",
+    "read_stack",
+    "read_stacks",
+    "show_threads",
+]
 
 MEMFD = "pairpool-stack"
 ALL = int(signal.SIGRTMAX) - 10
@@ -58,8 +68,12 @@ WORKER_FILES = "/pairpool/worker/"
 """In the path of each file whose frames are the worker's own, below those of a task."""
 
 _LINK = f"/memfd:{MEMFD} (deleted)"
-_LOOPS = ("_run_timed", "_run_limited", "_run_short")
-_WAITS = ("_next_packet", "_await_packet", "_cool_down")
+LOOPS = ("run_timed", "run_limited", "run_short")
+"""The functions of `worker/loops.py` that run the items of a batch; the frames above them belong to a task."""
+WAITS = ("next_packet", "_await_packet", "_cool_down", "_receive")
+"""The functions of a worker that wait for a packet."""
+_LOOP_ENDS = tuple(f" in {name}" for name in LOOPS)
+_WAIT_ENDS = tuple(f" in {name}" for name in WAITS)
 _BELOW_THREADS = (" in _bootstrap", " in _bootstrap_inner")
 _fd = -1
 _file = (0, 0)
@@ -335,9 +349,9 @@ def _task_frames(frames: list[str]) -> str:
     own = [number for number, frame in enumerate(frames) if WORKER_FILES in frame]
     if not own:
         return "\n".join(frames)
-    loop = next((number for number in own if frames[number].endswith(_LOOPS)), None)
+    loop = next((number for number in own if frames[number].endswith(_LOOP_ENDS)), None)
     if loop is None:
-        if frames[own[0]].endswith(_WAITS):
+        if frames[own[0]].endswith(_WAIT_ENDS):
             return IDLE
         return "\n".join(frames[: own[0]] or frames[:1])
     end = loop

@@ -21,7 +21,7 @@ from typing import Any
 from pairpool.linux import descriptors
 from pairpool.transport.protocol import CapturePacket
 
-__all__ = ["LOG", "STDERR", "STDOUT", "STREAMS", "CaptureFd", "arrive", "finish"]
+__all__ = ["LOG", "STDERR", "STDOUT", "STREAMS", "CaptureFd", "serve", "finish"]
 
 STDOUT, STDERR, LOG = 1, 2, 3
 """What an outlet is for: the field `stream` of its packet."""
@@ -65,7 +65,7 @@ class CaptureFd:
 _captured = False
 
 
-def arrive(packet: CapturePacket, fds: list[int], inherited: tuple[Any, Any]) -> None:
+def serve(packet: CapturePacket, fds: list[int], inherited: tuple[Any, Any]) -> None:
     """A packet has brought an outlet: have output go there from now on.
 
     Args:

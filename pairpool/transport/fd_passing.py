@@ -106,15 +106,15 @@ class OutgoingFds:
 
     Attributes:
         fds: the copies.
-        movers: those of `Fd`s that are to be closed here once they have arrived, with their places.
+        close_after_send: those of `Fd`s that are to be closed here once they have arrived, with their places.
     """
 
-    __slots__ = ("_copies", "_lenders", "fds", "movers")
+    __slots__ = ("_copies", "_lenders", "close_after_send", "fds")
 
     def __init__(self) -> None:
         self._copies = _Copies()
         self.fds = self._copies.fds
-        self.movers: list[tuple[int, Fd]] = []
+        self.close_after_send: list[tuple[int, Fd]] = []
         self._lenders: list[tuple[OutgoingFds, int]] = []
 
     def __len__(self) -> int:
@@ -139,13 +139,13 @@ class OutgoingFds:
 
     def move(self, place: int, fd: Fd) -> None:
         """The `Fd` at this place is to be closed here once its copy has arrived."""
-        self.movers.append((place, fd))
+        self.close_after_send.append((place, fd))
 
     def cut(self, start: int) -> None:
         """Forget those from this place on: what needed them is not sent, or is pickled once more."""
         if len(self.fds) > start:
             self._copies.cut(start)
-            self.movers = [mover for mover in self.movers if mover[0] < start]
+            self.close_after_send = [mover for mover in self.close_after_send if mover[0] < start]
 
     def add_to(self, total: OutgoingFds) -> None:
         """Move all of these behind those of `total`."""
@@ -158,7 +158,7 @@ class OutgoingFds:
         total._lenders.append((self, len(self.fds)))
         self.fds.clear()
         descriptors.disown(self._copies)
-        total.movers += [(start + place, fd) for place, fd in self.movers]
+        total.close_after_send += [(start + place, fd) for place, fd in self.close_after_send]
 
     def give_back(self) -> None:
         """Move all of these back to where they came from: they could not be sent, and are sent later."""
@@ -185,11 +185,11 @@ class ChildFds:
     So an item that waits takes no descriptors, and one that is sent again gets copies of the same ones.
     """
 
-    __slots__ = ("movers", "things")
+    __slots__ = ("close_after_send", "things")
 
     def __init__(self) -> None:
         self.things: list[Any] = []
-        self.movers: list[tuple[int, Fd]] = []
+        self.close_after_send: list[tuple[int, Fd]] = []
 
     def __len__(self) -> int:
         return len(self.things)
@@ -205,12 +205,12 @@ class ChildFds:
 
     def move(self, place: int, fd: Fd) -> None:
         """The `Fd` at this place is to be closed here once its copy has arrived."""
-        self.movers.append((place, fd))
+        self.close_after_send.append((place, fd))
 
     def cut(self, start: int) -> None:
         """Forget those from this place on."""
         del self.things[start:]
-        self.movers = [mover for mover in self.movers if mover[0] < start]
+        self.close_after_send = [mover for mover in self.close_after_send if mover[0] < start]
 
     def add_to(self, total: OutgoingFds) -> None:
         """Copy the descriptors, behind those of `total`. Raises `OSError` if one is not open any more."""
@@ -223,7 +223,7 @@ class ChildFds:
             if fd < 0:
                 raise OSError(errno.EBADF, f"{thing!r} cannot be sent: it is closed")
             total.add(fd, thing)
-        total.movers += [(start + place, fd) for place, fd in self.movers]
+        total.close_after_send += [(start + place, fd) for place, fd in self.close_after_send]
 
 
 def _why_not_sent(error: OSError, fd: int, what: object) -> OSError:

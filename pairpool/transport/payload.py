@@ -215,7 +215,7 @@ class _PayloadBuilder:
         """
         if self._count == 1 or not self._to_worker:
             return False
-        return bool(self._fds.movers) or start >= fd_passing.BATCH_LIMIT
+        return bool(self._fds.close_after_send) or start >= fd_passing.BATCH_LIMIT
 
     def encoded(self, fitting: int = -1) -> Encoded:
         """Return the payload of the items that were added."""

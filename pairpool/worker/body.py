@@ -47,7 +47,7 @@ class WorkerBody(NamedTuple):
         offer_stack()
         bootstrap.become_pool_worker(serial, self.master, daemon=self.daemon)
         worker = Worker(channel, slot, self.initializer, self.initargs)
-        signal.signal(REPORT_SIGNAL, worker.hurry)
+        signal.signal(REPORT_SIGNAL, worker.runner.on_report_signal)
         status = worker.run()
         if status == 0:
             bootstrap.finish_pool_worker()

@@ -24,7 +24,7 @@ import pytest
 
 from pairpool import Pool, WorkerDied
 from pairpool.transport.protocol import REPORT_SIGNAL
-from pairpool.worker.worker import Worker
+from pairpool.worker.reports import Report, ReportSender
 from tests.support import tasks
 from tests.support.gates import Gate, Reports
 from tests.support.pools import MakePool
@@ -439,14 +439,14 @@ class Alarm(Exception):
 
 def raise_after_reports() -> None:
     """Have an exception strike a worker just after each report in the midst of a batch, as a task's own alarm may."""
-    send = Worker._send
+    send = ReportSender.send
 
-    def _send(self: Worker, reply: Any, *rest: Any) -> None:
+    def _send(self: ReportSender, reply: Report, *rest: Any) -> None:
         send(self, reply, *rest)
         if reply.is_partial:
             raise Alarm
 
-    Worker._send = _send  # type: ignore[assignment,method-assign]
+    ReportSender.send = _send  # type: ignore[assignment,method-assign]
 
 
 def be_asked_or_alarmed(x: int) -> int:

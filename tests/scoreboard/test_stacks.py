@@ -160,7 +160,7 @@ def test_only_the_task_is_shown(make_pool: MakePool, flag: Flag, call: str) -> N
         result = pool.starmap_async(dive, [(2, flag.path)])
     text = until(of_only(pool), "in spin")
     assert len(text.splitlines()) == (1 if call == "map" else 4)
-    assert "pairpool/worker/worker.py" not in text
+    assert "pairpool/worker/" not in text
     flag.raise_()
     result.get(PATIENCE)
 
@@ -379,10 +379,10 @@ DUMP = """\
   File "/x/pairpool/scoreboard/stacks.py", line 80 in show_threads
   File "/home/a/task.py", line 3 in inner
   File "/home/a/task.py", line 9 in task
-  File "/x/pairpool/worker/worker.py", line 300 in _call
-  File "/x/pairpool/worker/worker.py", line 305 in <lambda>
-  File "/x/pairpool/worker/worker.py", line 500 in _run_timed
-  File "/x/pairpool/worker/worker.py", line 340 in _run
+  File "/x/pairpool/worker/batch_runner.py", line 300 in _call
+  File "/x/pairpool/worker/batch_runner.py", line 305 in <lambda>
+  File "/x/pairpool/worker/loops.py", line 500 in run_timed
+  File "/x/pairpool/worker/batch_runner.py", line 340 in _run_items
   File "/x/pairpool/worker/zygote.py", line 150 in _run_child
 """
 
@@ -412,11 +412,12 @@ def test_clean_before_the_loop() -> None:
     text = (
         'Stack (most recent call first):\n  File "/home/a/things.py", line 3 in __setstate__\n'
         '  File "/x/pairpool/transport/serializer.py", line 30 in load_item\n'
-        '  File "/x/pairpool/worker/worker.py", line 260 in load\n'
+        '  File "/x/pairpool/worker/loading.py", line 260 in load\n'
     )
     assert clean(text).splitlines() == text.splitlines()[1:3]
-    assert clean('Stack (most\n  File "/x/pairpool/worker/worker.py", line 1 in _save\n').endswith("in _save")
+    assert clean('Stack (most\n  File "/x/pairpool/worker/batch_runner.py", line 1 in _save\n').endswith("in _save")
     waiting = (
-        'Stack (most\n  File "c.py", line 1 in receive\n  File "/x/pairpool/worker/worker.py", line 1 in _next_packet\n'
+        'Stack (most\n  File "c.py", line 1 in receive\n'
+        '  File "/x/pairpool/worker/packet_source.py", line 1 in next_packet\n'
     )
     assert clean(waiting) == IDLE

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from pairpool import Fd
-from pairpool.worker import worker
+from pairpool.worker.reports import ReportSender
 from tests.support import tasks
 from tests.support.gates import Gate
 from tests.support.pools import MakePool
@@ -215,7 +215,7 @@ def test_callables_without_state_are_loaded_once(make_pool: MakePool, function: 
 
 def refuse_a_report() -> None:
     """Let the first partial report of a worker fail. Runs in the worker."""
-    send: Any = worker.Worker._send
+    send: Any = ReportSender.send
     is_refused = False
 
     def send_or_fail(self: Any, reply: Any, *rest: Any) -> None:
@@ -225,7 +225,7 @@ def refuse_a_report() -> None:
             raise OSError("no descriptors can be sent now")
         send(self, reply, *rest)
 
-    worker.Worker._send = send_or_fail  # type: ignore[method-assign, assignment]
+    ReportSender.send = send_or_fail  # type: ignore[method-assign, assignment]
 
 
 def file_with(gate: str, number: int) -> Any:
