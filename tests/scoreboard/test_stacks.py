@@ -140,7 +140,7 @@ def of_only(pool: Pool) -> Callable[[], str]:
 def test_python_loop(make_pool: MakePool, start_method: str, flag: Flag) -> None:
     pool = make_pool(2)
     result = pool.map_async(spin, [flag.path])
-    busy = until(lambda: "\n".join(pool.stacks().values()), "in spin")
+    busy = until(lambda: "\n".join(pool.stacks().values()), f"(?s)in spin.*{IDLE}|{IDLE}.*in spin")
     assert busy.splitlines().count(IDLE) == 1
     frames = [line for line in busy.splitlines() if line != IDLE]
     assert len(frames) == 1, "the frames below the task are not shown"
