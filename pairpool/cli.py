@@ -1,4 +1,4 @@
-"""The command `pairpool`: one subcommand for each job. What a subcommand needs is imported when it runs."""
+"""The command `pairpool`, with its subcommands. Each subcommand imports its modules only when it runs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 
 __all__ = ["main"]
 
@@ -77,7 +78,7 @@ def _stress(arguments: argparse.Namespace) -> int:
     )
     try:
         for path in filter(None, (arguments.json, arguments.memory_log)):
-            open(path, "a").close()  # to fail now, and not at the end
+            open(path, "a").close()  # fail now, and not after the run
     except OSError as error:
         print(f"pairpool stress: {error}", file=sys.stderr)
         return 2
@@ -189,9 +190,14 @@ def _version() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command with these arguments (the process's own by default); returns the exit status."""
-    if sys.stderr is None:  # it was closed: `print` would write what is meant for it to standard output
-        sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+    """Run the command with these arguments (by default those of the process), and return the exit status."""
+    if sys.stderr is None:  # it was closed, and `print` would write error messages to standard output
+        with open(os.devnull, "w") as null, redirect_stderr(null):
+            return _run(argv)
+    return _run(argv)
+
+
+def _run(argv: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(prog="pairpool", description="A process pool for Linux, and what shows it.")
     parser.add_argument("--version", action="version", version=_version())
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")

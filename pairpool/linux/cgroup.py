@@ -1,4 +1,14 @@
-"""What the control groups of this process allow and report: cores, and out-of-memory kills (cgroups(7))."""
+"""Read from the control groups of this process how many cores it may use, and whether the kernel ran out of memory.
+
+Facts of cgroups(7) and of the kernel's cgroup documentation, and the consequences:
+
+- A quota of any group above the process limits it too. So all groups up to the root are read.
+- In a container the root of /sys/fs/cgroup is the container's own group, whatever path /proc/self/cgroup names.
+- Version 2 has `cpu.max`, `memory.events` and `memory.max`. Version 1 has `cpu.cfs_quota_us`, `memory.oom_control` and
+  `memory.limit_in_bytes`. A machine can use both, one for each controller.
+- `oom_kill` counts the processes that the kernel has killed. Without a memory group the machine's counter is in
+  /proc/vmstat.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +19,24 @@ import re
 __all__ = ["OomCounter", "cpu_allowance"]
 
 
+def _memberships() -> list[tuple[str, str]]:
+    """Return the controllers and the path of each group of this process. Version 2 names no controllers."""
+    try:
+        with open("/proc/self/cgroup") as file:
+            fields = [line.split(":", 2) for line in file.read().splitlines()]
+    except OSError:
+        return []
+    return [(controllers, path) for _number, controllers, path in fields]
+
+
 def _quota_of(directory: str) -> float:
-    """The CPU quota of one cgroup directory in cores; infinity where there is none (cgroup v2, then v1)."""
+    """Return the CPU quota of one cgroup directory in cores; infinity if it has none."""
     try:
         with open(f"{directory}/cpu.max") as file:
             quota, period = file.read().split()
         return float("inf") if quota == "max" else int(quota) / int(period)
     except (OSError, ValueError):
-        pass  # not a v2 directory: ask v1
+        pass  # not a directory of version 2
     try:
         with open(f"{directory}/cpu.cfs_quota_us") as file:
             allowed = int(file.read())
@@ -27,15 +47,9 @@ def _quota_of(directory: str) -> float:
 
 
 def _cgroup_quota() -> float:
-    """The tightest CPU quota of this process's cgroup and all above it, in cores."""
+    """Return the smallest CPU quota of this process's group and all groups above it, in cores."""
     quota = float("inf")
-    try:
-        with open("/proc/self/cgroup") as file:
-            lines = file.read().splitlines()
-    except OSError:
-        return quota
-    for line in lines:
-        _number, controllers, path = line.split(":", 2)
+    for controllers, path in _memberships():
         if controllers and "cpu" not in controllers.split(","):
             continue
         root = "/sys/fs/cgroup" if not controllers else f"/sys/fs/cgroup/{controllers}"
@@ -46,14 +60,14 @@ def _cgroup_quota() -> float:
 
 
 def cpu_allowance() -> int:
-    """How many cores this process may use: its affinity, cut by its cgroup's quota, rounded up."""
+    """Return the number of cores that this process may use: its affinity, limited by its quota, rounded up."""
     return max(1, min(len(os.sched_getaffinity(0)), math.ceil(min(_cgroup_quota(), 1 << 20))))
 
 
 class OomCounter:
-    """Tells whether the kernel has killed something for want of memory since it was last asked.
+    """Tells whether the kernel has killed a process because memory ran out.
 
-    It looks at the counter of this process's memory cgroup, and where there is none, at the machine's.
+    It reads the counter of this process's memory group. Without such a group it reads the counter of the machine.
     """
 
     def __init__(self) -> None:
@@ -63,12 +77,12 @@ class OomCounter:
         self._seen = _counter(self._file)
 
     def advanced(self) -> bool:
-        """Whether the counters have moved since the last call."""
+        """Tell whether the kernel has killed a process since the last call."""
         before, self._seen = self._seen, _counter(self._file)
         return self._seen > before
 
     def limit(self) -> int | None:
-        """The memory limit of the cgroup in bytes; None if it has none."""
+        """Return the memory limit of the group in bytes; None if it has none."""
         for name in ("memory.max", "memory.limit_in_bytes"):
             try:
                 with open(f"{self._group}/{name}") as file:
@@ -80,7 +94,7 @@ class OomCounter:
 
 
 def _counter(path: str) -> int:
-    """The line `oom_kill N` of a file of counters; 0 where there is none."""
+    """Return N from the line `oom_kill N` of a file of counters; 0 if there is no such line."""
     try:
         with open(path, "rb") as file:
             text = file.read()
@@ -91,14 +105,8 @@ def _counter(path: str) -> int:
 
 
 def _memory_group() -> str:
-    """The directory of this process's memory cgroup."""
-    try:
-        with open("/proc/self/cgroup") as file:
-            lines = file.read().splitlines()
-    except OSError:
-        return "/sys/fs/cgroup"
-    for line in lines:
-        _number, controllers, path = line.split(":", 2)
+    """Return the directory of this process's memory group."""
+    for controllers, path in _memberships():
         root = None
         if not controllers:
             root = "/sys/fs/cgroup"

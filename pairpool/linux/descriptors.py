@@ -1,4 +1,12 @@
-"""Descriptors with one owner each, which no forked child keeps; memfd_create(2)."""
+"""Give each descriptor one owner, and close it in forked children.
+
+Facts, and the consequences:
+
+- A forked child inherits every descriptor. A copy of a worker's socket would keep the pair of a dead worker open. So
+  each owned descriptor is closed in every child, unless the child is meant to have it.
+- A descriptor that is opened while a standard stream is closed gets the number 0, 1 or 2. Then prints would reach it,
+  and a program that is started would get another file in its place. So `above_standard` moves it.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +18,13 @@ __all__ = ["Closable", "Descriptor", "above_standard", "disown", "memfd", "own"]
 
 
 class Closable(Protocol):
-    """Anything that holds a descriptor and knows how to let go of it."""
+    """An object that holds a descriptor and can close it."""
 
     def close(self) -> None: ...
 
 
 class Descriptor:
-    """A bare descriptor number with one owner; closing it twice is harmless."""
+    """A plain descriptor with one owner. A second `close` does nothing."""
 
     __slots__ = ("fd",)
 
@@ -33,10 +41,7 @@ class Descriptor:
 
 
 def above_standard(fd: int) -> int:
-    """The descriptor, or, if it took the number of a standard stream that is closed, a copy of it in its place.
-
-    What writes to the standard streams must not reach it, nor may a program that is started get another in its place.
-    """
+    """Return the descriptor. If it has the number of a closed standard stream, return a copy with a higher number."""
     if fd > 2:
         return fd
     try:
@@ -49,12 +54,12 @@ _owned: dict[int, Closable] = {}
 
 
 def own(thing: Closable) -> None:
-    """Have `thing` closed in every child that this process forks, until `disown`."""
+    """Close `thing` in every child that this process forks, until `disown`."""
     _owned[id(thing)] = thing
 
 
 def disown(thing: Closable) -> None:
-    """Forget `thing`: it has been closed, or a child is meant to inherit it."""
+    """Stop closing `thing` in children, because it has been closed or because a child is meant to inherit it."""
     _owned.pop(id(thing), None)
 
 
@@ -65,14 +70,14 @@ def _close_owned_in_child() -> None:
         try:
             thing.close()
         except OSError:
-            pass  # closed already, by a program that closes all that it inherits: nothing is left to do
+            pass  # the program has closed all that it inherited, and nothing is left to close
 
 
 os.register_at_fork(after_in_child=_close_owned_in_child)
 
 
 def memfd(name: str, size: int) -> int:
-    """An anonymous file of `size` zero bytes that closes on exec (memfd_create(2))."""
+    """Return the descriptor of an anonymous file of `size` zero bytes that closes on exec (memfd_create(2))."""
     fd = above_standard(os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
     try:
         os.ftruncate(fd, size)

@@ -1,4 +1,4 @@
-"""Fork without CPython's warning, and tell a process from its forked copies."""
+"""Fork without CPython's warning, and distinguish a process from its forked copies."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ __all__ = ["Identity", "fork", "require_owner"]
 
 
 def fork() -> int:
-    """`os.fork`, without the DeprecationWarning of CPython 3.12 for programs with threads.
+    """Fork, without the DeprecationWarning of CPython 3.12 for programs with threads.
 
-    The warning is for forks that run the program on; ours runs only pairpool's own loop in the child, and whoever
-    has threads that hold locks of their own chooses `start_method="forkserver"`.
+    The warning is about children that continue the program. These children run only pairpool's own loop. A program with
+    threads that hold locks can choose `start_method="forkserver"`.
     """
     if sys.version_info >= (3, 12) and len(os.listdir("/proc/self/task")) > 1:
         import warnings
@@ -22,7 +22,7 @@ def fork() -> int:
 
 
 class Identity:
-    """The process that made an object, to tell its forked copies from it."""
+    """Remembers the process that made an object, to recognize copies in forked processes."""
 
     __slots__ = ("pid",)
 
@@ -30,11 +30,12 @@ class Identity:
         self.pid = os.getpid()
 
     def is_here(self) -> bool:
+        """Tell whether this process made the object."""
         return os.getpid() == self.pid
 
 
 def require_owner(identity: Identity) -> None:
-    """Raise `PoolInherited` in a process that was forked off the pool's owner."""
+    """Raise `PoolInherited` in a process that was forked from the pool's owner."""
     if not identity.is_here():
         from pairpool.errors import PoolInherited
 

@@ -1,13 +1,14 @@
-"""Memory of processes and of the machine: sizes as people write them, resident memory, and out-of-memory kills.
+"""Read and write memory sizes as people write them, and read the memory of a process.
 
-Sources: man page proc(5) for /proc/PID/statm and /proc/vmstat; the kernel's cgroup-v2 documentation for `memory.events`
-and `memory.max`, its memory controller documentation for v1's `memory.oom_control`.
+/proc/PID/statm counts pages (proc(5)): the second field is all resident memory, the third is the part of it that is
+file-backed or shared.
 """
 
 from __future__ import annotations
 
 import os
 import re
+from typing import NamedTuple
 
 __all__ = ["MemoryUsage", "format_size", "parse_size", "memory_usage_of"]
 
@@ -19,9 +20,9 @@ _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
 def parse_size(size: int | str) -> int:
-    """Bytes from a number, or from a text such as `"2GB"` (10**9 each) or `"512 MiB"` (2**20 each).
+    """Return a size in bytes, from a number or a text such as `"2GB"` (10**9 each) or `"512 MiB"` (2**20 each).
 
-    Raises `ValueError` for what is not a positive size and `TypeError` for other types.
+    Raise `ValueError` if the size is not positive or not readable, and `TypeError` for other types.
     """
     if isinstance(size, bool) or not isinstance(size, (int, str)):
         raise TypeError(f"a size is a number of bytes or a text such as '2GB', not {size!r}")
@@ -39,7 +40,7 @@ def parse_size(size: int | str) -> int:
 
 
 def format_size(size: float) -> str:
-    """Bytes for people: `1.5 GiB`."""
+    """Return a number of bytes as text: `1.5 GiB`."""
     units = ["B", "KiB", "MiB", "GiB", "TiB"]
     while size >= 1024 and len(units) > 1:
         size /= 1024
@@ -47,18 +48,15 @@ def format_size(size: float) -> str:
     return f"{size:.0f} B" if units[0] == "B" else f"{size:.1f} {units[0]}"
 
 
-class MemoryUsage:
-    """Memory of one process in bytes: all that is resident, and the part of it that is neither file nor shared."""
+class MemoryUsage(NamedTuple):
+    """Memory of one process in bytes: all resident memory, and the part that is neither file-backed nor shared."""
 
-    __slots__ = ("private", "resident")
-
-    def __init__(self, resident: int, private: int) -> None:
-        self.resident = resident
-        self.private = private
+    resident: int
+    private: int
 
 
 def memory_usage_of(pid: int) -> MemoryUsage | None:
-    """What a process uses now; None if it is gone or there is no /proc."""
+    """Return the memory of a process; None if the process is gone or there is no /proc."""
     try:
         fd = os.open(f"/proc/{pid}/statm", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -66,7 +64,7 @@ def memory_usage_of(pid: int) -> MemoryUsage | None:
     try:
         fields = os.read(fd, 256).split()
     except OSError:
-        return None  # it ended between the two calls
+        return None  # the process ended between the two calls
     finally:
         os.close(fd)
     resident, shared = int(fields[1]), int(fields[2])

@@ -1,7 +1,13 @@
-"""Processes behind pidfds: signal them, wait for their end, read their exit status.
+"""Signal processes through pidfds, wait for their end, and read their exit status.
 
-Sources: pidfd_open(2), pidfd_send_signal(2), proc(5). `PIDFD_GET_INFO` is in linux/pidfd.h from Linux 6.13 on, and
-gives the exit status from Linux 6.15 on.
+Facts of pidfd_open(2), pidfd_send_signal(2) and linux/pidfd.h, and the consequences:
+
+- A pidfd always means the same process, even if the kernel reuses the pid. So signals go through pidfds.
+- A pidfd becomes readable when its process ends, although nobody waits for the process.
+- It becomes readable a moment before the kernel stores the exit status, and before the process leaves its parent's
+  list of children. So `exit_status` and `wait_released` look again for a short time.
+- The ioctl `PIDFD_GET_INFO` exists from Linux 6.13 on. It returns the exit status from Linux 6.15 on.
+- `PIDFD_SIGNAL_PROCESS_GROUP` exists from Linux 6.9 on. Older kernels answer EINVAL.
 """
 
 from __future__ import annotations
@@ -33,7 +39,7 @@ SIGKILL = signal.SIGKILL
 
 _RECHECK_EVERY_S = 50e-6
 
-"""Seconds between two looks at what should happen at once; a sched_yield would wait for all that computes, first."""
+"""Time between two looks at an event that is about to happen. sched_yield would first wait for all busy processes."""
 
 PIDFD_GET_INFO = (3 << 30) | (64 << 16) | (0xFF << 8) | 11
 
@@ -45,7 +51,7 @@ PIDFD_SIGNAL_PROCESS_GROUP = 1 << 2
 
 
 def send_signal(pidfd: int, number: int) -> bool:
-    """Signal the process behind a pidfd, never another one; False if it is gone."""
+    """Signal the process behind a pidfd. Return False if the process is gone."""
     try:
         signal.pidfd_send_signal(pidfd, number)
     except ProcessLookupError:
@@ -54,21 +60,22 @@ def send_signal(pidfd: int, number: int) -> bool:
 
 
 def has_ended(pidfd: int) -> bool:
-    """Whether the process behind the pidfd has ended, without waiting."""
+    """Tell whether the process behind a pidfd has ended, without waiting."""
     return wait_ended(pidfd, 0.0)
 
 
 def wait_ended(pidfd: int, timeout: float | None) -> bool:
-    """Wait up to `timeout` seconds (None: for ever) for the process behind a pidfd to end."""
+    """Wait at most `timeout` seconds (None: for ever) for the end of a process. Return whether it has ended."""
     poller = select.poll()
     poller.register(pidfd, select.POLLIN)
     return bool(poller.poll(None if timeout is None else max(0.0, timeout * 1000)))
 
 
 def kill_group(leader: int, pidfd: int) -> None:
-    """SIGKILL what is left of a process group whose leader has ended.
+    """Kill the remaining processes of a group whose leader has ended.
 
-    By the leader's pidfd, which never means another group; by its number before Linux 6.9, which cannot do that.
+    The pidfd of the leader cannot mean another group. Before Linux 6.9 only the number of the group can be
+    used.
     """
     try:
         try:
@@ -78,14 +85,11 @@ def kill_group(leader: int, pidfd: int) -> None:
                 raise
             os.killpg(leader, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):
-        pass  # nothing is left of it, or of ours
+        pass  # no process of the group is left, or none of this user
 
 
 def wait_released(pid: int, patience: float = 0.1) -> None:
-    """Wait until the kernel has let go of a child that it reaps by itself, at most `patience` seconds.
-
-    A pidfd becomes readable a moment before its process is taken off the list of its parent's children.
-    """
+    """Wait at most `patience` seconds until the kernel has removed a child that it reaps by itself."""
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
         try:
@@ -96,9 +100,10 @@ def wait_released(pid: int, patience: float = 0.1) -> None:
 
 
 def exit_status(pidfd: int, patience: float = 0.05) -> int | None:
-    """The wait status of a process that ended and that nobody waited for; None if this kernel cannot tell.
+    """Return the wait status of a process that ended without a wait(2); None if the kernel does not report it.
 
-    The pidfd becomes readable a moment before the kernel has filed the status, hence the `patience` (seconds).
+    Args:
+        patience: seconds to wait for the status, because the kernel stores it shortly after the pidfd becomes readable.
     """
     deadline = time.monotonic() + patience
     while True:
@@ -118,10 +123,10 @@ def exit_status(pidfd: int, patience: float = 0.05) -> int | None:
 
 
 def halt(pidfd: int, pid: int, patience: float = 0.005) -> bool:
-    """Stop a process where it is, to look at it; returns whether it ran before, so that it can be let go on.
+    """Stop a process, and return whether it ran before, so that the caller can continue it.
 
-    It runs no step of its own code from the return on, or from `patience` seconds after it on where it is inside of
-    a system call that takes longer.
+    The process runs no code of its own after the return. If it is in a system call that takes longer than `patience`
+    seconds, it stops at the end of that call.
     """
     if state_of(pid) in "TtZX":
         return False
@@ -133,7 +138,7 @@ def halt(pidfd: int, pid: int, patience: float = 0.005) -> bool:
 
 
 def state_of(pid: int) -> str:
-    """The state letter of a process's main thread, as in proc(5); `X` if it is gone."""
+    """Return the state letter of a process's main thread, as in proc(5); `X` if the process is gone."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             return chr(file.read().rpartition(b")")[2].split()[0][0])
@@ -142,17 +147,17 @@ def state_of(pid: int) -> str:
 
 
 def abort(pidfd: int, pid: int) -> None:
-    """Have a stopped or running process end by SIGABRT, for which faulthandler writes the Python stack; no core."""
+    """End a process by SIGABRT, for which faulthandler writes the Python stack. Write no core file."""
     try:
         resource.prlimit(pid, resource.RLIMIT_CORE, (0, 0))
     except (ProcessLookupError, PermissionError):
-        pass  # it is gone, or runs as somebody else: a core file is all that it can cost
+        pass  # the process is gone, or belongs to another user: at worst it writes a core file
     send_signal(pidfd, signal.SIGABRT)
     send_signal(pidfd, signal.SIGCONT)
 
 
 def describe_status(status: int | None) -> str:
-    """A wait status in words: `exit status 3`, `signal SIGSEGV`, or that it is unknown."""
+    """Return a wait status in words: `exit status 3`, `signal SIGSEGV`, or that it is unknown."""
     if status is None:
         return "unknown exit status (the kernel tells it from Linux 6.15 on)"
     if os.WIFSIGNALED(status):

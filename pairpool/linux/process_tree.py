@@ -1,4 +1,13 @@
-"""Parents and children: end with the parent, adopt orphans, list and kill children (prctl(2), proc(5))."""
+"""Tie processes to their parents: end with the parent, adopt orphans, list and kill children.
+
+Facts of prctl(2) and proc(5), and the consequences:
+
+- PR_SET_PDEATHSIG fires when the *thread* that forked the process ends. It does not fire if the parent has already
+  ended. So `die_with_parent` compares the parent afterwards.
+- PR_SET_CHILD_SUBREAPER makes a process the parent of its orphaned descendants. So a killed child's own children become
+  children of the subreaper, and `kill_children` needs several rounds.
+- /proc/PID/task/TID/children needs CONFIG_PROC_CHILDREN. Without it, every /proc/PID/stat is read.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +29,9 @@ PR_SET_CHILD_SUBREAPER = 36
 
 @functools.cache
 def _libc_prctl() -> Callable[..., int]:
-    """The C function, looked up once, for a forked child that finds it ready starts the sooner."""
-    function = ctypes.CDLL(None, use_errno=True).prctl
-    function.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
-    return function
+    """Return the C function. It is looked up once, because a forked child starts sooner if it inherits the result."""
+    prototype = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, *[ctypes.c_ulong] * 4, use_errno=True)
+    return prototype(("prctl", ctypes.CDLL(None)))
 
 
 def _prctl(option: int, value: int) -> None:
@@ -33,19 +41,19 @@ def _prctl(option: int, value: int) -> None:
 
 
 def die_with_parent(parent: int) -> None:
-    """Be killed when the thread that forked this process ends; exit now if it already has (prctl(2))."""
+    """Have this process killed when the thread that forked it ends. Exit now if the parent has already ended."""
     _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
 
 
 def adopt_orphans() -> None:
-    """Become the parent of every orphaned descendant (PR_SET_CHILD_SUBREAPER)."""
+    """Become the parent of every orphaned descendant."""
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
 def children_of(pid: int) -> list[int]:
-    """The pids of the living children of `pid`, from /proc; an empty list if it is gone."""
+    """Return the pids of the living children of `pid`; an empty list if the process is gone."""
     found: list[int] = []
     try:
         for thread in os.listdir(f"/proc/{pid}/task"):
@@ -55,12 +63,12 @@ def children_of(pid: int) -> list[int]:
         if os.path.exists(f"/proc/{pid}/stat"):
             return _children_by_scan(pid)
     except ProcessLookupError:
-        pass  # the process ended between the listing and the read: it has no children any more
+        pass  # the process ended between the listing and the read, and has no children any more
     return found
 
 
 def _children_by_scan(parent: int) -> list[int]:
-    """`children_of` for kernels built without CONFIG_PROC_CHILDREN."""
+    """Return the same as `children_of`, on kernels without CONFIG_PROC_CHILDREN."""
     found = []
     for name in os.listdir("/proc"):
         if name.isdigit():
@@ -75,9 +83,9 @@ def _children_by_scan(parent: int) -> list[int]:
 
 
 def kill_children(keep: set[int], patience: float = 5.0) -> None:
-    """SIGKILL every child of this process that is not in `keep`, and wait for their ends, at most `patience` seconds.
+    """Kill every child of this process that is not in `keep`, and wait at most `patience` seconds for their ends.
 
-    Called by a subreaper: what the killed ones leave behind becomes its own child, and goes in the next round.
+    A subreaper calls this. The children of killed processes become its own children, and are killed in the next round.
     """
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline:

@@ -1,4 +1,4 @@
-"""What pairpool needs from the platform and from the limits of this process."""
+"""Check that the platform and the limits of this process suffice for pairpool."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NEEDS = "pairpool needs Linux 5.4 or later with pidfd_open and memfd_create"
 
 
 def require_linux() -> None:
-    """Raise `OSError` with one sentence unless this platform has what pairpool stands on."""
+    """Raise `OSError` with one sentence if this platform lacks something that pairpool needs."""
     if not sys.platform.startswith("linux"):
         raise OSError(errno.ENOSYS, f"{NEEDS}; this platform is {sys.platform}")
     if not hasattr(os, "pidfd_open") or not hasattr(os, "memfd_create"):
@@ -27,7 +27,7 @@ def require_linux() -> None:
 
 
 def require_descriptors(count: int, purpose: str) -> None:
-    """Raise `OSError` (EMFILE) that names the limit if `count` more descriptors do not fit."""
+    """Raise `OSError` (EMFILE) that names the limit if the process may not open `count` more descriptors."""
     soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return

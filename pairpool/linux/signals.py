@@ -1,4 +1,4 @@
-"""The signal mask of the calling thread."""
+"""Set the signal mask of the calling thread."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ __all__ = ["hold_signals", "set_signal_mask"]
 
 _DEFERRED = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM, signal.SIGUSR1, signal.SIGUSR2}
 
-"""Signals whose handlers are apt to raise."""
+"""Signals whose handlers often raise."""
 
 
 def hold_signals(numbers: Iterable[int] = _DEFERRED) -> set[int]:
-    """Have Ctrl-C and the like come after a few statements, and not within; returns the mask of before.
+    """Block Ctrl-C and similar signals for a few statements, and return the mask of before.
 
         before = hold_signals()
         try:
@@ -23,9 +23,10 @@ def hold_signals(numbers: Iterable[int] = _DEFERRED) -> set[int]:
         finally:
             set_signal_mask(signal.SIG_SETMASK, before)
 
-    A handler that raises can strike where a Python function begins, and behind each call: hence no `with` block, whose
-    end would be such a function, and hence the care here. With more threads the kernel may give the signal to another,
-    and the handler still runs in the main one: nothing is promised but that no signal stays held back for ever.
+    1. Python calls a handler at the start of a Python function and after each call, and the handler may raise there.
+       So this is not a `with` block, because its end would be such a function.
+    2. In a program with threads the kernel may deliver the signal to another thread, and Python runs the handler in the
+       main thread all the same. So the only promise is that no signal stays blocked for ever.
     """
     before: set[int] = set_signal_mask(signal.SIG_BLOCK, ())
     try:

@@ -1,1 +1,1 @@
-"""Status in, pictures out: what shows a pool, in its own process or from outside."""
+"""Show a pool, in its own process or from outside: a status in, pictures out."""

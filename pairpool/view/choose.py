@@ -1,4 +1,4 @@
-"""Which pool a command is about, and what it says and returns when that fails."""
+"""Choose the pool of a command, and turn errors into a message and an exit status."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ NO_POOL = 1
 USAGE = 2
 NOT_PERMITTED = 3
 PIPE_CLOSED = 141
-"""As a shell shows it when SIGPIPE ends a program."""
+"""The status that a shell shows if SIGPIPE ends a program."""
 
 _READER_GONE = (errno.EPIPE, errno.EIO)
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Output(Console):
-    """A console on standard output that leaves a closed pipe to `conclude`, and colours nothing by guessing.
+    """A console on standard output. It leaves a closed pipe to `conclude`, and does not colour texts by guessing.
 
     Attributes:
-        is_ascii: whether only signs that every terminal has can be shown.
+        is_ascii: whether only ASCII signs can be shown.
     """
 
     def __init__(self) -> None:
@@ -40,16 +40,16 @@ class Output(Console):
         self.is_ascii = not self.encoding.startswith("utf")
 
     def on_broken_pipe(self) -> None:
-        """Called by rich from 13.8 on while it handles the error."""
+        """Raise the error that rich (from 13.8 on) is handling when it calls this."""
         raise
 
 
 def conclude(command: str, action: Callable[[], int]) -> int:
-    """Do what a command is for; returns its exit status, and tells in a line on stderr what went wrong."""
+    """Run a command and return its exit status. If the command fails, print one line on stderr."""
     if sys.stdout is None:
         return PIPE_CLOSED
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # names of pools and functions may have letters that it has not
+        sys.stdout.reconfigure(errors="replace")  # names may have letters that its encoding lacks
     try:
         try:
             return action()
@@ -69,7 +69,7 @@ def conclude(command: str, action: Callable[[], int]) -> int:
     except OSError as error:
         if error.errno not in (*_READER_GONE, *_DISK_FULL):
             raise
-        # What is buffered must not raise again at the very end.
+        # The buffered text must not raise again when the interpreter ends.
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())
         os.close(null)
@@ -82,9 +82,9 @@ def conclude(command: str, action: Callable[[], int]) -> int:
 
 
 def choose(what: str | None, *, may_ask: bool) -> FoundPool:
-    """The pool that is named, or without a name the only one there is; of several, the one that is chosen from a list.
+    """Return the named pool, or without a name the only pool. If there are several, let the user choose from a list.
 
-    Raises what `find` raises; `SeveralPools` if nobody can be asked.
+    Raise the errors of `find`, and `SeveralPools` if no user can be asked.
     """
     may_ask = may_ask and sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
     if what is not None:
@@ -109,7 +109,7 @@ def choose(what: str | None, *, may_ask: bool) -> FoundPool:
 
 
 def _shortest(found: FoundPool, among: list[FoundPool]) -> str:
-    """How to name one of several pools in a shell."""
+    """Return the shortest name that means only this pool, quoted for a shell."""
     if sum(one.pid == found.pid for one in among) == 1:
         return str(found.pid)
     if sum((one.pid, one.name) == (found.pid, found.name) for one in among) == 1 and found.name.isprintable():
@@ -118,7 +118,7 @@ def _shortest(found: FoundPool, among: list[FoundPool]) -> str:
 
 
 def _ask(among: list[FoundPool]) -> FoundPool:
-    """Have the user pick one by its number."""
+    """Let the user choose a pool by its number."""
     width = max(cell_len(clean(one.name)) for one in among)
     for number, found in enumerate(among, 1):
         name = clean(found.name)
@@ -136,8 +136,8 @@ def _ask(among: list[FoundPool]) -> FoundPool:
 
 def _summary(found: FoundPool) -> str:
     try:
-        with PoolObserver(found) as sight:
-            status = sight.status()
+        with PoolObserver(found) as observer:
+            status = observer.status()
     except NoPool:
         return f"pid {found.pid}, has just ended"
     text = f"pid {found.pid}, {status.busy} of {status.processes} workers busy, {status.done} done"

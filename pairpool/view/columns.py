@@ -1,4 +1,4 @@
-"""The table of workers: which columns fit, and a row for each worker. Pure: a status in, lines out."""
+"""Build the table of workers: choose the columns that fit, and make a row for each worker. A status in, lines out."""
 
 from __future__ import annotations
 
@@ -11,29 +11,22 @@ from rich.cells import cell_len
 from rich.style import Style
 
 from pairpool.status import PoolStatus, WorkerStatus
-from pairpool.view.frame import Line
+from pairpool.view.frame import BOLD, CYAN, FAINT, GREEN, RED, YELLOW, Line
 from pairpool.view.text import Glyphs, clean, count, fit, item_name, percent, seconds, share_text, size
 
-__all__ = ["FAINT", "RED", "YELLOW", "workers_table"]
-
-FAINT = Style(dim=True)
-RED = Style(color="red")
-GREEN = Style(color="green")
-YELLOW = Style(color="yellow")
-CYAN = Style(color="cyan")
-BOLD = Style(bold=True)
+__all__ = ["workers_table"]
 
 MIN_TASK_CELLS = 18
-"""Cells of a task below which other columns are left out."""
+"""Minimum width of the column of tasks. Other columns are left out before it becomes narrower."""
 
 TASK_STEP_CELLS = 20
-"""Cells by which the column of tasks grows where there is room: its width does not change with each task."""
+"""The column of tasks grows by this step, so that its width does not change with each task."""
 
 ARGUMENT_EXTRA_CELLS = 8
-"""Cells more where arguments are known."""
+"""Further width of the column of tasks if arguments are known."""
 
 WIDE_FROM_CELLS = 100
-"""Cells from which on the state is a word, and not a sign alone."""
+"""From this width on the state is a word. Below, it is only a sign."""
 
 PROGRESS_BAR_CELLS = 8
 MAX_NOTE_CELLS = 30
@@ -43,14 +36,14 @@ Cell = tuple[str, Style | None]
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column.
+    """One column of the table.
 
     Attributes:
-        title: above it.
-        rank: those with the lowest are left out first.
-        width: cells.
-        right: whether texts stand at its right edge.
-        cell: what it shows of a worker.
+        title: the text above the column.
+        rank: the columns with the lowest rank are left out first.
+        width: the width in cells.
+        right: whether texts are aligned to the right.
+        cell: returns the text and the style for a worker.
     """
 
     title: str
@@ -61,9 +54,9 @@ class Column:
 
 
 def workers_table(status: PoolStatus, width: int, lines: int, glyphs: Glyphs) -> list[Line]:
-    """At most `lines` lines of `width` cells: a head, the workers, and how many are not shown.
+    """Return at most `lines` lines of `width` cells: a head, the workers, and the number of hidden workers.
 
-    All in their order if there is room; else those that have been running for longest.
+    Show all workers in order if there is room, else the workers with the longest running tasks.
     """
     workers = status.workers
     if lines < 1 or not workers:
@@ -98,7 +91,7 @@ def _others(workers: Sequence[WorkerStatus], glyphs: Glyphs) -> str:
 
 
 def _columns(workers: Sequence[WorkerStatus], width: int, glyphs: Glyphs) -> list[Column]:
-    """All that these workers have something to tell in; the task comes where it fits (`_choose`)."""
+    """Return all columns that have something to show for these workers. `_choose` sets the width of the task."""
     digits = max(2, len(str(max(worker.number for worker in workers))))
     pids = max(5, max(len(str(worker.pid)) for worker in workers))
     arguments = any(worker.argument for worker in workers)
@@ -136,7 +129,7 @@ def _columns(workers: Sequence[WorkerStatus], width: int, glyphs: Glyphs) -> lis
 
 
 def _longest(workers: Sequence[WorkerStatus]) -> int:
-    """Cells of the longest task."""
+    """Return the width of the longest task in cells."""
     return max(
         (cell_len(f"{clean(one.function)}[{one.item}] {clean(one.argument)}") for one in workers if one.is_busy),
         default=0,
@@ -144,7 +137,7 @@ def _longest(workers: Sequence[WorkerStatus]) -> int:
 
 
 def _choose(columns: list[Column], width: int, task: int) -> list[Column]:
-    """As many as fit, the most telling first; the task gets of the rest what it needs."""
+    """Return the columns that fit, by rank. The column of tasks gets the remaining cells, as far as it needs them."""
     needed = max(2, -(-task // TASK_STEP_CELLS)) * TASK_STEP_CELLS
     kept = list(columns)
     while _cells(kept) > width and len(kept) > 3:
@@ -178,7 +171,7 @@ def _row(worker: WorkerStatus, columns: list[Column], width: int, glyphs: Glyphs
         else:
             text, style = column.cell(worker)
             if column.width == 1:
-                text = text[:1]  # the sign of a state
+                text = text[:1]  # only the sign of the state
             line.append((fit(clean(text), column.width, glyphs, right=column.right), style))
     return line
 
@@ -187,7 +180,7 @@ def _row(worker: WorkerStatus, columns: list[Column], width: int, glyphs: Glyphs
 
 
 def _nothing(_worker: WorkerStatus) -> Cell:
-    return "", None  # what is shown there has more than one style
+    return "", None  # `_row` fills this cell, because it has more than one style
 
 
 def _state(glyphs: Glyphs, worker: WorkerStatus) -> Cell:
@@ -207,7 +200,7 @@ def _replaced(worker: WorkerStatus) -> Cell:
 
 
 def _task(worker: WorkerStatus, width: int, glyphs: Glyphs, says_state: bool) -> Line:
-    """Function and index, then the argument as far as there is room; without a task the state, if nothing says it."""
+    """Return the task and as much of its argument as fits. Without a task, return the state if no column shows it."""
     if not worker.is_busy:
         state = "starting" if worker.is_starting else worker.state
         return [(fit("" if says_state else state, width, glyphs), FAINT)]
@@ -220,7 +213,7 @@ def _task(worker: WorkerStatus, width: int, glyphs: Glyphs, says_state: bool) ->
 
 
 def _progress_bar(worker: WorkerStatus, width: int, glyphs: Glyphs) -> Line:
-    """A small bar and per cent where the total is known, else the number."""
+    """Return a small bar and a percentage if the total is known, else the number."""
     done = worker.progress
     if done is None:
         return [(" " * width, None)]

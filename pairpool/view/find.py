@@ -1,11 +1,12 @@
-"""Pools of this machine, found from outside: no message, no cooperation of their masters, which may be stuck.
+"""Find the pools of this machine from outside, without any help of their masters, which may be stuck.
 
-- A pool's status board is a memfd that its master holds: /proc/PID/fd shows it by name, and opening it there maps the
-  same memory, read-only, whatever the master is at.
-- Whoever inherited or was handed the descriptor shows it, too: the pid in the board's header says whose it is.
-- Workers and zygotes have it mapped: /proc/PID/maps names the inode, by which their master's is found.
-- The kernel lets a user look at the user's own processes (ptrace(2), "access mode checking"); root at all.
-- What is mapped here stays readable when the pool has ended, and delays nothing there.
+- The scoreboard of a pool is a memfd that its master holds. /proc/PID/fd shows it by name. Opening it there maps the
+  same memory, read-only, whatever the master does.
+- A process that inherited or received the descriptor shows it too. The pid in the header of the scoreboard says which
+  process owns the pool.
+- Workers and zygotes have the scoreboard mapped. /proc/PID/maps names its inode, which leads to the master.
+- The kernel lets users look at their own processes only, and root at all processes (ptrace(2), "access mode checking").
+- The mapping here stays readable after the end of the pool, and does not delay the pool.
 """
 
 from __future__ import annotations
@@ -27,18 +28,18 @@ _BOARD_LINK = f"/memfd:{MEMFD} (deleted)"
 
 
 class NoPool(LookupError):
-    """There is no such pool, or none that this version can read; the text says which is the case."""
+    """There is no such pool, or this version cannot read it. The text says which is the case."""
 
 
 class NotPermitted(PermissionError):
-    """The process belongs to somebody else."""
+    """The process belongs to another user."""
 
 
 class SeveralPools(LookupError):
-    """It could mean several pools.
+    """The name could mean several pools.
 
     Attributes:
-        pools: these.
+        pools: the pools that it could mean.
     """
 
     def __init__(self, text: str, pools: list[FoundPool]) -> None:
@@ -48,15 +49,15 @@ class SeveralPools(LookupError):
 
 @dataclass(frozen=True, slots=True)
 class FoundPool:
-    """A pool that was there when it was looked for.
+    """A pool that was open when the search ran.
 
     Attributes:
-        pid: of its master.
-        name: its name; empty where it cannot be read.
-        fd: the number of the board's descriptor in the master.
-        file: device and inode of the board.
-        problem: why it cannot be read; else empty.
-        worker: number of the worker that was asked for by its pid, if it was one.
+        pid: the process id of its master.
+        name: the name of the pool; empty if it cannot be read.
+        fd: the number of the scoreboard's descriptor in the master.
+        file: device and inode of the scoreboard.
+        problem: why the scoreboard cannot be read; empty if it can.
+        worker: the number of the worker, if the search was for the pid of a worker.
     """
 
     pid: int
@@ -71,21 +72,21 @@ class FoundPool:
 
 
 def pools() -> list[FoundPool]:
-    """All pools whose boards this user may read, by pid and name, those of other versions included."""
+    """Return all pools whose scoreboards this user may read, by pid and name, including pools of other versions."""
     found: list[FoundPool] = []
     for pid in _processes():
         try:
             found += _pools_of(pid)
         except (FileNotFoundError, ProcessLookupError, PermissionError):
-            continue  # it has ended, or is somebody else's
+            continue  # the process has ended, or belongs to another user
     return sorted(found, key=lambda one: (one.pid, one.name))
 
 
 def find(what: str) -> FoundPool:
-    """The pool that is meant by a name, the pid of its master, of a worker or of a zygote, or `PID:NAME`.
+    """Return the pool with this name, or with this pid of its master, worker or zygote, or with this `PID:NAME`.
 
-    `PID:FD` is the one whose board the master has as this descriptor, for pools of one process and the same name.
-    Raises `NoPool`, `SeveralPools` or `NotPermitted`, each with one line to show.
+    `PID:FD` means the pool whose scoreboard has this descriptor in the master. It distinguishes pools of one process
+    with the same name. Raise `NoPool`, `SeveralPools` or `NotPermitted`, each with one line to show.
     """
     if what.isdigit() and os.path.exists(f"/proc/{what}/stat"):
         return _one(f"process {what}", _find_by_pid(int(what)))
@@ -111,7 +112,7 @@ def _one(what: str, found: list[FoundPool]) -> FoundPool:
 
 
 def _find_by_pid(pid: int) -> list[FoundPool]:
-    """The pools that a process has, or else the one that it works for."""
+    """Return the pools of a process, or else the pools that it works for."""
     try:
         found = _pools_of(pid) or _pools_around(pid)
     except PermissionError:
@@ -146,7 +147,7 @@ def _processes() -> list[int]:
 
 
 def _pools_of(pid: int) -> list[FoundPool]:
-    """The pools whose master this process is."""
+    """Return the pools whose master this process is."""
     found: list[FoundPool] = []
     directory = f"/proc/{pid}/fd"
     for name in os.listdir(directory):
@@ -155,9 +156,9 @@ def _pools_of(pid: int) -> list[FoundPool]:
                 continue
             fd = os.open(f"{directory}/{name}", os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
-            continue  # closed since it was listed
+            continue  # the descriptor was closed since it was listed
         try:
-            pool = _look(pid, int(name), fd)
+            pool = _read_header(pid, int(name), fd)
         finally:
             os.close(fd)
         if pool is not None and pool.file not in [one.file for one in found]:
@@ -165,15 +166,15 @@ def _pools_of(pid: int) -> list[FoundPool]:
     return found
 
 
-def _look(pid: int, number: int, fd: int) -> FoundPool | None:
-    """What a board says of itself; None if it is another process's, or no board."""
+def _read_header(pid: int, number: int, fd: int) -> FoundPool | None:
+    """Return the pool of a scoreboard; None if another process owns it, or if it is not a scoreboard."""
     status = os.fstat(fd)
     file = status.st_dev, status.st_ino
     try:
         if owner_of(fd) != pid:
             return None
     except BoardVersionError:
-        return None  # not ready yet, or something else of the same name
+        return None  # the scoreboard is not ready yet, or it is another file of the same name
     try:
         board = Scoreboard.attach(fd, writable=False)
     except BoardVersionError as error:
@@ -185,7 +186,7 @@ def _look(pid: int, number: int, fd: int) -> FoundPool | None:
 
 
 def _pools_around(pid: int) -> list[FoundPool]:
-    """The pools whose board this process has mapped: it works for one, or was forked by its master."""
+    """Return the pools whose scoreboard this process has mapped. It works for them, or was forked by their master."""
     files = set()
     with open(f"/proc/{pid}/maps") as lines:
         for line in lines:
@@ -197,18 +198,22 @@ def _pools_around(pid: int) -> list[FoundPool]:
 
 
 def _worker_number(found: FoundPool, pid: int) -> int | None:
-    """The worker of the pool that has this pid, if one has."""
+    """Return the number of the worker with this pid; None if no worker has it."""
     if found.problem:
         return None
-    with PoolObserver(found) as sight:
-        return next((worker.number for worker in sight.status().workers if worker.pid == pid), None)
+    with PoolObserver(found) as observer:
+        return next((worker.number for worker in observer.status().workers if worker.pid == pid), None)
 
 
 class PoolObserver:
-    """A pool that is looked at from outside; to be closed, or used in a `with` block.
+    """Reads the status of a pool from outside. Close it, or use it in a `with` block.
 
     Args:
-        found: the pool. Raises `NoPool` if it has ended meanwhile, and `NotPermitted`.
+        found: the pool.
+
+    Raises:
+        NoPool: the pool has ended in the meantime.
+        NotPermitted: the pool belongs to another user.
     """
 
     def __init__(self, found: FoundPool) -> None:
@@ -242,10 +247,10 @@ class PoolObserver:
             os.close(fd)
 
     def status(self) -> PoolStatus:
-        """What its board shows now, with a remark if the master is stopped; from its end on, always the last status."""
+        """Return the current status, with a remark if the master is stopped. After the end, return the last status."""
         if self._last is not None:
             return self._last
-        is_gone = pidfds.has_ended(self._pidfd)  # asked first: what the board says then is the last that it will say
+        is_gone = pidfds.has_ended(self._pidfd)  # asked first, so that the status of an ended master is its last
         status = snapshot.take(self._board, time.monotonic_ns())
         if self._board.pool[PoolWord.ENDED]:
             self._last = replace(status, state="TERMINATE", workers=())
@@ -260,14 +265,14 @@ class PoolObserver:
         return self._last
 
     def _is_held(self) -> bool:
-        """Whether the master still has the board, which execve(2) closes and a pool only when it has ended."""
+        """Tell whether the master still has the scoreboard. execve(2) closes it, and a pool closes it at its end."""
         try:
             return os.readlink(f"/proc/{self.found.pid}/fd/{self.found.fd}") == _BOARD_LINK
         except (FileNotFoundError, ProcessLookupError):
             return bool(self._board.pool[PoolWord.ENDED]) or pidfds.has_ended(self._pidfd)
 
     def close(self) -> None:
-        """Let go of the pool."""
+        """Stop reading the pool."""
         self._board.close()
         os.close(self._pidfd)
 

@@ -1,4 +1,4 @@
-"""A frame: lines of styled words, each exactly as wide as it says, that rich draws without laying them out again."""
+"""Build frames: lines of styled words with an exact width, which rich draws without a layout of its own."""
 
 from __future__ import annotations
 
@@ -9,20 +9,27 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.segment import Segment
 from rich.style import Style
 
-__all__ = ["Frame", "Line", "Words", "cells", "joined"]
+__all__ = ["BOLD", "CYAN", "FAINT", "GREEN", "RED", "YELLOW", "Frame", "Line", "Words", "cells", "joined"]
+
+BOLD = Style(bold=True)
+FAINT = Style(dim=True)
+RED = Style(color="red")
+GREEN = Style(color="green")
+YELLOW = Style(color="yellow")
+CYAN = Style(color="cyan")
 
 Words = tuple[str, Style | None]
-"""A text without line breaks, and how it looks."""
+"""A text without line breaks, and its style."""
 
 Line = list[Words]
 
 
 class Frame:
-    """Lines for a terminal; wider ones are cut.
+    """Lines for a terminal. Wider lines are cut.
 
     Args:
-        lines: each a list of words.
-        width: cells.
+        lines: the words of each line.
+        width: the width of the frame in cells.
     """
 
     def __init__(self, lines: Sequence[Line], width: int) -> None:
@@ -31,7 +38,7 @@ class Frame:
 
     @property
     def text(self) -> str:
-        """The frame without styles."""
+        """Return the frame without styles."""
         return "\n".join("".join(words for words, _style in line) for line in self.lines)
 
     def __rich_console__(self, _console: Console, _options: ConsoleOptions) -> RenderResult:
@@ -53,7 +60,7 @@ def _cut(line: Line, width: int) -> Line:
 
 
 def _stripped(line: Line) -> Line:
-    """Without blanks at its end, which would wrap where the terminal is made narrower."""
+    """Return the line without blanks at its end, because they would wrap when the terminal is made narrower."""
     line = list(line)
     while line:
         words, style = line.pop()
@@ -63,11 +70,12 @@ def _stripped(line: Line) -> Line:
 
 
 def joined(parts: Iterable[tuple[int, Line]], width: int, gap: int = 2) -> Line:
-    """Put parts beside each other; those with the lowest rank are left out until the rest fits.
+    """Join the parts of a line. Leave out the parts with the lowest rank until the rest fits.
 
     Args:
-        parts: each with its rank.
-        gap: cells between two of them.
+        parts: the rank and the words of each part.
+        width: the width of the line in cells.
+        gap: the number of cells between two parts.
     """
     kept = list(parts)
     while len(kept) > 1 and sum(cells(part) + gap for _rank, part in kept) - gap > width:
@@ -81,5 +89,5 @@ def joined(parts: Iterable[tuple[int, Line]], width: int, gap: int = 2) -> Line:
 
 
 def cells(line: Line) -> int:
-    """How wide a line is."""
+    """Return the width of a line in cells."""
     return sum(cell_len(words) for words, _style in line)

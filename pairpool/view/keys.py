@@ -1,4 +1,4 @@
-"""Keys of a terminal, one by one, while a view is on; the terminal gets its old settings back, whatever happens."""
+"""Read single keys of a terminal while a view is shown, and restore the settings of the terminal in any case."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
 class Keys:
-    """In its `with` block keys come without Return and unseen, and a new size of the terminal ends a wait.
+    """Reads keys in its `with` block, without Return and without echo. A new size of the terminal ends a wait.
 
-    SIGTERM and SIGHUP raise `SystemExit` there, so that everything is put back; Ctrl-Z does nothing, for it would leave
-    the screen as it is. Where standard input is no terminal there are no keys.
+    In the block SIGTERM and SIGHUP raise `SystemExit`, so that everything is restored. Ctrl-Z does nothing, because it
+    would leave the screen unrestored. If standard input is not a terminal, there are no keys.
     """
 
     def __enter__(self) -> Keys:
@@ -34,7 +34,7 @@ class Keys:
             self._settings = termios.tcgetattr(self._fd)
             tty.setcbreak(self._fd, termios.TCSANOW)
             changed = termios.tcgetattr(self._fd)
-            changed[6][termios.VSUSP] = b"\0"  # which is no key
+            changed[6][termios.VSUSP] = b"\0"  # no key sends this
             termios.tcsetattr(self._fd, termios.TCSANOW, changed)
         if threading.current_thread() is threading.main_thread():
             self._wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
@@ -54,12 +54,12 @@ class Keys:
                 termios.tcsetattr(self._fd, termios.TCSAFLUSH, self._settings)
             except termios.error as error:
                 if error.args[0] != errno.EIO:
-                    raise  # else it is gone, and its settings with it
+                    raise  # with EIO the terminal is gone, and needs no settings
 
     def wait(self, timeout: float) -> str:
-        """The keys that were pressed within `timeout` seconds; none also where the terminal has another size now.
+        """Return the keys that are pressed within `timeout` seconds. Return none if the terminal gets another size.
 
-        A terminal that is gone says `q`.
+        Return `q` if the terminal is gone.
         """
         watched = [self._reader] if self._fd < 0 else [self._reader, self._fd]
         ready, _, _ = select.select(watched, [], [], timeout)
@@ -78,4 +78,4 @@ def _leave(number: int, _frame: FrameType | None) -> None:
 
 
 def _do_nothing(_number: int, _frame: FrameType | None) -> None:
-    """The wakeup descriptor has ended the wait."""
+    """Ignore the signal, because the wakeup descriptor has ended the wait."""

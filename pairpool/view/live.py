@@ -1,10 +1,10 @@
-"""The live view: a thread that reads a pool's status a few times a second and draws it.
+"""The live view: a thread that reads the status of a pool a few times per second and draws it.
 
-    read() ─► Sampler ─► table.render ─► Screen, or the output of a notebook's cell     a frame
-    show() ─► queue ───────────────────► Screen                                         the lines above it
+    read() ─► Sampler ─► table.render ─► Screen, or the output of a notebook cell     a frame
+    show() ─► queue ───────────────────► Screen                                       the lines above it
 
-Whatever holds the interpreter's lock keeps the pool's leader waiting: so frames are few, and as rare as it takes to
-keep them at `DRAWING_CORE_SHARE` of a core.
+A thread that holds the interpreter's lock keeps the pool's leader waiting. So frames are rare: drawing takes at most
+`DRAWING_CORE_SHARE` of a core.
 """
 
 from __future__ import annotations
@@ -32,41 +32,42 @@ from pairpool.view.usage import Sampler
 __all__ = ["LiveView"]
 
 FRAME_EVERY_S = 0.25
-"""Seconds between two frames, at least."""
+"""Minimum time between two frames."""
 
 DRAWING_CORE_SHARE = 0.01
-"""Share of one core that drawing may take: dearer frames are rarer."""
+"""Drawing takes at most this share of one core. Expensive frames are less frequent."""
 
 LINE_EVERY_S = 10.0
-"""Seconds between two lines where there is no terminal to draw on."""
+"""Time between two lines if there is no terminal to draw on."""
 
 END_CHECK_EVERY_S = 1.0
-"""Seconds after which whoever waits for the end looks whether it has come."""
+"""A thread that waits for the end of the view checks for it at this interval."""
 
 MAX_QUEUED_LINES = 10_000
-"""Lines that wait to be printed; then whoever has more waits, too."""
+"""If this number of lines waits to be printed, threads with further lines wait."""
 
 TERMINAL_GONE_ERRNOS = (errno.EPIPE, errno.EIO)
-"""Errors of a pipe whose reader has gone, and of a terminal that was closed."""
+"""Errors of a pipe without a reader, and of a terminal that was closed."""
 
 STDOUT_TAG_STYLE = Style(color="cyan", dim=True)
 STDERR_TAG_STYLE = Style(color="red", dim=True)
 
 
 class LiveView:
-    """Draws a pool on a terminal until it is stopped; the last frame stays there.
+    """Draws a pool on a terminal until it is stopped. The last frame stays there.
 
-    Where the output is no terminal, or another view is drawn there, it writes a plain line every ten seconds and one at
-    the end. In a notebook, frames are drawn in the output of the cell.
+    If the output is not a terminal, or another view has it, the view writes a plain line every ten seconds and one at
+    the end. In a notebook, frames appear in the output of the cell.
 
     Args:
-        read: gives the status to draw; called in the view's thread.
-        console: where to; standard error by default, which leaves standard output to results.
-        settle: called by `stop` before the last frame; waits until what tasks have written was given to `show`.
-        at_end: called when the view has stopped, in its thread.
+        read: returns the status to draw. The view's thread calls it.
+        console: the console to draw on. The default is standard error, which leaves standard output to results.
+        settle: waits until the output of tasks has been passed to `show`. `stop` calls it before the last frame.
+        at_end: called in the view's thread when the view has stopped.
 
     Attributes:
-        streams: names of the streams (`stdout`, `stderr`) whose lines belong above the frame, when it has begun.
+        streams: the names of the streams (`stdout`, `stderr`) whose lines belong above the frame, once the view has
+            started.
 
     Example:
         >>> with LiveView(pool.status):
@@ -99,10 +100,10 @@ class LiveView:
         self._has_ended = False
         self.streams: frozenset[str] = frozenset()
 
-    # --- for whoever has it ---------------------------------------------------------------------
+    # --- for the owner ---------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begin; from the thread that owns the terminal. Does nothing if it has begun."""
+        """Start the view, in the thread that owns the terminal. Do nothing if it has started."""
         with defer_signals():
             self._start()
 
@@ -128,9 +129,9 @@ class LiveView:
         atexit.register(self.stop)
 
     def stop(self) -> None:
-        """Draw the last frame and wait until it is there; in a forked child, and the second time, nothing.
+        """Draw the last frame and wait until it is visible. In a forked child, and the second time, do nothing.
 
-        The wait may be left by what a signal's handler raises: the view ends all the same.
+        A signal handler may raise and end the wait. The view ends all the same.
         """
         thread = self._thread
         if thread is None or os.getpid() != self._owner:
@@ -138,7 +139,7 @@ class LiveView:
         try:
             with defer_signals():
                 self._stop(thread)
-        finally:  # it may have been struck before handlers were held back
+        finally:  # a handler may have raised before `defer_signals` was in force
             self._stopping.set()
 
     def _stop(self, thread: threading.Thread) -> None:
@@ -156,7 +157,7 @@ class LiveView:
         atexit.unregister(self.stop)
 
     def _wait(self) -> None:
-        """Wait until the thread has ended: `join` takes a thread for ended once a handler has raised in it."""
+        """Wait until the thread has ended. After a handler has raised in `join`, `join` returns at once."""
         while not self._has_ended:
             if self._running.acquire(timeout=END_CHECK_EVERY_S):
                 self._running.release()
@@ -165,7 +166,7 @@ class LiveView:
         try:
             self.start()
             return self
-        except BaseException:  # of a signal's handler: it may have begun
+        except BaseException:  # raised by a signal handler, perhaps after the start
             self.stop()
             raise
 
@@ -173,7 +174,7 @@ class LiveView:
         self.stop()
 
     def show(self, lines: Sequence[OutputLine]) -> None:
-        """Print lines above the frame, before the next one; waits while too many wait. From any thread."""
+        """Print lines above the frame, before the next frame. Wait while too many lines are queued. Thread-safe."""
         with self._room:
             self._room.wait_for(lambda: len(self._queue) < MAX_QUEUED_LINES or self._is_over)
             self._queue.extend(lines)
@@ -185,7 +186,7 @@ class LiveView:
 
     def _run(self) -> None:
         try:
-            self._guard(self._go_on)
+            self._guard(self._show_pool)
             if self._at_end is not None:
                 self._at_end()
             with self._room:
@@ -197,16 +198,16 @@ class LiveView:
             self._running.release()
 
     def _guard(self, action: Callable[[], object]) -> None:
-        """Whatever happens to the view, the pool goes on."""
+        """Run `action`, and log its errors, so that the pool goes on if the view fails."""
         try:
             action()
         except Exception as error:
             if not isinstance(error, OSError) or error.errno not in TERMINAL_GONE_ERRNOS:
                 logging.getLogger("pairpool").exception("the live view has ended")
 
-    def _go_on(self) -> None:
+    def _show_pool(self) -> None:
         if self._canvas is None:
-            self._tell()
+            self._write_lines()
             return
         try:
             self._draw(self._canvas)
@@ -214,7 +215,7 @@ class LiveView:
             self._canvas.close()
 
     def _draw(self, canvas: Screen | Notebook) -> None:
-        """Draw frames until it is time to stop, and one more."""
+        """Draw frames until the view is stopped, and then a last one."""
         ascii = not self._console.encoding.startswith("utf")
         while True:
             began = time.thread_time()
@@ -228,7 +229,7 @@ class LiveView:
             self._stopping.wait(max(FRAME_EVERY_S, (time.thread_time() - began) / DRAWING_CORE_SHARE))
 
     def _print_lines(self) -> None:
-        """Print all that waits, at once: the frame is drawn anew only once for it."""
+        """Print all queued lines at once, so that the frame is redrawn only once."""
         with self._room:
             lines = list(self._queue)
             self._queue.clear()
@@ -246,10 +247,10 @@ class LiveView:
             )
         return self._tags[key]
 
-    # --- where there is no terminal -------------------------------------------------------------
+    # --- without a terminal ---------------------------------------------------------------------
 
-    def _tell(self) -> None:
-        """Write a line now and then, and one at the end."""
+    def _write_lines(self) -> None:
+        """Write a line at intervals, and one at the end."""
         while not self._stopping.wait(LINE_EVERY_S):
             self._write_line()
         self._write_line()

@@ -1,4 +1,4 @@
-"""Frames in the output of a notebook's cell: one display, which is updated in place."""
+"""Show frames in the output of a notebook cell: one display, which is updated in place."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ PAGE_HTML = (
 
 
 class Notebook:
-    """The output of the cell that is being run; what tasks print comes there by the program's own streams.
+    """The output of the running cell. Output of tasks appears there through the program's own streams.
 
     Attributes:
-        streams: those that write above the frame: none.
+        streams: the names of the streams that write above the frame: none.
     """
 
     def __init__(self) -> None:
         self.streams: frozenset[str] = frozenset()
         self._display: Any = None
-        self.draw(Frame([], 1))  # the display belongs to the cell that the view is begun in, whichever is run later
+        self.draw(Frame([], 1))  # the display belongs to the cell that starts the view, even if other cells run later
 
     def draw(self, frame: Frame) -> None:
-        """Have this frame in place of the last one."""
-        from IPython.display import display  # type: ignore[import-not-found]  # there is one, where this is called
+        """Replace the last frame by this one."""
+        from IPython.display import display  # type: ignore[import-not-found]  # this is called only in a notebook, which has IPython
 
         page = Console(file=io.StringIO(), record=True, width=frame.width, force_jupyter=False)
         page.print(frame, end="", soft_wrap=True)
@@ -42,4 +42,4 @@ class Notebook:
             self._display.update(bundle, raw=True)
 
     def close(self) -> None:
-        """The last frame stays."""
+        """Leave the last frame in place."""

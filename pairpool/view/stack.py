@@ -1,4 +1,4 @@
-"""`pairpool stack`: what the tasks of a pool are at, as Python stacks, with the master stuck or not."""
+"""`pairpool stack`: show the Python stacks of a pool's tasks, even if the master is stuck."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ __all__ = ["headline", "run"]
 
 
 def run(what: str | None, worker: int | None, timeout: float) -> int:
-    """Show the stacks of all workers of a pool, or of one; returns the exit status."""
+    """Show the stacks of all workers of a pool, or of one worker, and return the exit status."""
     return conclude("stack", lambda: _run(what, worker, timeout))
 
 
 def _run(what: str | None, number: int | None, timeout: float) -> int:
     found = choose(what, may_ask=True)
-    with PoolObserver(found) as sight:
-        status = sight.status()
+    with PoolObserver(found) as observer:
+        status = observer.status()
     if status.is_over:
         raise NoPool(f"pool {found} has ended")
     number = found.worker if number is None else number
@@ -51,7 +51,7 @@ def _title(status: PoolStatus) -> Text:
 
 
 def headline(worker: WorkerStatus) -> Text:
-    """A worker in a line: who, and at what since when."""
+    """Return a worker in one line: its number and pid, its task, and how long the task has run."""
     text = Text.assemble((f"worker {worker.number}", "bold"))
     if worker.pid:
         text.append(f" (pid {worker.pid})", "dim")

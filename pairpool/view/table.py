@@ -1,50 +1,50 @@
-"""The picture of a pool: a `PoolStatus` and a size in, a `Frame` out. No clock, no terminal, no I/O.
+"""Draw the picture of a pool: a `PoolStatus` and a size in, a `Frame` out. No clock, no terminal, no I/O.
 
-name and uptime
-workers, CPU, memory                     from 40 x 10 up; below that, what fits of it
-tasks, a second, the last minute
-a bar for each call that runs
-a row for each worker
-the last failures
+    name and uptime
+    workers, CPU, memory
+    tasks, tasks per second, the last minute
+    a bar for each running call
+    a row for each worker
+    the last failures
+
+A terminal of 40 x 10 cells shows some of every part. A smaller one shows as much as fits.
 """
 
 from __future__ import annotations
 
 from rich.cells import cell_len
-from rich.style import Style
 
 from pairpool.status import CallStatus, FailureStatus, PoolStatus
-from pairpool.view.columns import FAINT, RED, YELLOW, workers_table
-from pairpool.view.frame import Frame, Line, cells, joined
+from pairpool.view.columns import workers_table
+from pairpool.view.frame import BOLD, CYAN, FAINT, GREEN, RED, YELLOW, Frame, Line, cells, joined
 from pairpool.view.text import Glyphs, clean, count, fit, item_name, percent, rate, seconds, share_text, size
 
 __all__ = ["headline_plain", "render"]
-
-BOLD = Style(bold=True)
-GREEN = Style(color="green")
-CYAN = Style(color="cyan")
 
 UNICODE = Glyphs()
 ASCII = Glyphs(ascii=True)
 
 GAPS_FROM_LINES = 18
-"""Lines from which on the parts have an empty line between them."""
+"""From this height on, empty lines separate the parts."""
 
 RATE_OVER_S = 5
-"""Seconds over which tasks a second are told."""
+"""Tasks per second are averaged over this time."""
 
 MAX_LABEL_CELLS = 28
 MIN_BAR_CELLS, MAX_BAR_CELLS = 6, 60
 
 MIN_PLACE_CELLS = 12
-"""Cells for what failed; at most half of a line, so that there is room for why."""
+"""Minimum width of a failed item's name. At most it has half of the line, so that the error has room."""
 
 
 def render(status: PoolStatus, width: int, height: int | None, *, ascii: bool = False) -> Frame:
-    """The picture of a pool in at most `height` lines of at most `width` cells; None for as many as it takes.
+    """Return the picture of a pool.
 
     Args:
-        ascii: use only signs that every terminal has.
+        status: the status to draw.
+        width: the maximum width in cells.
+        height: the maximum number of lines; None for no limit.
+        ascii: use only ASCII signs.
     """
     if height is None:
         height = GAPS_FROM_LINES + len(status.running) + len(status.workers) + len(status.failures)
@@ -67,7 +67,7 @@ def render(status: PoolStatus, width: int, height: int | None, *, ascii: bool = 
 
 
 def headline_plain(status: PoolStatus) -> str:
-    """The pool in one line of plain text."""
+    """Return the status of a pool in one line of plain text."""
     workers = f"{status.busy} busy, {status.idle} idle"
     if status.starting:
         workers += f", {status.starting} starting"
@@ -81,7 +81,7 @@ def headline_plain(status: PoolStatus) -> str:
 
 
 def _speed(status: PoolStatus) -> float:
-    """Tasks a second, of late; of a pool that has ended, on the whole."""
+    """Return the tasks per second in the last seconds. For a pool that has ended, return its average."""
     if status.is_over:
         return status.done / status.uptime if status.uptime else 0.0
     span = min(RATE_OVER_S, max(1, int(status.uptime)))
@@ -89,7 +89,7 @@ def _speed(status: PoolStatus) -> float:
 
 
 def _allot(status: PoolStatus, lines: int, gap: int) -> tuple[int, int, int]:
-    """How many lines calls, workers and failures get, gaps apart."""
+    """Return the number of lines for calls, workers and failures, without the gaps."""
     calls, workers, failures = len(status.running), len(status.workers), len(status.failures)
     lines -= gap * sum(map(bool, (calls, workers, failures)))
     wanted = workers + 1 if workers else 0
@@ -189,7 +189,7 @@ def _label(call: CallStatus) -> str:
 
 
 def _figures(call: CallStatus, width: int) -> Line:
-    """What stands beside the bar: figures that tell least are left out where there is no room."""
+    """Return the figures beside the bar. If there is not enough room, leave out the least important ones."""
     speed = call.done / call.seconds if call.seconds > 0 else 0.0
     figures: list[tuple[int, Line]] = []
     if call.total is not None:
@@ -207,7 +207,7 @@ def _figures(call: CallStatus, width: int) -> Line:
 
 
 def _bar(call: CallStatus, width: int, glyphs: Glyphs) -> Line:
-    """The done part green, as much of it red as failed."""
+    """Return a bar: its done part is green, and the failed share of it red."""
     total = max(1, call.total or 1)
     done, rest = glyphs.bar(call.done / total, width)
     failed = min(len(done), -(-call.failed * width // total))
@@ -225,7 +225,7 @@ def _failures(status: PoolStatus, width: int, lines: int, glyphs: Glyphs) -> lis
 
 
 def _place(one: FailureStatus, width: int, glyphs: Glyphs) -> str:
-    """What failed, and on which worker where there is room for that."""
+    """Return the name of the failed item, and its worker if there is room."""
     where = item_name(one.function, one.item, max(MIN_PLACE_CELLS, width // 2), glyphs)
     return f"{where} on {one.worker}" if one.worker is not None and width >= 100 else where
 

@@ -1,4 +1,4 @@
-"""Texts for narrow places: the user's own words on one line, cut to a number of cells; numbers as people read them."""
+"""Format texts for narrow places: texts of the user on one line, cut to a number of cells, and short numbers."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ __all__ = [
 
 
 class Glyphs:
-    """The signs that pictures are made of.
+    """The signs that pictures consist of.
 
     Args:
-        ascii: only those that every terminal has.
+        ascii: use only ASCII signs.
     """
 
     def __init__(self, ascii: bool = False) -> None:
         self.ascii = ascii
         self.more = "~" if ascii else "…"
-        self.full, self.rest = ("#", "-") if ascii else ("━", "─")  # told apart without colours, too
+        self.full, self.rest = ("#", "-") if ascii else ("━", "─")  # they differ even without colours
         self.half = "" if ascii else "╾"
         self.spark = " .:-=+*#" if ascii else " ▁▂▃▄▅▆▇█"
         self.busy, self.idle, self.other = ("*", "-", "o") if ascii else ("●", "○", "◌")
@@ -43,7 +43,7 @@ class Glyphs:
         self.times = "x" if ascii else "×"
 
     def sparkline(self, values: tuple[int, ...], width: int) -> str:
-        """The last `width` values, the largest of them as the highest sign; anything above 0 is seen."""
+        """Draw the last `width` values. The largest has the highest sign, and every value above 0 is visible."""
         shown = values[-width:] if width > 0 else ()
         top = max(shown, default=0)
         if not top:
@@ -52,7 +52,7 @@ class Glyphs:
         return "".join(self.spark[-(-value * steps // top)] for value in shown)
 
     def bar(self, share: float, width: int) -> tuple[str, str]:
-        """The done and the open part of a bar of `width` cells."""
+        """Return the done and the open part of a bar of `width` cells."""
         halves = 0 if math.isnan(share) else round(max(0.0, min(1.0, share)) * width * 2)
         if self.ascii:
             halves -= halves % 2
@@ -62,7 +62,7 @@ class Glyphs:
 
 @lru_cache(maxsize=4096)
 def clean(text: str) -> str:
-    """A text on one line: what is not printable (line breaks, tabs, escapes, marks of direction) becomes a space."""
+    """Return a text on one line. Unprintable characters (line breaks, tabs, escapes, direction marks) become spaces."""
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else " " for char in text)
@@ -70,16 +70,17 @@ def clean(text: str) -> str:
 
 _CONTROL_SEQUENCE = re.compile(
     r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[PX^_][^\x1b]*(?:\x1b\\)?|[ -/]*[0-~])?"
-)  # ECMA-48, 5.3 to 5.6; of one that is cut off, what is there
+)  # ECMA-48, 5.3 to 5.6; also matches a sequence that is cut off
 _COLOUR_SEQUENCE = re.compile(r"\x1b\[[0-9;:]*m")
 _DROPPED_CONTROLS = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\t\x1b"}
 
 
 def passable(text: str, colours: bool) -> str:
-    """A text that does nothing to a terminal but to be shown: control characters are dropped, tabs excepted.
+    """Return a text that is safe to print on a terminal: without control characters except tabs.
 
     Args:
-        colours: whether to keep the sequences that set them, and set them back at the end.
+        text: the text of a user or a task.
+        colours: whether to keep the sequences that set colours. They are reset at the end.
     """
     if text.isprintable():
         return text
@@ -91,7 +92,7 @@ def passable(text: str, colours: bool) -> str:
 
 
 def fit(text: str, width: int, glyphs: Glyphs, *, right: bool = False) -> str:
-    """The text in exactly `width` cells: padded, or cut with a sign that says so."""
+    """Return the text in exactly `width` cells: padded, or cut with a sign at the end."""
     if width <= 0:
         return ""
     cells = cell_len(text)
@@ -102,7 +103,7 @@ def fit(text: str, width: int, glyphs: Glyphs, *, right: bool = False) -> str:
 
 
 def item_name(function: str, item: int | None, width: int, glyphs: Glyphs) -> str:
-    """`function[item]` in at most `width` cells: of a long name the end is cut, for the index tells more."""
+    """Return `function[item]` in at most `width` cells. A long name is cut, and the index is kept."""
     name, index = clean(function), f"[{item}]"
     if name and cell_len(name) + len(index) > width:
         name = fit(name, max(1, width - len(index)), glyphs)
@@ -111,7 +112,7 @@ def item_name(function: str, item: int | None, width: int, glyphs: Glyphs) -> st
 
 
 def seconds(value: float) -> str:
-    """A duration in at most six cells: `0.12s`, `9.9s`, `1:05`, `59:59`, `3h05`, `2d01h`, `400d`; `?` of no number."""
+    """Return a duration in at most six cells: `0.12s`, `9.9s`, `1:05`, `3h05`, `2d01h`, `400d`; `?` if not finite."""
     if not math.isfinite(value):
         return "?"
     if value < 9.95:
@@ -129,7 +130,7 @@ def seconds(value: float) -> str:
 
 
 def count(value: int) -> str:
-    """A number of things in at most seven cells: `12,345`, `123.4k`, `12.35M`, `1.235G`."""
+    """Return a count in at most seven cells: `12,345`, `123.4k`, `12.35M`, `1.235G`."""
     if value < 100_000:
         return f"{value:,}"
     for unit, one in (("k", 1e3), ("M", 1e6), ("G", 1e9), ("T", 1e12)):
@@ -139,7 +140,7 @@ def count(value: int) -> str:
 
 
 def rate(value: float) -> str:
-    """Things a second: `0.25/s`, `12.3/s`, `1,234/s`, `1.235M/s`; `?` of no number."""
+    """Return a number per second: `0.25/s`, `12.3/s`, `1,234/s`, `1.235M/s`; `?` if not finite."""
     if not math.isfinite(value):
         return "?"
     if value < 0.005:
@@ -150,17 +151,17 @@ def rate(value: float) -> str:
 
 
 def percent(value: float) -> str:
-    """A number of per cent: `0%`, `9.5%`, `100%`."""
+    """Return a percentage: `0%`, `9.5%`, `100%`."""
     return f"{value:.0f}%" if value >= 9.95 or value < 0.05 else f"{value:.1f}%"
 
 
 def share_text(share: float) -> str:
-    """How much is done, in per cent: `0%`, `25%`, `999%` at most; what is not all is not `100%`."""
+    """Return a share as a percentage, rounded down: `0%`, `25%`, at most `999%`. Only a complete share is `100%`."""
     return f"{math.floor(max(0.0, min(9.99, share)) * 100 + 1e-9)}%"
 
 
 def size(value: int) -> str:
-    """Bytes in at most six cells: `512B`, `1.5K`, `12.3M`, `1.2G`."""
+    """Return a number of bytes in at most six cells: `512B`, `1.5K`, `12.3M`, `1.2G`."""
     text, unit = format_size(value).split(" ")
     if len(text) > 4:
         text = text.partition(".")[0]

@@ -1,4 +1,4 @@
-"""Times for people: lengths as text, and where the ticks of a time axis go. All in µs."""
+"""Format durations, and place the ticks of a time axis. All times are in µs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LONG_STEPS = tuple(
 
 
 def length_text(us: float) -> str:
-    """A length of time with three digits or so: `850 ns`, `12.3 ms`, `4.56 s`, `2 min 05 s`, `3 h 07 min`."""
+    """Return a duration with about three digits: `850 ns`, `12.3 ms`, `4.56 s`, `2 min 05 s`, `3 h 07 min`."""
     if us >= 10 * HOUR_US:
         return f"{us / HOUR_US:,.1f} h"
     if us >= HOUR_US - MINUTE_US / 2:
@@ -35,11 +35,11 @@ def length_text(us: float) -> str:
             number = us / unit
             digits = 0 if number >= 99.95 or name == "ns" else 1 if number >= 9.995 else 2
             return f"{number:.{digits}f} {name}"
-    raise AssertionError("the last unit takes all")
+    raise AssertionError("the last unit fits every number")
 
 
 def ticks(begin: float, end: float, most: int) -> list[tuple[float, str]]:
-    """Round times from `begin` to `end`, about so many at most and evenly spaced, with labels."""
+    """Return at most about `most` round times from `begin` to `end`, evenly spaced, with labels."""
     if not end > begin or most < 1:
         return []
     step = _step((end - begin) / most, end)
@@ -48,7 +48,7 @@ def ticks(begin: float, end: float, most: int) -> list[tuple[float, str]]:
 
 
 def _step(least: float, end: float) -> float:
-    """The smallest round step that is not below `least`, in an axis up to `end`."""
+    """Return the smallest round step that is not below `least`, for an axis up to `end`."""
     if end > 120 * SECOND_US and least > SECOND_US / 2:
         for step in _LONG_STEPS:
             if step >= least * (1 - 1e-9):

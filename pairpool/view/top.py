@@ -1,6 +1,6 @@
-"""`pairpool top`: the live view of any pool on the machine, from outside.
+"""`pairpool top`: show the live view of any pool on the machine, from outside.
 
-board under /proc ─► PoolObserver.status ─► Sampler: cpu, rss ─► table.render ─► the terminal, a line, or JSON
+scoreboard under /proc ─► PoolObserver.status ─► Sampler: cpu, rss ─► table.render ─► the terminal, a line, or JSON
 """
 
 from __future__ import annotations
@@ -25,27 +25,24 @@ from pairpool.view.usage import Sampler
 __all__ = ["as_json", "farewell", "run"]
 
 CPU_MEASURED_OVER_S = 0.25
-"""Seconds between the two looks that tell how much of a core each worker uses."""
-
-WIDTH = 80
-"""Columns of a picture where there is no terminal."""
+"""Time between the two samples from which the CPU use of each worker is computed."""
 
 
 def run(what: str | None, *, once: bool, as_json: bool, interval: float) -> int:
-    """Show a pool until it ends or `q` is pressed, or once; returns the exit status.
+    """Show a pool once, or until it ends or `q` is pressed, and return the exit status.
 
     Args:
-        what: a pid, a pool's name or `PID:NAME`; None for the only pool, or one chosen from a list.
+        what: a pid, the name of a pool, or `PID:NAME`. None means the only pool, or a pool chosen from a list.
         once: print one picture.
-        as_json: print one JSON object; without `what` a list of all pools.
-        interval: seconds between two pictures.
+        as_json: print one JSON object. Without `what`, print a list of all pools.
+        interval: the time between two pictures in seconds.
     """
 
     def act() -> int:
         if as_json:
             return _print_json(what)
-        with PoolObserver(choose(what, may_ask=not once)) as sight:
-            return _print_once(sight) if once else _watch(sight, interval)
+        with PoolObserver(choose(what, may_ask=not once)) as observer:
+            return _print_once(observer) if once else _watch(observer, interval)
 
     return conclude("top", act)
 
@@ -53,17 +50,17 @@ def run(what: str | None, *, once: bool, as_json: bool, interval: float) -> int:
 # --- once -------------------------------------------------------------------------------------------
 
 
-def _measured(sights: list[PoolObserver]) -> list[PoolStatus]:
-    """What these pools are doing, with what their workers use."""
-    samplers = [Sampler(every=0.0) for _ in sights]
-    for sampler, sight in zip(samplers, sights, strict=True):
-        sampler.fill(sight.status())
+def _measured(observers: list[PoolObserver]) -> list[PoolStatus]:
+    """Return the status of each pool, with CPU and memory of its workers."""
+    samplers = [Sampler(every=0.0) for _ in observers]
+    for sampler, observer in zip(samplers, observers, strict=True):
+        sampler.fill(observer.status())
     time.sleep(CPU_MEASURED_OVER_S)
-    return [sampler.fill(sight.status()) for sampler, sight in zip(samplers, sights, strict=True)]
+    return [sampler.fill(observer.status()) for sampler, observer in zip(samplers, observers, strict=True)]
 
 
-def _print_once(sight: PoolObserver) -> int:
-    [status] = _measured([sight])
+def _print_once(observer: PoolObserver) -> int:
+    [status] = _measured([observer])
     console = Output()
     if console.is_terminal:
         console.print(render(status, console.width, console.height - 1, ascii=console.is_ascii))
@@ -74,28 +71,28 @@ def _print_once(sight: PoolObserver) -> int:
 
 def _print_json(what: str | None) -> int:
     if what is not None:
-        with PoolObserver(choose(what, may_ask=False)) as sight:
-            print(json.dumps(as_json(_measured([sight])[0]), indent=2))
+        with PoolObserver(choose(what, may_ask=False)) as observer:
+            print(json.dumps(as_json(_measured([observer])[0]), indent=2))
         return OK
-    sights = []
+    observers = []
     try:
         for found in pools():
             if found.problem:
                 print(f"process {found.pid} is left out: {found.problem}", file=sys.stderr)
                 continue
             try:
-                sights.append(PoolObserver(found))
+                observers.append(PoolObserver(found))
             except NoPool:
-                continue  # it has ended since it was listed
-        print(json.dumps([as_json(status) for status in _measured(sights)], indent=2))
+                continue  # the pool has ended since it was listed
+        print(json.dumps([as_json(status) for status in _measured(observers)], indent=2))
     finally:
-        for sight in sights:
-            sight.close()
+        for observer in observers:
+            observer.close()
     return OK
 
 
 def as_json(status: PoolStatus) -> dict[str, Any]:
-    """The fields of a status, and what it derives from them, as plain values; numbers that are none are null."""
+    """Return the fields of a status and its derived values as plain values. Infinite numbers and NaN are null."""
     fields = dataclasses.asdict(status)
     for name in ("busy", "idle", "starting", "cpu", "rss", "is_over"):
         fields[name] = getattr(status, name)
@@ -114,13 +111,13 @@ def _plain(value: Any) -> Any:
 # --- until it ends ----------------------------------------------------------------------------------
 
 
-def _watch(sight: PoolObserver, interval: float) -> int:
+def _watch(observer: PoolObserver, interval: float) -> int:
     console = Output()
     try:
         if console.is_terminal and not console.is_dumb_terminal:
-            last = _show_pictures(sight, console, interval)
+            last = _show_pictures(observer, console, interval)
         else:
-            last = _show_lines(sight, interval)
+            last = _show_lines(observer, interval)
     except KeyboardInterrupt:
         return OK
     if last is not None:
@@ -128,12 +125,12 @@ def _watch(sight: PoolObserver, interval: float) -> int:
     return OK
 
 
-def _show_pictures(sight: PoolObserver, console: Output, interval: float) -> PoolStatus | None:
-    """Have the view fill the screen; returns the last status of a pool that ends, None if the user has enough."""
+def _show_pictures(observer: PoolObserver, console: Output, interval: float) -> PoolStatus | None:
+    """Fill the screen with the view. Return the last status if the pool ends, None if the user quits."""
     sampler = Sampler()
     with Keys() as keys, Live(console=console, screen=True, auto_refresh=False) as live:
         while True:
-            status = sampler.fill(sight.status())
+            status = sampler.fill(observer.status())
             if status.is_over:
                 return status
             live.update(render(status, console.width, console.height, ascii=console.is_ascii), refresh=True)
@@ -141,11 +138,11 @@ def _show_pictures(sight: PoolObserver, console: Output, interval: float) -> Poo
                 return None
 
 
-def _show_lines(sight: PoolObserver, interval: float) -> PoolStatus:
-    """A line every interval, for what is no terminal or a simple one; returns the last status."""
+def _show_lines(observer: PoolObserver, interval: float) -> PoolStatus:
+    """Print a line every interval, if there is no terminal or only a simple one. Return the last status."""
     sampler = Sampler()
     while True:
-        status = sampler.fill(sight.status())
+        status = sampler.fill(observer.status())
         if status.is_over:
             return status
         print(headline_plain(status), flush=True)
@@ -153,6 +150,6 @@ def _show_lines(sight: PoolObserver, interval: float) -> PoolStatus:
 
 
 def farewell(status: PoolStatus) -> str:
-    """What is left to say of a pool that has ended, in a line."""
+    """Return the result of a pool that has ended, in one line."""
     text = f"pool {clean(status.name)} ended after {status.uptime:.1f} s: {status.done} done, {status.failed} failed"
     return f"{text} ({status.remark})" if status.remark else text

@@ -1,4 +1,4 @@
-"""CPU and memory of workers, by psutil: what the board cannot know."""
+"""Measure CPU and memory of workers with psutil, because the scoreboard does not have them."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from pairpool.status import PoolStatus, WorkerStatus
 __all__ = ["Sampler"]
 
 SAMPLE_EVERY_S = 1.0
-"""Seconds between two samples, if not told otherwise."""
+"""Default time between two samples."""
 
 SAMPLING_CORE_SHARE = 0.01
-"""Share of one core that sampling may take; with many workers it is done less often."""
+"""Sampling takes at most this share of one core. With many workers samples are less frequent."""
 
 _UNREADABLE = (psutil.NoSuchProcess, psutil.ZombieProcess, psutil.AccessDenied)
 
 
 class Sampler:
-    """Measures what the workers of one pool use; for one thread.
+    """Measures CPU and memory of the workers of one pool. Only one thread may use it.
 
     Args:
-        every: seconds between two samples, or more where that would take too much; 0 for one at each call.
+        every: the time between two samples in seconds. It is longer if sampling would take too much. 0 means a sample
+            at each call.
 
     Example:
         >>> sampler = Sampler()
@@ -38,9 +39,9 @@ class Sampler:
         self._next = 0.0
 
     def fill(self, status: PoolStatus) -> PoolStatus:
-        """The same status with `cpu` and `rss` of each worker; sampled anew when it is time, else as of last time.
+        """Return the status with `cpu` and `rss` of each worker. Take a new sample if it is time, else keep the last.
 
-        CPU is what a worker used since the sample before, so the first sample of each worker has none.
+        CPU is the use since the previous sample. So the first sample of each worker has none.
         """
         began = time.monotonic()
         if began >= self._next:
@@ -66,7 +67,7 @@ class Sampler:
             if process is None:
                 process = self._processes[pid] = psutil.Process(pid)
             with process.oneshot():
-                cpu = process.cpu_percent()  # since the call before; of the first one it says 0
+                cpu = process.cpu_percent()  # since the previous call; the first call returns 0
                 return None if is_new else cpu, int(process.memory_info().rss)
         except _UNREADABLE:
             self._processes.pop(pid, None)

@@ -41,8 +41,8 @@ def test_pools_of_this_process(make_pool: MakePool, start_method: str) -> None:
     assert here == [mine, other], "one entry a pool, though workers have the board, too"
     first.terminate()
     assert [one.name for one in pools() if one.pid == os.getpid()] == [other]
-    with PoolObserver(find(other)) as sight:
-        shown, status = sight.status(), second.status()
+    with PoolObserver(find(other)) as observer:
+        shown, status = observer.status(), second.status()
         assert (shown.name, shown.pid, shown.processes, shown.start_method) == (other, os.getpid(), 1, start_method)
         assert [one.pid for one in shown.workers] == [one.pid for one in status.workers]
 
@@ -50,9 +50,9 @@ def test_pools_of_this_process(make_pool: MakePool, start_method: str) -> None:
 def test_pool_of_another_process(start_method: str, gate: Gate) -> None:
     with master(own("far"), 3, method=start_method, gate=gate.path) as far:
         assert (far.pid, own("far")) in names(pools())
-        with PoolObserver(find(str(far.pid))) as sight:
-            assert eventually(lambda: sight.status().busy == 3)
-            status = sight.status()
+        with PoolObserver(find(str(far.pid))) as observer:
+            assert eventually(lambda: observer.status().busy == 3)
+            status = observer.status()
             assert status.done == 21
             assert status.failed == 1
             assert [one.function for one in status.workers] == ["wait_for"] * 3
@@ -62,8 +62,8 @@ def test_pool_of_another_process(start_method: str, gate: Gate) -> None:
 
 def test_workers_and_zygotes_lead_to_their_pool(start_method: str, gate: Gate) -> None:
     with master(own("lead"), 2, method=start_method, gate=gate.path) as lead:
-        with PoolObserver(find(own("lead"))) as sight:
-            numbers = {one.pid: one.number for one in sight.status().workers}
+        with PoolObserver(find(own("lead"))) as observer:
+            numbers = {one.pid: one.number for one in observer.status().workers}
         for pid in lead.workers():
             found = find(str(pid))
             assert (found.pid, found.name, found.worker) == (lead.pid, own("lead"), numbers.get(pid))
@@ -72,31 +72,31 @@ def test_workers_and_zygotes_lead_to_their_pool(start_method: str, gate: Gate) -
 
 def test_stopped_master_is_shown_and_not_disturbed(gate: Gate) -> None:
     with master(own("halt"), gate=gate.path) as halt:
-        with PoolObserver(find(own("halt"))) as sight:
-            assert eventually(lambda: sight.status().busy == 2)
-        with halt.stopped(), PoolObserver(find(own("halt"))) as sight:
-            assert eventually(lambda: "stopped" in sight.status().remark)
-            status = sight.status()
+        with PoolObserver(find(own("halt"))) as observer:
+            assert eventually(lambda: observer.status().busy == 2)
+        with halt.stopped(), PoolObserver(find(own("halt"))) as observer:
+            assert eventually(lambda: "stopped" in observer.status().remark)
+            status = observer.status()
             assert status.busy == 2
             assert not status.is_over
             assert pidfds.state_of(halt.pid) == "T"
-        with PoolObserver(find(own("halt"))) as sight:
-            assert eventually(lambda: sight.status().remark == "")
+        with PoolObserver(find(own("halt"))) as observer:
+            assert eventually(lambda: observer.status().remark == "")
         halt.tell("exit")
 
 
 def test_killed_master(gate: Gate) -> None:
     with master(own("kill"), gate=gate.path) as kill:
         workers = kill.workers()
-        with PoolObserver(find(own("kill"))) as sight:
-            assert not sight.status().is_over
+        with PoolObserver(find(own("kill"))) as observer:
+            assert not observer.status().is_over
             kill.process.kill()
             kill.process.wait()
-            assert eventually(lambda: sight.status().is_over)
-            status = sight.status()
+            assert eventually(lambda: observer.status().is_over)
+            status = observer.status()
             assert "the master is gone" in status.remark
             assert status.done == 21
-            assert sight.status() is status, "nothing changes any more, its age neither"
+            assert observer.status() is status, "nothing changes any more, its age neither"
         with pytest.raises(NoPool):
             find(own("kill"))
         assert all_ended(workers)
@@ -105,10 +105,10 @@ def test_killed_master(gate: Gate) -> None:
 def test_pool_that_ends_though_it_is_looked_at() -> None:
     with master(own("end")) as end:
         workers = end.workers()
-        with PoolObserver(find(own("end"))) as sight:
+        with PoolObserver(find(own("end"))) as observer:
             end.tell("close")
             assert all_ended(workers)
-            status = sight.status()
+            status = observer.status()
             assert status.is_over
             assert status.remark == ""
             assert status.done == 21
@@ -117,14 +117,14 @@ def test_pool_that_ends_though_it_is_looked_at() -> None:
             with pytest.raises(NoPool, match="has no pool"):
                 find(str(end.pid))
             end.tell("exit")
-            assert sight.status().is_over
+            assert observer.status().is_over
 
 
 def test_master_that_becomes_another_program() -> None:
-    with master(own("exec")) as other, PoolObserver(find(own("exec"))) as sight:
+    with master(own("exec")) as other, PoolObserver(find(own("exec"))) as observer:
         other.tell("exec")
-        assert eventually(lambda: sight.status().is_over)
-        assert "another program" in sight.status().remark
+        assert eventually(lambda: observer.status().is_over)
+        assert "another program" in observer.status().remark
 
 
 def test_pool_that_ended_between_two_looks() -> None:
@@ -248,10 +248,10 @@ def test_pool_of_another_user(make_pool: MakePool) -> None:
     ), ran.stderr
 
 
-def test_sight_leaves_nothing_open(make_pool: MakePool) -> None:
+def test_observer_leaves_nothing_open(make_pool: MakePool) -> None:
     make_pool(1, name=own("open"))
     before = os.listdir("/proc/self/fd")
-    with PoolObserver(find(own("open"))) as sight:
-        sight.status()
+    with PoolObserver(find(own("open"))) as observer:
+        observer.status()
     assert os.listdir("/proc/self/fd") == before
     assert issubclass(NotPermitted, PermissionError)
