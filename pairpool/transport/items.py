@@ -145,6 +145,7 @@ class Pickled:
         by_value: bool = False,
         segments: tuple[Segment, ...] = (),
         fds: OutgoingFds | ChildFds | None = None,
+        original: Any = None,
         is_sharing: bool = False,
     ) -> None:
         self.data = data
@@ -152,7 +153,7 @@ class Pickled:
         self.by_value = by_value
         self.segments = segments
         self.fds = fds
-        self.original: Any = None
+        self.original = original
         self.is_sharing = is_sharing
 
     def keep_original(self, item: Any) -> None:

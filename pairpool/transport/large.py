@@ -7,8 +7,7 @@ item ─► same item was pickled before? ─ yes ─► its old pickle
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from pairpool.linux.interrupts import is_own
 from pairpool.transport.items import Part, Pickled, Pickles, size_of
@@ -20,23 +19,30 @@ from pairpool.transport.repeats import LARGE_OBJECT_BYTES, Repeats
 __all__ = ["BatchDumper"]
 
 
+class ItemDumper(Protocol):
+    """Pickle items as a whole."""
+
+    def dump(self, item: Any, *, copy_buffers: bool = True) -> Part:
+        """Return the pickle of an item."""
+
+
 class BatchDumper:
     """Pickle the items of one batch, and name the large objects in them.
 
     Args:
         repeats: the large objects of the call.
         dumper: pickles single objects.
-        dump_whole: returns the pickle of an item that names no large object.
+        whole: pickles items that name no large object.
 
     Attributes:
         large: the pickles of the large objects that were named so far. An item names them by their indexes here.
     """
 
-    def __init__(self, repeats: Repeats, dumper: ObjectDumper, dump_whole: Callable[[Any], Part]) -> None:
+    def __init__(self, repeats: Repeats, dumper: ObjectDumper, whole: ItemDumper) -> None:
         self.large = Pickles()
         self._repeats = repeats
         self._dumper = dumper
-        self._dump_whole = dump_whole
+        self._whole = whole
         self._numbers: dict[int, int] = {}
         self._parts = LargeParts()
 
@@ -46,7 +52,7 @@ class BatchDumper:
         known: Part | None = repeats.find(item)
         if known is not None:
             return known
-        part: Part = (repeats.large and self._dump_sharing(item)) or self._dump_whole(item)
+        part: Part = (repeats.large and self._dump_sharing(item)) or self._whole.dump(item, copy_buffers=False)
         if size_of(part) >= LARGE_OBJECT_BYTES:
             if repeats.examine(item):
                 part = self._dump_sharing(item) or part

@@ -272,11 +272,21 @@ class NamingWriter:
         pieces.clear()
         return data
 
-    def finish(self, data: bytes, memory: WarmMemory | None) -> Pickled:
-        """Return the item that was pickled last, given its pickle."""
-        taken = pickled(data, self._out_of_band, memory, by_value=False)
-        self._out_of_band.hand_over()
-        return taken
+    def finish(self, data: bytes, memory: WarmMemory | None, original: Any) -> Pickled:
+        """Return the item that was pickled last.
+
+        Args:
+            data: its pickle.
+            memory: makes copies of its large buffers; None if they need no copies.
+            original: the item itself, if errors and views must not load the pickle.
+        """
+        out_of_band = self._out_of_band
+        if not (out_of_band.buffers or out_of_band.segments or out_of_band.fds):
+            return Pickled(data, [], original=original)
+        part = pickled(data, out_of_band, memory, by_value=False)
+        part.keep_original(original)
+        out_of_band.hand_over()
+        return part
 
 
 def load_locally(part: Pickled) -> Any:

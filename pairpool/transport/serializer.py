@@ -16,7 +16,6 @@ loading fails this item alone, and the scoreboard shows which item it is.
 
 from __future__ import annotations
 
-import functools
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -130,7 +129,9 @@ class Serializer:
     def dump_other(self, item: Any, *, copy_buffers: bool, may_go_by_value: bool = True) -> Pickled:
         """Pickle an item that is not plain data. See `dump`."""
         memory = self._memory if copy_buffers else None
-        part = self._dump_by_name(item, memory)
+        # An array can be loaded again for errors and views. For other items, code of their class would run.
+        original = item if self.names is not None and not is_array(item) else None
+        part = self._dump_by_name(item, memory, original)
         if part is None:
             out_of_band = self._dumper.out_of_band()
             try:
@@ -139,11 +140,10 @@ class Serializer:
                 out_of_band.restart()  # close the copies of descriptors now, because the exception may be kept for long
                 raise
             part = pickled(dumped.data, out_of_band, memory, by_value=dumped.by_value)
-        if part.fds is not None or (self.names is not None and not is_array(item)):
-            part.keep_original(item)  # only an array can be loaded again without side effects of its class
+            part.keep_original(item if part.fds is not None else original)
         return part
 
-    def _dump_by_name(self, item: Any, memory: WarmMemory | None) -> Pickled | None:
+    def _dump_by_name(self, item: Any, memory: WarmMemory | None, original: Any) -> Pickled | None:
         """Pickle an item by name as a whole, with a pickler that was used before. Return None if that fails."""
         writers, names = self._naming_writers, self.names
         try:
@@ -161,7 +161,7 @@ class Serializer:
             if names is not None and not is_own(error):
                 raise
             return None
-        part = writer.finish(data, memory)
+        part = writer.finish(data, memory, original)
         if len(data) <= PICKLER_REUSED_UP_TO_BYTES:
             writers.append(writer)
         return part
@@ -216,8 +216,7 @@ class Serializer:
         encoded = dump_bulk(items, are_settled)
         if encoded is not None:
             return encoded
-        dump = functools.partial(self.dump, copy_buffers=False, may_go_by_value=may_go_by_value)
-        return self._encode_each(items, fail, dump, mark=mark)
+        return self._encode_each(items, fail, mark=mark, may_go_by_value=may_go_by_value)
 
     def encode_map(
         self,
@@ -246,10 +245,8 @@ class Serializer:
                 if not may_share or encoded.size < LARGE_OBJECT_BYTES * len(items):
                     return encoded
                 repeats.expect_large()  # type: ignore[union-attr]
-        if repeats is None:
-            return self._encode_each(items, fail, functools.partial(self.dump, copy_buffers=False), keep=keep)
-        batch = BatchDumper(repeats, self._dumper, functools.partial(self.dump, copy_buffers=False))
-        return self._encode_each(items, fail, batch.dump, keep=keep, large=batch.large)
+        batch = None if repeats is None else BatchDumper(repeats, self._dumper, self)
+        return self._encode_each(items, fail, keep=keep, batch=batch)
 
     def encode_calls(self, calls: Sequence[tuple[Any, ...]], fail: Fail, *, by_value: bool = False) -> Encoded:
         """Pickle single calls.
@@ -280,20 +277,23 @@ class Serializer:
         self,
         items: Sequence[Any],
         fail: Fail,
-        dump: Callable[[Any], Part],
         *,
         mark: Callable[[int], None] | None = None,
+        may_go_by_value: bool = True,
         keep: Callable[[Pickles], object] | None = None,
-        large: Pickles | None = None,
+        batch: BatchDumper | None = None,
     ) -> Encoded:
-        """Pickle each item on its own, with `dump`. `large` has the large objects that the items name."""
+        """Pickle each item on its own. If there is a `batch`, the items may name large objects."""
         parts = Pickles()
         failed: dict[int, BaseException] = {}
         for offset, item in enumerate(items):
             if mark is not None:
                 mark(offset)
             try:
-                parts.append(dump(item))
+                if batch is None:
+                    parts.append(self.dump(item, copy_buffers=False, may_go_by_value=may_go_by_value))
+                else:
+                    parts.append(batch.dump(item))
             except BaseException as error:
                 if self.names is not None and not is_own(error):
                     raise  # in the master, the error comes from the handler of a signal
@@ -301,7 +301,7 @@ class Serializer:
                 if keep is not None:
                     failed[offset] = error
                 parts.append(REPORTED)
-        encoded = self._assemble(parts, fail, large)
+        encoded = self._assemble(parts, fail, None if batch is None else batch.large)
         if keep is not None and encoded.format != SHARING:
             keep(Pickles(Failed(failed[at]) if part is REPORTED else part for at, part in enumerate(parts)))
         failed.clear()  # the traceback of each exception refers to this frame
