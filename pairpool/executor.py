@@ -215,7 +215,7 @@ class Executor(concurrent.futures.Executor):
             pool.finish(shutdown_error(), cancel=cancel_futures, wait=wait)
 
     def _shut(self) -> ExecutorPool | None:
-        """Take no more calls. Return the pool, if there is one, for the caller to end."""
+        """Take no more calls. Return the pool, if there is one: the caller ends it."""
         with self._lock:
             self._is_shut = True
             pool, self._pool = self._pool, None

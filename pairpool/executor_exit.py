@@ -1,4 +1,4 @@
-"""What happens to executors when the program ends, in the order of the standard library.
+"""The end of executors at the end of the program, in the order of the standard library.
 
 1. The main thread ends. The calls that were submitted run to their ends, before anything that `atexit` holds: that may
    remove what tasks need, such as a temporary directory or a manager.

@@ -72,8 +72,8 @@ class PoolStreams:
         Args:
             chunksize: as for `map`.
             buffersize: how many items may be taken from the input and not yet yielded. By default these are a few
-                batches per worker: what the workers, or the input, need 0.1 s for, and at most 64 MiB; but at least two
-                items per worker. An input that waits for a result of this call needs `buffersize=1`.
+                batches per worker: as many items as the workers, or the input, need 0.1 s for, and at most 64 MiB. But
+                it is at least two items per worker. An input that waits for a result of this call needs `buffersize=1`.
             return_exceptions: yield exceptions instead of raising them.
         """
         options = self._calls.override(task_timeout, retries, retry_on, chunksize, buffersize, return_exceptions)

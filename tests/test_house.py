@@ -43,6 +43,9 @@ LAYERS = (
         "pairpool.executor_pool",
         "pairpool.aio",
         "pairpool.joblib",
+        "pairpool.joblib_arrays",
+        "pairpool.joblib_calls",
+        "pairpool.joblib_pools",
         "pairpool.dask",
     ),
     ("pairpool.opening", "pairpool.reporting"),
@@ -83,7 +86,9 @@ OLD_NAMES = re.compile(
 )
 """Names that were replaced by the standard terms of the field, as identifiers and as words."""
 
-FOREIGN_WRITES: dict[str, str] = {}
+FOREIGN_WRITES: dict[str, str] = {
+    "pairpool/joblib.py: func.items": "the batch belongs to joblib, which calls whatever its field `items` contains",
+}
 """Fields that another object than their own writes, as `path: expression`, each with the reason."""
 
 PRIVATE_NAMES = {

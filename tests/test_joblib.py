@@ -1,4 +1,4 @@
-"""The backend for joblib: what `Parallel` promises with any backend, and what is more here."""
+"""The backend for joblib: the promises that `Parallel` makes with any backend, and additional ones."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ np = pytest.importorskip("numpy")
 from joblib import Parallel, delayed, effective_n_jobs, parallel_config  # noqa: E402  # only where there is one
 
 import pairpool.joblib as backend  # noqa: E402
+from pairpool.joblib_pools import IDLE_POOLS_KEPT, pools  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -34,9 +35,9 @@ def _backend() -> Iterator[None]:
     backend.register()
     with parallel_config("pairpool", n_jobs=2, start_method="fork"):
         yield
-    for executor in backend._executors.values():
+    for executor in pools.executors.values():
         executor.shutdown()
-    backend._executors.clear()
+    pools.executors.clear()
 
 
 def double(x: int) -> int:
@@ -81,9 +82,9 @@ def test_few_pools_are_kept() -> None:
         for limit in (100, 101, 102, 103, 104, 100):
             with parallel_config("pairpool", n_jobs=2, start_method="fork"):  # another backend than the outer one's
                 assert Parallel(task_timeout=limit)(calls) == [0, 2, 4]
-        assert len(backend._executors) == backend.KEPT + 1 + 1  # that of the last call, and the one that is in use
+        assert len(pools.executors) == IDLE_POOLS_KEPT + 1 + 1  # that of the last call, and the one that is in use
         assert parallel(calls) == [0, 2, 4]
-    assert sum(backend._users.values()) == 0
+    assert sum(pools.users.values()) == 0
 
 
 def test_results_come_in_order() -> None:
@@ -102,7 +103,7 @@ def test_results_come_as_they_are_ready(return_as: str) -> None:
 def test_the_pool_is_kept_for_the_next_call() -> None:
     pids = {pid for _ in range(3) for pid in Parallel(batch_size=1)(delayed(os.getpid)() for _ in range(50))}
     assert len(pids) <= 2
-    assert len(backend._executors) == 1
+    assert len(pools.executors) == 1
 
 
 def test_an_exception_ends_the_call_and_the_next_one_is_fine() -> None:
@@ -230,7 +231,7 @@ def test_a_call_leaves_those_of_other_threads_alone(tmp_path: Path) -> None:
         gate.let()
         thread.join(PATIENCE)
     assert found == [1, 4]
-    assert sum(backend._users.values()) == 0
+    assert sum(pools.users.values()) == 0
 
 
 def test_threads_of_libraries_are_limited() -> None:
@@ -279,7 +280,7 @@ def test_options_may_be_of_types_without_a_hash(more: Any) -> None:
     for words in (["this", "that"], ["this", "that"], ["those"]):
         options = {"initializer": remember_all, "initargs": (words, more)}
         assert Parallel(**options)(delayed(remembered)() for _ in range(4)) == [" ".join(words)] * 4
-    assert len(backend._executors) <= 3
+    assert len(pools.executors) <= 3
 
 
 def test_older_joblib_has_another_name_for_submit() -> None:
@@ -342,7 +343,7 @@ def test_a_forked_child_has_pools_of_its_own() -> None:
     is_held, is_over = threading.Event(), threading.Event()
 
     def hold_the_lock() -> None:
-        with backend._executors_lock:
+        with pools._lock:
             is_held.set()
             is_over.wait(PATIENCE)
 

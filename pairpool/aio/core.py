@@ -1,4 +1,4 @@
-"""What an `AsyncPool` consists of: a pool, and the event loop that drives it; opened and closed step by step."""
+"""The inside of an `AsyncPool`: a pool, and the event loop that drives it, opened and closed step by step."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class Core:
         return self._inner
 
     def use(self) -> Inner:
-        """Return the pool, for a call. Raise if it is not running, or if it belongs to another event loop."""
+        """Return the pool to make a call. Raise if it is not running, or if it belongs to another event loop."""
         inner = self.inner
         inner.check_running()
         self._check_event_loop()

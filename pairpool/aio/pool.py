@@ -1,4 +1,4 @@
-"""`AsyncPool`: a pool for asyncio."""
+"""`AsyncPool`: the public class for asyncio. `core.py` does the work."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ T = TypeVar("T")
 class AsyncPool:
     """A pool of worker processes whose calls are awaited, in one event loop (asyncio's or uvloop's).
 
-    There is no thread: the event loop watches the pool's descriptor, and turns it for about a millisecond at a time.
-    What is the caller's runs in the event loop's thread, and keeps others from it for as long as it takes: pickling
-    arguments, unpickling results, and plain iterables that are read; so does opening a pool, for some milliseconds.
+    There is no thread: the event loop watches the pool's descriptor, and drives the pool for about a millisecond at a
+    time. The thread of the event loop pickles arguments, unpickles results and reads plain iterables. Other coroutines
+    wait for as long as that takes. Opening a pool blocks the event loop for some milliseconds, too.
 
-    Cancelling a coroutine that waits (`task.cancel()`, `asyncio.timeout`) cancels the task: one that is queued is taken
-    back, one that runs is ended with its worker, which is replaced. Other tasks are not touched.
+    Cancelling a coroutine that waits (`task.cancel()`, `asyncio.timeout`) cancels the task. A queued task is taken
+    back. A running task ends together with its worker, which is replaced. Other tasks are not touched.
 
     Args:
-        processes: how many workers; by default as many as this process may use cores.
-        live: True for a live view of the pool; it and `capture` have a thread each.
-        options: the others of `Pool`.
+        processes: the number of workers; by default the number of cores that this process may use.
+        live: True for a live view of the pool. The view and `capture` use one thread each.
+        options: the other options of `Pool`.
 
     Example:
         >>> async def main() -> int:
@@ -57,7 +57,7 @@ class AsyncPool:
     # --- opening and closing --------------------------------------------------------------------
 
     async def open(self) -> None:
-        """Start the workers, as `async with` does; raises what `Pool` raises."""
+        """Start the workers, as `async with` does. Raise what `Pool` raises."""
         await self._core.open()
 
     async def __aenter__(self) -> AsyncPool:
@@ -68,22 +68,23 @@ class AsyncPool:
         await self.terminate()
 
     def close(self) -> None:
-        """Take no more calls; those there are run to their ends, and `join` waits for them."""
+        """Take no more calls. The calls that are there run to their ends, and `join` waits for them."""
         self._core.inner.begin_close()
 
     async def join(self) -> None:
-        """Wait until all calls have ended and all workers have exited; `close` comes first."""
+        """Wait until all calls have ended and all workers have exited. Call `close` first."""
         await self._core.join()
 
     async def terminate(self) -> None:
         """End at once: running tasks are killed, and calls that have not ended raise `CancelledError`.
 
-        That is pairpool's (and concurrent.futures'), an ordinary exception, and not the one that cancels coroutines.
+        This is `pairpool.CancelledError` (that of `concurrent.futures`), an ordinary exception. It is not
+        `asyncio.CancelledError`, which cancels coroutines.
         """
         await self._core.terminate()
 
     async def aclose(self) -> None:
-        """`terminate`, for `contextlib.aclosing`."""
+        """Do as `terminate` does, under the name that `contextlib.aclosing` calls."""
         await self.terminate()
 
     # --- calls ----------------------------------------------------------------------------------
@@ -95,16 +96,20 @@ class AsyncPool:
         retries: int | None = None,
         retry_on: RetryOn | None = None,
     ) -> AsyncPool:
-        """The same pool, for calls with other limits than its own; what is None stays as it is.
+        """Return the same pool, with other limits for calls. A limit that is None stays as it is.
 
         Example:
             >>> await pool.with_options(task_timeout=5, retries=2).run(work, item)
         """
         limits: Limits = {"task_timeout": task_timeout, "retries": retries, "retry_on": retry_on}
         DEFAULTS.override(**limits)  # which checks them
-        twin = copy.copy(self)
-        twin._limits = {**self._limits, **{name: value for name, value in limits.items() if value is not None}}  # type: ignore[typeddict-item]
-        return twin
+        return copy.copy(self)._limited(limits)
+
+    def _limited(self, limits: Limits) -> AsyncPool:
+        """Override limits of this very object, which nobody else has yet."""
+        given: Any = {name: value for name, value in limits.items() if value is not None}
+        self._limits = {**self._limits, **given}
+        return self
 
     def _options(
         self, chunksize: int | None = None, buffersize: int | None = None, return_exceptions: bool = False
@@ -116,10 +121,12 @@ class AsyncPool:
         return calls.override(None, None, None, chunksize, buffersize, return_exceptions)
 
     async def run(self, func: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
-        """`func(*args, **kwargs)` in a worker.
+        """Return `func(*args, **kwargs)`, run in a worker.
 
-        Raises what the function raises, `WorkerDied`, `TaskTimeout`; `ValueError` if the pool is not open;
-        `RuntimeError` if it was opened in another event loop.
+        Raises:
+            Exception: what the function raises, `WorkerDied` and `TaskTimeout` included.
+            ValueError: the pool is not open.
+            RuntimeError: the pool was opened in another event loop.
         """
         return await self._core.call(func, args, kwargs, self._options())  # type: ignore[no-any-return]
 
@@ -151,9 +158,11 @@ class AsyncPool:
         *,
         return_exceptions: bool = False,
     ) -> list[R] | list[R | BaseException]:
-        """`[func(x) for x in iterable]`, in the workers; `return_exceptions` puts exceptions into the list.
+        """Return `[func(x) for x in iterable]`, run in the workers. The whole input is read first.
 
-        The whole input is read first.
+        Args:
+            chunksize: items per batch, if you want to fix it; with 1, no item ever runs twice.
+            return_exceptions: put exceptions into the list in place of results, instead of raising the first.
         """
         return await self._core.map(func, iterable, Mode.MAP, self._options(chunksize, None, return_exceptions))
 
@@ -185,7 +194,7 @@ class AsyncPool:
         *,
         return_exceptions: bool = False,
     ) -> list[R] | list[R | BaseException]:
-        """`map` for a function of several arguments: each item is unpacked, `func(*item)`."""
+        """Do as `map` does for a function of several arguments. Each item is unpacked: `func(*item)`."""
         return await self._core.map(func, iterable, Mode.STAR, self._options(chunksize, None, return_exceptions))
 
     @overload
@@ -219,16 +228,16 @@ class AsyncPool:
         buffersize: int | None = None,
         return_exceptions: bool = False,
     ) -> AsyncStream[R] | AsyncStream[R | BaseException]:
-        """Results in the order of the input, as they come, for `async for`; the input may be endless.
+        """Return results in the order of the input, as they come, for `async for`. The input may be endless.
 
-        The input is read from now on, by a coroutine of its own, and only as far as there is room. A plain iterable
-        that blocks, blocks the event loop: give it an asynchronous one.
+        A coroutine of its own reads the input from now on, and only as far as there is room. A plain iterable that
+        blocks also blocks the event loop: use an asynchronous one instead.
 
         Args:
-            chunksize: items to a batch, if you want to fix it; with 1, no item ever runs twice.
+            chunksize: items per batch, if you want to fix it; with 1, no item ever runs twice.
             buffersize: how many items may be taken from the input and not yet yielded. By default these are a few
-                batches for each worker: what the workers, or the input, need 0.1 s for, and at most 64 MiB; but two
-                items for each worker at least.
+                batches per worker: as many items as the workers, or the input, need 0.1 s for, and at most 64 MiB. But
+                it is at least two items per worker.
             return_exceptions: yield exceptions instead of raising them.
         """
         options = self._options(chunksize, buffersize, return_exceptions)
@@ -265,37 +274,37 @@ class AsyncPool:
         buffersize: int | None = None,
         return_exceptions: bool = False,
     ) -> AsyncStream[R] | AsyncStream[R | BaseException]:
-        """`imap` with results in the order in which they are ready."""
+        """Do as `imap` does, with results in the order in which they are ready."""
         options = self._options(chunksize, buffersize, return_exceptions)
         return self._core.stream(func, iterable, options, ordered=False)
 
     # --- the pool itself ------------------------------------------------------------------------
 
     def share(self, obj: T) -> Shared[T]:
-        """`Pool.share`: write an object once into memory that all workers map."""
+        """Write an object once into memory that all workers map; see `Pool.share`."""
         return self._core.inner.share(obj)
 
     async def resize(self, processes: int) -> None:
-        """Keep this many workers from now on; returns when new ones are there."""
+        """Keep this many workers from now on. Return when new ones are there."""
         await self._core.resize(processes)
 
     def status(self) -> PoolStatus:
-        """`Pool.status`: what the pool and each worker are doing; at once, and from any thread."""
+        """Return what the pool and each worker are doing, at once and from any thread; see `Pool.status`."""
         return self._core.inner.status()
 
     def report(self) -> PoolReport:
-        """`Pool.report`: what the pool has done and where the time went; at once, and from any thread."""
+        """Return what the pool has done and where the time went, at once and from any thread; see `Pool.report`."""
         return self._core.inner.report()
 
     def stacks(self, timeout: float = 1.0) -> dict[int, str]:
-        """`Pool.stacks`: the Python stack of each worker's task.
+        """Return the Python stack of each worker's task; see `Pool.stacks`.
 
-        It waits for what the workers answer: `await asyncio.to_thread(pool.stacks)` does so elsewhere.
+        This blocks until the workers have answered. `await asyncio.to_thread(pool.stacks)` waits in another thread.
         """
         return self._core.inner.stacks(timeout)
 
     def live(self, console: Console | None = None) -> LiveView:
-        """`Pool.live`: show the pool on the terminal, until the view is stopped or the pool ends."""
+        """Show the pool on the terminal until the view is stopped or the pool ends; see `Pool.live`."""
         return self._core.inner.live(console)
 
     def __repr__(self) -> str:

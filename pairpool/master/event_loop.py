@@ -31,7 +31,7 @@ EVENTS_PER_POLL = 64
 
 
 class LoopWork(Protocol):
-    """What the loop runs in each turn."""
+    """The work that the loop does in each turn."""
 
     def prepare(self, stays: bool) -> float:
         """Send what can be sent, before the loop waits. Return the longest time to wait in seconds, -1 for any.

@@ -1,4 +1,4 @@
-"""Results as the caller holds them: of one call, of a map."""
+"""The results of `apply_async`, `map_async` and `starmap_async`."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ R = TypeVar("R")
 
 
 class AsyncResult(Generic[R]):
-    """The outcome of a call to come, as `multiprocessing.pool.AsyncResult` has it.
+    """The future outcome of a call, with the methods of `multiprocessing.pool.AsyncResult`.
 
-    Waiting for it drives the pool. The pool lives at least as long as the call.
+    A thread that waits for it drives the pool. The pool lives at least as long as the call.
     """
 
     job: Job | None = None
@@ -49,14 +49,14 @@ class AsyncResult(Generic[R]):
         return self._done
 
     def ready(self) -> bool:
-        """Whether the call has ended, with a result or an exception."""
+        """Return whether the call has ended, with a result or an exception."""
         if not self._done:
             self._engine.require_owner()
             self._engine.run_once()
         return self._done
 
     def successful(self) -> bool:
-        """Whether the call ended without an exception. Raises `ValueError` if it has not ended."""
+        """Return whether the call ended without an exception. Raise `ValueError` if it has not ended."""
         if not self.ready():
             raise ValueError(f"{self!r} not ready")
         return self._success
@@ -72,10 +72,13 @@ class AsyncResult(Generic[R]):
                 raise
 
     def cancel(self, *, kill: bool = False) -> bool:
-        """Do not run this call, if it has not begun; with `kill`, end it even if it runs.
+        """Cancel the call if it has not begun. Queued items are taken back, also out of the sockets of workers.
 
-        Queued items are taken back, also out of the sockets of workers. Returns whether the call was cancelled: then
-        `get` raises `CancelledError`.
+        Args:
+            kill: end the call even if it runs.
+
+        Returns:
+            Whether the call was cancelled. If so, `get` raises `CancelledError`.
         """
         return not self._done and self._cancel(call_errors.cancelled(), kill=kill)
 
@@ -84,10 +87,10 @@ class AsyncResult(Generic[R]):
         return self._engine.cancel_call(self, reason, kill=kill)
 
     def get(self, timeout: float | None = None) -> R:
-        """The result, or its exception raised.
+        """Return the result, or raise the exception of the call.
 
         Raises:
-            multiprocessing.TimeoutError: it was not there within `timeout` seconds.
+            multiprocessing.TimeoutError: the call did not end within `timeout` seconds.
             WorkerDied: the worker ended while it ran the call.
         """
         self.wait(timeout)
@@ -100,10 +103,10 @@ class AsyncResult(Generic[R]):
         try:
             raise self._value
         finally:
-            self = None  # type: ignore[assignment]  # no cycle through the traceback
+            self = None  # type: ignore[assignment]  # because the traceback would make a cycle
 
     def set_outcome(self, success: bool, value: Any) -> None:
-        """Called by the loop; only the first outcome counts."""
+        """Take the outcome; called by the leader. Only the first outcome counts."""
         if self._has_outcome:
             return
         self._has_outcome = True
@@ -116,7 +119,7 @@ class AsyncResult(Generic[R]):
 
     @property
     def has_outcome(self) -> bool:
-        """Whether the outcome is known, though perhaps not told yet."""
+        """Whether the outcome is known. Callbacks may still have to run."""
         return self._has_outcome
 
     def _call(self, callback: Callable[[Any], object]) -> None:
@@ -142,4 +145,4 @@ class AsyncResult(Generic[R]):
 
 
 class MapResult(AsyncResult[R]):
-    """The outcome of `map_async` and `starmap_async`: all results in a list, or the first item's exception."""
+    """The future outcome of a map: all results in a list, or the exception of the first item that failed."""

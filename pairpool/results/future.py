@@ -1,11 +1,11 @@
-"""Futures of single calls: `concurrent.futures.Future` that the engine fulfils."""
+"""Futures of single calls: `concurrent.futures.Future` objects that the engine completes."""
 
 from __future__ import annotations
 
 from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pairpool.errors import InitializerFailed, WorkerDied, remote_text
+from pairpool.errors import InitializerFailed, WorkerDied, remote_text, with_cause
 from pairpool.linux.cpython_private import remote_traceback
 from pairpool.master import call_errors
 from pairpool.master.jobs.base import Job
@@ -19,9 +19,9 @@ R = TypeVar("R")
 
 
 class PoolFuture(Future[R]):
-    """The outcome of a call to come. The pool lives at least as long as the call.
+    """The future outcome of a call. The pool lives at least as long as the call.
 
-    `cancel()` takes a call back that has not begun, also out of the socket of a worker.
+    `cancel()` takes back a call that has not begun, also out of the socket of a worker.
     """
 
     job: Job | None = None
@@ -37,13 +37,13 @@ class PoolFuture(Future[R]):
         """Remember the job that contains the call."""
         self.job = job
 
-    # --- for whoever waits ----------------------------------------------------------------------
+    # --- for the caller -------------------------------------------------------------------------
 
     def result(self, timeout: float | None = None) -> R:
-        """What the call returned; raises what it raised. Who waits here drives the pool meanwhile.
+        """Return the result of the call, or raise its exception. A thread that waits here drives the pool.
 
         Raises:
-            TimeoutError: it was not there within `timeout` seconds.
+            TimeoutError: the call did not end within `timeout` seconds.
             CancelledError: the call was cancelled, or the pool has ended.
             PoolInherited: this process was forked off the pool's owner, and the call had not ended by then.
         """
@@ -51,15 +51,15 @@ class PoolFuture(Future[R]):
             self._drive(timeout)
             return super().result(0)
         finally:
-            self = None  # type: ignore[assignment]  # no cycle through the traceback
+            self = None  # type: ignore[assignment]  # because the traceback would make a cycle
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """What the call raised, or None; waits as `result` does."""
+        """Return the exception of the call, or None. Wait as `result` does."""
         self._drive(timeout)
         return super().exception(0)
 
     def _drive(self, timeout: float | None) -> None:
-        """Drive the pool until this is done. Raises `TimeoutError` if it is not by then."""
+        """Drive the pool until the future is done. Raise `TimeoutError` if it is not done within `timeout` seconds."""
         if self.done():
             return
         self._engine.require_owner()
@@ -67,33 +67,33 @@ class PoolFuture(Future[R]):
             raise TimeoutError
 
     def done(self) -> bool:
-        """Whether it has ended or was cancelled.
+        """Return whether the call has ended or was cancelled.
 
-        It takes no lock, which a signal's handler that raises might leave locked.
+        This takes no lock, because the handler of a signal that raises might leave the lock locked.
         """
         return self._state in _ENDED
 
     def set_result(self, result: R) -> None:
-        """By hand: the pool's own outcome comes too late, then."""
+        """Set a result by hand. The pool's own outcome is ignored then."""
         super().set_result(result)
-        self._engine.tell_followers()  # a turn tells those who wait
+        self._engine.tell_followers()  # the next turn wakes the threads that wait
 
     def set_exception(self, exception: BaseException | None) -> None:
-        """By hand."""
+        """Set an exception by hand. The pool's own outcome is ignored then."""
         super().set_exception(exception)
         self._engine.tell_followers()
 
     def cancel(self) -> bool:
-        """Take the call back. Returns False if it runs, or has ended."""
+        """Take the call back. Return False if it runs or has ended."""
         if not self.done():
             self._engine.require_owner()
             self._engine.cancel_call(self, call_errors.cancelled(), kill=False)
-            if self._is_to_be_cancelled():  # it is not told yet where another thread drives
+            if self._is_to_be_cancelled():  # if another thread drives, it has not completed the future yet
                 super().cancel()
         return self.cancelled()
 
     def running(self) -> bool:
-        """Whether a worker is at it."""
+        """Return whether a worker runs the call."""
         if self._outcome is not None or self.done():
             return False
         return self._engine.is_here() and self._engine.runs(self)
@@ -106,17 +106,17 @@ class PoolFuture(Future[R]):
 
     @property
     def has_outcome(self) -> bool:
-        """Whether the outcome is known, though perhaps not told yet."""
+        """Whether the outcome is known. The future may still have to be completed."""
         return self._outcome is not None
 
     def set_outcome(self, success: bool, value: Any) -> None:
-        """Called by the loop; only the first outcome counts."""
+        """Take the outcome; called by the leader. Only the first outcome counts."""
         if self._outcome is None:
             self._outcome = success, value
-            self._engine.call_later(self._tell)
+            self._engine.call_later(self._complete)
 
-    def _tell(self) -> None:
-        """Fulfil it, which runs callbacks."""
+    def _complete(self) -> None:
+        """Complete the future. This runs callbacks."""
         assert self._outcome is not None
         success, value = self._outcome
         try:
@@ -124,7 +124,7 @@ class PoolFuture(Future[R]):
                 if super().cancel():
                     self.set_running_or_notify_cancel()
             elif self.done():
-                return  # somebody has set an outcome by hand
+                return  # an outcome was set by hand
             elif self.set_running_or_notify_cancel():
                 if success:
                     super().set_result(value)
@@ -138,25 +138,25 @@ class PoolFuture(Future[R]):
 
 
 _ENDED = ("CANCELLED", "CANCELLED_AND_NOTIFIED", "FINISHED")
-"""What `concurrent.futures.Future` has as its state then."""
+"""The states of a `concurrent.futures.Future` that is done."""
 
 
 def for_process_pool(error: BaseException) -> BaseException:
-    """What a user of `ProcessPoolExecutor` expects in place of an error of pairpool's."""
+    """Return the exception that users of `ProcessPoolExecutor` expect in place of an error of pairpool."""
     if isinstance(error, (WorkerDied, InitializerFailed)):
         from pairpool.results.process_pool_errors import as_broken_process_pool
 
         return as_broken_process_pool(error)
     cause = error.__cause__
-    original = getattr(error, "original", None)  # of a result that cannot be pickled
+    original = getattr(error, "original", None)  # the error of a result that cannot be pickled
     if isinstance(original, BaseException):
-        error, original.__cause__ = original, cause
+        error = with_cause(original, cause)
     text = remote_text(cause)
     if text is not None:
-        error.__cause__ = remote_traceback(text)
+        return with_cause(error, remote_traceback(text))
     return error
 
 
 def _is_cancellation(error: BaseException) -> bool:
-    """Whether the call was cancelled; a task may raise the same, and then has a remote traceback."""
+    """Return whether the call was cancelled. If a task raised the same exception, it has a remote traceback."""
     return isinstance(error, CancelledError) and error.__cause__ is None

@@ -1,11 +1,12 @@
-"""Results as a stream: what `imap` and `imap_unordered` return.
+"""The results of `imap` and `imap_unordered`, as an iterator.
 
     chain ◄─ _Feed ◄─ list of one batch's results, one after the other
                    ◄─ _Gate, where the stream has to wait or to raise
 
-An iterator whose `__next__` is written in Python costs each item some 150 ns, several times what unpickling it does.
-So the stream is an `itertools.chain`, which goes through a batch's results by itself and asks only for the next batch.
-A chain ends for good when its source raises, but not when the iterator that it is at does: what may raise is the gate.
+An iterator whose `__next__` is written in Python costs about 150 ns per item, several times as much as unpickling the
+item. So the stream is an `itertools.chain`. It goes through the results of a batch by itself, and asks the feed only
+for the next batch. A chain ends for good when its source raises, but not when the iterator that it reads raises. So the
+feed never raises: the gate does.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ R = TypeVar("R")
 
 
 class _Gate:
-    """Keeps the workers busy, waits for the next results, and raises what came in the place of one."""
+    """Keep the workers busy, wait for the next results, and raise an exception in the place of its item."""
 
     def __init__(self, engine: Engine, job: StreamJob, return_exceptions: bool) -> None:
         self._engine = engine
         self._job = job
         self._return_exceptions = return_exceptions
-        self.timeouts: dict[int, float | None] = {}  # of the threads that read
+        self.timeouts: dict[int, float | None] = {}  # by thread that reads
         self.lock = threading.Lock()
 
     def __iter__(self) -> Self:
@@ -48,23 +49,23 @@ class _Gate:
             error = job.take_input_error() if job.is_read else None
             if error is not None:
                 raise error
-            raise StopIteration  # the feed has results, or the end
+            raise StopIteration  # the feed has results, or the stream has ended
         if self._return_exceptions:
             return failed
         try:
-            if isinstance(failed, StopIteration):  # which would be taken for the end of this gate
+            if isinstance(failed, StopIteration):  # the chain would take it for the end of the gate
                 raise RuntimeError("a task raised StopIteration") from failed
             raise failed
         finally:
             del failed
 
     def _drive(self) -> None:
-        """Have the workers do more, for there is room for it, and wait if nothing is there."""
+        """Let the workers do more, because there is room, and wait if no result is there."""
         job, engine, timeout = self._job, self._engine, self.timeouts.get(threading.get_ident())
         engine.require_owner()
         try:
             if not job.done:
-                engine.request_turn()  # there is room for more, which a leader that sleeps cannot know
+                engine.request_turn()  # a leader that sleeps does not know that there is room
             if job.ready:
                 engine.run_once()
                 return
@@ -80,13 +81,13 @@ class _Gate:
 
 
 class _Feed:
-    """Gives the chain one thing after the other: results that are there, or the gate."""
+    """Give the chain its next part: the results of a batch if there are some, else the gate."""
 
     def __init__(self, pool: object, engine: Engine, job: StreamJob, return_exceptions: bool) -> None:
         self._pool: object | None = pool
         self._job = job
         self.gate = _Gate(engine, job, return_exceptions)
-        self._passed = False  # by the gate, since results were handed out
+        self._passed = False  # whether the chain was at the gate since results were handed out
         self.used = False
 
     def __iter__(self) -> Self:
@@ -109,11 +110,11 @@ class _Feed:
 
 
 class IMapIterator(chain[R]):
-    """Results as they come (`imap_unordered`) or in the order of the input (`imap`).
+    """The results of a call, as they come (`imap_unordered`) or in the order of the input (`imap`).
 
-    An item's exception is raised in its place, and the iteration can go on after it; a StopIteration, which would end
-    it, as the cause of a RuntimeError, as in generators (PEP 479). Dropping a half-used iterator ends the rest of the
-    call; one that was never used lets the call run to its end.
+    An item's exception is raised in its place, and the iteration can go on after it. A StopIteration would end the
+    iteration. So it is raised as the cause of a RuntimeError, as in generators (PEP 479). Dropping a half-used iterator
+    ends the rest of the call. If the iterator was never used, the call runs to its end.
     """
 
     _feed: _Feed
@@ -122,18 +123,22 @@ class IMapIterator(chain[R]):
 
     @classmethod
     def of(cls, pool: object, engine: Engine, job: StreamJob, *, return_exceptions: bool) -> IMapIterator[Any]:
-        """The stream of a job's results; the pool lives as long as it."""
+        """Return the stream of a job's results. The pool lives at least as long as the stream."""
         feed = _Feed(pool, engine, job, return_exceptions)
         stream: Any = cls.from_iterable(feed)
-        stream._feed, stream._engine, stream._job = feed, engine, job
+        stream._read(feed, engine, job)
         return stream  # type: ignore[no-any-return]
 
+    def _read(self, feed: _Feed, engine: Engine, job: StreamJob) -> None:
+        """Complete a new stream, because `from_iterable` calls no `__init__`."""
+        self._feed, self._engine, self._job = feed, engine, job
+
     def next(self, timeout: float | None = None) -> R:
-        """The next result.
+        """Return the next result.
 
         Raises:
-            StopIteration: there is none any more.
-            multiprocessing.TimeoutError: it was not there within `timeout` seconds.
+            StopIteration: there are no more results.
+            multiprocessing.TimeoutError: the result did not come within `timeout` seconds.
         """
         timeouts, me = self._feed.gate.timeouts, threading.get_ident()
         timeouts[me] = timeout
@@ -143,12 +148,12 @@ class IMapIterator(chain[R]):
             del timeouts[me]
 
     def cancel(self, *, kill: bool = False) -> bool:
-        """End the rest of the call; with `kill`, also what runs. Returns whether there was something to end."""
+        """End the rest of the call; with `kill`, also the tasks that run. Return whether there was something to end."""
         self._engine.require_owner()
         return self._engine.cancel(self._job, call_errors.cancelled(), kill=kill)
 
     def leave(self) -> None:
-        """`cancel` for whoever does not come back, in a forked child or at the very end of the program, too."""
+        """Cancel the rest of the call for a reader that does not come back. A forked child does nothing."""
         if not self._job.done and self._engine.is_here():
             self.cancel()
 
