@@ -2,7 +2,7 @@
 
     Executor ─► ExecutorPool, opened at the first call ─► Pool
 
-The documentation of `concurrent.futures` is the specification. The docstrings here say what is more.
+The documentation of `concurrent.futures` is the specification.
 """
 
 from __future__ import annotations
@@ -45,8 +45,6 @@ _START_METHODS = {
     "loky": "forkserver",
     "loky_init_main": "forkserver",
 }
-
-_OPTIONS = names_of_options(keyword_only=True)
 
 _COMPLETE = frozenset({list, tuple, range, str, bytes, dict, set, frozenset, itertools.repeat})
 """Types of inputs that run none of the caller's code when items are taken."""
@@ -102,7 +100,7 @@ class Executor(concurrent.futures.Executor):
                 raise TypeError("max_tasks_per_child must be an integer")
             if max_tasks_per_child <= 0:
                 raise ValueError("max_tasks_per_child must be >= 1")
-        unknown = options.keys() - _OPTIONS
+        unknown = options.keys() - names_of_options(keyword_only=True)
         if unknown:  # now, because the pool is opened only at the first call
             raise TypeError(f"{type(self).__name__}() got an unexpected keyword argument {min(unknown)!r}")
         if mp_context is not None:
@@ -288,7 +286,7 @@ class Executor(concurrent.futures.Executor):
 
 
 def _do_not_wait() -> None:
-    """Return at once, because there is nothing to wait for."""
+    pass
 
 
 def _results(stream: IMapIterator[R], deadline: float | None) -> Iterator[R]:

@@ -16,7 +16,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from pairpool.linux import descriptors, forking, requirements
@@ -24,6 +23,7 @@ from pairpool.master import call_errors
 from pairpool.master.cancellation import Cancellation
 from pairpool.master.dispatcher import STARVED_FOR, WATCH_EVERY, Dispatcher
 from pairpool.master.driver_thread import DriverThread
+from pairpool.master.engine_settings import ScoreboardFiles, WorkerSettings
 from pairpool.master.event_loop import EventLoop
 from pairpool.master.functions import Functions
 from pairpool.master.jobs.base import Target
@@ -37,7 +37,7 @@ from pairpool.master.watchdog import Watchdog
 from pairpool.master.workers import WorkerHandle, WorkerSet
 from pairpool.master.zygote_client import ZygoteClient, fork_zygote
 from pairpool.master.zygotes import Zygote
-from pairpool.scoreboard.board import PoolWord, Scoreboard, Word
+from pairpool.scoreboard.board import Scoreboard, Word
 from pairpool.trace_events import Trace
 from pairpool.transport.serializer import Serializer
 from pairpool.transport.warm_memory import WARM_BYTES_KEPT, WarmMemory
@@ -47,59 +47,12 @@ if TYPE_CHECKING:
     from pairpool.master.output_sinks import Sink
     from pairpool.status import PoolStatus
 
-__all__ = ["EXIT_GRACE_S", "EngineCore", "ScoreboardFiles", "WorkerSettings"]
+__all__ = ["EXIT_GRACE_S", "EngineCore"]
 
 T = TypeVar("T")
 
 EXIT_GRACE_S = 1.0
 """Seconds that workers without a task get to exit by themselves before they are killed."""
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerSettings:
-    """What the workers of an engine are like.
-
-    Attributes:
-        processes: the number of workers to keep.
-        maxtasks: tasks after which a worker is replaced; None for never.
-        has_initializer: whether workers report when they are ready.
-        memory_limit: private bytes that a worker may have beyond what it inherited; None for any number.
-        start_timeout: seconds that the initializer may take; None for any time.
-    """
-
-    processes: int
-    maxtasks: int | None = None
-    has_initializer: bool = False
-    memory_limit: int | None = None
-    start_timeout: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ScoreboardFiles:
-    """A scoreboard, its memfd, and the memfd into which workers write their stacks at a fault."""
-
-    board: Scoreboard
-    board_fd: descriptors.Descriptor
-    stacks: descriptors.Descriptor
-
-    @classmethod
-    def create(cls, slots: int, name: str, method: int) -> ScoreboardFiles:
-        """Create a scoreboard for a pool of this name and start method."""
-        number, board = Scoreboard.create(slots, name, time.monotonic_ns())
-        board.pool[PoolWord.METHOD] = method
-        files = cls(
-            board, descriptors.Descriptor(number), descriptors.Descriptor(descriptors.memfd("pairpool-stacks", 0))
-        )
-        descriptors.own(files.board_fd)
-        descriptors.own(files.stacks)
-        return files
-
-    def close(self) -> None:
-        """Close all of them. An engine that has started does this itself."""
-        for descriptor in (self.board_fd, self.stacks):
-            descriptors.disown(descriptor)
-            descriptor.close()
-        self.board.close()
 
 
 class EngineCore:
@@ -152,12 +105,12 @@ class EngineCore:
             Reaper(parts, stacks),
         )
         self.cancellation = Cancellation(self.queue, self.workers, self.watchdog)
-        self._remains: Scoreboard | None = None  # of the board, when the pool has ended
+        self._remains: Scoreboard | None = None  # what is left of the scoreboard when the pool has ended
         self._board_lock = threading.Lock()
         self._driver: DriverThread | None = None
         self._driver_lock = threading.Lock()
 
-    # --- what the loop turns --------------------------------------------------------------------
+    # --- what each turn of the loop does --------------------------------------------------------
 
     def prepare(self, stays: bool) -> float:
         lacking = self.supervisor.request_missing()
@@ -183,13 +136,13 @@ class EngineCore:
         return max(0.0, left) if left < math.inf else -1.0
 
     def write_board(self) -> None:
-        """Have the board show what only the leader knows of calls and of items that run for long."""
+        """Write to the scoreboard what only the leader knows: the state of calls, and of items that run for long."""
         self.metrics.refresh(self.queue.unfinished)
         self.metrics.describe(self.workers)
 
     def status(self, state: str) -> PoolStatus:
-        """A snapshot of a pool in this state; of one that has ended, the last one, without workers."""
-        from dataclasses import replace  # they take longer to import than a pool takes to open
+        """Return a snapshot of the pool, with this state. A pool that has ended gives its last one, without workers."""
+        from dataclasses import replace  # their import takes longer than a pool takes to open
 
         from pairpool.scoreboard import snapshot
 
@@ -200,9 +153,11 @@ class EngineCore:
             return replace(snapshot.take(board, time.monotonic_ns()), state=state)
 
     def has_a_core_free(self) -> bool:
+        """Return whether the leader may look for events without sleeping."""
         return self.workers.has_a_core_free() and threading.current_thread() is not self._driver
 
     def tend(self) -> None:
+        """Do what is due after the events of a turn."""
         if self.workers.watched:
             self.dispatcher.look_after_batches()
         if self.cancellation.pending_kills:
@@ -210,7 +165,7 @@ class EngineCore:
         self.supervisor.tend()
 
     def recover(self) -> None:
-        """No batch may be lost, and no worker be left in an unknown state."""
+        """Restore a consistent state: no batch is lost, and no worker stays in an unknown state."""
         self.queue.mend(self.workers.mend())
 
     # --- questions to the leader ----------------------------------------------------------------
@@ -219,40 +174,40 @@ class EngineCore:
         self.dispatcher.forget(numbers)
 
     def _ask(self, question: Callable[[], bool]) -> bool:
-        """Have the leader answer a question; False if the pool ends meanwhile."""
+        """Have the leader answer a question. Return False if the pool ends meanwhile."""
         verdict: list[bool] = []
         self.loop.submit(lambda: verdict.append(question()))
         self.loop.wait(lambda: bool(verdict) or self.loop.ended)
         return verdict[:1] == [True]
 
     def inquire(self, question: Callable[[], T]) -> T:
-        """The answer to a question about what only the leader may look at; of an ended pool, at once."""
+        """Return the answer to a question about what only the leader may read. An ended pool answers at once."""
         answers: list[T] = []
         if not self.loop.ended:
             self.loop.submit(lambda: answers.append(question()))
             self.loop.wait(lambda: bool(answers) or self.loop.ended)
         if not answers:
-            self.loop.over.wait()  # it ends in another thread
+            self.loop.over.wait()  # the pool ends in another thread
             answers.append(question())
         return answers[0]
 
     def ready_at(self, number: int) -> int:
-        """Monotonic ns when the present worker of a place could take work; 0 if it could not, or there is none."""
+        """Return when the present worker of this number could first take work (monotonic ns); 0 if it cannot yet."""
         return 0 if self.loop.over.is_set() else self.board.slot(number).words[Word.READY]
 
     def is_idle(self) -> bool:
-        """Whether nothing is left to do."""
+        """Return whether nothing is left to do."""
         return not self.queue.unfinished and not self.loop.has_actions
 
     @property
     def size(self) -> int:
-        """How many workers there are, or have been asked for."""
+        """The number of workers that are there or have been requested."""
         return len(self.workers.members) + self.supervisor.awaited
 
     # --- the output of tasks --------------------------------------------------------------------
 
     def start(self) -> None:
-        """Have the first workers made. Raises what keeps them from it."""
+        """Start the first workers. Raise the error that prevents it."""
         self.supervisor.start()
         self._start_collector()
 
@@ -282,12 +237,12 @@ class EngineCore:
             collector.settle()
 
     def start_capture(self, sink: Sink, *, streams: bool = True, level: int | None = None) -> None:
-        """Give what the workers write, those there and those to come, to `sink`; if it is captured already, only that.
+        """Give what present and later workers write to `sink`. If it is captured already, only replace the sink.
 
         Args:
             streams: whether stdout and stderr are captured.
-            level: level from which on log records are handed to this process's loggers; None for none. It can be given
-                only before `start`.
+            level: the level from which log records are handed to the loggers of this process; None for none. It can be
+                given only before `start`.
 
         Raises:
             OSError: there are not enough descriptors.
@@ -327,20 +282,20 @@ class EngineCore:
         self.loop.submit(action)
 
     def close(self) -> None:
-        """Let the workers exit as soon as nothing is left to do; what they wrote until now is handed over."""
+        """Let the workers exit as soon as nothing is left to do. Hand over what they wrote until now."""
         self.begin_close()
         self.loop.run_once()
         if not self.loop.is_mine:  # the sink may wait for the leader
             self.settle_output()
 
     def finish(self) -> None:
-        """Wait for all calls, and for initializers that have not returned; then for all workers to exit."""
+        """Wait for all calls and for initializers that have not returned, then for the exit of all workers."""
         self.loop.submit(self.queue.expect_no_reader)
         self.loop.wait(lambda: self.loop.ended or (self.is_idle() and self.workers.has_started()))
         self.terminate(grace=None)
 
     def wind_down(self) -> None:
-        """`terminate` that does not wait: have everything end, which it has when `has_no_workers_left`."""
+        """Start to end everything, without waiting. It has ended when `has_no_workers_left`."""
 
         def action() -> None:
             self.supervisor.begin_closing()
@@ -352,11 +307,11 @@ class EngineCore:
         self.loop.submit(action)
 
     def has_no_workers_left(self) -> bool:
-        """Whether no worker is left, and none is to come."""
+        """Return whether no worker is left and none was requested."""
         return not self.workers.members and not self.workers.leaving and not self.supervisor.is_waiting
 
     def terminate(self, *, grace: float | None = EXIT_GRACE_S) -> None:
-        """End everything now: workers with a task are killed, others exit; calls that have not ended are cancelled.
+        """End everything now. Workers with a task are killed, others exit, and calls that have not ended are cancelled.
 
         Args:
             grace: seconds that workers may take to exit; None for any time.
@@ -381,7 +336,7 @@ class EngineCore:
         self._stop_threads()
 
     def _stop_threads(self) -> None:
-        """The workers have ended: so do the driver, and the collector when it has handed over all that they wrote."""
+        """End the driver, and the collector after it has handed over everything that the workers wrote."""
         with self._driver_lock:
             driver = self._driver
         if driver is not None:
@@ -410,8 +365,8 @@ class EngineCore:
             self.board.close()
 
     def _is_busy(self, member: WorkerHandle) -> bool:
-        """Whether a worker has something to end first, or is not there yet: then it has done nothing.
+        """Return whether a worker must be killed: it holds a task, or it has not started and so has done nothing.
 
-        Of one that was told to exit nothing is on the board any more.
+        The scoreboard says nothing any more about a worker that was told to exit.
         """
         return bool(member.held) or not member.started or not (member.dismissed or member.slot.words[Word.READY])

@@ -261,7 +261,7 @@ class LeaderFollowers(ABC):
     def request_turn(self) -> None:
         """Have the leader run a turn, if it is another thread: there is work that no event announces."""
         if self._lead.get(_LEADER, threading.get_ident()) != threading.get_ident():
-            self.submit(_nothing)
+            self.submit(_never)  # only a turn is wanted
 
     # --- the lead -------------------------------------------------------------------------------
 
@@ -389,10 +389,6 @@ def shorten_wait(timeout: float) -> float:
 
 def _never() -> bool:
     return False
-
-
-def _nothing() -> None:
-    """Do nothing: only a turn is wanted."""
 
 
 def _release(lock: Any) -> None:
