@@ -34,6 +34,11 @@ class Descriptor:
     def fileno(self) -> int:
         return self.fd
 
+    def detach(self) -> int:
+        """Return the number, which the caller then owns."""
+        fd, self.fd = self.fd, -1
+        return fd
+
     def close(self) -> None:
         fd, self.fd = self.fd, -1
         if fd >= 0:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from pairpool.linux.interrupts import is_own
-from pairpool.transport import fd_passing
+from pairpool.transport import fd_passing, received_fds
 from pairpool.transport.failures import Failure, Fault, error_for_each
 from pairpool.transport.payload import EACH, each_item, load_all, load_item
 from pairpool.transport.protocol import Flag, ResultPacket
@@ -83,14 +83,14 @@ def _read_each(
         is_read = has_a_reader is None or has_a_reader(offset)
         try:
             if has_descriptors:
-                fd_passing.begin(place)
+                received_fds.begin(place)
             values.append(load_item(pickled, buffers) if pickled and is_read else None)
             if has_a_reader is not None:
-                fd_passing.settle()
+                received_fds.settle()
         except BaseException as error:  # SystemExit included: a module may call `exit` when it is imported
             if not is_own(error):
                 raise
-            fd_passing.undo()
+            received_fds.undo()
             error.add_note("raised while the result of the task was unpickled")
             values.append(None)
             failed[offset] = error

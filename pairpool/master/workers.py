@@ -24,7 +24,7 @@ from pairpool.master.zygotes import Zygote
 from pairpool.scoreboard.board import Slot, Word
 from pairpool.transport.capture import CaptureFd
 from pairpool.transport.channel import Cut, Lost
-from pairpool.transport.fd_passing import Carrier, FdInbox, OutgoingFds, discard_for, packets_ahead
+from pairpool.transport.fd_passing import Carrier, OutgoingFds, discard_for, packets_ahead
 from pairpool.transport.payload_shm import PayloadBuffer, PayloadBuffers, PayloadReader
 from pairpool.transport.protocol import (
     REPORT_SIGNAL,
@@ -44,6 +44,7 @@ from pairpool.transport.protocol import (
     encode,
     recall_of,
 )
+from pairpool.transport.received_fds import FdInbox
 from pairpool.transport.segments import SegmentFd
 from pairpool.transport.spawning import Spawned
 from pairpool.transport.wire import INLINE_LIMIT, Buffer, Recall

@@ -1,4 +1,4 @@
-"""`Fd`: a descriptor as an argument or a result, for all that has no class of its own that travels."""
+"""`Fd`: a descriptor as an argument or a result, for objects whose class cannot be pickled."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self
 
 from pairpool.linux import descriptors
-from pairpool.transport import fd_passing
+from pairpool.transport import received_fds
 
 if TYPE_CHECKING:
     from pairpool.transport.fd_passing import ChildFds, OutgoingFds
@@ -17,17 +17,18 @@ __all__ = ["Fd"]
 
 
 class Fd:
-    """A descriptor on its way to a worker or back; what arrives is an `Fd` that owns a descriptor of its own.
+    """A descriptor on its way to a worker or back. The receiver gets an `Fd` that owns a descriptor of its own.
 
     Args:
         fd: number of an open descriptor.
-        close: whether it belongs to this object. Then it is closed here as soon as a worker is about to run the item
-            that it went with (with `retries=`, once that has ended), and with the last reference. Such an item goes
-            alone in its batch, so that a worker that dies takes no other's descriptor with it. A forked child does not
-            get it. Without `close` the number stays its owner's, and has to be open until the item has ended.
+        close: whether the descriptor belongs to this object. Then it is closed here as soon as a worker is about to run
+            the item that it travelled with, or with the last reference to this object. With `retries=` it is closed
+            once the item has ended. Such an item is alone in its batch, so that a worker that dies takes no descriptor
+            of another item with it. A forked child does not get the descriptor. Without `close`, the number belongs to
+            the caller, and must stay open until the item has ended.
 
     Raises:
-        TypeError: `fd` is no number.
+        TypeError: `fd` is not a number.
         ValueError: it is negative.
 
     Example:
@@ -58,29 +59,29 @@ class Fd:
 
     @property
     def closed(self) -> bool:
-        """Whether there is no descriptor any more: it was closed, detached, or handed over."""
+        """Whether the descriptor was closed, detached, or handed over to another process."""
         return self._held.fd < 0
 
     def fileno(self) -> int:
-        """The number. Raises `ValueError` if it was closed, detached or handed over."""
+        """Return the number. Raise `ValueError` if the descriptor was closed, detached or handed over."""
         if self.closed:
             raise ValueError("this Fd was closed, detached, or handed over to another process already")
         return self._held.fd
 
     def detach(self) -> int:
-        """The number, which is the caller's to close from now on."""
+        """Return the number. From now on, the caller has to close it."""
         number = self.fileno()
         descriptors.disown(self._held)
-        self._held.fd = -1
+        self._held.detach()
         return number
 
     def close(self) -> None:
-        """Close the descriptor if it belongs to this object, else only forget it; twice does no harm."""
+        """Close the descriptor if it belongs to this object; otherwise only forget it. A second call does nothing."""
         descriptors.disown(self._held)
         if self._owns:
             self._held.close()
         else:
-            self._held.fd = -1
+            self._held.detach()
 
     def __enter__(self) -> Self:
         return self
@@ -93,11 +94,11 @@ class Fd:
             _disown(self._held)
             self._held.close()
 
-    def travel(self, cargo: OutgoingFds | ChildFds) -> tuple[Any, tuple[int]]:
-        """What a pickle says instead of it; its copy is put into `cargo`."""
-        place = cargo.add(self.fileno(), self)
+    def travel(self, fds: OutgoingFds | ChildFds) -> tuple[Any, tuple[int]]:
+        """Return the reduced form of this object for a pickle, and add its descriptor to `fds`."""
+        place = fds.add(self.fileno(), self)
         if self._owns:
-            cargo.move(place, self)
+            fds.give_away(place, self)
         return arrive, (place,)
 
     def __reduce_ex__(self, _protocol: Any) -> Any:
@@ -110,6 +111,11 @@ class Fd:
             "cannot be part of any other pickle"
         )
 
+    def _owned(self) -> Self:
+        """Close the descriptor with this object. Unlike with `close=True`, a child that this process forks keeps it."""
+        self._owns = True
+        return self
+
     def __repr__(self) -> str:
         if self.closed:
             return "<pairpool.Fd, closed>"
@@ -117,8 +123,8 @@ class Fd:
 
 
 def arrive(place: int) -> Fd:
-    """The `Fd` over a descriptor that has arrived."""
-    return fd_passing.take(place, _owning)
+    """Return the `Fd` over a descriptor that has arrived."""
+    return received_fds.take(place, _owning)
 
 
 def _arrive_inherited(duplicate: Any) -> Fd:
@@ -126,6 +132,4 @@ def _arrive_inherited(duplicate: Any) -> Fd:
 
 
 def _owning(number: int) -> Fd:
-    made = Fd(number)
-    made._owns = True  # but a child that the receiver forks may keep it, like any other of its descriptors
-    return made
+    return Fd(number)._owned()

@@ -22,7 +22,7 @@ import stat
 import sys
 from typing import Any
 
-from pairpool.transport import fd_passing
+from pairpool.transport import received_fds
 from pairpool.transport.fd import Fd, arrive
 from pairpool.transport.fd_passing import ChildFds, OutgoingFds
 
@@ -116,7 +116,7 @@ def _build_socket(
         socket.socket.__init__(sock, family, type_, proto, fd)
         return sock
 
-    sock = fd_passing.take(place, make)
+    sock = received_fds.take(place, make)
     sock.settimeout(timeout)  # even None, because this process may have another default
     return sock
 
@@ -134,7 +134,7 @@ def _reduce_connection(connection: Any, fds: OutgoingFds | ChildFds) -> Any:
 def _build_connection(place: int, readable: bool, writable: bool) -> Any:
     from multiprocessing.connection import Connection
 
-    return fd_passing.take(place, lambda fd: Connection(fd, readable, writable))
+    return received_fds.take(place, lambda fd: Connection(fd, readable, writable))
 
 
 # --- files --------------------------------------------------------------------------------------------
@@ -206,7 +206,7 @@ def _settle_buffer(buffer: Any) -> None:
 def _build_file(
     place: int, mode: str, name: Any, buffer: str | None, text_options: dict[str, Any] | None, cookie: int
 ) -> Any:
-    file: Any = fd_passing.take(place, lambda fd: _open_in_place(fd, mode, name))
+    file: Any = received_fds.take(place, lambda fd: _open_in_place(fd, mode, name))
     if buffer is not None:
         file = getattr(io, buffer)(file)
     if text_options is not None:

@@ -7,7 +7,7 @@ import warnings
 from typing import Any, NamedTuple
 
 from pairpool.scoreboard.board import State, Word
-from pairpool.transport import fd_passing, segments
+from pairpool.transport import fd_passing, received_fds, segments
 from pairpool.transport.failures import Failure, Fault, describe_failure, missing_module
 from pairpool.transport.payload import each_item, load_item
 from pairpool.transport.protocol import Flag, FunctionPacket
@@ -100,7 +100,7 @@ class FunctionTable:
                 function = StatefulFunction(pickled, buffers, function)
             self._functions[number] = function
         except BaseException as error:
-            fd_passing.undo()
+            received_fds.undo()
             missing = missing_module(pickled, error)
             failure = describe_failure(self._serializer, 0, Fault.FUNCTION, error, missing)
             self._functions[number] = BrokenFunction(failure)

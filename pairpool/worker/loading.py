@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from pairpool.scoreboard.board import Word
-from pairpool.transport import fd_passing
+from pairpool.transport import received_fds
 from pairpool.transport.failures import Failure, Fault, describe_failure, missing_module
 from pairpool.transport.payload import EACH, SHARING, each_item, load_all, load_item, load_shared
 from pairpool.transport.protocol import BatchPacket
@@ -70,12 +70,12 @@ class LoadedItems:
             if pickled:
                 try:
                     if with_descriptors:
-                        fd_passing.begin(place)
+                        received_fds.begin(place)
                     item = load_item(pickled, buffers, shared)
                     if with_descriptors:
-                        fd_passing.settle()
+                        received_fds.settle()
                 except BaseException as error:
-                    fd_passing.undo()
+                    received_fds.undo()
                     module = missing[id(error)] if id(error) in missing else missing_module(pickled, error)
                     self.failures.append(describe_failure(self._serializer, offset, Fault.ARGUMENT, error, module))
             items.append(item)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pairpool.transport.fd_passing import FdInbox
 from pairpool.transport.payload_shm import PayloadBuffers, PayloadReader
 from pairpool.transport.protocol import BatchPacket, Flag, FunctionPacket
+from pairpool.transport.received_fds import FdInbox
 from pairpool.transport.warm_memory import WARM_BYTES_KEPT, process_memory
 
 __all__ = ["Payloads"]

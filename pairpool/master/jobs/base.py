@@ -15,11 +15,11 @@ from collections.abc import Callable, Sequence
 from operator import itemgetter
 from typing import Any, Protocol
 
+from pairpool.linux.descriptors import Closable
 from pairpool.master.functions import Function
 from pairpool.master.jobs.batch_size import Sizer
 from pairpool.master.jobs.call_options import DEFAULTS, CallOptions
 from pairpool.master.jobs.intake import Gathered
-from pairpool.transport.fd import Fd
 from pairpool.transport.items import Part, Pickles, is_immutable
 from pairpool.transport.payload import Encoded
 from pairpool.transport.repeats import Repeats
@@ -100,7 +100,7 @@ class Batch:
         self.hurried = 0  # how often it was asked since it reported last
         self.hurried_since = 0.0  # and when first
         self.worker: int | None = None  # number of the worker that it was given to last
-        self.movers: tuple[Fd, ...] = ()  # what is to be closed once a worker has it; such a batch is one item
+        self.movers: tuple[Closable, ...] = ()  # what is to be closed once a worker has it; such a batch is one item
         self.handed_over = False  # and has been
         self._uses: Counter[int] | None = None
         self._counted = 0
