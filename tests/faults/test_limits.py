@@ -7,7 +7,6 @@ import os
 import pickle
 import re
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -268,15 +267,6 @@ def test_sizes_with_units(text: int | str, size: int) -> None:
 def test_invalid_memory_limits(wrong: int | str) -> None:
     with pytest.raises(ValueError, match="size"):
         Pool(1, memory_limit=wrong)
-
-
-def test_memory_usage_of_a_process() -> None:
-    here = memory.memory_usage_of(os.getpid())
-    assert here is not None
-    assert 0 < here.private <= here.resident
-    done = subprocess.Popen(["true"])
-    done.wait()
-    assert memory.memory_usage_of(done.pid) is None
 
 
 def test_the_counter_of_oom_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,10 +11,12 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from pairpool.linux import forking, pidfds
+from pairpool.transport.channel import Channel, Lost
+from pairpool.transport.protocol import TextPacket
 from pairpool.transport.spawning import Body, Spawned, fork_worker
 from tests.support.waiting import PATIENCE
 
-__all__ = ["forked", "in_child", "sigchld_ignored", "wait_for_end"]
+__all__ = ["forked", "in_child", "sigchld_ignored", "until_eof", "wait_for_end"]
 
 T = TypeVar("T")
 
@@ -82,3 +84,13 @@ def sigchld_ignored() -> Iterator[None]:
 def wait_for_end(pidfd: int) -> bool:
     """Return whether the process ends within `PATIENCE` seconds."""
     return pidfds.wait_ended(pidfd, PATIENCE)
+
+
+def until_eof(channel: Channel, _slot: int, _serial: int) -> int:
+    """Report that this child runs, and stay until the test closes the channel."""
+    channel.send(TextPacket())
+    try:
+        channel.receive()
+    except Lost:
+        pass
+    return 0
