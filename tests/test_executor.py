@@ -1,4 +1,4 @@
-"""`Executor` in the place of `ProcessPoolExecutor`: what it promises, and what people do with executors."""
+"""`Executor` in place of `ProcessPoolExecutor`: its promises, and what programs do with executors."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Unpicklable:
 
 
 class Lingering:
-    """Something that can be referred to weakly."""
+    """An object that can be the target of a weak reference."""
 
 
 def make_lingering(_x: int) -> Lingering:
@@ -81,7 +81,7 @@ def cancel_myself() -> None:
 
 
 class Door:
-    """Tasks say that they have come, and wait until they are let through."""
+    """A door for tasks: each reports that it has arrived, and waits until the test lets it through."""
 
     def __init__(self, path: Path) -> None:
         self.gate = Gate(path / "gate")
@@ -122,7 +122,7 @@ def test_futures_are_the_standard_ones(executor: Executor) -> None:
     assert sorted(future.result() for future in as_completed(futures)) == [2 * x for x in range(ROUNDS)]
 
 
-def test_arguments_go_as_they_are(executor: Executor) -> None:
+def test_arguments_arrive_unchanged(executor: Executor) -> None:
     assert executor.submit(dict, [("fn", 1)], self=2).result() == {"fn": 1, "self": 2}
     offset = 5
     assert executor.submit(lambda x: x + offset, 1).result() == 6
@@ -146,7 +146,7 @@ def test_a_dead_worker_fails_its_own_future_only(executor: Executor) -> None:
     assert executor.submit(double, 4).result() == 8
 
 
-def test_what_cannot_be_pickled_fails_its_own_future(executor: Executor) -> None:
+def test_a_pickling_error_fails_only_its_own_future(executor: Executor) -> None:
     assert isinstance(executor.submit(id, Unpicklable()).exception(), pickle.PicklingError)
     assert isinstance(executor.submit(Unpicklable).exception(), pickle.PicklingError)
     assert isinstance(executor.submit(None, 1).exception(), TypeError)  # type: ignore[arg-type]
@@ -154,7 +154,7 @@ def test_what_cannot_be_pickled_fails_its_own_future(executor: Executor) -> None
 
 
 class Leaving:
-    """Ends the program where it is unpickled, as modules do where they are imported without what they need."""
+    """An object that exits the program when it is unpickled, as modules do that miss what they need."""
 
     def __reduce__(self) -> Any:
         return sys.exit, ("the master must not",)
@@ -166,13 +166,13 @@ def note_and_leave(path: str) -> Leaving:
     return Leaving()
 
 
-def test_a_result_that_ends_whoever_unpickles_it_is_its_own_calls_exception(
+def test_a_result_whose_unpickling_exits_fails_only_its_own_call(
     executor: Executor, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "runs"
     executor.submit(double, 1).result()
     future = executor.submit(note_and_leave, str(path))
-    assert wait([future]).done == {future}  # the pool's own thread has driven
+    assert wait([future]).done == {future}  # the driver thread has driven the pool
     with pytest.raises(SystemExit, match="the master must not"):
         future.result()
     with pytest.raises(SystemExit, match="the master must not"):
@@ -199,7 +199,7 @@ def test_callbacks_run_and_may_submit(executor: Executor) -> None:
 
 
 def test_a_callback_may_wait_for_another_future(executor: Executor) -> None:
-    """It drives the pool, from within."""
+    """The callback drives the pool from inside a turn."""
     seen: list[int] = []
     over = threading.Event()
 
@@ -213,7 +213,7 @@ def test_a_callback_may_wait_for_another_future(executor: Executor) -> None:
 
 
 @pytest.mark.parametrize("by_hand", [lambda one: one.set_result(5), lambda one: one.set_exception(KeyError(5))])
-def test_who_waits_hears_of_an_outcome_set_by_hand(executor: Executor, by_hand: Any, door: Door) -> None:
+def test_a_waiting_thread_sees_an_outcome_set_by_hand(executor: Executor, by_hand: Any, door: Door) -> None:
     future = executor.submit(come_and_wait, door.paths, 1)
     door.wait_for(1)
     setter = threading.Timer(0.05, by_hand, [future])
@@ -246,7 +246,7 @@ def test_many_threads_submit(executor: Executor) -> None:
 # --- cancelling ---------------------------------------------------------------------------------------
 
 
-def test_what_waits_can_be_cancelled_and_what_runs_cannot(door: Door) -> None:
+def test_a_waiting_call_can_be_cancelled_and_a_running_one_cannot(door: Door) -> None:
     with Executor(1) as executor:
         first = executor.submit(come_and_wait, door.paths, 1)
         others = [executor.submit(double, x) for x in range(5)]
@@ -266,13 +266,13 @@ def test_what_waits_can_be_cancelled_and_what_runs_cannot(door: Door) -> None:
         assert not others[0].cancel()
 
 
-def test_what_is_cancelled_is_not_tried_again(door: Door) -> None:
+def test_a_cancelled_call_is_not_retried(door: Door) -> None:
     with Executor(1, retries=2, retry_on=(Exception,), chunksize=1) as executor:
         door.gate.let(1000)
         quick = [executor.submit(come_and_wait, door.paths, 0) for _ in range(1000)]
         slow = [executor.submit(come_and_wait, door.paths, x) for x in range(1, 4)]
         wait(quick)
-        door.wait_for(1001)  # and the next one waits in the worker's socket
+        door.wait_for(1001)  # the next one waits in the worker's socket
         cancelled = [future.cancel() for future in slow]
         door.gate.let(3)
         assert slow[0].result() == 1
@@ -285,7 +285,7 @@ def test_a_tasks_own_cancelled_error_is_its_exception(executor: Executor) -> Non
     assert not future.cancelled()
 
 
-def test_cancel_tells_the_truth_while_other_threads_drive(executor: Executor) -> None:
+def test_cancel_is_right_while_other_threads_drive(executor: Executor) -> None:
     over = threading.Event()
 
     def map_on() -> None:
@@ -311,7 +311,7 @@ def test_cancel_tells_the_truth_while_other_threads_drive(executor: Executor) ->
 
 
 @pytest.mark.parametrize("wait_for_it", [False, True])
-def test_shutdown_cancels_what_no_worker_has_begun(wait_for_it: bool, door: Door) -> None:
+def test_shutdown_cancels_calls_that_no_worker_has_begun(wait_for_it: bool, door: Door) -> None:
     executor = Executor(1)
     first = executor.submit(come_and_wait, door.paths, 1)
     door.wait_for(1)
@@ -336,8 +336,8 @@ def test_shutdown_cancels_what_no_worker_has_begun(wait_for_it: bool, door: Door
 
 
 @pytest.mark.parametrize("is_warm", [False, True])
-def test_shutdown_cancels_nothing_that_a_free_worker_is_there_for(is_warm: bool) -> None:
-    """However soon it comes: as in the standard library, whose tests ask for it."""
+def test_shutdown_cancels_no_call_that_a_free_worker_can_take(is_warm: bool) -> None:
+    """This holds however early `shutdown` comes. The tests of the standard library ask for it, too."""
     for _ in range(20):
         executor = Executor(2)
         if is_warm:
@@ -352,7 +352,7 @@ def test_shutdown_cancels_nothing_that_a_free_worker_is_there_for(is_warm: bool)
 
 
 def end_of(future: Future[Any]) -> None:
-    """The pool of a future that has ended ends, too, in another thread."""
+    """When a future has ended, another thread ends its pool, too."""
     pool = weakref.ref(future._engine)  # type: ignore[attr-defined]
     del future
     deadline = time.monotonic() + PATIENCE
@@ -406,7 +406,7 @@ def test_map_runs_without_being_read(executor: Executor, door: Door) -> None:
     assert list(results) == list(range(40))
 
 
-def test_results_of_map_can_be_had_after_the_end() -> None:
+def test_results_of_map_can_be_read_after_shutdown() -> None:
     with Executor(2) as executor:
         results = executor.map(double, range(ROUNDS))
         begun = executor.map(double, range(ROUNDS))
@@ -423,7 +423,7 @@ def test_map_ends_with_the_first_exception(executor: Executor) -> None:
     assert list(results) == []
 
 
-def test_map_in_time_and_not(executor: Executor, door: Door) -> None:
+def test_timeout_of_map(executor: Executor, door: Door) -> None:
     assert list(executor.map(double, [1, 2], timeout=PATIENCE)) == [2, 4]
     results = executor.map(come_and_wait, [door.paths] * 3, range(3), timeout=0.1)
     with pytest.raises(TimeoutError):
@@ -467,7 +467,7 @@ def test_shutdown_takes_no_more_of_an_input(executor: Executor) -> None:
 
 
 @pytest.mark.parametrize("chunksize", [None, 1, 20])
-def test_shutdown_cancels_what_is_left_of_a_map(chunksize: int | None, door: Door) -> None:
+def test_shutdown_cancels_the_rest_of_a_map(chunksize: int | None, door: Door) -> None:
     executor = Executor(1)
     results = executor.map(come_and_wait, [door.paths] * 100, range(100), chunksize=chunksize)
     unread = executor.map(double, range(100))
@@ -482,7 +482,7 @@ def test_shutdown_cancels_what_is_left_of_a_map(chunksize: int | None, door: Doo
         next(unread)
 
 
-def test_map_keeps_no_result_that_was_had(executor: Executor) -> None:
+def test_map_keeps_no_result_that_was_read(executor: Executor) -> None:
     for thing in executor.map(make_lingering, range(50)):
         reference = weakref.ref(thing)
         del thing
@@ -492,7 +492,7 @@ def test_map_keeps_no_result_that_was_had(executor: Executor) -> None:
 # --- arguments, beginnings, ends ----------------------------------------------------------------------
 
 
-def test_arguments_are_checked_as_there() -> None:
+def test_arguments_are_checked_as_by_concurrent_futures() -> None:
     for wrong in (0, -3):
         with pytest.raises(ValueError, match="max_workers must be greater than 0"):
             Executor(wrong)
@@ -603,7 +603,7 @@ def test_in_an_event_loop(executor: Executor) -> None:
     assert asyncio.run(main()) == [2 * x for x in range(ROUNDS)]
 
 
-def test_a_pool_has_futures_too() -> None:
+def test_pool_submit_returns_the_same_futures() -> None:
     with Pool(2) as pool:
         future = pool.submit(pow, 2, 10)
         assert isinstance(future, Future)
@@ -671,7 +671,7 @@ if __name__ == "__main__":
     next(endless)
     os.mkfifo(f"{place}/gate")
     held = executor.submit(hold, place)
-    threading._register_atexit(let)  # when the main thread has ended, and before pairpool is told so
+    threading._register_atexit(let)  # runs when the main thread has ended, and before the function of pairpool
     names = [f"{place}/{x}" for x in range(40)]
     futures = [executor.submit(write, name) for name in names]
     for future in futures:
@@ -681,7 +681,7 @@ if __name__ == "__main__":
 """
 
 
-def test_what_was_submitted_is_run_before_the_program_takes_away_what_it_needs() -> None:
+def test_submitted_calls_run_before_atexit_removes_what_they_need() -> None:
     done = python("-c", textwrap.dedent(TEMPORARY))
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [str([True] * 40), "8"]
@@ -701,7 +701,7 @@ if os.fork():
 """
 
 
-def test_maps_that_are_half_read_at_the_end_of_the_program() -> None:
+def test_half_read_maps_at_the_end_of_the_program() -> None:
     done = python("-c", HALF_READ)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["0 0", "0"]
@@ -731,7 +731,7 @@ if __name__ == "__main__":
 """
 
 
-def test_what_was_submitted_is_run_at_the_end_of_the_program() -> None:
+def test_submitted_calls_run_at_the_end_of_the_program() -> None:
     done = python("-c", textwrap.dedent(AT_EXIT))
     assert done.returncode == 0, done.stderr
     lines = set(done.stdout.splitlines())
@@ -762,7 +762,7 @@ if __name__ == "__main__":
 
 
 def test_a_pool_opened_by_a_thread_of_a_pool_of_threads() -> None:
-    """In the worker that thread is the main one, for which the end of a `ThreadPoolExecutor` would wait."""
+    """In the worker, that thread is the main thread. The end of a `ThreadPoolExecutor` would wait for it."""
     done = python("-W", "default", "-W", "ignore::DeprecationWarning", "-c", IN_A_POOL_OF_THREADS)
     assert (done.stdout, done.stderr, done.returncode) == ("bye\n", "", 0)
 
@@ -780,7 +780,7 @@ def _no_shared_executor() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_no_shared_executor")
-def test_get_executor_gives_the_same_one_again() -> None:
+def test_get_executor_returns_the_same_executor_again() -> None:
     executor = get_executor(2)
     pids = {executor.submit(os.getpid).result() for _ in range(10)}
     assert get_executor(2) is get_executor() is executor
@@ -810,7 +810,7 @@ def test_callbacks_may_use_an_executor_that_is_being_resized(tmp_path: Path) -> 
         def grow(_future: Future[int]) -> None:
             gate.let()
             reports.next()
-            get_executor(6)  # meanwhile the other future is told that it has ended
+            get_executor(6)  # meanwhile the other future gets its result
 
         def use(_future: Future[None]) -> None:
             found.put(get_executor().submit(double, 4))

@@ -23,7 +23,7 @@ from tests.support.waiting import PATIENCE
 joblib = pytest.importorskip("joblib")
 np = pytest.importorskip("numpy")
 
-from joblib import Parallel, delayed, effective_n_jobs, parallel_config  # noqa: E402  # only where there is one
+from joblib import Parallel, delayed, effective_n_jobs, parallel_config  # noqa: E402  # only if joblib is installed
 
 import pairpool.joblib as backend  # noqa: E402
 from pairpool.joblib_pools import IDLE_POOLS_KEPT, pools  # noqa: E402
@@ -31,7 +31,7 @@ from pairpool.joblib_pools import IDLE_POOLS_KEPT, pools  # noqa: E402
 
 @pytest.fixture(autouse=True)
 def _backend() -> Iterator[None]:
-    """Fork is quicker here; the default has a test of its own."""
+    """Use fork, which is quicker here. Another test uses the default."""
     backend.register()
     with parallel_config("pairpool", n_jobs=2, start_method="fork"):
         yield
@@ -76,13 +76,13 @@ def hold(_x: int) -> None:
 
 
 def test_few_pools_are_kept() -> None:
-    """Each set of options has one of its own; those that nobody has used for longest end."""
+    """Each set of options has its own pool. The pools that were unused for the longest time end."""
     calls = [delayed(double)(x) for x in range(3)]
     with Parallel(task_timeout=1000) as parallel:
         for limit in (100, 101, 102, 103, 104, 100):
-            with parallel_config("pairpool", n_jobs=2, start_method="fork"):  # another backend than the outer one's
+            with parallel_config("pairpool", n_jobs=2, start_method="fork"):  # not the backend of the outer call
                 assert Parallel(task_timeout=limit)(calls) == [0, 2, 4]
-        assert len(pools.executors) == IDLE_POOLS_KEPT + 1 + 1  # that of the last call, and the one that is in use
+        assert len(pools.executors) == IDLE_POOLS_KEPT + 1 + 1  # the pool of the last call, and the one in use
         assert parallel(calls) == [0, 2, 4]
     assert sum(pools.users.values()) == 0
 
@@ -112,19 +112,19 @@ def test_an_exception_ends_the_call_and_the_next_one_is_fine() -> None:
     assert Parallel()(delayed(double)(x) for x in range(5)) == [0, 2, 4, 6, 8]
 
 
-def test_a_worker_that_dies_fails_the_call_by_name() -> None:
+def test_a_worker_that_dies_fails_the_call_with_the_name_of_the_task() -> None:
     with pytest.raises(WorkerDied, match="SIGKILL"):
         Parallel()(delayed(die_at_nine)(x) for x in range(100))
     assert Parallel()(delayed(double)(x) for x in range(5)) == [0, 2, 4, 6, 8]
 
 
-def test_a_time_limit_ends_what_runs() -> None:
+def test_a_time_limit_ends_the_task() -> None:
     with pytest.raises(multiprocessing.TimeoutError):
         Parallel(timeout=0.2)(delayed(hold)(x) for x in range(4))
     assert Parallel(timeout=PATIENCE)(delayed(double)(x) for x in range(3)) == [0, 2, 4]
 
 
-def test_how_many_workers() -> None:
+def test_n_jobs() -> None:
     cores = len(os.sched_getaffinity(0))
     assert effective_n_jobs(-1) == cores
     assert effective_n_jobs(-1 - cores) == 1
@@ -140,7 +140,7 @@ def test_an_array_is_written_once_and_each_worker_may_write_to_it() -> None:
     assert [(total, writable) for _pid, total, writable in found] == [(199_999.0 + x, True) for x in range(20)]
     assert array[0] == 1.0
     assert Parallel(max_nbytes=None)(delayed(write_and_sum)(array, x) for x in range(2))[1][1:] == (200_000.0, True)
-    array[1] = 5.0  # a later call sees what is there then
+    array[1] = 5.0  # a later call sees the new value
     assert Parallel()(delayed(write_and_sum)(array, x) for x in range(2))[1][1] == 200_004.0
 
 
@@ -162,7 +162,7 @@ def in_file(tmp_path: Path) -> Any:
     return np.memmap(tmp_path / "out", dtype="int64", shape=(30, 20), mode="w+")
 
 
-def test_what_tasks_write_to_an_array_in_a_file_is_in_it(in_file: Any) -> None:
+def test_tasks_write_to_the_file_of_an_array(in_file: Any) -> None:
     row = in_file[3]
     Parallel()(delayed(write_at)(row, x) for x in range(20))
     assert list(row) == list(range(20))
@@ -177,7 +177,7 @@ def test_what_tasks_write_to_an_array_in_a_file_is_in_it(in_file: Any) -> None:
     assert np.array_equal(Parallel()(delayed(np.copy)(transposed) for _ in range(2))[1], in_file.T)
 
 
-def test_an_array_in_a_file_that_is_private_or_gone_goes_as_it_is(in_file: Any) -> None:
+def test_an_array_of_a_private_map_or_a_removed_file_travels_by_value(in_file: Any) -> None:
     private = np.memmap(in_file.filename, dtype="int64", shape=in_file.shape, mode="c")
     private[:] = 7
     os.unlink(in_file.filename)
@@ -210,8 +210,8 @@ def test_sizes_are_those_of_joblib(least: Any) -> None:
     assert Parallel(max_nbytes=least)(delayed(np.sum)(empty) for _ in range(4)) == [0.0] * 4
 
 
-def test_a_call_leaves_those_of_other_threads_alone(tmp_path: Path) -> None:
-    """Neither does its failure end them, nor does it wait for them to have fewer workers."""
+def test_a_call_does_not_affect_calls_of_other_threads(tmp_path: Path) -> None:
+    """A failed call does not end the others, and a call with fewer workers does not wait for them."""
     found: list[Any] = []
 
     def other() -> None:
@@ -240,7 +240,7 @@ def test_threads_of_libraries_are_limited() -> None:
 
 
 def test_threads_that_the_environment_allows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """OpenMP's may be a list, and those of other libraries are another matter."""
+    """The value for OpenMP may be a list, and other libraries have variables of their own."""
     monkeypatch.setenv("OMP_NUM_THREADS", "5,2")
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "3")
     assert Parallel()(delayed(threads_allowed)() for _ in range(2)) == ["5,2", "5,2"]
@@ -257,7 +257,7 @@ def remembered() -> str | None:
     return os.environ.get("REMEMBERED")
 
 
-def test_options_of_pools_are_taken_by_both() -> None:
+def test_backend_and_parallel_take_the_options_of_pools() -> None:
     found = Parallel(initializer=remember, initargs=("this",))(delayed(remembered)() for _ in range(4))
     assert found == ["this"] * 4
     with parallel_config("pairpool", n_jobs=2, initializer=remember, initargs=("that",), task_timeout=PATIENCE):
@@ -338,7 +338,7 @@ def test_a_program_may_end_while_results_are_left(tmp_path: Path) -> None:
 
 
 def test_a_forked_child_has_pools_of_its_own() -> None:
-    """Whatever other threads were at while it was forked."""
+    """This holds although another thread held the lock during the fork."""
     calls = [delayed(double)(x) for x in range(3)]
     is_held, is_over = threading.Event(), threading.Event()
 
@@ -386,7 +386,7 @@ if __name__ == "__main__":
 """
 
 
-def test_a_search_finds_what_lokys_finds(tmp_path: Path) -> None:
+def test_a_search_finds_the_same_as_with_loky(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     script = tmp_path / "search.py"
     script.write_text(SEARCH)

@@ -1,4 +1,4 @@
-"""`Pool`: every method of `multiprocessing.Pool` with its semantics, and what is more; over all start methods."""
+"""`Pool`: every method of `multiprocessing.Pool` with its semantics, and the additions, with all start methods."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ class TestEveryMethod:
         result = pool.map_async(functools.partial(tasks.tell_and_hold, reports.path, gate.path), range(4), chunksize=1)
         four = {int(line.split()[0]) for line in reports.take(4)}
         assert len(four) == 4
-        pool.resize(1)  # while all are busy: what they hold is finished
+        pool.resize(1)  # while all workers are busy: they finish what they hold
         gate.let(4)
         assert result.get(PATIENCE) == [0, 1, 2, 3]
         (last,) = set(pool.map(tasks.process_id, range(50), chunksize=1))
@@ -204,7 +204,7 @@ class TestEveryMethod:
         assert len(set(pids_of(pool)) - {0}) == 3
         assert pool.map(tasks.square, range(10)) == [x * x for x in range(10)]
 
-    def test_closing_runs_what_is_there_to_its_end(self, make_pool: MakePool, gate: Gate) -> None:
+    def test_close_lets_submitted_calls_end(self, make_pool: MakePool, gate: Gate) -> None:
         pool = make_pool()
         calls = [pool.apply_async(tasks.held, (gate.path, x)) for x in range(6)]
         whole = pool.map_async(functools.partial(tasks.held, gate.path), range(6))
@@ -218,7 +218,7 @@ class TestEveryMethod:
         assert whole.get(0) == list(range(6))
         assert list(stream) == list(range(6))
 
-    def test_terminating_ends_what_is_pending(self, make_pool: MakePool, gate: Gate) -> None:
+    def test_terminate_ends_pending_calls(self, make_pool: MakePool, gate: Gate) -> None:
         pool = make_pool()
         hold = functools.partial(tasks.held, gate.path)
         call = pool.apply_async(hold, (1,))
@@ -247,7 +247,9 @@ class TestEveryMethod:
     def test_a_thread_in_a_task(self, make_pool: MakePool) -> None:
         assert make_pool().map(tasks.run_thread, range(10)) == list(range(0, 20, 2))
 
-    def test_who_a_worker_is(self, make_pool: MakePool, gate: Gate, reports: Reports) -> None:
+    def test_a_worker_is_a_daemonic_process_with_a_name(
+        self, make_pool: MakePool, gate: Gate, reports: Reports
+    ) -> None:
         pool = make_pool(2)
         ask = functools.partial(tasks.who_am_i, reports.path, gate.path)
         result = pool.map_async(ask, range(2), chunksize=1)
@@ -259,7 +261,7 @@ class TestEveryMethod:
         assert daemon == (True, True)
         assert parents == (os.getpid(), os.getpid())
 
-    def test_workers_roll_different_dice(self, make_pool: MakePool, gate: Gate, reports: Reports) -> None:
+    def test_workers_have_different_random_states(self, make_pool: MakePool, gate: Gate, reports: Reports) -> None:
         pool = make_pool(3)
         roll = functools.partial(tasks.tell_pid_and_roll, reports.path, gate.path)
         result = pool.map_async(roll, range(3), chunksize=1)
@@ -269,7 +271,7 @@ class TestEveryMethod:
         assert len(set(pids)) == 3
         assert len(set(numbers)) == 3
 
-    def test_no_item_runs_where_it_was_called(self, make_pool: MakePool) -> None:
+    def test_no_item_runs_in_the_process_of_its_caller(self, make_pool: MakePool) -> None:
         pool = make_pool(2)
         found = set(pool.map(tasks.process_id, range(100)))
         assert os.getpid() not in found
@@ -305,7 +307,7 @@ def test_prints_of_tasks_reach_a_redirected_stdout(start_method: str, tmp_path: 
 # --- results ------------------------------------------------------------------------------------------
 
 
-def test_a_result_that_is_not_there_yet(make_pool: MakePool, gate: Gate) -> None:
+def test_a_result_before_its_call_has_ended(make_pool: MakePool, gate: Gate) -> None:
     pool = make_pool()
     result = pool.apply_async(tasks.held, (gate.path, "value"))
     assert not result.ready()
@@ -335,14 +337,14 @@ def test_a_result_that_is_an_exception(make_pool: MakePool) -> None:
         assert caught.value.args == ("text", 1)
 
 
-def test_the_result_is_a_multiprocessing_result_in_all_it_offers(make_pool: MakePool) -> None:
+def test_a_result_has_all_methods_of_a_multiprocessing_result(make_pool: MakePool) -> None:
     public = {name for name in dir(mp_pool.ApplyResult) if not name.startswith("_")}
     result = make_pool().apply_async(tasks.square, (3,))
     assert public <= set(dir(result))
     assert result.get() == 9
 
 
-def test_the_pool_has_all_that_a_multiprocessing_pool_has() -> None:
+def test_a_pool_has_all_methods_of_a_multiprocessing_pool() -> None:
     public = {name for name in dir(mp_pool.Pool) if not name.startswith("_")} - {"Process"}
     assert public <= set(dir(Pool))
 
@@ -358,7 +360,7 @@ def test_imap_waits_for_the_first_and_imap_unordered_does_not(make_pool: MakePoo
     assert list(unordered) == [0]
 
     ordered = pool.imap(hold_zero, range(10), chunksize=1)
-    assert pool.apply(tasks.square, (2,)) == 4  # so that the other worker is through with its first items
+    assert pool.apply(tasks.square, (2,)) == 4  # by then the other worker has ended its first items
     for timeout in (0, 0.01):
         with pytest.raises(multiprocessing.TimeoutError):
             ordered.next(timeout)
@@ -379,7 +381,7 @@ def test_a_stream_goes_on_after_an_exception(make_pool: MakePool) -> None:
     assert found == [0, "1 is odd", 2, "3 is odd", 4, "5 is odd"]
 
 
-def test_map_does_not_fail_before_all_items_are_over(make_pool: MakePool, gate: Gate) -> None:
+def test_map_raises_only_after_all_items_have_ended(make_pool: MakePool, gate: Gate) -> None:
     pool = make_pool(2)
     result = pool.map_async(functools.partial(tasks.fail_zero_hold_others, gate.path), range(4), chunksize=1)
     result.wait(0.05)
@@ -417,7 +419,7 @@ def test_return_exceptions(make_pool: MakePool) -> None:
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt("a task's own"), GeneratorExit(), StopIteration(5)])
-def test_what_no_handler_for_exception_catches_is_the_items_own(make_pool: MakePool, error: BaseException) -> None:
+def test_a_base_exception_of_a_task_belongs_to_its_item(make_pool: MakePool, error: BaseException) -> None:
     pool = make_pool()
     with pytest.raises(type(error)) as caught:
         pool.apply(tasks.raise_this, (error,))
@@ -427,7 +429,7 @@ def test_what_no_handler_for_exception_catches_is_the_items_own(make_pool: MakeP
     assert pool.map(tasks.square, range(3)) == [0, 1, 4]
 
 
-def test_nothing_holds_on_to_arguments_and_results(make_pool: MakePool) -> None:
+def test_no_reference_to_arguments_and_results_is_kept(make_pool: MakePool) -> None:
     pool = make_pool(1)
     things = [tasks.Thing() for _ in range(10)]
     watched = [weakref.ref(thing) for thing in things]
@@ -446,7 +448,7 @@ def test_nothing_holds_on_to_arguments_and_results(make_pool: MakePool) -> None:
 # --- callbacks ----------------------------------------------------------------------------------------
 
 
-def test_a_callback_is_over_before_the_result_can_be_had(make_pool: MakePool) -> None:
+def test_a_callback_has_run_before_the_result_is_ready(make_pool: MakePool) -> None:
     pool = make_pool()
     for _ in range(50):
         called: list[object] = []
@@ -481,7 +483,7 @@ def test_each_outcome_has_its_callback(make_pool: MakePool) -> None:
     assert bad == []
 
 
-def test_callbacks_of_calls_that_nobody_waits_for(make_pool: MakePool) -> None:
+def test_callbacks_run_although_no_thread_waits(make_pool: MakePool) -> None:
     pool = make_pool()
     called: list[int] = []
     all_there = threading.Event()
@@ -497,7 +499,7 @@ def test_callbacks_of_calls_that_nobody_waits_for(make_pool: MakePool) -> None:
     assert sorted(called) == [x * x for x in range(200)]
 
 
-def test_a_callback_that_raises_hurts_nothing_else(make_pool: MakePool, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_callback_that_raises_affects_nothing_else(make_pool: MakePool, caplog: pytest.LogCaptureFixture) -> None:
     pool = make_pool()
 
     def complain(_value: object) -> None:
@@ -569,7 +571,7 @@ def test_a_callback_may_end_the_pool(make_pool: MakePool, end: str) -> None:
     ],
     ids=repr,
 )
-def test_every_sort_of_iterable(make_pool: MakePool, items: Iterable[Any]) -> None:
+def test_every_kind_of_iterable(make_pool: MakePool, items: Iterable[Any]) -> None:
     pool = make_pool()
     expected = [(type(item), repr(item)) for item in items]
 
@@ -586,7 +588,7 @@ def test_every_sort_of_iterable(make_pool: MakePool, items: Iterable[Any]) -> No
 
 
 class Lying:
-    """Claims to have `claimed` items, and has three."""
+    """An input that claims to have `claimed` items, and has three."""
 
     def __init__(self, claimed: int) -> None:
         self.claimed = claimed
@@ -599,7 +601,7 @@ class Lying:
 
 
 @pytest.mark.parametrize("claimed", [0, 2, 5])
-def test_a_length_is_not_believed(make_pool: MakePool, claimed: int) -> None:
+def test_a_wrong_length_does_no_harm(make_pool: MakePool, claimed: int) -> None:
     pool = make_pool()
     assert pool.map(tasks.square, Lying(claimed)) == [1, 4, 9]
     assert list(pool.imap(tasks.square, Lying(claimed))) == [1, 4, 9]
@@ -672,7 +674,7 @@ def test_an_input_that_raises_from_the_start(make_pool: MakePool, items: Iterabl
 def test_streams_over_an_input_that_raises_midway(
     make_pool: MakePool, count: int, chunksize: int | None, whole: int
 ) -> None:
-    """As in CPython's own tests: a chunk that could not be filled is not run."""
+    """A chunk that could not be filled does not run, as in CPython's own tests."""
     pool = make_pool(1)
     results = pool.imap(tasks.square, raising_after(count, Odd("in the input")), chunksize)
     assert list(itertools.islice(results, whole)) == [x * x for x in range(whole)]
@@ -690,7 +692,7 @@ def test_streams_over_an_input_that_raises_midway(
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(1)], ids=repr)
-def test_what_the_input_raises_to_end_the_program_is_not_kept(make_pool: MakePool, error: BaseException) -> None:
+def test_a_base_exception_of_the_input_is_not_stored(make_pool: MakePool, error: BaseException) -> None:
     pool = make_pool()
     with pytest.raises(type(error)):
         pool.map(tasks.square, raising_after(3, error))
@@ -699,7 +701,7 @@ def test_what_the_input_raises_to_end_the_program_is_not_kept(make_pool: MakePoo
     assert pool.map(tasks.square, [3]) == [9]
 
 
-def test_a_pool_in_the_input_of_itself(make_pool: MakePool) -> None:
+def test_an_input_that_uses_the_same_pool(make_pool: MakePool) -> None:
     pool = make_pool()
     chained = pool.imap(tasks.add, pool.imap(tasks.square, pool.imap(tasks.add, range(200))))
     assert list(chained) == [(x + 10) ** 2 + 10 for x in range(200)]
@@ -731,7 +733,7 @@ class Counted:
 
 
 @pytest.mark.parametrize("method", ["imap", "imap_unordered"])
-def test_an_endless_input_is_read_a_bounded_way_ahead(make_pool: MakePool, gate: Gate, method: str) -> None:
+def test_an_endless_input_is_read_ahead_within_a_bound(make_pool: MakePool, gate: Gate, method: str) -> None:
     pool = make_pool(2)
     source = Counted()
     results = getattr(pool, method)(functools.partial(tasks.held, gate.path), source)
@@ -741,10 +743,10 @@ def test_an_endless_input_is_read_a_bounded_way_ahead(make_pool: MakePool, gate:
 
 
 @pytest.mark.parametrize("method", ["imap", "imap_unordered"])
-def test_a_stream_delivers_what_is_done_though_the_next_item_takes_long(
+def test_a_stream_yields_results_although_the_next_item_takes_long(
     make_pool: MakePool, gate: Gate, method: str
 ) -> None:
-    """With one item at a time, as multiprocessing's streams send them unless told otherwise."""
+    """The results come one at a time with `chunksize=1`, which is the default of multiprocessing."""
     pool = make_pool(1)
     results = getattr(pool, method)(functools.partial(tasks.held, gate.path), range(100), 1)
     for number in range(100):
@@ -754,7 +756,7 @@ def test_a_stream_delivers_what_is_done_though_the_next_item_takes_long(
 
 @pytest.mark.parametrize("method", ["imap", "imap_unordered"])
 @pytest.mark.parametrize("buffersize", [1, 2, 7])
-def test_buffersize_bounds_how_far_it_is_read(make_pool: MakePool, method: str, buffersize: int) -> None:
+def test_buffersize_bounds_how_far_the_input_is_read(make_pool: MakePool, method: str, buffersize: int) -> None:
     pool = make_pool(2)
     source = Counted()
     results = getattr(pool, method)(tasks.identity, source, buffersize=buffersize)
@@ -765,13 +767,13 @@ def test_buffersize_bounds_how_far_it_is_read(make_pool: MakePool, method: str, 
     assert list(others) == [x * x for x in range(100)]
 
 
-def test_buffersize_lets_as_many_run_at_once(make_pool: MakePool, gate: Gate, reports: Reports) -> None:
+def test_buffersize_items_run_at_the_same_time(make_pool: MakePool, gate: Gate, reports: Reports) -> None:
     pool = make_pool(3)
     source = Counted()
     results = pool.imap(functools.partial(tasks.tell_and_hold, reports.path, gate.path), source, buffersize=3)
     assert sorted(int(line.split()[1]) for line in reports.take(3)) == [0, 1, 2]
     assert source.taken == 3
-    gate.let(6)  # enough for those that begin as these end, and may be faster
+    gate.let(6)  # enough also for items that begin when these end
     assert list(itertools.islice(results, 3)) == [0, 1, 2]
 
 
@@ -804,8 +806,8 @@ def test_an_endless_stream_takes_bounded_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["imap", "imap_unordered"])
-def test_a_stream_runs_though_it_is_not_read_yet(make_pool: MakePool, reports: Reports, method: str) -> None:
-    """It runs a few batches ahead, and to its end once no reader is expected before that."""
+def test_a_stream_runs_before_it_is_read(make_pool: MakePool, reports: Reports, method: str) -> None:
+    """A stream runs a few batches ahead. It runs to its end when no reader is expected any more."""
     pool = make_pool()
     results = getattr(pool, method)(functools.partial(tasks.tell, reports.path), range(200))
     first = sorted(map(int, reports.take(8)))
@@ -864,7 +866,7 @@ CALLS: dict[str, Callable[[Any], object]] = {
 
 
 def ended_like_multiprocessing(make_pool: MakePool, prepare: str) -> Iterator[Any]:
-    """multiprocessing's pool (of threads: the same code) and ours, in the same state."""
+    """A pool of multiprocessing (of threads, which is the same code) and a pool of pairpool, in the same state."""
     reference = multiprocessing.pool.ThreadPool(1)
     try:
         for pool in (reference, make_pool(1)):
@@ -876,7 +878,7 @@ def ended_like_multiprocessing(make_pool: MakePool, prepare: str) -> Iterator[An
         reference.join()
 
 
-def test_refused_as_by_multiprocessing(make_pool: MakePool) -> None:
+def test_wrong_calls_raise_the_same_errors_as_multiprocessing(make_pool: MakePool) -> None:
     theirs, ours = [
         {what: error_of(lambda: call(pool)) for what, call in REFUSED.items()}  # noqa: B023
         for pool in ended_like_multiprocessing(make_pool, "")
@@ -885,7 +887,7 @@ def test_refused_as_by_multiprocessing(make_pool: MakePool) -> None:
 
 
 @pytest.mark.parametrize("end", ["close", "terminate"])
-def test_use_after_the_end_is_refused_as_by_multiprocessing(make_pool: MakePool, end: str) -> None:
+def test_calls_after_the_end_raise_the_same_errors_as_multiprocessing(make_pool: MakePool, end: str) -> None:
     theirs, ours = [
         {what: error_of(lambda: call(pool)) for what, call in CALLS.items()}  # noqa: B023
         for pool in ended_like_multiprocessing(make_pool, end)
@@ -893,7 +895,7 @@ def test_use_after_the_end_is_refused_as_by_multiprocessing(make_pool: MakePool,
     assert ours == theirs == dict.fromkeys(CALLS, (ValueError, "Pool not running"))
 
 
-def test_texts_that_programs_may_look_for(make_pool: MakePool) -> None:
+def test_error_texts_that_programs_may_search_for(make_pool: MakePool) -> None:
     pool = make_pool(1)
     with pytest.raises(ValueError, match=r"^Pool is still running$"):
         pool.join()
@@ -942,7 +944,7 @@ def test_bad_arguments_are_refused_at_once(make_pool: MakePool) -> None:
     assert pool.map(abs, [-1]) == [1]
 
 
-def test_as_many_workers_as_cores_that_may_be_used() -> None:
+def test_the_default_is_one_worker_per_usable_core() -> None:
     allowed = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(allowed)})
     try:
@@ -955,7 +957,7 @@ def test_as_many_workers_as_cores_that_may_be_used() -> None:
 # --- the end of a pool --------------------------------------------------------------------------------
 
 
-def test_ends_in_every_order(make_pool: MakePool) -> None:
+def test_close_terminate_and_join_in_every_order(make_pool: MakePool) -> None:
     for order in itertools.product(("close", "terminate"), repeat=3):
         pool = make_pool(1)
         assert repr(pool) == "<pairpool.pool.Pool state=RUN pool_size=1>"
@@ -1009,7 +1011,7 @@ def test_a_closed_pool_can_be_dropped() -> None:
 
 
 def test_a_call_keeps_its_pool_alive(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And the pool ends with it, wherever the last reference to it goes: as a rule in the thread that drives it."""
+    """The pool ends with the call, in the thread that drops the last reference: normally that which drives."""
     complaints: list[object] = []
     before = set(threading.enumerate())
     monkeypatch.setattr("sys.excepthook", lambda *error: complaints.append(error))
@@ -1053,7 +1055,7 @@ def test_terminate_while_another_thread_waits(make_pool: MakePool, gate: Gate, r
     pool.terminate()
     for thread in threads:
         thread.join(PATIENCE)
-    # a thread that came only after the end is told so; the first surely waited
+    # a thread that came only after the end gets an error; the first one has certainly waited
     assert len(caught) == 3
     assert {type(error) for error in caught} <= {CancelledError, ValueError}
     assert CancelledError in {type(error) for error in caught}
@@ -1095,7 +1097,7 @@ def test_many_threads_share_a_pool(start_method: str, make_pool: MakePool) -> No
 
 
 @pytest.mark.parametrize("method", ["fork", "forkserver"])
-def test_a_pool_made_in_a_thread_outlives_it(method: str) -> None:
+def test_a_pool_outlives_the_thread_that_made_it(method: str) -> None:
     made: list[Pool] = []
     thread = threading.Thread(target=lambda: made.append(Pool(2, start_method=method)))
     thread.start()
@@ -1111,7 +1113,7 @@ def test_a_pool_made_in_a_thread_outlives_it(method: str) -> None:
         assert len(pids_of(pool)) == 3
 
 
-def test_direct_is_for_the_main_thread() -> None:
+def test_direct_pools_need_the_main_thread() -> None:
     caught: list[BaseException] = []
 
     def make() -> None:
@@ -1189,7 +1191,7 @@ def test_status(start_method: str, make_pool: MakePool, gate: Gate, reports: Rep
 
 
 def test_status_while_the_first_function_is_loaded(make_pool: MakePool, gate: Gate, reports: Reports) -> None:
-    """A new worker has begun nothing before: what it is at is not as old as the machine."""
+    """The first item of a new worker has a start time, so it does not look as old as the machine."""
     pool = make_pool(1)
     result = pool.map_async(tasks.LoadsAtTheGate(reports.path, gate.path), [1])
     reports.take(1)
@@ -1210,11 +1212,11 @@ def test_status_is_frozen(make_pool: MakePool) -> None:
 
 
 def test_a_stream_goes_on_while_another_thread_leads(make_pool: MakePool, tmp_path: Path) -> None:
-    """A reader that has made room tells the thread that drives the pool; without an event, that one sleeps."""
+    """A reader that has made room wakes the thread that drives the pool, because no event does."""
     with Gate(tmp_path / "gate") as gate:
         pool = make_pool(2)
         held = pool.apply_async(tasks.wait_for, (gate.path,))
-        while not pool._engine.loop._lead:  # by the driver, which has nothing to leave it for while that task is held
+        while not pool._engine.loop._lead:  # the driver thread keeps the lead while that task is held
             time.sleep(0.001)
         for _ in range(20):
             for buffersize in (1, 2, 3):

@@ -1,4 +1,4 @@
-"""`AsyncPool`: calls that are awaited, on asyncio's event loop and on uvloop's."""
+"""Calls of `AsyncPool` that are awaited, on the event loops of asyncio and of uvloop."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_no_thread_is_started(run: Run) -> None:
 
 
 def test_the_first_calls_of_every_start_method(start_method: str) -> None:
-    """Without an initializer, nothing but the call itself makes the event loop turn the pool."""
+    """Without an initializer, only the call itself makes the event loop drive the pool."""
 
     async def main() -> None:
         async with AsyncPool(2, start_method=start_method) as pool:
@@ -120,7 +120,7 @@ def test_ten_thousand_awaits(run: Run) -> None:
 
 
 def test_workers_killed_under_ten_thousand_awaits() -> None:
-    """Each death fails one call, at most: whoever was run."""
+    """Each death fails at most one call, the one that ran."""
 
     async def main() -> None:
         async with AsyncPool(3) as pool:
@@ -143,7 +143,7 @@ def test_workers_killed_under_ten_thousand_awaits() -> None:
 
 
 def test_the_event_loop_goes_on_under_load() -> None:
-    """No turn of the pool's takes long, however much there is to do; seconds computed, for others may use the cores."""
+    """No turn takes long, however much there is to do. CPU seconds count, because others may use the cores."""
     longest = 0.0
 
     async def tick() -> None:
@@ -157,7 +157,7 @@ def test_the_event_loop_goes_on_under_load() -> None:
         nonlocal longest
         async with AsyncPool(2) as pool:
             calls = [asyncio.ensure_future(pool.run(tasks.square, x)) for x in range(10_000)]
-            await asyncio.sleep(0)  # which starts them all at once: that is not the pool's doing
+            await asyncio.sleep(0)  # starts all tasks at once, which the pool does not do
             ticking = asyncio.create_task(tick())
             await asyncio.sleep(0)
             longest = 0.0
@@ -182,7 +182,7 @@ def test_a_cancelled_call_that_runs_is_ended(run: Run, gate: Gate, reports: Repo
             with pytest.raises(asyncio.CancelledError):
                 await call
             assert await asyncio.to_thread(all_ended, [pid])
-            assert await pool.run(tasks.square, 2) == 4  # in the one that replaces it
+            assert await pool.run(tasks.square, 2) == 4  # in the worker that replaces it
             gate.let()
             assert await other == "other"
 
@@ -218,13 +218,13 @@ def test_a_cancelled_call_that_waits_is_not_run(gate: Gate, reports: Reports) ->
             gate.let(2)
             assert await first == "first"
             assert await calls[4] == 4
-            assert await next_of(reports) == f"{pid} 4"  # nobody else has run, and no worker was killed
+            assert await next_of(reports) == f"{pid} 4"  # no other call has run, and no worker was killed
 
     run_debugged(main())
 
 
 def test_a_call_that_is_cancelled_at_once_keeps_no_worker(gate: Gate) -> None:
-    """Also one that its worker has read and not begun: it is ended when it is."""
+    """This includes a call that its worker has read but not begun. It is ended when it begins."""
 
     async def main() -> None:
         async with AsyncPool(1) as pool:
@@ -294,7 +294,7 @@ def test_a_group_that_fails_ends_its_tasks(gate: Gate, reports: Reports) -> None
 # --- beside other ways in -------------------------------------------------------------------------
 
 
-def test_what_blocks_in_the_event_loops_thread_does_not_hang(run: Run, gate: Gate) -> None:
+def test_blocking_calls_in_the_thread_of_the_event_loop_do_not_hang(run: Run, gate: Gate) -> None:
     async def main() -> None:
         async with AsyncPool(2) as pool:
             calls: list[Awaitable[object]] = [asyncio.create_task(pool.run(tasks.held, gate.path, x)) for x in (0, 1)]
@@ -319,15 +319,15 @@ class ShortOfTime:
         self.turns = 0
 
     def set_asyncio(self, call: object) -> None:
-        """Nobody else leads this loop."""
+        """Ignore the function: no other thread leads this loop."""
 
     def run_once(self, _deadline: float) -> float:
         self.turns += 1
         return 0.0001
 
 
-def test_a_turn_that_is_due_at_once_and_another_before_it(run: Run) -> None:
-    """Both an event and a coroutine may ask for a turn while the event loop has one in store."""
+def test_a_turn_that_is_due_at_once_while_another_is_scheduled(run: Run) -> None:
+    """An event and a coroutine may both ask for a turn while another turn is scheduled."""
 
     async def main() -> None:
         errors: list[object] = []
@@ -349,8 +349,8 @@ def test_a_turn_that_is_due_at_once_and_another_before_it(run: Run) -> None:
     run(main())
 
 
-def test_other_threads_may_look_meanwhile(run: Run) -> None:
-    """They leave the lead to the event loop while it comes by, and do not keep it from going on."""
+def test_other_threads_may_ask_for_the_status_meanwhile(run: Run) -> None:
+    """These threads leave the lead to the event loop, and do not stop its progress."""
 
     async def main() -> None:
         async with AsyncPool(2) as pool:
@@ -376,8 +376,8 @@ def test_other_threads_may_look_meanwhile(run: Run) -> None:
     run(main())
 
 
-def test_what_is_submitted_while_another_thread_leads(run: Run) -> None:
-    """Nothing but the end of its lead tells the event loop to go on."""
+def test_a_call_that_is_submitted_while_another_thread_leads(run: Run) -> None:
+    """Only the end of that thread's lead tells the event loop to go on."""
 
     async def main() -> None:
         async with AsyncPool(2) as pool:
@@ -399,7 +399,7 @@ def test_what_is_submitted_while_another_thread_leads(run: Run) -> None:
                 begin = time.process_time()
                 done, _ = await asyncio.wait([call], timeout=0.2)
                 assert not done
-                assert time.process_time() - begin < 0.1  # it does not look again and again meanwhile
+                assert time.process_time() - begin < 0.1  # the event loop does not poll meanwhile
             finally:
                 is_over.set()
             async with asyncio.timeout(PATIENCE):
@@ -420,7 +420,7 @@ def test_resizing_and_sharing(run: Run) -> None:
     run(main())
 
 
-def test_calls_that_have_not_ended_when_the_pool_ends(gate: Gate) -> None:
+def test_calls_that_are_left_when_the_pool_ends(gate: Gate) -> None:
     async def main() -> None:
         async with AsyncPool(1) as pool:
             calls = [asyncio.create_task(pool.run(tasks.held, gate.path, x)) for x in range(500)]

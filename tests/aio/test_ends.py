@@ -1,4 +1,4 @@
-"""How an `AsyncPool` is opened and how it ends, whatever the event loop does meanwhile."""
+"""Opening and ending an `AsyncPool`, whatever the event loop does meanwhile."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.waiting import PATIENCE
 
 
 async def ticks_during(work: Awaitable[object]) -> tuple[int, float]:
-    """How often the event loop came by while this was awaited, and the longest time for which it did not."""
+    """Return how often the event loop ran while this was awaited, and the longest pause."""
     count, longest = 0, 0.0
     task = asyncio.ensure_future(work)
     while not task.done():
@@ -38,8 +38,8 @@ async def ticks_during(work: Awaitable[object]) -> tuple[int, float]:
 # --- opening --------------------------------------------------------------------------------------
 
 
-def test_opening_does_not_keep_the_event_loop() -> None:
-    """A fresh interpreter takes some 200 ms to come up."""
+def test_opening_does_not_block_the_event_loop() -> None:
+    """A fresh interpreter takes about 200 ms to start."""
 
     async def main() -> None:
         pool = AsyncPool(2, start_method="forkserver")
@@ -65,7 +65,7 @@ def test_opening_that_is_cancelled_leaves_nothing(run: Run) -> None:
     run(main())
 
 
-def test_a_pool_that_is_not_open_says_so() -> None:
+def test_the_error_of_a_pool_that_is_not_open() -> None:
     pool = AsyncPool(2)
     with pytest.raises(ValueError, match="not open"):
         pool.status()
@@ -151,14 +151,16 @@ def test_closing_and_joining(run: Run, gate: Gate) -> None:
     run(main())
 
 
-def test_ending_does_not_keep_the_event_loop(run: Run) -> None:
-    """A worker that is stopped does not exit: it is given a second, and then killed."""
+def test_ending_does_not_block_the_event_loop(run: Run) -> None:
+    """A stopped worker does not exit. It is killed after one second."""
 
     async def main() -> None:
         pool = AsyncPool(2)
         await pool.open()
         pids = pids_of(pool)
-        os.kill(await pool.run(os.getpid), signal.SIGSTOP)  # one that has worked: others may not be there yet
+        os.kill(
+            await pool.run(os.getpid), signal.SIGSTOP
+        )  # a worker that has run a call, because others may not have started
         begin = time.monotonic()
         count, longest = await ticks_during(pool.aclose())
         assert 0.9 < time.monotonic() - begin < 5
@@ -185,7 +187,7 @@ def test_ending_that_is_cancelled_ends_at_once() -> None:
     run_debugged(main())
 
 
-def test_two_may_end_it_at_once(gate: Gate) -> None:
+def test_two_coroutines_may_end_the_pool_at_once(gate: Gate) -> None:
     async def main() -> None:
         pool = AsyncPool(2)
         await pool.open()
@@ -268,7 +270,7 @@ def test_another_event_loop_is_refused(run: Run) -> None:
     run(main())
 
 
-def test_an_event_loop_that_closes_takes_the_pool_along(run: Run) -> None:
+def test_the_pool_ends_with_its_event_loop(run: Run) -> None:
     pool = AsyncPool(2)
     pids: list[int] = []
 
@@ -290,8 +292,8 @@ def test_an_event_loop_that_closes_takes_the_pool_along(run: Run) -> None:
     run(again())
 
 
-def test_an_event_loop_that_is_closed_the_hard_way(gate: Gate) -> None:
-    """Without a word to its asynchronous generators: the pool is there until somebody ends it."""
+def test_an_event_loop_that_is_closed_without_its_generators(gate: Gate) -> None:
+    """Its asynchronous generators are not closed. So the pool stays until it is ended."""
     pool = AsyncPool(2)
     events = asyncio.new_event_loop()
     events.run_until_complete(pool.open())
@@ -346,7 +348,7 @@ def test_an_idle_pool_takes_no_time() -> None:
     asyncio.run(main())
 
 
-def test_a_worker_that_dies_while_nothing_is_to_do_is_replaced(run: Run) -> None:
+def test_a_worker_that_dies_while_the_pool_idles_is_replaced(run: Run) -> None:
     async def main() -> None:
         async with AsyncPool(2) as pool:
             victim = pids_of(pool)[0]
@@ -372,7 +374,7 @@ INTERRUPTED = """
 """
 
 
-def test_ctrl_c_ends_it_all(tmp_path: Path, gate: Gate, reports: Reports) -> None:
+def test_ctrl_c_ends_the_program(tmp_path: Path, gate: Gate, reports: Reports) -> None:
     script = write_script(tmp_path, INTERRUPTED)
     with running(script, reports.path, gate.path) as process:
         assert process.stdout is not None
@@ -392,7 +394,7 @@ QUIET = """
     from tests.support import tasks
 
     async def main():
-        asyncio.get_running_loop().slow_callback_duration = 10.0  # how long things take is the machine's affair
+        asyncio.get_running_loop().slow_callback_duration = 10.0  # because durations depend on the machine
         async with AsyncPool(2) as pool:
             await asyncio.gather(*(pool.run(tasks.square, x) for x in range(200)))
             async for result in pool.imap(tasks.square, range(1000)):
@@ -409,12 +411,12 @@ QUIET = """
 """
 
 
-def test_nothing_is_warned_of(tmp_path: Path) -> None:
+def test_a_normal_program_causes_no_warning(tmp_path: Path) -> None:
     done = python("-X", "dev", write_script(tmp_path, QUIET))
     assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
 
 
-def test_a_report_is_there_after_the_end(reports: Reports, gate: Gate) -> None:
+def test_the_report_after_the_end(reports: Reports, gate: Gate) -> None:
     async def main() -> None:
         async with AsyncPool(1) as pool:
             call = asyncio.create_task(pool.run(tasks.tell_and_hold, reports.path, gate.path, 1))

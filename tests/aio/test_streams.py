@@ -1,4 +1,4 @@
-"""`AsyncPool.imap` and `imap_unordered`: inputs read as far as there is room, results as they come."""
+"""`AsyncPool.imap` and `imap_unordered`: inputs are read as far as there is room; results come when ready."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_results_as_they_are_ready(run: Run, gate: Gate) -> None:
 
 
 @pytest.mark.parametrize("pause", [True, False])
-def test_an_endless_input_is_read_as_far_as_there_is_room(pause: bool) -> None:
+def test_an_endless_input_is_read_only_as_far_as_there_is_room(pause: bool) -> None:
     async def main() -> None:
         source = Source(pause)
         async with AsyncPool(2) as pool:
@@ -87,7 +87,7 @@ def test_an_endless_input_is_read_as_far_as_there_is_room(pause: bool) -> None:
                 assert await anext(stream) == read * read
                 assert source.taken <= read + 1 + 10
             await asyncio.sleep(0.05)
-            assert 100 < source.taken <= 110  # it runs ahead, and no further
+            assert 100 < source.taken <= 110  # it runs ahead, but no further
             await stream.aclose()
             await soon(lambda: source.closed)
             assert source.taken <= 111
@@ -95,7 +95,7 @@ def test_an_endless_input_is_read_as_far_as_there_is_room(pause: bool) -> None:
     run_debugged(main())
 
 
-def test_a_plain_endless_input_leaves_the_event_loop_to_others() -> None:
+def test_a_plain_endless_input_lets_other_coroutines_run() -> None:
     def endless() -> Iterator[int]:
         item = 0
         while True:
@@ -132,7 +132,7 @@ def test_the_bound_without_a_buffersize_follows_the_batches() -> None:
     run_debugged(main())
 
 
-def test_a_reader_of_many_results_leaves_the_event_loop_to_others(run: Run) -> None:
+def test_a_reader_of_many_results_lets_other_coroutines_run(run: Run) -> None:
     ticks = 0
 
     async def tick() -> None:
@@ -144,7 +144,7 @@ def test_a_reader_of_many_results_leaves_the_event_loop_to_others(run: Run) -> N
     async def main() -> None:
         async with AsyncPool(1) as pool:
             results = pool.imap(tasks.square, range(1000), buffersize=1000)
-            await soon(lambda: pool.status().done == 1000)  # all of them are there
+            await soon(lambda: pool.status().done == 1000)  # all results are there
             ticking = asyncio.create_task(tick())
             async for _result in results:
                 time.sleep(0.0001)
@@ -177,7 +177,7 @@ def test_exceptions_come_in_the_place_of_results(run: Run) -> None:
     run(main())
 
 
-def test_what_the_input_raises_comes_behind_the_results(run: Run) -> None:
+def test_an_exception_of_the_input_comes_after_the_results(run: Run) -> None:
     async def failing(error: BaseException) -> AsyncIterator[int]:
         yield 1
         yield 2
@@ -240,8 +240,8 @@ def test_a_dropped_stream_ends(gate: Gate) -> None:
 
 
 @pytest.mark.parametrize("closes", [False, True])
-def test_the_input_of_a_stream_that_ends_early_is_let_go(run: Run, closes: bool) -> None:
-    """So that a generator is closed then, and not when the collector comes by."""
+def test_the_input_of_a_stream_that_ends_early_is_closed(run: Run, closes: bool) -> None:
+    """A generator is closed at that moment, and not by the next garbage collection."""
     closed = []
 
     def numbers() -> Iterator[int]:
@@ -275,7 +275,7 @@ def test_a_closed_stream_ends(gate: Gate, reports: Reports) -> None:
             async with aclosing(pool.imap(function, range(10), 1)) as stream:
                 pid = (await next_of(reports)).split()[0]
             gate.let()
-            assert await pool.run(tasks.process_id) == int(pid)  # what ran was left to its end
+            assert await pool.run(tasks.process_id) == int(pid)  # the running task was not ended
             with pytest.raises(CancelledError):
                 await anext(stream)
             stream = pool.imap(function, range(10), 1)

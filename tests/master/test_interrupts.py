@@ -1,4 +1,4 @@
-"""Ctrl-C while a pool is used: what was waited for is left, and nothing else comes to harm."""
+"""Ctrl-C while a pool is in use: the wait ends, and nothing else is affected."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.waiting import PATIENCE
 
 
 def test_no_call_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each that was submitted has its result, whenever the wait for another was interrupted."""
+    """Each submitted call has its result, whenever the wait for another call was interrupted."""
     monkeypatch.setattr(
         guards, "FORCED_AFTER_S", 60.0
     )  # on a busy machine a turn may well take longer than two strikes
@@ -42,7 +42,7 @@ def test_no_call_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_callers_own_code_is_interrupted_at_once(make_pool: MakePool) -> None:
-    """An input that blocks: nobody should have to strike twice."""
+    """One Ctrl-C is enough to interrupt an input that blocks."""
     pool = make_pool(2)
     end, other_end = os.pipe()
     ready = threading.Event()
@@ -62,7 +62,7 @@ def test_the_callers_own_code_is_interrupted_at_once(make_pool: MakePool) -> Non
     def strike() -> None:
         ready.wait(PATIENCE)
         while not reads.match(call.read_text()):
-            os.sched_yield()  # a signal that comes just before it does not interrupt it
+            os.sched_yield()  # a signal just before the read does not interrupt it
         signal.pthread_kill(main, signal.SIGINT)
 
     thread = threading.Thread(target=strike)
@@ -79,7 +79,7 @@ def test_the_callers_own_code_is_interrupted_at_once(make_pool: MakePool) -> Non
 
 
 class Struck:
-    """Ctrl-C, twice, while it is pickled."""
+    """An object that causes two Ctrl-C while it is pickled."""
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         signal.raise_signal(signal.SIGINT)
@@ -97,8 +97,10 @@ def test_ctrl_c_while_an_argument_is_pickled_is_not_that_items_exception(
     assert pool.map(tasks.square, range(100)) == [x * x for x in range(100)]
 
 
-def test_a_worker_that_was_dealt_with_as_an_exception_struck(make_pool: MakePool, gate: Gate, reports: Reports) -> None:
-    """Nobody knows what it was sent: it is ended, and its task says why."""
+def test_a_worker_whose_state_is_unknown_after_an_exception_is_ended(
+    make_pool: MakePool, gate: Gate, reports: Reports
+) -> None:
+    """It is unknown what such a worker was sent. So it is ended, and the error of its task says why."""
     pool = make_pool(1)
     busy = pool.apply_async(tasks.tell_and_hold, (reports.path, gate.path, 1))
     reports.next()
@@ -116,8 +118,8 @@ def test_a_worker_that_was_dealt_with_as_an_exception_struck(make_pool: MakePool
     assert pool.map(tasks.square, range(100)) == [x * x for x in range(100)]
 
 
-def test_a_programs_own_handler_is_called(make_pool: MakePool, gate: Gate, reports: Reports) -> None:
-    """Within a wait, which goes on."""
+def test_a_handler_of_the_program_is_called(make_pool: MakePool, gate: Gate, reports: Reports) -> None:
+    """The handler runs inside a wait, and the wait goes on."""
     pool = make_pool(1)
     seen: list[int] = []
 
@@ -144,7 +146,7 @@ def test_a_programs_own_handler_is_called(make_pool: MakePool, gate: Gate, repor
     assert seen == [signal.SIGINT]
 
 
-def test_a_child_that_is_forked_meanwhile_has_pythons_handler(make_pool: MakePool) -> None:
+def test_a_child_forked_meanwhile_has_the_handler_of_python(make_pool: MakePool) -> None:
     found: list[object] = []
 
     def fork() -> Iterator[int]:

@@ -53,7 +53,7 @@ def submit(pool: Pool) -> None:
 
 
 def leave(pool: Pool) -> None:
-    """Waits that end without a result, as a rule."""
+    """Wait in ways that normally end without a result."""
     with contextlib.suppress(multiprocessing.TimeoutError):
         pool.apply_async(time.sleep, (0.002,)).get(0.0005)
 
@@ -74,8 +74,8 @@ def _tell(told: threading.Event, _value: int) -> None:
 
 
 @pytest.mark.parametrize("use", USES)
-def test_a_pool_lives_through_any_moment(use: str, make_pool: MakePool) -> None:
-    """After each there is somebody who drives it, though this thread waits for something else."""
+def test_a_pool_survives_a_signal_at_any_moment(use: str, make_pool: MakePool) -> None:
+    """After each signal, some thread drives the pool, although this thread waits for something else."""
     pool = make_pool(2)
     USES[use](pool)
     with Striker(use, 0.002, 0.02) as striker:
@@ -89,9 +89,11 @@ def test_a_pool_lives_through_any_moment(use: str, make_pool: MakePool) -> None:
     assert pool.map(tasks.square, range(100)) == [x * x for x in range(100)]
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of a pool it never had: see below
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # of a pool that has no name yet: see below
 def test_opening_is_all_or_nothing(start_method: str) -> None:
-    """No process, descriptor or thread is left, whenever it is struck."""
+    """No process, descriptor or thread is left, whenever the signal comes."""
     pools: list[Pool] = []
     at_most, rounds = (0.4, 10) if start_method == "forkserver" else (0.02, 20)
 
@@ -104,12 +106,12 @@ def test_opening_is_all_or_nothing(start_method: str) -> None:
             striker.strike(open_and_end)
             while pools:
                 pools.pop().terminate()
-            gc.collect()  # one that was struck before it came to its name; what is left is found after the test
+            gc.collect()  # a pool that was interrupted before it had a name; a check after the test finds what is left
 
 
 @pytest.mark.usefixtures("handler")
-def test_a_call_that_is_left_takes_no_other_with_it(make_pool: MakePool, reports: Reports, gate: Gate) -> None:
-    """Calls of several threads are handed to workers together."""
+def test_an_interrupted_call_ends_no_other_call(make_pool: MakePool, reports: Reports, gate: Gate) -> None:
+    """Calls of several threads travel to workers in the same batch."""
     pool = make_pool(1)
     others: list[AsyncResult[int]] = []
 
@@ -127,7 +129,7 @@ def test_a_call_that_is_left_takes_no_other_with_it(make_pool: MakePool, reports
 
 
 @pytest.mark.usefixtures("handler")
-def test_a_map_that_is_left_takes_its_own_tasks_with_it(make_pool: MakePool, reports: Reports, gate: Gate) -> None:
+def test_an_interrupted_map_ends_its_own_tasks(make_pool: MakePool, reports: Reports, gate: Gate) -> None:
     pool = make_pool(1)
 
     def strike_when_it_runs() -> None:
@@ -139,7 +141,7 @@ def test_a_map_that_is_left_takes_its_own_tasks_with_it(make_pool: MakePool, rep
     with pytest.raises(Struck):
         pool.map(functools.partial(tasks.tell_and_hold, reports.path, gate.path), range(10))
     thread.join()
-    assert pool.apply(tasks.square, (3,)) == 9  # the only worker is free, or another has taken its place
+    assert pool.apply(tasks.square, (3,)) == 9  # the only worker is free, or was replaced
 
 
 def join(_result: object, pool: Pool) -> None:
@@ -159,7 +161,7 @@ ENDS: dict[str, Callable[[Pool, Callable[[Any], Any]], object]] = {
 
 @pytest.mark.parametrize("use", ENDS)
 def test_a_handler_may_end_the_pool(use: str, make_pool: MakePool, reports: Reports, gate: Gate) -> None:
-    """As programs do at SIGTERM."""
+    """Programs do that at SIGTERM."""
     pool = make_pool(2)
 
     def handle(_number: int, _frame: object) -> None:
@@ -185,7 +187,7 @@ def test_a_handler_may_end_the_pool(use: str, make_pool: MakePool, reports: Repo
 
 
 class Striking:
-    """Has the master be struck where it is unpickled."""
+    """An object that sends the signal to the master when the master unpickles it."""
 
     def __reduce__(self) -> Any:
         return signal.raise_signal, (int(signal.SIGUSR1),)
@@ -196,8 +198,8 @@ def make_striking(_x: int) -> Striking:
 
 
 @pytest.mark.usefixtures("handler")
-def test_what_a_handler_raises_is_no_results_failure(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(interrupts, "FORCED_AFTER_S", 0.0)  # as if the signal had come before, and the turn lasted
+def test_an_exception_of_a_handler_fails_no_result(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interrupts, "FORCED_AFTER_S", 0.0)  # as if this were the second signal in a long turn
     pool = make_pool(1)
     with pytest.raises(Struck):
         pool.map(make_striking, [1], return_exceptions=True)
@@ -205,14 +207,14 @@ def test_what_a_handler_raises_is_no_results_failure(make_pool: MakePool, monkey
 
 
 @pytest.mark.usefixtures("handler")
-def test_the_callers_own_callback_is_struck_at_once(make_pool: MakePool) -> None:
-    """What is raised in it comes from the handler: it is not the callback's fault, which would be logged."""
+def test_a_handler_runs_at_once_inside_a_callback(make_pool: MakePool) -> None:
+    """The exception comes from the handler, so it is not logged as an exception of the callback."""
     pool = make_pool(1)
     here = threading.get_ident()
     after: list[object] = []
 
     def callback(_value: int) -> None:
-        if threading.get_ident() == here:  # and not in the pool's own thread
+        if threading.get_ident() == here:  # not in the driver thread
             signal.raise_signal(signal.SIGUSR1)
             after.append(1)
 
@@ -225,7 +227,7 @@ def test_the_callers_own_callback_is_struck_at_once(make_pool: MakePool) -> None
 
 
 class Numbers:
-    """An input that a signal strikes once, far behind what is read before there is a reader."""
+    """An input that a signal interrupts once, after more items than are read before there is a reader."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -246,7 +248,7 @@ class Numbers:
 
 @pytest.mark.usefixtures("handler")
 @pytest.mark.parametrize("chunksize", [None, 1, 100])
-def test_a_stream_goes_on_where_its_input_was_struck(make_pool: MakePool, chunksize: int | None) -> None:
+def test_a_stream_goes_on_where_its_input_was_interrupted(make_pool: MakePool, chunksize: int | None) -> None:
     pool = make_pool(2)
     stream = pool.imap(tasks.square, Numbers(), chunksize=chunksize, buffersize=1000)
     found: list[int] = []
@@ -283,13 +285,13 @@ def test_a_wait_goes_on_after_a_handler_that_returns(make_pool: MakePool, report
 @pytest.mark.usefixtures("handler")
 @pytest.mark.parametrize("leads", [True, False])
 def test_a_signal_that_another_thread_took(leads: bool, make_pool: MakePool, reports: Reports, gate: Gate) -> None:
-    """Then the main thread's wait in the kernel is not interrupted; nor by one that comes just before it."""
+    """Then the wait of the main thread in the kernel is not interrupted. Nor is it by a signal just before it."""
     pool = make_pool(1)
     loop, main = pool._engine.loop, threading.get_ident()
     if not leads:
         pool.apply_async(tasks.square, (1,)).get(PATIENCE)
         pool.apply_async(tasks.tell_and_hold, (reports.path, gate.path, 1))
-        while not loop._lead:  # by the pool's own thread, which has nothing to leave it for while that task is held
+        while not loop._lead:  # the driver thread keeps the lead while that task is held
             time.sleep(0.001)
 
     def take() -> None:
@@ -306,7 +308,7 @@ def test_a_signal_that_another_thread_took(leads: bool, make_pool: MakePool, rep
 
 
 class Slow:
-    """Takes for ever to be pickled, until it is struck."""
+    """An object whose pickling does not end before a signal comes."""
 
     def __init__(self, begun: threading.Event) -> None:
         self.begun = begun
@@ -319,7 +321,7 @@ class Slow:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
-def test_a_turn_that_does_not_end_is_struck_by_the_second_one(number: int, make_pool: MakePool) -> None:
+def test_a_second_signal_interrupts_a_long_turn(number: int, make_pool: MakePool) -> None:
     pool = make_pool(1)
     begun, struck = threading.Event(), threading.Event()
 
@@ -339,7 +341,7 @@ def test_a_turn_that_does_not_end_is_struck_by_the_second_one(number: int, make_
     began = time.monotonic()
     try:
         with pytest.raises(Struck):
-            pool.map(tasks.identity, [Slow(begun)])  # whose items are pickled in a turn
+            pool.map(tasks.identity, [Slow(begun)])  # the items of a map are pickled in a turn
     finally:
         thread.join()
         signal.signal(number, old)
@@ -348,7 +350,7 @@ def test_a_turn_that_does_not_end_is_struck_by_the_second_one(number: int, make_
 
 
 @pytest.mark.parametrize("method", ["apply", "apply_async"])
-def test_a_handler_strikes_at_once_while_the_argument_of_a_call_is_pickled(method: str, make_pool: MakePool) -> None:
+def test_a_handler_runs_at_once_while_an_argument_is_pickled(method: str, make_pool: MakePool) -> None:
     pool = make_pool(1)
     begun = threading.Event()
 
@@ -372,7 +374,7 @@ def test_a_handler_strikes_at_once_while_the_argument_of_a_call_is_pickled(metho
     assert pool.apply(tasks.square, (3,)) == 9
 
 
-def test_what_faulthandler_has_put_before_a_handler_stays(make_pool: MakePool, tmp_path: Path) -> None:
+def test_a_handler_of_faulthandler_stays_in_place(make_pool: MakePool, tmp_path: Path) -> None:
     called: list[int] = []
     old = signal.signal(signal.SIGUSR1, lambda number, _frame: called.append(number))
     with (tmp_path / "stacks").open("w") as file:
@@ -387,8 +389,8 @@ def test_what_faulthandler_has_put_before_a_handler_stays(make_pool: MakePool, t
     assert "test_what_faulthandler_has_put" in (tmp_path / "stacks").read_text()
 
 
-def test_a_pool_ends_though_it_is_struck(start_method: str) -> None:
-    """`terminate` is not left half done."""
+def test_a_pool_ends_although_it_is_interrupted(start_method: str) -> None:
+    """`terminate` is completed."""
     with Striker(start_method, 0.005, 2.0) as striker:
         for _ in range(20):
             pool = Pool(2, start_method=start_method)
@@ -399,7 +401,7 @@ def test_a_pool_ends_though_it_is_struck(start_method: str) -> None:
                 stuck.get(PATIENCE)
 
 
-def test_an_executor_has_its_results_all_the_same() -> None:
+def test_an_executor_loses_no_result() -> None:
     with Executor(2) as executor, Striker("executor", 0.01, 2.0) as striker:
         for _ in range(20):
             futures = [executor.submit(tasks.square, x) for x in range(1000)]
@@ -408,7 +410,7 @@ def test_an_executor_has_its_results_all_the_same() -> None:
 
 
 @pytest.mark.usefixtures("handler")
-def test_what_is_held_back_waits_for_the_outermost_block() -> None:
+def test_deferred_handlers_wait_for_the_outermost_block() -> None:
     done: list[str] = []
 
     def held() -> None:
@@ -425,7 +427,7 @@ def test_what_is_held_back_waits_for_the_outermost_block() -> None:
 
 
 @pytest.mark.usefixtures("handler")
-def test_in_a_passage_a_block_ends_with_what_it_held_back() -> None:
+def test_inside_allow_signals_a_block_calls_its_deferred_handlers() -> None:
     done: list[str] = []
 
     def held() -> None:
@@ -446,7 +448,7 @@ def test_in_a_passage_a_block_ends_with_what_it_held_back() -> None:
 
 @pytest.fixture
 def struck_pidfds(handler: object, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Each comes with a strike, before anybody knows its number; that none is left is found after the test."""
+    """Each new descriptor comes with a signal, before a variable has its number. A later check finds leaks."""
     opens = os.pidfd_open
 
     def open_and_strike(pid: int, flags: int = 0) -> int:
@@ -460,13 +462,13 @@ def struck_pidfds(handler: object, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
 
 @pytest.mark.usefixtures("struck_pidfds")
-def test_a_struck_opening_leaves_no_descriptor(start_method: str) -> None:
+def test_an_interrupted_opening_leaves_no_descriptor(start_method: str) -> None:
     for _ in range(2):
         with pytest.raises(Struck):
             Pool(2, start_method=start_method)
 
 
-def test_struck_stacks_leave_no_descriptor(make_pool: MakePool, request: pytest.FixtureRequest) -> None:
+def test_interrupted_stacks_leave_no_descriptor(make_pool: MakePool, request: pytest.FixtureRequest) -> None:
     pool = make_pool(2)
     request.getfixturevalue("struck_pidfds")
     for _ in range(2):
@@ -482,8 +484,8 @@ def views() -> list[threading.Thread]:
 
 
 @pytest.mark.usefixtures("handler")
-def test_a_view_that_is_struck_as_it_begins(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """There is none, then."""
+def test_a_view_that_is_interrupted_at_its_start(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then there is no view."""
     pool = make_pool(1)
     begin = LiveView._start
 
@@ -503,8 +505,10 @@ def test_a_view_that_is_struck_as_it_begins(make_pool: MakePool, monkeypatch: py
 
 
 @pytest.mark.usefixtures("handler")
-def test_a_view_that_is_struck_as_it_waits_for_output(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It ends all the same."""
+def test_a_view_that_is_interrupted_while_it_waits_for_output(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The view ends nevertheless."""
     view = make_pool(1).live(Console(file=io.StringIO()))
     with monkeypatch.context() as patch:
         patch.setattr(view, "_settle", lambda: signal.raise_signal(signal.SIGUSR1))
@@ -516,7 +520,7 @@ def test_a_view_that_is_struck_as_it_waits_for_output(make_pool: MakePool, monke
 
 
 class Stuck(io.StringIO):
-    """Takes nothing as long as somebody has its lock."""
+    """A stream that takes nothing as long as its lock is held."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -530,8 +534,8 @@ class Stuck(io.StringIO):
 
 
 @pytest.mark.usefixtures("handler")
-def test_a_view_that_is_struck_as_it_draws_its_last_frame(make_pool: MakePool) -> None:
-    """Nobody has to wait for a terminal that takes nothing; whoever does it again waits for all of it."""
+def test_a_view_that_is_interrupted_at_its_last_frame(make_pool: MakePool) -> None:
+    """The interrupted call does not wait for a terminal that takes nothing. A second call waits for all output."""
     pool = make_pool(1)
     file = Stuck()
     view = pool.live(Console(file=file))

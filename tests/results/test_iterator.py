@@ -31,7 +31,7 @@ def pool() -> Iterator[Pool]:
 
 
 class Counting:
-    """An input that knows how much was taken from it."""
+    """An input that counts how many items were taken from it."""
 
     def __init__(self, length: int) -> None:
         self.taken = 0
@@ -62,7 +62,7 @@ def test_no_more_is_taken_than_yielded_and_buffersize(pool: Pool, method: str, b
     assert sorted(seen) == list(range(600))
 
 
-def test_nor_if_several_threads_read(pool: Pool) -> None:
+def test_several_readers_take_no_more_than_yielded_and_buffersize(pool: Pool) -> None:
     source, buffersize, yielded = Counting(3000), 5, itertools.count(1)
     stream = pool.imap(tasks.identity, source, buffersize=buffersize)
     most = 0
@@ -75,11 +75,11 @@ def test_nor_if_several_threads_read(pool: Pool) -> None:
 
     in_threads(read, 3)
     assert source.taken == 3000
-    assert most <= buffersize + 3  # each thread may have had one that it has not counted
+    assert most <= buffersize + 3  # each thread may hold one that it has not counted
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_exceptions_are_raised_in_place_and_it_goes_on(pool: Pool, method: str) -> None:
+def test_the_iteration_goes_on_after_an_exception(pool: Pool, method: str) -> None:
     stream = getattr(pool, method)(tasks.refuse_odd, range(2000))
     values, odd = [], []
     while True:
@@ -102,7 +102,7 @@ def test_exceptions_as_results(pool: Pool) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_once_at_its_end_it_stays_there(pool: Pool, method: str) -> None:
+def test_an_iterator_stays_at_its_end(pool: Pool, method: str) -> None:
     stream = getattr(pool, method)(tasks.square, range(100))
     assert iter(stream) is stream
     assert sorted(stream) == [x * x for x in range(100)]
@@ -117,10 +117,10 @@ def test_an_empty_input(pool: Pool) -> None:
     assert list(pool.imap(tasks.square, [])) == list(pool.imap(tasks.square, range(0))) == []
 
 
-def test_what_reads_iterators_reads_it(pool: Pool) -> None:
+def test_functions_that_read_iterators(pool: Pool) -> None:
     stream = pool.imap(tasks.square, itertools.count())
     assert list(itertools.islice(stream, 5)) == [0, 1, 4, 9, 16]
-    assert list(zip(stream, "ab", strict=False)) == [(25, "a"), (36, "b")]  # the third item is lost, as always
+    assert list(zip(stream, "ab", strict=False)) == [(25, "a"), (36, "b")]  # zip loses the third item, as always
     assert next(stream) == 64
     assert 100 in stream
     first, *_ = itertools.islice(stream, 3)
@@ -147,11 +147,11 @@ def test_a_wait_that_is_too_long(make_pool: MakePool, gate: Gate, method: str) -
         stream.next(0)
 
 
-def test_a_result_that_is_there_needs_no_time(pool: Pool) -> None:
+def test_a_ready_result_needs_no_time(pool: Pool) -> None:
     stream = pool.imap(tasks.identity, range(2000))
     assert next(stream) == 0
     for _ in pool.imap(tasks.identity, range(2000)):
-        pass  # and meanwhile those of the first came, too
+        pass  # meanwhile the results of the first stream came, too
     assert stream.next(0.5) == 1
 
 
@@ -159,7 +159,7 @@ def test_a_result_that_is_there_needs_no_time(pool: Pool) -> None:
 
 
 def in_threads(action: Callable[[], None], count: int) -> None:
-    """Run it in so many threads, which take turns as often as they can; raises what one of them raised."""
+    """Run it in `count` threads, which switch as often as possible. Raise what one of them raised."""
     errors: list[BaseException] = []
 
     def guarded() -> None:
@@ -251,7 +251,7 @@ def test_each_reader_has_its_own_timeout(make_pool: MakePool, reports: Reports, 
 
 
 @pytest.mark.parametrize("read", [0, 1, 500])
-def test_dropping_one_that_is_read_in_part(pool: Pool, read: int) -> None:
+def test_dropping_a_half_read_stream(pool: Pool, read: int) -> None:
     source = Counting(10**9)
     stream = pool.imap(tasks.identity, source, buffersize=1000)
     assert list(itertools.islice(stream, read)) == list(range(read))
@@ -275,7 +275,7 @@ def test_cancelled(pool: Pool, method: str) -> None:
     assert pool.apply(tasks.square, (5,)) == 25
 
 
-def test_an_interrupt_while_it_waits(pool: Pool, reports: Reports, gate: Gate) -> None:
+def test_an_interrupt_during_a_wait(pool: Pool, reports: Reports, gate: Gate) -> None:
     stream = pool.imap(functools.partial(tasks.tell_and_hold, reports.path, gate.path), range(10))
     main = threading.main_thread().ident
     assert main is not None
@@ -304,7 +304,7 @@ def refuse(x: int) -> int:
 
 
 def test_a_task_that_raises_stop_iteration_does_not_vanish(pool: Pool) -> None:
-    """Results after it must not take its place unseen."""
+    """Later results must not take its place."""
     stream = pool.imap(refuse, range(5))
     assert [next(stream), next(stream)] == [0, 1]
     with pytest.raises((StopIteration, RuntimeError)):
