@@ -200,7 +200,7 @@ class ClusterPoolBase:
         limits: Limits,
     ) -> ClusterCall:
         """Make a call whose input is complete."""
-        checked_limits = limits_of(**limits)
+        checked_limits = limits_of(limits)
         self._check_call(func)
         sizer = BatchSizer(BATCH_TARGET_S, check_chunksize(chunksize))
         # the caller of map_async may change a list before its items are pickled, so it is copied
@@ -219,7 +219,7 @@ class ClusterPoolBase:
         limits: Limits,
     ) -> ClusterCall:
         """Make a call whose input is read as the results are read."""
-        checked_limits = limits_of(**limits)
+        checked_limits = limits_of(limits)
         buffersize = check_buffersize(buffersize)
         self._check_call(func)
         sizer = BatchSizer(BATCH_TARGET_S, check_chunksize(chunksize))

@@ -36,9 +36,9 @@ def run_batch(order: BatchOrder) -> BatchReport:
     if setup.versions != versions():
         refusal = f"the node {node} has {versions()}, and this program {setup.versions}"
         return BatchReport(node, 0.0, refusal=refusal)
-    with pools.use(setup, node) as pool:
+    with pools.use(setup, node) as node_pool:
         began = time.monotonic()
-        found = _run(pool, order)
+        found = _run(node_pool, order)
     outcomes = [
         (True, one[0]) if type(one) is tuple else (False, _on_node(one, node, _index(order, offset)))
         for offset, one in enumerate(found)
@@ -57,46 +57,46 @@ def _index(order: BatchOrder, offset: int) -> int:
 # --- run the items ------------------------------------------------------------------------------------
 
 
-def _run(pool: NodePool, order: BatchOrder) -> list[Any]:
+def _run(node_pool: NodePool, order: BatchOrder) -> list[Any]:
     """Return for each item a tuple of its value and its seconds, or its exception."""
     head = order.head
     if head.mode == ItemMode.CALL:
-        return _run_calls(pool, pickle.loads(order.items))
+        return _run_calls(node_pool, pickle.loads(order.items))
     try:
-        function = pool.function(head.call, head.function, head.mode)
+        function = node_pool.function(head.call, head.function, head.mode)
         limits: Limits = pickle.loads(head.limits)
     except BaseException as error:
         return list(error_for_each(error, order.length))
     loaded = unpack(order.items)
     items = [item for is_loaded, item in loaded if is_loaded]
-    chunksize = max(1, order.length // (PARTS_PER_WORKER * pool.threads))
-    result = pool.pool.map_async(function, items, chunksize, return_exceptions=True, **limits)
-    with pool.running(result.cancel):
+    chunksize = max(1, order.length // (PARTS_PER_WORKER * node_pool.threads))
+    result = node_pool.pool.map_async(function, items, chunksize, return_exceptions=True, **limits)
+    with node_pool.running(result.cancel):
         found = iter(result.get())
     return [next(found) if is_loaded else error for is_loaded, error in loaded]
 
 
-def _run_calls(pool: NodePool, calls: list[CallContent]) -> list[Any]:
+def _run_calls(node_pool: NodePool, calls: list[CallContent]) -> list[Any]:
     """Do the same as `_run` for single calls."""
-    results: list[AsyncResult[Any] | BaseException] = [_begin_call(pool, call) for call in calls]
+    results: list[AsyncResult[Any] | BaseException] = [_begin_call(node_pool, call) for call in calls]
     begun = [one for one in results if not isinstance(one, BaseException)]
 
     def cancel(*, kill: bool) -> None:
         for one in begun:
             one.cancel(kill=kill)
 
-    with pool.running(cancel):
+    with node_pool.running(cancel):
         return [one if isinstance(one, BaseException) else _outcome_of(one) for one in results]
 
 
-def _begin_call(pool: NodePool, call: CallContent) -> AsyncResult[Any] | BaseException:
+def _begin_call(node_pool: NodePool, call: CallContent) -> AsyncResult[Any] | BaseException:
     try:
-        function = pool.function(call.function, call.function, ItemMode.CALL)
+        function = node_pool.function(call.function, call.function, ItemMode.CALL)
         args, kwds = pickle.loads(call.arguments)
         limits: Limits = pickle.loads(call.limits)
     except BaseException as error:
         return error
-    return pool.pool.apply_async(function, args, kwds, **limits)
+    return node_pool.pool.apply_async(function, args, kwds, **limits)
 
 
 def _outcome_of(result: AsyncResult[Any]) -> Any:

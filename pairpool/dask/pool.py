@@ -43,6 +43,8 @@ class ClusterPool(ClusterPoolBase):
             (`"forkserver"`, the default here, or `"fork"`), `task_timeout`, `retries`, `retry_on`, `memory_limit`,
             `start_timeout`.
 
+    `task_timeout`, `retries` and `retry_on` can be given to each call, too.
+
     Raises:
         TypeError, ValueError: an argument is of the wrong type or out of range.
         ConnectionError: there is no scheduler at that address, or it has no nodes, within `timeout` seconds.
@@ -233,7 +235,7 @@ class ClusterPool(ClusterPoolBase):
         Callbacks run in the thread that receives all single calls, so keep them short.
         """
         result = ClusterResult(self._call_batcher.on_cancelled, callback, error_callback)
-        self._submit(result, func, (tuple(args), dict(kwds or {})), limits_of(**limits))
+        self._submit(result, func, (tuple(args), dict(kwds or {})), limits_of(limits))
         return result
 
     def submit(self, func: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> ClusterResult[R]:

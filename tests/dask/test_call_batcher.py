@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import textwrap
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,8 +13,7 @@ pytest.importorskip("distributed")
 
 from pairpool.dask.results import ClusterResult
 from pairpool.dask.stats import ClusterCallStats, ClusterStats
-from tests.support.dask_cluster import COMMON, PATIENCE, node, run, scheduler
-from tests.support.scripts import environment
+from tests.support.dask_cluster import PATIENCE, node, run, scheduler, start, write_program
 
 
 @pytest.fixture(scope="module")
@@ -244,22 +239,19 @@ def test_single_calls_survive_a_killed_node_but_not_a_lost_scheduler(tmp_path: P
             print("go on", flush=True)
             found = [[one.result(60) for one in calls] == [x * x for x in range(600)]]
             print("go on", flush=True)
-            calls = [pool.submit(slow_square, x) for x in range(100_000)]
+            calls = [pool.submit(slow_square, x) for x in range(20_000)]
             try:
                 sum(one.result(60) for one in calls)
             except ConnectionError as error:
                 found.append(str(error))
         print(json.dumps(found))
     """
-    script = tmp_path / "program.py"
-    script.write_text(f"{COMMON}\nif __name__ == '__main__':\n{textwrap.indent(textwrap.dedent(code), '    ')}")
+    script = write_program(tmp_path, code)
     with ExitStack() as stack:
         running = stack.enter_context(ExitStack())
         address = running.enter_context(scheduler(tmp_path))
         first, _second = (stack.enter_context(node(address)) for _ in range(2))
-        command = [sys.executable, str(script), address]
-        options: dict[str, Any] = {"env": environment(), "stdout": subprocess.PIPE, "text": True}
-        program = stack.enter_context(subprocess.Popen(command, **options))
+        program = stack.enter_context(start(script, address))
         assert program.stdout is not None
         assert program.stdout.readline() == "go on\n"
         first.kill()

@@ -5,13 +5,9 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
-import sys
-import textwrap
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -20,7 +16,7 @@ from hypothesis import strategies as st
 from pairpool.dask.batch_sizer import BatchSizer
 from pairpool.dask.stats import ClusterCallStats, ClusterStats
 from pairpool.view.table import render
-from tests.support.dask_cluster import COMMON, PATIENCE, node, run, scheduler
+from tests.support.dask_cluster import PATIENCE, node, run, scheduler, start, write_program
 from tests.support.scripts import environment, python
 
 
@@ -297,14 +293,11 @@ def test_a_call_survives_a_killed_node_and_uses_a_new_one(tmp_path: Path) -> Non
             seen = sorted(worker.done for worker in pool.status().workers)
         print(json.dumps([found == [x * x for x in range(1500)], len(seen), seen[0] > 0]))
     """
-    script = tmp_path / "program.py"
-    script.write_text(f"{COMMON}\nif __name__ == '__main__':\n{textwrap.indent(textwrap.dedent(code), '    ')}")
+    script = write_program(tmp_path, code)
     with ExitStack() as stack:
         address = stack.enter_context(scheduler(tmp_path))
         first, _second = (stack.enter_context(node(address)) for _ in range(2))
-        command = [sys.executable, str(script), address]
-        options: dict[str, Any] = {"env": environment(), "stdout": subprocess.PIPE, "text": True}
-        program = stack.enter_context(subprocess.Popen(command, **options))
+        program = stack.enter_context(start(script, address))
         assert program.stdout is not None
         assert program.stdout.readline() == "go on\n"
         first.kill()
@@ -427,15 +420,12 @@ def test_a_lost_scheduler_raises_connection_error(tmp_path: Path) -> None:
             except ConnectionError as error:
                 print(json.dumps(str(error)))
     """
-    script = tmp_path / "program.py"
-    script.write_text(f"{COMMON}\nif __name__ == '__main__':\n{textwrap.indent(textwrap.dedent(code), '    ')}")
+    script = write_program(tmp_path, code)
     with ExitStack() as stack:
         running = stack.enter_context(ExitStack())
         address = running.enter_context(scheduler(tmp_path))
         stack.enter_context(node(address))
-        command = [sys.executable, str(script), address]
-        options: dict[str, Any] = {"env": environment(), "stdout": subprocess.PIPE, "text": True}
-        program = stack.enter_context(subprocess.Popen(command, **options))
+        program = stack.enter_context(start(script, address))
         assert program.stdout is not None
         assert program.stdout.readline() == "go on\n"
         running.close()
@@ -517,6 +507,7 @@ def test_wrong_arguments_are_refused_in_the_program(cluster: str, tmp_path: Path
         with ClusterPool(sys.argv[1], timeout=30) as pool:
             found.append(tell(lambda: pool.map(square, [1], task_timeout=-1, return_exceptions=True)))
             found.append(tell(lambda: pool.apply(square, (1,), retry_on=3)))
+            found.append(tell(lambda: pool.imap(square, [1], memory_limit=3)))
         print(json.dumps(found))
     """
     assert run(tmp_path, code, cluster) == [
@@ -533,6 +524,7 @@ def test_wrong_arguments_are_refused_in_the_program(cluster: str, tmp_path: Path
         "ValueError: start_timeout must be positive, not 0",
         "ValueError: task_timeout must be positive, not -1",
         "TypeError: retry_on must be a type of exceptions or a tuple of such types, not 3",
+        "TypeError: memory_limit is not an option of a call on a cluster",
     ]
 
 

@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import textwrap
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
 pytest.importorskip("distributed")
 
-from tests.support.dask_cluster import COMMON, PATIENCE, node, scheduler
+from tests.support.dask_cluster import PATIENCE, node, scheduler, start, write_program
 from tests.support.scripts import environment
 
 SETTINGS = """
@@ -53,13 +51,6 @@ def until(holds: Callable[[], bool], what: str) -> None:
         time.sleep(0.05)
 
 
-def program(directory: Path, code: str) -> list[str]:
-    script = directory / "program.py"
-    body = textwrap.indent(textwrap.dedent(code), "    ")
-    script.write_text(f"{COMMON}{SETTINGS}\nif __name__ == '__main__':\n{body}")
-    return [sys.executable, str(script)]
-
-
 def test_a_node_ends_the_pool_of_a_client_that_was_killed(tmp_path: Path) -> None:
     code = """
         pool = ClusterPool(sys.argv[1], timeout=30)
@@ -67,10 +58,11 @@ def test_a_node_ends_the_pool_of_a_client_that_was_killed(tmp_path: Path) -> Non
         pool.map_async(time.sleep, [100_000.0] * 2, 1)
         time.sleep(100_000.0)
     """
+    script = write_program(tmp_path, code, SETTINGS)
     with ExitStack() as stack:
         address = stack.enter_context(scheduler(tmp_path))
         there = stack.enter_context(node(address))
-        running = stack.enter_context(subprocess.Popen([*program(tmp_path, code), address], env=environment()))
+        running = stack.enter_context(start(script, address))
         stack.callback(running.kill)
         until(lambda: len(children(there)) > 2, "no workers on the node")
         running.kill()
@@ -86,11 +78,11 @@ def test_a_cancelled_call_ends_its_tasks_on_the_nodes(tmp_path: Path) -> None:
             result.cancel()
             print(json.dumps(pool.map(square, range(8))), flush=True)
     """
-    options: dict[str, Any] = {"env": environment(), "stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    script = write_program(tmp_path, code, SETTINGS)
     with ExitStack() as stack:
         address = stack.enter_context(scheduler(tmp_path))
         there = stack.enter_context(node(address))
-        running = stack.enter_context(subprocess.Popen([*program(tmp_path, code), address], **options))
+        running = stack.enter_context(start(script, address, stdin=subprocess.PIPE))
         stack.callback(running.kill)
         until(lambda: len(children(there)) > 2, "no workers on the node")
         out, _ = running.communicate("\n", timeout=PATIENCE)
@@ -111,7 +103,7 @@ def test_a_pool_that_opens_while_its_client_ends_is_ended(tmp_path: Path) -> Non
     with ExitStack() as stack:
         address = stack.enter_context(scheduler(tmp_path))
         there = stack.enter_context(node(address))
-        command = [*program(tmp_path, code), address, str(begun), str(ended)]
+        command = [sys.executable, str(write_program(tmp_path, code, SETTINGS)), address, str(begun), str(ended)]
         subprocess.run(command, env=environment(), check=True, timeout=PATIENCE)
         until((tmp_path / "ended and opened").exists, "the node has not opened its pool")
         before = time.monotonic()
@@ -130,7 +122,7 @@ def test_a_program_exits_although_calls_are_in_flight(tmp_path: Path) -> None:
     with ExitStack() as stack:
         address = stack.enter_context(scheduler(tmp_path))
         there = stack.enter_context(node(address))
-        command = [*program(tmp_path, code), address]
+        command = [sys.executable, str(write_program(tmp_path, code)), address]
         done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=PATIENCE)
         assert (done.returncode, done.stdout, done.stderr) == (3, "0 1\n", "")
         before = time.monotonic()

@@ -18,7 +18,7 @@ from typing import Any
 
 from tests.support.scripts import environment, python
 
-__all__ = ["COMMON", "PATIENCE", "node", "process", "run", "scheduler"]
+__all__ = ["COMMON", "PATIENCE", "node", "process", "run", "scheduler", "start", "write_program"]
 
 PATIENCE = 60.0
 
@@ -100,11 +100,23 @@ def make_closed(x):
 """
 
 
-def run(tmp_path: Path, code: str, *arguments: str, before: str = "") -> Any:
-    """Run a program of `COMMON` and this code, and return the JSON value of its last line."""
-    script = tmp_path / "program.py"
+def write_program(directory: Path, code: str, before: str = "") -> Path:
+    """Write a program of `COMMON`, of `before` at the level of the module, and of this code."""
+    script = directory / "program.py"
     body = textwrap.indent(textwrap.dedent(code), "    ")
     script.write_text(f"{COMMON}{textwrap.dedent(before)}\nif __name__ == '__main__':\n{body}")
+    return script
+
+
+def start(script: Path, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+    """Start a program whose stdout is a pipe. Without further options, it inherits stdin."""
+    command = [sys.executable, str(script), *arguments]
+    return subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True, **options)
+
+
+def run(tmp_path: Path, code: str, *arguments: str, before: str = "") -> Any:
+    """Run a program of `COMMON` and this code, and return the JSON value of its last line."""
+    script = write_program(tmp_path, code, before)
     done = python("-W", "default", script, *arguments, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
