@@ -146,7 +146,6 @@ class Pickled:
         segments: tuple[Segment, ...] = (),
         fds: OutgoingFds | ChildFds | None = None,
         original: Any = None,
-        is_sharing: bool = False,
     ) -> None:
         self.data = data
         self.buffers = buffers
@@ -154,7 +153,11 @@ class Pickled:
         self.segments = segments
         self.fds = fds
         self.original = original
-        self.is_sharing = is_sharing
+        self.is_sharing = False
+
+    def mark_sharing(self) -> None:
+        """Note that the pickle names large objects that other items of its batch name, too."""
+        self.is_sharing = True
 
     def keep_original(self, item: Any) -> None:
         """Keep the item itself for errors and views."""

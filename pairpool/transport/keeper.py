@@ -28,7 +28,7 @@ COPIED_UP_TO_ELEMENTS = 32
 
 
 class Keeper:
-    """Keep a list of objects so that nobody can change them.
+    """Keep a list of objects, and protect them against later changes.
 
     Attributes:
         kept: the entries for the objects. Read them through `take`.

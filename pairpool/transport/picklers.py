@@ -232,14 +232,10 @@ def pickled(data: bytes, out_of_band: OutOfBand, memory: WarmMemory | None, *, b
     if out_of_band.buffers:
         raws = [buffer.raw() for buffer in out_of_band.buffers]
         buffers = raws if memory is None else [memory.copy(raw) for raw in raws]
-    return Pickled(
-        data,
-        buffers,
-        by_value=by_value,
-        segments=tuple(out_of_band.segments),
-        fds=out_of_band.fds or None,
-        is_sharing=bool(out_of_band.named),
-    )
+    part = Pickled(data, buffers, by_value=by_value, segments=tuple(out_of_band.segments), fds=out_of_band.fds or None)
+    if out_of_band.named:
+        part.mark_sharing()
+    return part
 
 
 class NamingWriter:
