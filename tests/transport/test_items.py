@@ -1,4 +1,4 @@
-"""Items that are pickled one by one: their pickler, and lists that are put together from their pickles."""
+"""Items that are pickled one by one: the plain pickler, and pickles that are made of pickles."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_items_of_a_list_of_pickles_have_no_object_in_common() -> None:
     assert second == [{"a": []}]
 
 
-def test_objects_of_one_item_stay_one() -> None:
+def test_an_object_twice_in_one_item_stays_one_object() -> None:
     inner: list[Any] = []
     thing = [inner, inner]
     inner.append(thing)
@@ -53,7 +53,7 @@ def test_objects_of_one_item_stay_one() -> None:
 
 
 @given(number=st.integers(0, 2**31 - 1), thing=PLAIN)
-def test_a_pickle_with_a_number_in_front(number: int, thing: Any) -> None:
+def test_a_pickle_of_a_call_has_the_number_first(number: int, thing: Any) -> None:
     for protocol in (3, 4, 5):
         assert pickle.loads(pickled_call(number, pickle.dumps(thing, protocol))) == (number, thing)
 
@@ -62,15 +62,15 @@ ODD = [object(), [object()], len, lambda: 0, {"a": threading.Event()}, Exception
 
 
 @pytest.mark.parametrize("thing", ODD)
-def test_anything_else_is_refused_and_leaves_nothing_behind(thing: Any) -> None:
+def test_other_objects_are_refused_and_leave_nothing_in_the_writer(thing: Any) -> None:
     writer = PlainWriter()
     kept = ["kept"]
     assert writer.dump([kept, thing]) is None
     assert pickle.loads(dumped(writer, [kept])) == [kept]
 
 
-def test_a_large_thing_does_not_make_small_ones_slow() -> None:
-    """`clear_memo` goes through the largest memo that a pickler has had, so a large thing gets its pickler replaced."""
+def test_a_large_object_does_not_make_later_small_ones_slow() -> None:
+    """`clear_memo` goes through the largest memo that a pickler ever had, so this pickler is replaced."""
     writer = PlainWriter()
     before = writer._clear
     dumped(writer, ["small"])
@@ -98,11 +98,11 @@ def test_a_pickle_that_a_handler_interrupts_is_not_part_of_the_next_one() -> Non
         signal.signal(signal.SIGALRM, old)
 
 
-FIXED = [1, 2.5, 1j, "a", b"a", None, True, (1, ("a", (None,))), frozenset({1}), np.float64(1), (np.int8(1),)]
+IMMUTABLE = [1, 2.5, 1j, "a", b"a", None, True, (1, ("a", (None,))), frozenset({1}), np.float64(1), (np.int8(1),)]
 
 
-@pytest.mark.parametrize("thing", FIXED)
-def test_what_nobody_can_change(thing: Any) -> None:
+@pytest.mark.parametrize("thing", IMMUTABLE)
+def test_an_immutable_object(thing: Any) -> None:
     assert is_immutable(thing)
 
 
@@ -110,11 +110,11 @@ class Number(int):
     pass
 
 
-CHANGEABLE = [[], {}, (1, [2]), bytearray(), Number(1), (Number(1),), np.zeros(1), range(3), np.void(b"a")]
+MUTABLE = [[], {}, (1, [2]), bytearray(), Number(1), (Number(1),), np.zeros(1), range(3), np.void(b"a")]
 
 
-@pytest.mark.parametrize("thing", CHANGEABLE)
-def test_what_somebody_may_change(thing: Any) -> None:
+@pytest.mark.parametrize("thing", MUTABLE)
+def test_a_mutable_object(thing: Any) -> None:
     assert not is_immutable(thing)
 
 
@@ -138,12 +138,12 @@ SHARED: list[Any] = [1]
         ([object(), object()], False),
     ],
 )
-def test_items_that_may_go_in_one_pickle(items: list[Any], expected: bool) -> None:
+def test_independent_items_may_go_in_one_pickle(items: list[Any], expected: bool) -> None:
     assert are_independent(items) is expected
 
 
-def test_memory_that_is_asked_for_while_it_is_searched_is_fresh() -> None:
-    """A finalizer may run in the midst of the search, and submit a large array."""
+def test_a_copy_during_the_search_for_memory_uses_fresh_memory() -> None:
+    """A finalizer may run during the search, and submit a large array."""
     memory = WarmMemory(1 << 30)
     source = memoryview(bytes(HUGE_PAGES_FROM_BYTES))
     with memory._lock:

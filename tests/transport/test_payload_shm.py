@@ -1,4 +1,4 @@
-"""Lanes carry what they were given, are used again by both sides, and let go of everything."""
+"""Payload buffers: contents, reuse by both sides, and the release of memory, descriptors and mappings."""
 
 from __future__ import annotations
 
@@ -19,68 +19,68 @@ from pairpool.transport.payload_shm import RECLAIM_OFFSET, PayloadBuffer, Payloa
 from pairpool.transport.warm_memory import WarmMemory
 from pairpool.transport.wire import Buffer
 
-SMALLEST = 1 << 12
-HUGE_FROM = 1 << 14
-ONE_SHOT = 1 << 16
+SMALLEST_CAPACITY = 1 << 12
+HUGE_PAGES_FROM = 1 << 14
+KEPT_UP_TO = 1 << 16
 
 
-class Road:
-    """Both sides of the lanes in one direction, joined as packets would join them."""
+class Direction:
+    """The payload buffers of one direction, with their writer and their reader in this process."""
 
     def __init__(self) -> None:
-        self.lanes = PayloadBuffers()
+        self.buffers = PayloadBuffers()
         self.reader = PayloadReader()
 
     def put(self, *pieces: Buffer) -> PayloadBuffer:
-        return self.lanes.put(pieces, sum(memoryview(piece).nbytes for piece in pieces))
+        return self.buffers.put(pieces, sum(memoryview(piece).nbytes for piece in pieces))
 
-    def send(self, lane: PayloadBuffer) -> tuple[bytes, list[int]]:
-        """What a packet about this lane says: the reference, and the memfd if the reader does not have it."""
-        fds = [] if lane.known else [os.dup(lane.fd.fileno())]
-        lane.sent()
-        return lane.reference(), fds
+    def send(self, buffer: PayloadBuffer) -> tuple[bytes, list[int]]:
+        """Return the contents of a packet for a buffer: its reference, and its memfd if the reader does not have it."""
+        fds = [] if buffer.known else [os.dup(buffer.fd.fileno())]
+        buffer.sent()
+        return buffer.reference(), fds
 
     def read(self, packet: tuple[bytes, list[int]], size: int) -> bytes:
         found: list[bytes] = []
         self.reader.read(*packet[:1], size, packet[1], lambda content: found.append(bytes(content)))
         return found[0]
 
-    def pass_on(self, content: Buffer) -> PayloadBuffer:
-        """Send and read; the lane that was used."""
-        lane = self.put(content)
-        assert self.read(self.send(lane), len(content)) == content
-        return lane
+    def put_and_read(self, content: Buffer) -> PayloadBuffer:
+        """Write, send and read a payload. Return the buffer that was used."""
+        buffer = self.put(content)
+        assert self.read(self.send(buffer), len(content)) == content
+        return buffer
 
     def close(self) -> None:
-        self.lanes.close()
+        self.buffers.close()
         self.reader.close()
 
 
 @pytest.fixture(autouse=True)
 def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What takes megabytes takes kilobytes here."""
-    monkeypatch.setattr(payload_shm, "SMALLEST_CAPACITY_BYTES", SMALLEST)
-    monkeypatch.setattr(payload_shm, "KEPT_UP_TO_BYTES", ONE_SHOT)
-    monkeypatch.setattr(warm_memory, "HUGE_PAGES_FROM_BYTES", HUGE_FROM)
+    """Use limits of some kilobytes in place of megabytes."""
+    monkeypatch.setattr(payload_shm, "SMALLEST_CAPACITY_BYTES", SMALLEST_CAPACITY)
+    monkeypatch.setattr(payload_shm, "KEPT_UP_TO_BYTES", KEPT_UP_TO)
+    monkeypatch.setattr(warm_memory, "HUGE_PAGES_FROM_BYTES", HUGE_PAGES_FROM)
     monkeypatch.setattr(payload_shm, "_PWRITE_STEP_BYTES", 5000)
 
 
 @pytest.fixture
-def road() -> Iterator[Road]:
-    road = Road()
-    yield road
-    road.close()
+def direction() -> Iterator[Direction]:
+    direction = Direction()
+    yield direction
+    direction.close()
 
 
-class Kept(NamedTuple):
-    """What of lanes is in this process: files behind descriptors, and mappings."""
+class Open(NamedTuple):
+    """The memfds of payload buffers that this process has open, and their mappings."""
 
     files: int
     mappings: int
 
 
-def _lane_files() -> set[int]:
-    """The files, for CPython's mappings may hold a second descriptor of each."""
+def _buffer_files() -> set[int]:
+    """Return the inodes of the memfds. CPython's mappings may have a second descriptor of each."""
     found = set()
     for name in os.listdir("/proc/self/fd"):
         try:
@@ -91,136 +91,140 @@ def _lane_files() -> set[int]:
     return found
 
 
-def _lane_mappings() -> int:
+def _buffer_mappings() -> int:
     with open("/proc/self/maps") as file:
         return sum("/memfd:pairpool-payload" in line for line in file)
 
 
 @pytest.fixture
-def kept() -> Callable[[], Kept]:
-    """Counts what is there now and was not when the test began."""
-    files, mappings = _lane_files(), _lane_mappings()
-    return lambda: Kept(len(_lane_files() - files), _lane_mappings() - mappings)
+def opened() -> Callable[[], Open]:
+    """Return a function that counts the memfds and mappings that are new since the test began."""
+    files, mappings = _buffer_files(), _buffer_mappings()
+    return lambda: Open(len(_buffer_files() - files), _buffer_mappings() - mappings)
 
 
-# --- used again ---------------------------------------------------------------------------------------
+# --- reuse -------------------------------------------------------------------------------------------
 
 
-def test_a_lane_that_was_read_is_used_again_without_its_memfd(road: Road) -> None:
-    first = road.put(b"first")
+def test_a_buffer_is_used_again_after_its_payload_was_read(direction: Direction) -> None:
+    first = direction.put(b"first")
     assert not first.known
-    assert road.read(road.send(first), 5) == b"first"
-    again = road.put(b"second")
+    assert direction.read(direction.send(first), 5) == b"first"
+    again = direction.put(b"second")
     assert again is first
     assert again.known
-    assert road.read((again.reference(), []), 6) == b"second"
+    assert direction.read((again.reference(), []), 6) == b"second"
 
 
-def test_the_flag_says_whether_a_lane_is_busy(road: Road) -> None:
-    lane = road.put(b"x")
-    assert lane.busy
-    packet = road.send(lane)
+def test_a_buffer_is_busy_until_its_payload_was_read(direction: Direction) -> None:
+    buffer = direction.put(b"x")
+    assert buffer.busy
+    packet = direction.send(buffer)
     seen: list[bool] = []
-    road.reader.read(packet[0], 1, packet[1], lambda _content: seen.append(lane.busy))
+    direction.reader.read(packet[0], 1, packet[1], lambda _content: seen.append(buffer.busy))
     assert seen == [True]
-    assert not lane.busy
+    assert not buffer.busy
 
 
-def test_a_busy_lane_is_left_alone(road: Road) -> None:
-    first, second = road.put(b"first"), road.put(b"second")
+def test_a_busy_buffer_is_not_used(direction: Direction) -> None:
+    first, second = direction.put(b"first"), direction.put(b"second")
     assert first.number != second.number
-    packets = road.send(first), road.send(second)
-    assert road.read(packets[1], 6) == b"second"
-    assert road.put(b"third") is second
-    assert road.read(packets[0], 5) == b"first"
-    assert road.read(road.send(second), 5) == b"third"
+    packets = direction.send(first), direction.send(second)
+    assert direction.read(packets[1], 6) == b"second"
+    assert direction.put(b"third") is second
+    assert direction.read(packets[0], 5) == b"first"
+    assert direction.read(direction.send(second), 5) == b"third"
 
 
-def test_of_several_free_lanes_the_smallest_that_fits_is_taken(road: Road) -> None:
-    large, small = road.put(bytes(4 * SMALLEST)), road.put(b"x")
-    for lane, size in ((large, 4 * SMALLEST), (small, 1)):
-        road.read(road.send(lane), size)
-    assert road.put(bytes(SMALLEST)) is small
-    assert road.put(bytes(SMALLEST)) is large
+def test_the_smallest_free_buffer_that_fits_is_used(direction: Direction) -> None:
+    large, small = direction.put(bytes(4 * SMALLEST_CAPACITY)), direction.put(b"x")
+    for buffer, size in ((large, 4 * SMALLEST_CAPACITY), (small, 1)):
+        direction.read(direction.send(buffer), size)
+    assert direction.put(bytes(SMALLEST_CAPACITY)) is small
+    assert direction.put(bytes(SMALLEST_CAPACITY)) is large
 
 
-def test_a_lane_that_is_too_small_is_replaced_under_its_number(road: Road, kept: Callable[[], Kept]) -> None:
-    small = road.pass_on(b"small")
-    content = os.urandom(3 * SMALLEST)
-    large = road.put(content)
+def test_a_buffer_that_is_too_small_is_replaced_under_its_number(
+    direction: Direction, opened: Callable[[], Open]
+) -> None:
+    small = direction.put_and_read(b"small")
+    content = os.urandom(3 * SMALLEST_CAPACITY)
+    large = direction.put(content)
     assert large is not small
     assert large.number == small.number
     assert large.capacity >= len(content) > small.capacity
-    assert not large.known, "the reader has another memfd under this number"
-    assert road.read(road.send(large), len(content)) == content
-    assert road.pass_on(b"warm") is large
-    assert kept() == Kept(files=1, mappings=2)
+    assert not large.known, "the reader has the memfd of another buffer under this number"
+    assert direction.read(direction.send(large), len(content)) == content
+    assert direction.put_and_read(b"warm") is large
+    assert opened() == Open(files=1, mappings=2)
 
 
-def test_what_is_kept_does_not_grow_with_what_was_sent(road: Road, kept: Callable[[], Kept]) -> None:
-    for size in [SMALLEST, ONE_SHOT, 100, 2 * SMALLEST] * 5:
-        road.pass_on(bytes(size))
-    assert road.lanes.warm_bytes == ONE_SHOT
-    assert kept() == Kept(files=1, mappings=2)
+def test_warm_memory_does_not_grow_with_the_number_of_payloads(
+    direction: Direction, opened: Callable[[], Open]
+) -> None:
+    for size in [SMALLEST_CAPACITY, KEPT_UP_TO, 100, 2 * SMALLEST_CAPACITY] * 5:
+        direction.put_and_read(bytes(size))
+    assert direction.buffers.warm_bytes == KEPT_UP_TO
+    assert opened() == Open(files=1, mappings=2)
 
 
-def test_a_lane_can_be_taken_back_unread(road: Road) -> None:
-    lane = road.put(b"taken back")
-    reference, fds = road.send(lane)
+def test_an_unread_buffer_can_be_taken_back(direction: Direction) -> None:
+    buffer = direction.put(b"taken back")
+    reference, fds = direction.send(buffer)
     for fd in fds:
         os.close(fd)
-    road.lanes.taken_back(memoryview(reference), known=False)
-    assert (lane.busy, lane.known) == (False, False)
-    assert road.pass_on(b"sent again") is lane
-    reference, _fds = road.send(road.put(b"taken back once more"))
-    road.lanes.taken_back(reference, known=True)
-    assert (lane.busy, lane.known) == (False, True)
-    assert road.pass_on(b"and the reader has it already") is lane
+    direction.buffers.taken_back(memoryview(reference), known=False)
+    assert (buffer.busy, buffer.known) == (False, False)
+    assert direction.put_and_read(b"sent again") is buffer
+    reference, _fds = direction.send(direction.put(b"taken back once more"))
+    direction.buffers.taken_back(reference, known=True)
+    assert (buffer.busy, buffer.known) == (False, True)
+    assert direction.put_and_read(b"and the reader has it already") is buffer
 
 
-def test_what_fails_while_it_reads_frees_the_lane(road: Road) -> None:
+def test_a_failure_during_reading_frees_the_buffer(direction: Direction) -> None:
     def fail(_content: memoryview) -> None:
         raise ZeroDivisionError
 
-    lane = road.put(b"x")
-    packet = road.send(lane)
+    buffer = direction.put(b"x")
+    packet = direction.send(buffer)
     with pytest.raises(ZeroDivisionError):
-        road.reader.read(packet[0], 1, packet[1], fail)
-    assert not lane.busy
-    assert road.pass_on(b"next") is lane
+        direction.reader.read(packet[0], 1, packet[1], fail)
+    assert not buffer.busy
+    assert direction.put_and_read(b"next") is buffer
 
 
-# --- once only ----------------------------------------------------------------------------------------
+# --- single use ---------------------------------------------------------------------------------------
 
 
-def test_a_lane_of_the_largest_kept_size_is_kept(road: Road) -> None:
-    lane = road.pass_on(bytes(ONE_SHOT))
-    assert not lane.one_shot
-    assert road.pass_on(bytes(ONE_SHOT)) is lane
+def test_a_buffer_of_the_largest_kept_size_is_kept(direction: Direction) -> None:
+    buffer = direction.put_and_read(bytes(KEPT_UP_TO))
+    assert not buffer.one_shot
+    assert direction.put_and_read(bytes(KEPT_UP_TO)) is buffer
 
 
-def test_a_larger_lane_is_used_once(road: Road, kept: Callable[[], Kept]) -> None:
-    content = os.urandom(ONE_SHOT + 1)
-    lane = road.pass_on(content)
-    assert lane.one_shot
-    assert kept().mappings == 1, "the reader lets go of it at once"
-    number = lane.number
-    after = road.pass_on(b"x")
+def test_a_larger_buffer_is_used_once(direction: Direction, opened: Callable[[], Open]) -> None:
+    content = os.urandom(KEPT_UP_TO + 1)
+    buffer = direction.put_and_read(content)
+    assert buffer.one_shot
+    assert opened().mappings == 1, "the reader unmaps the buffer at once"
+    number = buffer.number
+    after = direction.put_and_read(b"x")
     assert after.number != number or not after.one_shot
-    assert road.lanes.warm_bytes == SMALLEST
-    assert kept() == Kept(files=1, mappings=2)
+    assert direction.buffers.warm_bytes == SMALLEST_CAPACITY
+    assert opened() == Open(files=1, mappings=2)
 
 
-def test_the_memory_of_a_larger_lane_is_free_once_it_was_read(road: Road) -> None:
-    """ "Lanes above ONE_SHOT bytes are not kept", for the next large payload may never come."""
-    lane = road.put(bytes(ONE_SHOT + 1))
-    held = os.fstat(lane.fd.fileno()).st_blocks * 512
-    assert held > ONE_SHOT
-    packet = road.send(lane)
-    watch = os.dup(lane.fd.fileno())
+def test_the_memory_of_a_larger_buffer_is_freed_after_reading(direction: Direction) -> None:
+    """The reader frees the memory, because the writer may never send another large payload."""
+    buffer = direction.put(bytes(KEPT_UP_TO + 1))
+    held = os.fstat(buffer.fd.fileno()).st_blocks * 512
+    assert held > KEPT_UP_TO
+    packet = direction.send(buffer)
+    watch = os.dup(buffer.fd.fileno())
     try:
-        road.read(packet, ONE_SHOT + 1)
-        assert os.fstat(watch).st_blocks * 512 <= SMALLEST
+        direction.read(packet, KEPT_UP_TO + 1)
+        assert os.fstat(watch).st_blocks * 512 <= SMALLEST_CAPACITY
     finally:
         os.close(watch)
 
@@ -249,35 +253,35 @@ PIECES: st.SearchStrategy[Buffer] = st.one_of(
 
 
 @given(payloads=st.lists(st.lists(PIECES, max_size=6), min_size=1, max_size=6))
-def test_whatever_pieces_go_in_come_out_in_a_row(payloads: list[list[Buffer]]) -> None:
-    """Over lanes that grow and are warm in part, so that a piece is copied partly and written partly."""
-    road = Road()
+def test_pieces_arrive_one_after_the_other(payloads: list[list[Buffer]]) -> None:
+    """The buffers grow and are partly warm, so that a piece is copied in part and written by pwrite in part."""
+    direction = Direction()
     try:
         for pieces in payloads:
             expected = b"".join(memoryview(piece).tobytes() for piece in pieces)
-            lane = road.put(*pieces)
-            assert road.read(road.send(lane), len(expected)) == expected
+            buffer = direction.put(*pieces)
+            assert direction.read(direction.send(buffer), len(expected)) == expected
     finally:
-        road.close()
+        direction.close()
 
 
-def test_writing_leaves_the_pieces_usable(road: Road) -> None:
+def test_pieces_stay_usable_after_writing(direction: Direction) -> None:
     piece = bytearray(b"mine")
-    road.pass_on(piece)
-    piece += b" still"  # a bytearray that is exported anywhere cannot be resized
+    direction.put_and_read(piece)
+    piece += b" still"  # a bytearray with an exported buffer cannot be resized
     assert piece == b"mine still"
 
 
-def test_reading_gives_no_view_to_keep(road: Road) -> None:
+def test_the_view_is_released_after_reading(direction: Direction) -> None:
     kept: list[memoryview] = []
-    packet = road.send(road.put(b"secret"))
-    road.reader.read(packet[0], 6, packet[1], kept.append)
+    packet = direction.send(direction.put(b"secret"))
+    direction.reader.read(packet[0], 6, packet[1], kept.append)
     with pytest.raises(ValueError, match="released"):
         bytes(kept[0])
 
 
 @pytest.mark.parametrize("size", [0, 1, (1 << 14) - 1, 1 << 14, (1 << 14) + 1])
-def test_a_private_copy_is_the_callers_own(size: int) -> None:
+def test_a_private_copy_belongs_to_the_caller(size: int) -> None:
     source = bytearray(os.urandom(size))
     with memoryview(source) as view:
         copied = WarmMemory(0).copy(view)
@@ -288,24 +292,24 @@ def test_a_private_copy_is_the_callers_own(size: int) -> None:
         assert not view.readonly
         view[:] = b"w" * size
     assert bytes(source) == bytes(size)
-    assert isinstance(copied, memoryview) == (size >= HUGE_FROM)
+    assert isinstance(copied, memoryview) == (size >= HUGE_PAGES_FROM)
 
 
-# --- the end, and failures ----------------------------------------------------------------------------
+# --- closing, and failures ----------------------------------------------------------------------------
 
 
-def test_closing_frees_descriptors_and_mappings(kept: Callable[[], Kept]) -> None:
-    road = Road()
-    for size in (10, 2 * SMALLEST, ONE_SHOT + 1):
-        lane = road.put(bytes(size))
-        road.reader.read(*_with_size(road.send(lane), size), lambda _content: None)
-        road.put(b"left unread")
-    assert kept().files > 1
-    road.reader.close()
-    road.lanes.close()
-    assert kept() == Kept(0, 0)
-    road.lanes.close()  # twice is harmless
-    road.reader.close()
+def test_closing_frees_descriptors_and_mappings(opened: Callable[[], Open]) -> None:
+    direction = Direction()
+    for size in (10, 2 * SMALLEST_CAPACITY, KEPT_UP_TO + 1):
+        buffer = direction.put(bytes(size))
+        direction.reader.read(*_with_size(direction.send(buffer), size), lambda _content: None)
+        direction.put(b"left unread")
+    assert opened().files > 1
+    direction.reader.close()
+    direction.buffers.close()
+    assert opened() == Open(0, 0)
+    direction.buffers.close()  # twice is harmless
+    direction.reader.close()
 
 
 def _with_size(packet: tuple[bytes, list[int]], size: int) -> tuple[bytes, int, list[int]]:
@@ -329,38 +333,38 @@ def refuse(number: int) -> Callable[..., Any]:
     ],
     ids=["no memory to write", "no memory for the file", "no descriptor", "no memory to map"],
 )
-def test_a_lane_that_cannot_be_made_leaves_nothing(
-    road: Road, kept: Callable[[], Kept], module: Any, name: str, number: int
+def test_a_buffer_that_cannot_be_made_leaves_nothing_open(
+    direction: Direction, opened: Callable[[], Open], module: Any, name: str, number: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, name, refuse(number))
         with pytest.raises(OSError, match=os.strerror(number)):
-            road.put(b"x")
-    assert kept() == Kept(0, 0)
-    road.pass_on(b"it works again")
+            direction.put(b"x")
+    assert opened() == Open(0, 0)
+    direction.put_and_read(b"it works again")
 
 
-def test_an_interrupted_write_leaves_nothing(road: Road, kept: Callable[[], Kept]) -> None:
+def test_an_interrupted_write_leaves_nothing_open(direction: Direction, opened: Callable[[], Open]) -> None:
     def interrupted(_fd: int, _data: Sequence[int], _at: int) -> int:
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "pwrite", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            road.put(b"x")
-    assert kept() == Kept(0, 0)
-    road.pass_on(b"it works again")
+            direction.put(b"x")
+    assert opened() == Open(0, 0)
+    direction.put_and_read(b"it works again")
 
 
-def test_a_short_write_is_continued(road: Road, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_short_write_is_continued(direction: Direction, monkeypatch: pytest.MonkeyPatch) -> None:
     write = os.pwrite
     monkeypatch.setattr(os, "pwrite", lambda fd, data, at: write(fd, data[:1000], at))
-    road.pass_on(os.urandom(12_345))
+    direction.put_and_read(os.urandom(12_345))
 
 
-def test_private_memory_is_used_again_once_nobody_holds_it() -> None:
-    memory = WarmMemory(4 * HUGE_FROM)
-    source = memoryview(bytes(HUGE_FROM))
+def test_private_memory_is_used_again_after_its_last_reference() -> None:
+    memory = WarmMemory(4 * HUGE_PAGES_FROM)
+    source = memoryview(bytes(HUGE_PAGES_FROM))
     first = memory.copy(source)
     assert isinstance(first, memoryview)
     held, part = first.obj, first[5:]
@@ -368,7 +372,7 @@ def test_private_memory_is_used_again_once_nobody_holds_it() -> None:
     assert other.obj is not held
     del first
     assert isinstance(other := memory.copy(source), memoryview)
-    assert other.obj is not held, "a view of it is left"
+    assert other.obj is not held, "a view of the memory still exists"
     address = id(held)
     del held, part
     found = {id(view.obj) for view in (memory.copy(source), memory.copy(source)) if isinstance(view, memoryview)}
@@ -376,39 +380,39 @@ def test_private_memory_is_used_again_once_nobody_holds_it() -> None:
 
 
 def test_no_more_private_memory_is_kept_than_allowed() -> None:
-    memory = WarmMemory(2 * HUGE_FROM)
-    views = [memory.copy(memoryview(bytes([number]) * HUGE_FROM)) for number in range(5)]
+    memory = WarmMemory(2 * HUGE_PAGES_FROM)
+    views = [memory.copy(memoryview(bytes([number]) * HUGE_PAGES_FROM)) for number in range(5)]
     assert [view[-1] for view in views] == list(range(5))
-    assert sum(map(len, memory._kept)) <= 2 * HUGE_FROM
+    assert sum(map(len, memory._kept)) <= 2 * HUGE_PAGES_FROM
     memory.give_back()
     assert not memory.is_warm
     assert [view[0] for view in views] == list(range(5))
 
 
-def test_a_reader_that_idles_frees_the_memory_of_a_lane(road: Road) -> None:
-    lane = road.pass_on(bytes(HUGE_FROM))
-    assert os.stat(f"/proc/self/fd/{lane.fd.fileno()}").st_blocks * 512 >= HUGE_FROM
-    road.reader.give_back()
-    assert os.stat(f"/proc/self/fd/{lane.fd.fileno()}").st_blocks * 512 <= 8192
-    assert road.pass_on(b"after") is lane
+def test_an_idle_reader_frees_the_memory_of_a_buffer(direction: Direction) -> None:
+    buffer = direction.put_and_read(bytes(HUGE_PAGES_FROM))
+    assert os.stat(f"/proc/self/fd/{buffer.fd.fileno()}").st_blocks * 512 >= HUGE_PAGES_FROM
+    direction.reader.give_back()
+    assert os.stat(f"/proc/self/fd/{buffer.fd.fileno()}").st_blocks * 512 <= 8192
+    assert direction.put_and_read(b"after") is buffer
 
 
-def test_a_lane_that_is_being_written_keeps_its_memory(road: Road) -> None:
-    lane = road.pass_on(bytes(HUGE_FROM))
-    assert lane.begin_writing()
-    road.reader.give_back()
-    assert os.stat(f"/proc/self/fd/{lane.fd.fileno()}").st_blocks * 512 >= HUGE_FROM
+def test_a_buffer_keeps_its_memory_while_it_is_written(direction: Direction) -> None:
+    buffer = direction.put_and_read(bytes(HUGE_PAGES_FROM))
+    assert buffer.begin_writing()
+    direction.reader.give_back()
+    assert os.stat(f"/proc/self/fd/{buffer.fd.fileno()}").st_blocks * 512 >= HUGE_PAGES_FROM
 
 
-def test_a_lane_that_is_being_freed_is_not_written(road: Road) -> None:
-    lane = road.pass_on(bytes(HUGE_FROM))
-    struct.pack_into("<Q", lane._map, RECLAIM_OFFSET, 1)
-    assert road.pass_on(b"meanwhile") is not lane
-    struct.pack_into("<Q", lane._map, RECLAIM_OFFSET, 0)
+def test_a_buffer_is_not_written_while_it_is_freed(direction: Direction) -> None:
+    buffer = direction.put_and_read(bytes(HUGE_PAGES_FROM))
+    struct.pack_into("<Q", buffer._map, RECLAIM_OFFSET, 1)
+    assert direction.put_and_read(b"meanwhile") is not buffer
+    struct.pack_into("<Q", buffer._map, RECLAIM_OFFSET, 0)
 
 
-def test_a_writer_that_idles_frees_the_memory_of_its_lanes(road: Road) -> None:
-    lane = road.pass_on(bytes(HUGE_FROM))
-    road.lanes.give_back()
-    assert os.stat(f"/proc/self/fd/{lane.fd.fileno()}").st_blocks * 512 <= 8192
-    assert road.pass_on(b"after") is lane
+def test_an_idle_writer_frees_the_memory_of_its_buffers(direction: Direction) -> None:
+    buffer = direction.put_and_read(bytes(HUGE_PAGES_FROM))
+    direction.buffers.give_back()
+    assert os.stat(f"/proc/self/fd/{buffer.fd.fileno()}").st_blocks * 512 <= 8192
+    assert direction.put_and_read(b"after") is buffer

@@ -1,4 +1,4 @@
-"""What goes by name and what by value, how items fail alone, and that arrays arrive writable."""
+"""Travel by name and by value, items that fail alone, and arrays that arrive writable."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ TEXT = TextPacket()
 MEBIBYTE = 1 << 20
 
 LARGE = bytes(2 * MEBIBYTE)
-"""A global that no function should drag along unnoticed."""
+"""A global that no function should carry without a warning."""
 
 SMALL = bytes(MEBIBYTE // 2)
 
 
 class Missing:
-    """Stands for an item that could not be pickled."""
+    """Take the place of an item that could not be pickled."""
 
 
 def payload_of(encoded: Encoded) -> memoryview:
@@ -60,7 +60,7 @@ def payload_of(encoded: Encoded) -> memoryview:
 
 
 def load_all(encoded: Encoded) -> Any:
-    """The items as the other side loads them."""
+    """Return the items as the other side loads them."""
     payload = payload_of(encoded)
     if encoded.format != EACH:
         return load_bulk(encoded.format, payload)
@@ -76,8 +76,8 @@ def no_failure(offset: int, error: BaseException) -> None:
     raise AssertionError(f"item {offset} cannot be pickled") from error
 
 
-def there_and_back(*items: Any, codec: Serializer | None = None) -> list[Any]:
-    return list(load_all((codec or Serializer(InheritedNames())).encode(list(items), no_failure)))
+def there_and_back(*items: Any, serializer: Serializer | None = None) -> list[Any]:
+    return list(load_all((serializer or Serializer(InheritedNames())).encode(list(items), no_failure)))
 
 
 # --- classes and functions to send --------------------------------------------------------------------
@@ -94,7 +94,7 @@ class Thing:
 
 
 class Count(int):
-    """Neither a scalar nor a container, though it looks like one."""
+    """A subclass of int, which is no plain data."""
 
 
 class Row(list[int]):
@@ -102,7 +102,7 @@ class Row(list[int]):
 
 
 class Broken:
-    """Cannot be pickled, and says so with an error of its own."""
+    """Raise the given error when pickled."""
 
     def __init__(self, error: BaseException) -> None:
         self.error = error
@@ -116,13 +116,13 @@ def known(number: int = 21) -> int:
 
 
 @pytest.fixture
-def codec() -> Serializer:
+def serializer() -> Serializer:
     return Serializer(InheritedNames())
 
 
 @pytest.fixture
 def made_up(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
-    """A module `made_up` with a function and a class, there before `InheritedNames`."""
+    """Return a module `made_up` with a function and a class, which exists before `InheritedNames`."""
     module = types.ModuleType("made_up")
     monkeypatch.setitem(sys.modules, "made_up", module)
     define(module, "old")
@@ -130,7 +130,7 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
 
 
 def define(module: types.ModuleType, answer: str) -> None:
-    """Run the module's source, once more maybe."""
+    """Run the source of the module, for the first time or again."""
     source = f"""
         def answer():
             return {answer!r}
@@ -147,7 +147,7 @@ def define(module: types.ModuleType, answer: str) -> None:
 
 @pytest.fixture
 def in_main(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Puts functions and classes into `__main__`, as a script defines them."""
+    """Return a function that puts functions and classes into `__main__`, as a script defines them."""
 
     def put(**things: Any) -> None:
         for name, thing in things.items():
@@ -158,7 +158,7 @@ def in_main(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 def serve(channel: Channel, _slot: int, _serial: int) -> int:
-    """A worker in little: load what comes, a function or items and call each; send what they return."""
+    """Act as a small worker: load a function or items, call each, and send the results."""
     while True:
         packet, payload, _fds = channel.receive()
         assert isinstance(packet, TextPacket)
@@ -170,7 +170,7 @@ def serve(channel: Channel, _slot: int, _serial: int) -> int:
 
 
 class Twin:
-    """A process with the program's state as it was when it was forked; calls what it is sent."""
+    """A forked process with the state of the program at that time. It calls the objects that it is sent."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
@@ -183,14 +183,14 @@ class Twin:
 @pytest.fixture
 def twin(made_up: types.ModuleType) -> Iterator[Twin]:
     with forked(serve) as child:
-        child.far.close()  # so that its death is an end of file
+        child.far.close()  # so that its death is seen as end of file
         yield Twin(child.near)
 
 
-# --- all at once, or each on its own ------------------------------------------------------------------
+# --- one pickle, or one per item ----------------------------------------------------------------------
 
 MARKED = struct.unpack("<d", b"\x93" * 8)[0]
-"""A float in whose bytes stands the opcode that names a class."""
+"""A float whose bytes contain the opcode that names a class."""
 
 PLAIN: dict[str, list[Any]] = {
     "ints": [1, -2, 3 << 100],
@@ -230,8 +230,8 @@ NAMED: dict[str, list[Any]] = {
 
 
 @pytest.mark.parametrize("items", PLAIN.values(), ids=PLAIN.keys())
-def test_plain_data_goes_in_bulk(codec: Serializer, items: list[Any]) -> None:
-    encoded = codec.encode(items, no_failure)
+def test_plain_data_goes_in_bulk(serializer: Serializer, items: list[Any]) -> None:
+    encoded = serializer.encode(items, no_failure)
     assert encoded.format == BULK
     assert not encoded.by_value
     loaded = load_all(encoded)
@@ -252,8 +252,8 @@ NUMERIC: dict[str, list[Any]] = {
 
 
 @pytest.mark.parametrize("items", NUMERIC.values(), ids=NUMERIC.keys())
-def test_small_arrays_and_numpy_scalars_go_in_bulk(codec: Serializer, items: list[Any]) -> None:
-    encoded = codec.encode(items, no_failure)
+def test_small_arrays_and_numpy_scalars_go_in_bulk(serializer: Serializer, items: list[Any]) -> None:
+    encoded = serializer.encode(items, no_failure)
     assert encoded.format != EACH
     loaded = load_all(encoded)
     np.testing.assert_equal(loaded, items)
@@ -265,15 +265,15 @@ def test_small_arrays_and_numpy_scalars_go_in_bulk(codec: Serializer, items: lis
 
 
 @pytest.mark.parametrize("items", NAMED.values(), ids=NAMED.keys())
-def test_what_names_a_class_or_function_goes_one_by_one(codec: Serializer, items: list[Any]) -> None:
-    encoded = codec.encode(items, no_failure)
+def test_items_with_classes_or_functions_go_one_by_one(serializer: Serializer, items: list[Any]) -> None:
+    encoded = serializer.encode(items, no_failure)
     assert encoded.format == EACH
     assert not encoded.by_value
     assert [type(item) for item in load_all(encoded)] == [type(item) for item in items]
 
 
-def test_a_range_goes_as_a_range(codec: Serializer) -> None:
-    encoded = codec.encode(range(10, 10_000_000, 7), no_failure)
+def test_a_range_goes_as_a_range(serializer: Serializer) -> None:
+    encoded = serializer.encode(range(10, 10_000_000, 7), no_failure)
     assert encoded.format == BULK
     assert encoded.size < 100
     assert load_all(encoded) == range(10, 10_000_000, 7)
@@ -286,7 +286,7 @@ def test_floats_go_in_bulk_whatever_their_bytes_are(floats: list[float]) -> None
 
 
 SHARED = Serializer(InheritedNames())
-"""For properties, which look at many examples."""
+"""For tests of properties, which use many examples."""
 
 
 @given(
@@ -306,25 +306,25 @@ def test_plain_data_arrives_as_it_was(items: list[Any]) -> None:
     assert load_all(encoded) == items
 
 
-def test_a_class_with_an_extension_code_is_no_plain_data(codec: Serializer) -> None:
-    """copyreg lets a class be named by a number, without the opcode for names."""
+def test_an_object_of_a_class_with_an_extension_code_is_not_plain_data(serializer: Serializer) -> None:
+    """With copyreg, a pickle names a class by a number, without the opcode for names."""
     copyreg.add_extension(Thing.__module__, "Thing", 240)
     try:
-        encoded = codec.encode([[Thing(1)]], no_failure)
+        encoded = serializer.encode([[Thing(1)]], no_failure)
         assert encoded.format == EACH
         assert load_all(encoded)[0][0].content == 1
     finally:
         copyreg.remove_extension(Thing.__module__, "Thing", 240)
 
 
-def test_items_that_are_the_same_object_arrive_equal(codec: Serializer) -> None:
+def test_items_that_are_the_same_object_arrive_equal(serializer: Serializer) -> None:
     shared = [1, 2]
-    assert there_and_back(shared, shared, codec=codec) == [[1, 2], [1, 2]]
+    assert there_and_back(shared, shared, serializer=serializer) == [[1, 2], [1, 2]]
     thing = Thing(shared)
-    assert [one.content for one in there_and_back(thing, thing, codec=codec)] == [[1, 2], [1, 2]]
+    assert [one.content for one in there_and_back(thing, thing, serializer=serializer)] == [[1, 2], [1, 2]]
 
 
-def test_each_item_is_marked_before_it_is_pickled(codec: Serializer) -> None:
+def test_each_item_is_marked_before_it_is_pickled(serializer: Serializer) -> None:
     told: list[Any] = []
 
     class Teller:
@@ -332,7 +332,7 @@ def test_each_item_is_marked_before_it_is_pickled(codec: Serializer) -> None:
             told.append("pickled")
             return (Thing, ())
 
-    codec.encode([Teller(), Thing(), Teller()], no_failure, mark=told.append)
+    serializer.encode([Teller(), Thing(), Teller()], no_failure, mark=told.append)
     marks = [what for what in told if what != "pickled"]
     assert marks == [0, 1, 2]
     assert told[0] == 0
@@ -360,24 +360,24 @@ ARRAYS: dict[str, Any] = {
 
 @pytest.mark.parametrize("original", ARRAYS.values(), ids=ARRAYS.keys())
 def test_arrays_arrive_whole_and_writable(original: Any) -> None:
-    for codec, frozen in itertools.product((Serializer(InheritedNames()), Serializer()), (False, True)):
+    for serializer, frozen in itertools.product((Serializer(InheritedNames()), Serializer()), (False, True)):
         array = original.view()
         array.flags.writeable = not frozen
-        (loaded,) = there_and_back(array, codec=codec)
-        # protocol 4, in which read-only arrays go, has always been in the machine's own byte order
+        (loaded,) = there_and_back(array, serializer=serializer)
+        # read-only arrays use protocol 4, which always has the byte order of the machine
         assert loaded.dtype == (array.dtype.newbyteorder("=") if frozen else array.dtype)
         assert loaded.shape == array.shape
         assert loaded.flags.writeable
         np.testing.assert_array_equal(loaded, array)
-        loaded.fill(0)  # writes, and so must not reach the original in the next round
+        loaded.fill(0)  # must not change the original, which the next round uses
 
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["", "read-only"])
-def test_arrays_inside_of_other_things_arrive_writable(codec: Serializer, frozen: bool) -> None:
+def test_arrays_inside_other_objects_arrive_writable(serializer: Serializer, frozen: bool) -> None:
     array = np.arange(BIG)
     array.flags.writeable = not frozen
     thing, pair, known_by_name = there_and_back(
-        Thing({"a": [array]}), (array, array), {"a": array, "date": datetime.date(2024, 2, 29)}, codec=codec
+        Thing({"a": [array]}), (array, array), {"a": array, "date": datetime.date(2024, 2, 29)}, serializer=serializer
     )
     for loaded in (thing.content["a"][0], *pair, known_by_name["a"]):
         assert loaded.flags.writeable
@@ -385,41 +385,41 @@ def test_arrays_inside_of_other_things_arrive_writable(codec: Serializer, frozen
     assert pair[0] is pair[1], "as in any pickle"
 
 
-def test_large_arrays_are_not_copied_into_the_pickle(codec: Serializer) -> None:
+def test_large_arrays_are_not_copied_into_the_pickle(serializer: Serializer) -> None:
     array = np.arange(BIG)
-    encoded = codec.encode([array], no_failure)
+    encoded = serializer.encode([array], no_failure)
     views = [np.frombuffer(piece, array.dtype) for piece in encoded.pieces if isinstance(piece, memoryview)]
     assert [np.shares_memory(view, array) for view in views] == [True]
     assert sum(len(piece) for piece in encoded.pieces if isinstance(piece, bytes)) < 1000
 
 
-def test_arrays_outlive_the_lane_that_brought_them(codec: Serializer) -> None:
-    lanes, reader = PayloadBuffers(), PayloadReader()
+def test_arrays_do_not_depend_on_the_payload_buffer(serializer: Serializer) -> None:
+    payload_buffers, reader = PayloadBuffers(), PayloadReader()
     try:
         arrived: list[Any] = []
         for fill in (1, 2):
-            encoded = codec.encode([np.full(BIG, fill), np.full(10, fill)], no_failure)
-            lane = lanes.put(encoded.pieces, encoded.size)
-            fds = [] if lane.known else [os.dup(lane.fd.fileno())]
-            lane.sent()
+            encoded = serializer.encode([np.full(BIG, fill), np.full(10, fill)], no_failure)
+            buffer = payload_buffers.put(encoded.pieces, encoded.size)
+            fds = [] if buffer.known else [os.dup(buffer.fd.fileno())]
+            buffer.sent()
             reader.read(
-                lane.reference(),
+                buffer.reference(),
                 encoded.size,
                 fds,
                 lambda content: arrived.extend(load_item(*one[:2]) for one in each_item(content)),
             )
-            assert lane.number == 0
+            assert buffer.number == 0
     finally:
-        lanes.close()
+        payload_buffers.close()
         reader.close()
     assert [(array[0], array[-1]) for array in arrived] == [(1, 1), (1, 1), (2, 2), (2, 2)]
 
 
-def test_a_function_brings_its_arrays_writable(codec: Serializer) -> None:
+def test_the_arrays_of_a_function_arrive_writable(serializer: Serializer) -> None:
     frozen = np.arange(BIG)
     frozen.flags.writeable = False
     free = np.arange(BIG)
-    loaded = load_function(codec.encode_function(lambda: (frozen, free)))
+    loaded = load_function(serializer.encode_function(lambda: (frozen, free)))
     for array in loaded():
         assert array.flags.writeable
         np.testing.assert_array_equal(array, free)
@@ -428,20 +428,20 @@ def test_a_function_brings_its_arrays_writable(codec: Serializer) -> None:
 # --- items that fail ----------------------------------------------------------------------------------
 
 
-def encode_some(codec: Serializer, items: list[Any], **options: Any) -> tuple[dict[int, BaseException], list[Any]]:
-    """Errors by offset, and the other items as they arrive."""
+def encode_some(serializer: Serializer, items: list[Any], **options: Any) -> tuple[dict[int, BaseException], list[Any]]:
+    """Return the errors by offset, and the other items as they arrive."""
     failed: dict[int, BaseException] = {}
 
     def fail(offset: int, error: BaseException) -> None:
-        assert offset not in failed, "told twice"
+        assert offset not in failed, "reported twice"
         failed[offset] = error
 
-    return failed, load_all(codec.encode(items, fail, **options))
+    return failed, load_all(serializer.encode(items, fail, **options))
 
 
 @pytest.mark.parametrize("error", [ValueError("mine"), TypeError("mine"), AttributeError("mine"), MemoryError("mine")])
-def test_an_item_that_cannot_be_pickled_fails_alone(codec: Serializer, error: Exception) -> None:
-    failed, loaded = encode_some(codec, [1, Broken(error), "two", Thing(3), Broken(error)])
+def test_an_item_that_cannot_be_pickled_fails_alone(serializer: Serializer, error: Exception) -> None:
+    failed, loaded = encode_some(serializer, [1, Broken(error), "two", Thing(3), Broken(error)])
     assert failed == {1: error, 4: error}
     assert loaded[0:3:2] == [1, "two"]
     assert loaded[3].content == 3
@@ -449,39 +449,39 @@ def test_an_item_that_cannot_be_pickled_fails_alone(codec: Serializer, error: Ex
 
 
 @pytest.mark.parametrize("first", [0, [0]], ids=["scalar", "container"])
-def test_what_no_pickle_can_hold_fails_alone(codec: Serializer, first: Any) -> None:
+def test_an_item_that_no_pickler_accepts_fails_alone(serializer: Serializer, first: Any) -> None:
     deep: list[Any] = []
     for _ in range(100_000):
         deep = [deep]
-    failed, loaded = encode_some(codec, [first, threading.Lock(), [(letter for letter in "ab")], deep, "good"])
+    failed, loaded = encode_some(serializer, [first, threading.Lock(), [(letter for letter in "ab")], deep, "good"])
     assert {offset: type(error) for offset, error in failed.items()} == {1: TypeError, 2: TypeError, 3: RecursionError}
     assert loaded == [first, Missing, Missing, Missing, "good"]
     while deep:
         deep = deep.pop()
 
 
-def test_an_array_before_a_failure_in_the_same_item_leaves_nothing_in_the_payload(codec: Serializer) -> None:
+def test_an_array_before_a_failure_in_the_same_item_leaves_nothing_in_the_payload(serializer: Serializer) -> None:
     error = ValueError("mine")
-    failed, loaded = encode_some(codec, [(np.arange(BIG), Broken(error)), np.arange(BIG)])
+    failed, loaded = encode_some(serializer, [(np.arange(BIG), Broken(error)), np.arange(BIG)])
     assert failed == {0: error}
     assert loaded[0] is Missing
     np.testing.assert_array_equal(loaded[1], np.arange(BIG))
 
 
-def test_in_the_master_an_interrupt_is_no_failure_of_an_item(codec: Serializer) -> None:
+def test_in_the_master_an_interrupt_is_not_a_failure_of_an_item(serializer: Serializer) -> None:
     with pytest.raises(KeyboardInterrupt):
-        encode_some(codec, [Broken(KeyboardInterrupt())])
+        encode_some(serializer, [Broken(KeyboardInterrupt())])
 
 
-def test_in_a_worker_whatever_is_raised_is_a_failure_of_the_item() -> None:
+def test_in_a_worker_every_exception_is_a_failure_of_the_item() -> None:
     error = KeyboardInterrupt()
     failed, loaded = encode_some(Serializer(), [Broken(error), Thing(1)])
     assert failed == {0: error}
     assert loaded[1].content == 1
 
 
-def test_plain_pickle_only_where_nothing_went_by_value() -> None:
-    """multiprocessing refuses to send a lambda back; a worker that was sent none does so, too."""
+def test_results_go_by_value_only_if_the_call_did() -> None:
+    """multiprocessing refuses to send a lambda back. So does a worker that received nothing by value."""
     failed, _ = encode_some(Serializer(), [lambda: 1], may_go_by_value=False)
     assert list(failed) == [0]
     failed, loaded = encode_some(Serializer(), [lambda: 1], may_go_by_value=True)
@@ -489,7 +489,7 @@ def test_plain_pickle_only_where_nothing_went_by_value() -> None:
     assert loaded[0]() == 1
 
 
-# --- functions: by name what was there, by value what was not -----------------------------------------
+# --- functions: inherited ones by name, others by value -----------------------------------------------
 
 
 def _local(number: int) -> Callable[[], int]:
@@ -526,33 +526,33 @@ BY_VALUE: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("function", BY_NAME.values(), ids=BY_NAME.keys())
-def test_what_was_there_goes_by_name(codec: Serializer, function: Any) -> None:
-    encoded = codec.encode_function(function)
+def test_an_inherited_function_goes_by_name(serializer: Serializer, function: Any) -> None:
+    encoded = serializer.encode_function(function)
     assert not encoded.by_value
     assert encoded.size < 400
 
 
 @pytest.mark.parametrize("function", BY_VALUE.values(), ids=BY_VALUE.keys())
-def test_what_nobody_can_name_goes_by_value(codec: Serializer, function: Any) -> None:
-    encoded = codec.encode_function(function)
+def test_a_function_without_a_name_goes_by_value(serializer: Serializer, function: Any) -> None:
+    encoded = serializer.encode_function(function)
     assert encoded.by_value
     assert callable(load_function(encoded))
 
 
 @pytest.mark.parametrize("name", ["function", "class", "built-in", "method of a class"])
-def test_by_name_it_is_the_very_same(codec: Serializer, name: str) -> None:
-    assert load_function(codec.encode_function(BY_NAME[name])) is BY_NAME[name]
+def test_a_function_by_name_arrives_as_the_same_object(serializer: Serializer, name: str) -> None:
+    assert load_function(serializer.encode_function(BY_NAME[name])) is BY_NAME[name]
 
 
-def test_what_is_bound_or_given_travels_along(codec: Serializer) -> None:
-    assert load_function(codec.encode_function(Thing(4).double))() == 8
-    assert load_function(codec.encode_function(functools.partial(known, 4)))() == 8
-    assert load_function(codec.encode_function(_local(7)))() == 7
-    assert load_function(codec.encode_function(functools.partial(lambda number: number, 7)))() == 7
+def test_bound_objects_and_arguments_travel_with_the_function(serializer: Serializer) -> None:
+    assert load_function(serializer.encode_function(Thing(4).double))() == 8
+    assert load_function(serializer.encode_function(functools.partial(known, 4)))() == 8
+    assert load_function(serializer.encode_function(_local(7)))() == 7
+    assert load_function(serializer.encode_function(functools.partial(lambda number: number, 7)))() == 7
 
 
-def test_a_function_known_at_birth_takes_nothing_along(in_main: Callable[..., None], twin: Twin) -> None:
-    """cloudpickle alone sends a script's functions with every global that they touch."""
+def test_an_inherited_function_carries_no_globals(in_main: Callable[..., None], twin: Twin) -> None:
+    """cloudpickle alone sends the functions of a script with every global that they use."""
 
     def reads_large() -> int:
         return len(LARGE)
@@ -563,167 +563,167 @@ def test_a_function_known_at_birth_takes_nothing_along(in_main: Callable[..., No
     assert encoded.size < 200
 
 
-def test_a_function_redefined_since_goes_by_value(made_up: types.ModuleType, twin: Twin) -> None:
-    codec, old = Serializer(InheritedNames()), made_up.answer
-    assert twin.call(codec.encode_function(made_up.answer)) == ["old"]
+def test_a_function_redefined_later_goes_by_value(made_up: types.ModuleType, twin: Twin) -> None:
+    serializer, old = Serializer(InheritedNames()), made_up.answer
+    assert twin.call(serializer.encode_function(made_up.answer)) == ["old"]
     define(made_up, "new")
-    encoded = codec.encode_function(made_up.answer)
+    encoded = serializer.encode_function(made_up.answer)
     assert encoded.by_value
     assert twin.call(encoded) == ["new"]
-    assert twin.call(codec.encode_function(old)) == ["old"], "whoever kept the old one means it"
+    assert twin.call(serializer.encode_function(old)) == ["old"], "the old object still means the old function"
 
 
-def test_a_function_defined_since_goes_by_value(made_up: types.ModuleType, twin: Twin) -> None:
-    codec = Serializer(InheritedNames())
+def test_a_function_defined_later_goes_by_value(made_up: types.ModuleType, twin: Twin) -> None:
+    serializer = Serializer(InheritedNames())
     exec("def later():\n    return 'later'", made_up.__dict__)
-    encoded = codec.encode_function(made_up.later)
+    encoded = serializer.encode_function(made_up.later)
     assert encoded.by_value
     assert twin.call(encoded) == ["later"]
 
 
-def test_a_function_of_main_defined_since_goes_by_value(in_main: Callable[..., None], twin: Twin) -> None:
-    codec = Serializer(InheritedNames())
+def test_a_function_of_main_defined_later_goes_by_value(in_main: Callable[..., None], twin: Twin) -> None:
+    serializer = Serializer(InheritedNames())
 
     def later() -> str:
         return "later"
 
     in_main(later=later)
-    for encoded in (codec.encode_function(later), codec.encode([later], no_failure)):
+    for encoded in (serializer.encode_function(later), serializer.encode([later], no_failure)):
         assert encoded.by_value
         assert twin.call(encoded) == ["later"]
 
 
 def test_a_partial_of_a_redefined_function_goes_by_value(made_up: types.ModuleType, twin: Twin) -> None:
-    codec = Serializer(InheritedNames())
+    serializer = Serializer(InheritedNames())
     define(made_up, "new")
-    encoded = codec.encode_function(functools.partial(made_up.answers_of, [made_up.Thing()]))
+    encoded = serializer.encode_function(functools.partial(made_up.answers_of, [made_up.Thing()]))
     assert encoded.by_value
     assert twin.call(encoded) == [["new"]]
 
 
 def test_a_method_of_a_redefined_class_goes_by_value(made_up: types.ModuleType, twin: Twin) -> None:
-    codec, old = Serializer(InheritedNames()), made_up.Thing()
+    serializer, old = Serializer(InheritedNames()), made_up.Thing()
     define(made_up, "new")
     for thing, answer in ((made_up.Thing(), "new"), (old, "old")):
-        encoded = codec.encode_function(thing.answer)
+        encoded = serializer.encode_function(thing.answer)
         assert encoded.by_value
         assert twin.call(encoded) == [answer]
 
 
-def test_a_module_imported_since_is_imported_there_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    codec = Serializer(InheritedNames())
+def test_a_later_module_is_imported_by_the_worker_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    serializer = Serializer(InheritedNames())
     (tmp_path / "imported_since.py").write_text("def f():\n    return 'by name'\n")
     monkeypatch.syspath_prepend(tmp_path)
     module = importlib.import_module("imported_since")
     try:
-        encoded = codec.encode_function(module.f)
+        encoded = serializer.encode_function(module.f)
         assert not encoded.by_value
         assert load_function(encoded) is module.f
     finally:
         del sys.modules["imported_since"]
 
 
-def test_a_module_that_came_from_nowhere_since_cannot_be_imported_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    codec = Serializer(InheritedNames())
+def test_a_later_module_without_a_file_goes_by_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    serializer = Serializer(InheritedNames())
     module = types.ModuleType("from_nowhere")
     monkeypatch.setitem(sys.modules, "from_nowhere", module)
     define(module, "by value")
-    encoded = codec.encode_function(module.answer)
+    encoded = serializer.encode_function(module.answer)
     assert encoded.by_value
     assert load_function(encoded)() == "by value"
 
 
 def test_a_distrusted_module_is_not_named(made_up: types.ModuleType) -> None:
-    birth = InheritedNames()
-    assert birth.names(made_up.answer)
-    birth.distrust("made_up")
-    assert not birth.names(made_up.answer)
-    assert Serializer(birth).encode_function(made_up.answer).by_value
-    assert birth.names(known)
+    names = InheritedNames()
+    assert names.names(made_up.answer)
+    names.distrust("made_up")
+    assert not names.names(made_up.answer)
+    assert Serializer(names).encode_function(made_up.answer).by_value
+    assert names.names(known)
 
 
-def test_in_a_fresh_interpreter_main_has_the_names_that_it_told(in_main: Callable[..., None]) -> None:
+def test_in_a_fresh_interpreter_main_has_the_reported_names(in_main: Callable[..., None]) -> None:
     def guarded() -> None: ...
 
     def imported() -> None: ...
 
     in_main(guarded=guarded, imported=imported)
-    birth = InheritedNames(frozenset({"imported"}))
-    assert birth.names(imported)
-    assert not birth.names(guarded)
-    assert birth.names(known)
+    names = InheritedNames(frozenset({"imported"}))
+    assert names.names(imported)
+    assert not names.names(guarded)
+    assert names.names(known)
 
 
-def test_by_value_can_be_asked_for(codec: Serializer) -> None:
-    encoded = codec.encode_function(known, by_value=True)
+def test_by_value_can_be_requested(serializer: Serializer) -> None:
+    encoded = serializer.encode_function(known, by_value=True)
     assert encoded.by_value
 
 
 # --- classes and items --------------------------------------------------------------------------------
 
 
-def test_classes_keep_their_identity(codec: Serializer) -> None:
+def test_classes_keep_their_identity(serializer: Serializer) -> None:
     thing = Thing(5)
-    made, cls = load_function(codec.encode_function(lambda: (thing, Thing)))()
+    made, cls = load_function(serializer.encode_function(lambda: (thing, Thing)))()
     assert cls is Thing
     assert type(made) is Thing
-    assert isinstance(there_and_back(Thing(1), codec=codec)[0], Thing)
-    assert there_and_back(Thing, [Thing], codec=codec) == [Thing, [Thing]]
+    assert isinstance(there_and_back(Thing(1), serializer=serializer)[0], Thing)
+    assert there_and_back(Thing, [Thing], serializer=serializer) == [Thing, [Thing]]
 
 
-def test_a_result_of_a_local_class_comes_back_as_one_the_master_can_use() -> None:
+def test_a_result_of_a_local_class_arrives_in_the_master() -> None:
     class Local:
         pass
 
-    (made,) = there_and_back(Local(), codec=Serializer())
+    (made,) = there_and_back(Local(), serializer=Serializer())
     assert type(made).__name__ == "Local"
 
 
-def test_an_instance_of_a_class_defined_since_goes_by_value(made_up: types.ModuleType, twin: Twin) -> None:
-    codec, old = Serializer(InheritedNames()), made_up.Thing()
-    assert twin.call(codec.encode([old.answer], no_failure)) == ["old"]
+def test_an_instance_of_a_class_defined_later_goes_by_value(made_up: types.ModuleType, twin: Twin) -> None:
+    serializer, old = Serializer(InheritedNames()), made_up.Thing()
+    assert twin.call(serializer.encode([old.answer], no_failure)) == ["old"]
     define(made_up, "new")
     for thing, answer in ((made_up.Thing(), "new"), (old, "old")):
-        encoded = codec.encode([functools.partial(operator.methodcaller("answer"), thing)], no_failure)
+        encoded = serializer.encode([functools.partial(operator.methodcaller("answer"), thing)], no_failure)
         assert twin.call(encoded) == [answer]
-    (loaded,) = there_and_back(made_up.Thing(), codec=codec)
+    (loaded,) = there_and_back(made_up.Thing(), serializer=serializer)
     assert loaded.answer() == "new"
-    assert codec.encode([made_up.Thing()], no_failure).by_value
+    assert serializer.encode([made_up.Thing()], no_failure).by_value
 
 
 def test_an_item_that_is_a_redefined_function_goes_by_value(made_up: types.ModuleType, twin: Twin) -> None:
-    """The workers' function of that name is another one, and would be called without a word."""
-    codec = Serializer(InheritedNames())
+    """The workers have another function of this name, and would call it without an error."""
+    serializer = Serializer(InheritedNames())
     define(made_up, "new")
-    assert twin.call(codec.encode([made_up.answer], no_failure)) == ["new"]
+    assert twin.call(serializer.encode([made_up.answer], no_failure)) == ["new"]
 
 
 def test_an_item_that_holds_a_redefined_function_goes_by_value(made_up: types.ModuleType, twin: Twin) -> None:
-    codec = Serializer(InheritedNames())
+    serializer = Serializer(InheritedNames())
     define(made_up, "new")
     call = functools.partial(operator.call, made_up.answer)
-    assert twin.call(codec.encode([call], no_failure)) == ["new"]
+    assert twin.call(serializer.encode([call], no_failure)) == ["new"]
 
 
-def test_a_lambda_in_an_item_goes_by_value(codec: Serializer, twin: Twin) -> None:
-    encoded = codec.encode([known, lambda: 8], no_failure)
+def test_a_lambda_in_an_item_goes_by_value(serializer: Serializer, twin: Twin) -> None:
+    encoded = serializer.encode([known, lambda: 8], no_failure)
     assert encoded.by_value
     assert twin.call(encoded) == [42, 8]
 
 
-def test_one_pickle_alone_holds_what_it_can_name_or_not(codec: Serializer) -> None:
-    assert pickle.loads(codec.dump_alone(Thing(3))).content == 3
-    assert pickle.loads(codec.dump_alone([lambda: 4]))[0]() == 4
+def test_a_self_contained_pickle_is_by_name_or_by_value(serializer: Serializer) -> None:
+    assert pickle.loads(serializer.dump_alone(Thing(3))).content == 3
+    assert pickle.loads(serializer.dump_alone([lambda: 4]))[0]() == 4
     with pytest.raises(TypeError, match="lock"):
-        codec.dump_alone(threading.Lock())
+        serializer.dump_alone(threading.Lock())
 
 
-# --- functions by number, and what they drag along ----------------------------------------------------
+# --- functions by number, and the values they carry ---------------------------------------------------
 
 
 @pytest.fixture
-def functions(codec: Serializer) -> Functions:
-    return Functions(codec)
+def functions(serializer: Serializer) -> Functions:
+    return Functions(serializer)
 
 
 def warned(functions: Functions, function: Any) -> list[str]:
@@ -753,7 +753,7 @@ def _large_closure() -> Any:
 
 
 @pytest.mark.parametrize(
-    ("function", "culprit"),
+    ("function", "expected"),
     [
         (_large_closure(), "captured variable 'data' (2.0 MiB)"),
         (lambda data=LARGE: data, "a default value (2.0 MiB)"),
@@ -765,17 +765,17 @@ def _large_closure() -> Any:
     ],
     ids=["closure", "default", "keyword default", "argument", "keyword argument", "function of a partial", "method"],
 )
-def test_whatever_is_large_is_named(functions: Functions, function: Any, culprit: str) -> None:
+def test_every_large_captured_value_is_named(functions: Functions, function: Any, expected: str) -> None:
     (message,) = warned(functions, function)
-    assert culprit in message
+    assert expected in message
 
 
 def test_a_function_is_warned_about_once(functions: Functions) -> None:
-    def drags() -> bytes:
+    def carries_large() -> bytes:
         return LARGE
 
-    assert len(warned(functions, drags)) == 1
-    assert warned(functions, drags) == []
+    assert len(warned(functions, carries_large)) == 1
+    assert warned(functions, carries_large) == []
     assert len(warned(functions, lambda: LARGE)) == 1
 
 
@@ -826,5 +826,5 @@ def test_a_redefined_function_gets_another_number(made_up: types.ModuleType) -> 
         (operator.itemgetter(1), "itemgetter"),
     ],
 )
-def test_names_for_people(functions: Functions, function: Any, name: str) -> None:
+def test_a_function_has_a_readable_name(functions: Functions, function: Any, name: str) -> None:
     assert functions.get(function).name == name
