@@ -87,6 +87,8 @@ OLD_NAMES = re.compile(
 """Names that were replaced by the standard terms of the field, as identifiers and as words."""
 
 FOREIGN_WRITES: dict[str, str] = {
+    "pairpool/linux/children.py: sys.stdin": "documented; multiprocessing replaces it in the same way",
+    "pairpool/transport/log_records.py: logger.propagate": "the documented way to set it",
     "pairpool/joblib.py: func.items": "the batch belongs to joblib, which calls whatever its field `items` contains",
 }
 """Fields that another object than their own writes, as `path: expression`, each with the reason."""

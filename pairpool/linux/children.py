@@ -1,11 +1,11 @@
 """Fork a child process that runs a function in a clean state, and end it afterwards.
 
-What the kernel does (fork(2), pthread_sigmask(2)), and what follows:
+Facts about the kernel (fork(2), pthread_sigmask(2)), and their consequences:
 
-- a child inherits the signal handlers and the mask of its parent: both are reset before the function runs;
-- a signal that arrives between fork and the reset would run a handler of the program in the child: all signals are
-  blocked during that time;
-- text in a buffer of Python is copied by a fork and would be written twice: the buffers are flushed before.
+- A child inherits the signal handlers and the mask of its parent: both are reset before the function runs.
+- A signal that arrives between fork and the reset would run a handler of the program in the child: all signals are
+  blocked during that time.
+- Text in a buffer of Python is copied by a fork and would be written twice: the buffers are flushed before.
 """
 
 from __future__ import annotations

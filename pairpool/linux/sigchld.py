@@ -1,9 +1,9 @@
 """Ignore SIGCHLD in this process while something needs that.
 
-What the kernel and Python do (sigaction(2), signal(7)), and what follows:
+Facts about the kernel and Python (sigaction(2), signal(7)), and their consequences:
 
-- with SIGCHLD ignored, children leave no zombie and no exit status;
-- the disposition belongs to the process, so its users are counted;
+- With SIGCHLD ignored, children leave no zombie and no exit status.
+- The disposition belongs to the process, so its users are counted.
 - Python sets a disposition only from the main thread, so another thread asks the main thread to restore it.
 """
 

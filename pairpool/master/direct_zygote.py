@@ -2,11 +2,12 @@
 
 The price:
 
-- `subprocess.run(["false"]).returncode` is 0 in the master meanwhile;
-- a worker that is replaced is forked from the program as it is then, with its threads;
-- the master is no subreaper: what a task has started is found by its worker's process group. A program in a session of
-  its own outlives a worker that is killed. Whatever a task has started outlives a master that is killed by SIGKILL;
-- only the main thread can set SIGCHLD (signal(7)).
+- `subprocess.run(["false"]).returncode` is 0 in the master meanwhile.
+- A worker that is replaced is forked from the program as it is then, with its threads.
+- The master is no subreaper: what a task has started is found by its worker's process group. A program in a session of
+  its own outlives a worker that is killed. All programs that tasks have started outlive a master that is killed by
+  SIGKILL.
+- Only the main thread can set SIGCHLD (signal(7)).
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""The status board: one memfd of fixed-size slots that workers write and everybody reads, without a message.
+"""The scoreboard: one memfd of fixed-size slots that workers write and all processes read, without messages.
 
-    header   magic, version, slots, pid, created, the pool's name
-    pool     one row of words (`PoolWord`), items ended by second, calls, last failures: written by the master
-    names    of functions, by number
-    slots    SLOT_WORDS words of 8 bytes for each worker: see `Word`
-    texts    for each worker: the argument of its item (written by the master), its note (written by the worker)
+    header   magic, version, slots, pid, time of creation, name of the pool
+    pool     one row of words (`PoolWord`), items per second, calls, latest failures: written by the master
+    names    names of functions, by number
+    slots    SLOT_WORDS words of 8 bytes per worker: see `Word`
+    texts    per worker: the argument of its item (written by the master), its note (written by the worker)
 
-Every field is one aligned 8-byte word with one writer, so a reader sees an old or a new value and never a mix; on x86
-and Arm, plain aligned stores of this size are single. There are no locks, and none are needed. What belongs to one item
-(argument, progress) says to which: a reader that finds another item's drops it.
+Every field is one aligned 8-byte word with one writer. A reader sees the old or the new value and never a mix, because
+x86 and Arm store an aligned word of this size at once. So no locks are needed. An argument, a progress or a note
+belongs to one item and is stored with the index of that item. A reader ignores it if the worker runs another item.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ POOL_AT = 256
 POOL_WORDS = 32
 RATES_AT = POOL_AT + POOL_WORDS * 8
 SECONDS = 64
-"""Seconds of which the board keeps how many items ended in each."""
+"""Seconds for which the scoreboard keeps the number of items that ended."""
 CALLS_AT = RATES_AT + SECONDS * 16
 CALLS = 16
 CALL_WORDS = 8
@@ -60,11 +60,11 @@ _CALL = struct.Struct("<8Q")
 _FAILURE = struct.Struct("<5Q")
 
 NOTHING = (1 << 64) - 1
-"""An index that no item has: in `Word.ITEM` between items, in `Word.LIMIT` where no limit is set."""
+"""An index that no item has: in `Word.ITEM` between items, in `Word.LIMIT` if no limit is set."""
 
 
 class BoardVersionError(ValueError):
-    """The memory is not a status board, or one of another version of pairpool."""
+    """The memory is not a scoreboard, or it is one of another version of pairpool."""
 
 
 class Word:
@@ -74,26 +74,26 @@ class Word:
     """
 
     STATE = 0
-    PID = 1  # 0 where there is no worker
+    PID = 1  # 0 if there is no worker
     FUNCTION = 2  # number of the function of the current batch
     BATCH = 3  # number of the current batch
     FIRST = 4  # index of its first item
     COUNT = 5  # its items
     ITEM = 6  # index of the running item, within its call
     LIMIT = 7  # the worker stops before the item with this index
-    STARTED = 8  # monotonic ns, of the batch or of the item where items are long
-    DONE = 9  # items finished since the worker began, failed ones included
+    STARTED = 8  # monotonic ns, of the batch, or of the item if items are long
+    DONE = 9  # items finished since the worker started, failed ones included
     FAILED = 10
-    PROGRESS = 11  # a double, told by the task
-    TOTAL = 12  # a double, told by the task; 0 where it told none
+    PROGRESS = 11  # a double, stored by the task
+    TOTAL = 12  # a double, stored by the task; 0 if the task gave none
     RSS = 13  # bytes
     BORN = 14  # monotonic ns
-    REPLACED = 15  # how many workers had this slot before
-    READY = 16  # monotonic ns when it could take work; 0 before
-    BOUND = 17  # the worker begins items before this index whatever LIMIT says; 0 where it looks at LIMIT each time
-    SHOWN_BATCH = 18  # the batch and the item that the argument in the text belongs to
+    REPLACED = 15  # number of workers that had this slot before
+    READY = 16  # monotonic ns when the worker could take work; 0 before
+    BOUND = 17  # the worker runs items before this index whatever LIMIT says; 0 if it reads LIMIT before each item
+    SHOWN_BATCH = 18  # the batch and the item of the argument in the text
     SHOWN_ITEM = 19
-    TOLD_BATCH = 20  # the batch and the item that PROGRESS, TOTAL and the note belong to
+    TOLD_BATCH = 20  # the batch and the item of PROGRESS, TOTAL and the note
     TOLD_ITEM = 21
 
 
@@ -104,47 +104,47 @@ class PoolWord:
     METHOD = 1  # index in METHODS
     PROCESSES = 2
     PLACES = 3  # slots that have ever been used
-    CALLS = 4  # that have not ended
+    CALLS = 4  # calls that have not ended
     DONE = 5  # items that have ended
     FAILED = 6
     PENDING = 7
-    LISTED = 8  # records of calls that are good
-    FAILURES = 9  # failures that were ever recorded
+    LISTED = 8  # valid records of calls
+    FAILURES = 9  # failures recorded since the pool was opened
     ENDED = 10  # monotonic ns when the pool ended; 0 before
-    COUNTED = 11  # DONE when PENDING was written, which is done some times a second only
+    COUNTED = 11  # the value of DONE when PENDING was written, which happens a few times per second
 
     STATES = ("RUN", "CLOSE", "TERMINATE")
     METHODS = ("fork", "forkserver", "direct")
 
 
 class CallRecord(NamedTuple):
-    """One call that has not ended, as the board has it."""
+    """One call that has not ended, as the scoreboard stores it."""
 
     function: int
     kind: int
-    total: int  # NOTHING where it is not known
+    total: int  # NOTHING if it is not known
     done: int
     failed: int
     began: int  # monotonic ns
-    number: int  # of the call, among all that the pool had
+    number: int  # of the call, among all calls of the pool
 
 
 CALL_KINDS = ("map", "imap", "apply")
-"""What `CallRecord.kind` counts."""
+"""The names of the values of `CallRecord.kind`."""
 
 
 class FailureRecord(NamedTuple):
-    """One item that failed, as the board has it."""
+    """One item that failed, as the scoreboard stores it."""
 
     when: int  # monotonic ns
-    worker: int  # NOTHING where none ran it
+    worker: int  # NOTHING if no worker ran the item
     item: int
     function: str
     error: str
 
 
 class State:
-    """What a worker is doing, in `Word.STATE`."""
+    """What a worker does: the values of `Word.STATE`."""
 
     EMPTY = 0
     STARTING = 1
@@ -160,7 +160,7 @@ class State:
 
 
 class Slot:
-    """One worker's part of the board, as a view of words: `slot.words[Word.ITEM] = 3`."""
+    """The words of one worker: `slot.words[Word.ITEM] = 3`."""
 
     __slots__ = ("words",)
 
@@ -168,7 +168,7 @@ class Slot:
         self.words = words
 
     def clear(self) -> None:
-        """Make it that of a worker to come; for the master, while there is none."""
+        """Prepare the slot for a new worker. The master calls this while the slot has none."""
         replaced = self.words[Word.REPLACED]
         for index in range(SLOT_WORDS):
             self.words[index] = 0
@@ -178,11 +178,11 @@ class Slot:
 
 
 class Scoreboard:
-    """The whole board, mapped into this process.
+    """The whole scoreboard, mapped into this process.
 
     Args:
-        memory: a mapping of the memfd, owned from here on, or a copy of the header alone.
-        slots: how many workers fit.
+        memory: a mapping of the memfd, or a copy of its header; owned by this object.
+        slots: the number of workers that fit.
     """
 
     def __init__(self, memory: mmap.mmap | bytearray, slots: int) -> None:
@@ -195,13 +195,13 @@ class Scoreboard:
         self._reals = self._slots.cast("d")
         self._pool_bytes = self._bytes[POOL_AT:FAILURES_AT]
         self.pool = self._pool_bytes.cast("Q")
-        """The words of the pool (`PoolWord`), then a row of seconds: each its number and a count."""
+        """The words of the pool (`PoolWord`), then two words per second: the second and a count."""
         self._views: dict[int, memoryview] = {}
         self._real_views: dict[int, memoryview[float]] = {}
 
     @classmethod
     def create(cls, slots: int, name: str, now: int) -> tuple[int, Scoreboard]:
-        """A new board and its memfd: `slots` workers, a pool's name, and the monotonic time in ns."""
+        """Return a memfd and a new scoreboard on it, for `slots` workers. `now` is the monotonic time in ns."""
         fd = descriptors.memfd(MEMFD, _size(slots))
         try:
             board = cls(mmap.mmap(fd, _size(slots)), slots)
@@ -214,13 +214,13 @@ class Scoreboard:
 
     @classmethod
     def attach(cls, fd: int, *, writable: bool = True) -> Scoreboard:
-        """The board behind a memfd that another process made, which stays the caller's.
+        """Return the scoreboard on a memfd that another process made. The caller keeps the descriptor.
 
         Args:
-            writable: whether this process may write to it.
+            writable: whether this process may write to the scoreboard.
 
         Raises:
-            BoardVersionError: it is none, or one of another version.
+            BoardVersionError: the memfd has no scoreboard, or one of another version.
         """
         _magic, version, slots, _pid, _created = _read_head(fd)
         if version != VERSION:
@@ -231,18 +231,18 @@ class Scoreboard:
         return cls(mmap.mmap(fd, _size(slots), access=access), slots)
 
     def remains(self) -> Scoreboard:
-        """A copy of all but the workers, in private memory: what there is to tell of a pool that has ended."""
+        """Return a private copy without the workers: what remains of a pool that has ended."""
         return Scoreboard(bytearray(self._bytes[:HEADER_SIZE]), 0)
 
     def slot(self, number: int) -> Slot:
-        """Slot `number`; the view is good until `close`."""
+        """Return slot `number`. Its view is valid until `close`."""
         view = self._views.get(number)
         if view is None:
             view = self._views[number] = self._words[number * SLOT_WORDS : (number + 1) * SLOT_WORDS]
         return Slot(view)
 
     def reals(self, number: int) -> memoryview[float]:
-        """Slot `number` as doubles, by the same indices; good until `close`."""
+        """Return slot `number` as doubles, with the same indices; valid until `close`."""
         view = self._real_views.get(number)
         if view is None:
             view = self._real_views[number] = self._reals[number * SLOT_WORDS : (number + 1) * SLOT_WORDS]
@@ -263,16 +263,16 @@ class Scoreboard:
     # --- texts ----------------------------------------------------------------------------------
 
     def name_function(self, number: int, name: str) -> None:
-        """Write down what function `number` is called; the oldest of many names is overwritten."""
+        """Store the name of function `number`. If there are too many names, the oldest is overwritten."""
         self._write_text(NAMES_AT + number % NAMES * NAME_SIZE, NAME_SIZE, name)
 
     def function_name(self, number: int) -> str:
         return self._read_text(NAMES_AT + number % NAMES * NAME_SIZE, NAME_SIZE)
 
     def show_argument(self, number: int, batch: int, item: int, text: str) -> None:
-        """Write down what the item that worker `number` runs is."""
+        """Store the argument of the item that worker `number` runs."""
         words = self.slot(number).words
-        words[Word.SHOWN_BATCH] = 0  # no batch has this number: while the text changes it is nobody's
+        words[Word.SHOWN_BATCH] = 0  # no batch has this number, so readers ignore the text while it changes
         self._write_text(self._texts_at + number * TEXT_SIZE, ARGUMENT_SIZE, text)
         words[Word.SHOWN_ITEM] = item
         words[Word.SHOWN_BATCH] = batch
@@ -289,29 +289,29 @@ class Scoreboard:
     def _write_text(self, at: int, size: int, text: str) -> None:
         data = text.encode("utf-8", "replace")
         if len(data) >= size:
-            data = data[: size - 1].decode("utf-8", "ignore").encode()  # no character is cut in two
+            data = data[: size - 1].decode("utf-8", "ignore").encode()  # without a part of a character
         self._bytes[at : at + size] = data.ljust(size, b"\0")
 
     def _read_text(self, at: int, size: int) -> str:
         return bytes(self._bytes[at : at + size]).split(b"\0", 1)[0].decode("utf-8", "replace")
 
-    # --- what the master counts -----------------------------------------------------------------
+    # --- counts of the master -------------------------------------------------------------------
 
     def begin_second(self, second: int) -> int:
-        """Begin to count the items that end in a second of the monotonic clock; returns the word to count in."""
+        """Begin to count the items that end in a second of the monotonic clock; return the index of the count."""
         at = POOL_WORDS + second % SECONDS * 2
         self.pool[at + 1] = 0
         self.pool[at] = second
         return at + 1
 
     def seconds(self, first: int, last: int) -> list[int]:
-        """How many items ended in each second from `first` on and before `last`; at most `SECONDS` of them."""
+        """Return how many items ended in each second from `first` to `last - 1`; at most `SECONDS` numbers."""
         row = self.pool[POOL_WORDS : POOL_WORDS + SECONDS * 2].tolist()
         places = [second % SECONDS * 2 for second in range(first, last)]
         return [row[at + 1] if row[at] == first + offset else 0 for offset, at in enumerate(places)]
 
     def write_calls(self, records: list[CallRecord]) -> None:
-        """List the calls that have not ended, up to `CALLS` of them."""
+        """Store up to `CALLS` calls that have not ended."""
         for place, record in enumerate(records[:CALLS]):
             _CALL.pack_into(self._map, CALLS_AT + place * _CALL.size, *record, 0)
         self.pool[PoolWord.LISTED] = min(len(records), CALLS)
@@ -321,7 +321,7 @@ class Scoreboard:
         return [CallRecord(*_CALL.unpack_from(self._map, CALLS_AT + place * _CALL.size)[:7]) for place in range(listed)]
 
     def add_failure(self, record: FailureRecord) -> None:
-        """Write down a failure in place of the oldest."""
+        """Store a failure in place of the oldest."""
         count = self.pool[PoolWord.FAILURES]
         at = FAILURES_AT + count % FAILURES * FAILURE_SIZE
         _FAILURE.pack_into(self._map, at, record.when, record.worker, record.item, 0, 0)
@@ -330,7 +330,7 @@ class Scoreboard:
         self.pool[PoolWord.FAILURES] = count + 1
 
     def failures(self) -> list[FailureRecord]:
-        """The last failures, the latest first."""
+        """Return the stored failures, the latest first."""
         count = self.pool[PoolWord.FAILURES]
         found = []
         for number in range(count - 1, max(-1, count - FAILURES - 1), -1):
@@ -342,7 +342,7 @@ class Scoreboard:
         return found
 
     def close(self) -> None:
-        """Unmap; slots handed out must not be used any more."""
+        """Unmap the memory. Slots must not be used afterwards."""
         views: list[memoryview[Any]] = [*self._views.values(), *self._real_views.values()]
         views += [self.pool, self._pool_bytes, self._words, self._reals, self._slots, self._bytes]
         for view in views:
@@ -354,9 +354,9 @@ class Scoreboard:
 
 
 def owner_of(fd: int) -> int:
-    """The pid of the process that made the board behind a memfd; boards of other versions tell it, too.
+    """Return the pid of the process that made the scoreboard on a memfd, whatever version it has.
 
-    Raises `BoardVersionError` if it is none.
+    Raise `BoardVersionError` if the memfd has no scoreboard.
     """
     return int(_read_head(fd)[3])
 

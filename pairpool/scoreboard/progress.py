@@ -1,4 +1,4 @@
-"""`pairpool.progress`: what a task tells about itself, stored on the status board without a message."""
+"""`pairpool.progress`: a task stores its progress on the scoreboard, without a message."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _TOLD_BATCH, _TOLD_ITEM = Word.TOLD_BATCH, Word.TOLD_ITEM
 
 
 class Reporter:
-    """A worker's pen on the board.
+    """Writes the progress of one worker's tasks.
 
     Args:
-        number: its slot.
+        number: the slot of the worker.
     """
 
     __slots__ = ("_board", "_note", "_number", "_reals", "_words")
@@ -31,7 +31,7 @@ class Reporter:
         words = self._words
         batch, item = words[_BATCH], words[_ITEM]
         if words[_TOLD_ITEM] != item or words[_TOLD_BATCH] != batch:
-            words[_TOLD_BATCH] = 0  # no batch has this number: what another item told is nobody's any more
+            words[_TOLD_BATCH] = 0  # no batch has this number, so readers ignore the values of the item before
             words[_TOTAL] = 0
         if total is not None:
             self._reals[_TOTAL] = total
@@ -47,23 +47,23 @@ _reporter: Reporter | None = None
 
 
 def become_reporter(board: Scoreboard, number: int) -> None:
-    """In a worker: what its tasks tell goes to this slot."""
+    """In a worker, store the progress of its tasks in this slot."""
     global _reporter
     _reporter = Reporter(board, number)
 
 
 def progress(done: float, total: float | None = None, note: str = "") -> None:
-    """Tell how far the running task is, for the live view, `pairpool top` and `Pool.status`.
+    """Report the progress of the running task to the live view, `pairpool top` and `Pool.status`.
 
-    Cheap enough for a tight loop (some tenths of a microsecond), and nothing outside of a worker.
+    A call takes some tenths of a microsecond, so it is cheap enough for a tight loop. Outside a worker it does nothing.
 
     Args:
-        done: how much is done, in any unit.
-        total: how much there is in all; None leaves what this task told before, or unknown.
-        note: a short text beside it (what is longer than 127 bytes is cut).
+        done: the amount that is done, in any unit.
+        total: the total amount. None keeps the total that this task reported before; without one, it is unknown.
+        note: a short text. It is cut after 127 bytes.
 
     Raises:
-        TypeError: `done` or `total` is no number.
+        TypeError: `done` or `total` is not a number.
 
     Example:
         >>> def count_words(lines):

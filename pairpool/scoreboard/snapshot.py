@@ -1,4 +1,4 @@
-"""From the status board to a `PoolStatus`: in the master, and in any process that can map the board."""
+"""Read the scoreboard into a `PoolStatus`, in the master or in any process that can map the scoreboard."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _AT_WORK = (State.LOADING, State.RUNNING, State.KEEPING, State.SAVING, State.FUN
 
 
 def take(board: Scoreboard, now: int) -> PoolStatus:
-    """What the board shows at `now` (monotonic ns)."""
+    """Return what the scoreboard shows at `now` (monotonic ns)."""
     pool = board.pool
     ended = pool[PoolWord.ENDED]
     until = ended or now
@@ -38,14 +38,14 @@ def take(board: Scoreboard, now: int) -> PoolStatus:
 
 
 def _pending(board: Scoreboard) -> int:
-    """Those that were pending when they were counted last, but for what has ended since."""
+    """Return the pending items: the last count of them, without those that have ended since."""
     pool = board.pool
     pending, counted = pool[PoolWord.PENDING], pool[PoolWord.COUNTED]
     return max(0, pending - max(0, pool[PoolWord.DONE] - counted))
 
 
 def _workers(board: Scoreboard, processes: int, now: int) -> list[WorkerStatus]:
-    """Those of all places that the pool keeps, and those that are about to leave."""
+    """Return the workers that the pool keeps, and those that are about to exit."""
     places = max(processes, min(board.pool[PoolWord.PLACES], board.slots))
     return [
         _read_worker(board, number, now)
@@ -62,7 +62,7 @@ def _read_worker(board: Scoreboard, number: int, now: int) -> WorkerStatus:
     if at_work and (words[Word.SHOWN_BATCH], words[Word.SHOWN_ITEM]) == (batch, item):
         argument = board.argument(number)
         if words[Word.SHOWN_BATCH] != batch:
-            argument = ""  # it changed while it was read
+            argument = ""  # the text changed while it was read
     if at_work and (words[Word.TOLD_BATCH], words[Word.TOLD_ITEM]) == (batch, item):
         reals = board.reals(number)
         progress, total, note = reals[Word.PROGRESS], reals[Word.TOTAL], board.note(number)

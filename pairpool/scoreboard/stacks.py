@@ -1,19 +1,19 @@
-"""The Python stack of a worker, asked for from outside and answered without a message, whatever the task is at.
+"""Read the Python stack of a worker from another process, whatever its task does.
 
-    reader: lock, empty ──ALL──► worker: a handler in Python writes the stacks of all threads to a memfd of its own
-              no answer ──MAIN─► worker: faulthandler's handler in C appends the main thread's
-    reader: read ◄───────────────┘
+    reader: lock and empty the memfd ──ALL──► worker: a handler in Python writes the stacks of all threads to the memfd
+            no answer ─────────────── MAIN ─► worker: faulthandler's handler in C appends the stack of the main thread
+    reader: read the memfd ◄─────────────────┘
 
-- A handler in Python runs between two steps of the main thread with the GIL held: no frame is on its way. Python's own
-  sleeps and waits let it in and go on (PEP 475). It does not run while other native code computes or sleeps.
-- faulthandler's handler is C and runs at once. Frames that are on their way crash it: measured, a busy loop of short
-  calls within some thousand signals on CPython 3.13, other threads at work within ten on 3.11. So it is asked only of a
-  main thread that has not come back to Python for a while, whose frames stand still; and only for its own stack.
-- Both signals are real-time ones in the middle of the upper half, for which neither glibc (the two below SIGRTMIN) nor
-  runtimes and tools (those next to SIGRTMIN and SIGRTMAX) have a use. By default they end a process: they are sent by
-  pidfd, and only to one that catches them and has the memfd open. exec(2) resets the handlers and closes the memfd;
-  what a task forks has both, but nobody signals it.
-- The price, as of any signal that Python handles: a system call in native code may return early, with EINTR.
+- A handler in Python runs between two steps of the main thread with the GIL held, so no frame is about to change.
+  Python's own sleeps and waits run the handler and continue (PEP 475). Other native code does not run it.
+- The handler of faulthandler is C code and runs at once. It crashes if a frame is about to change. Measured: after some
+  thousand signals in a busy loop of short calls on CPython 3.13, and within ten signals on 3.11 if other threads run.
+  So MAIN is sent only if the main thread has been in native code for a while, and asks only for the main thread.
+- Both signals are real-time signals in the middle of the upper half. glibc uses the two below SIGRTMIN; runtimes and
+  tools use those next to SIGRTMIN and SIGRTMAX. By default these signals end a process. So they are sent by pidfd, and
+  only to a process that catches them and has the memfd open. exec(2) resets the handlers and closes the memfd. A
+  process that a task forks has both, but no reader signals it.
+- As with any signal that Python handles, a system call in native code can return early, with EINTR.
 """
 
 from __future__ import annotations
@@ -44,21 +44,21 @@ __all__ = [
 
 MEMFD = "pairpool-stack"
 ALL = int(signal.SIGRTMAX) - 10
-"""Asks for the stacks of all threads, if Python comes by."""
+"""The signal that asks for the stacks of all threads. Python must run to answer it."""
 MAIN = int(signal.SIGRTMAX) - 9
-"""Asks for the stack of the main thread, which runs the tasks, wherever it is."""
+"""The signal that asks for the stack of the main thread, which runs the tasks. Native code does not delay it."""
 
-LOOK_EVERY = 0.001
-"""Seconds between two looks at an answer; the kernel tells nobody that a handler has returned."""
-COMPUTES = 20_000_000
-"""Nanoseconds of computing without a step of Python after which the main thread is in native code for longer."""
-SLEEPS = 3
-"""Looks in a row at which it sleeps after which native code does so: had it woken, Python would have come by."""
-SLEEPS_WITH_OTHERS = 100
-"""The same where there are other threads: it may wait for the GIL, which each of them holds for 5 ms at a time."""
+CHECK_EVERY_S = 0.001
+"""Seconds between two checks for an answer. The kernel does not tell that a handler has returned."""
+NATIVE_AFTER_NS = 20_000_000
+"""Nanoseconds of CPU time without a step of Python after which the main thread counts as being in native code."""
+ASLEEP_CHECKS = 3
+"""Checks in a row that find the main thread asleep after which it counts as asleep in native code."""
+ASLEEP_CHECKS_WITH_THREADS = 100
+"""The same with other threads: the main thread can wait for the GIL, which each of them holds for 5 ms at a time."""
 END = b"\n--\n"
-"""What follows the stacks of all threads."""
-LONGEST = 1 << 20
+"""The end of an answer with the stacks of all threads."""
+ANSWER_LIMIT_BYTES = 1 << 20
 """Bytes of an answer that are read."""
 
 IDLE = "idle"
@@ -83,24 +83,24 @@ _file = (0, 0)
 
 
 def offer_stack() -> None:
-    """In a worker, once: answer from now on."""
+    """Answer readers from now on. A worker calls this once."""
     global _fd, _file
     _fd = descriptors.memfd(MEMFD, 0)
     _file = _identity(_fd)
-    fcntl.fcntl(_fd, fcntl.F_SETFL, os.O_APPEND)  # so that a reader can empty it
+    fcntl.fcntl(_fd, fcntl.F_SETFL, os.O_APPEND)  # because a reader truncates the file
     faulthandler.register(MAIN, file=_fd, all_threads=False, chain=False)
     signal.signal(ALL, show_threads)
 
 
 def show_threads(_number: int, _frame: object) -> None:
-    """Write down the stacks of all threads; with the GIL held, so that none of them moves."""
+    """Write the stacks of all threads. The GIL is held, so no frame changes meanwhile."""
     try:
-        if _identity(_fd) == _file:  # a task may have closed it and opened something else
+        if _identity(_fd) == _file:  # a task can have closed the memfd and opened another file
             os.ftruncate(_fd, 0)
             faulthandler.dump_traceback(_fd, all_threads=True)
             os.write(_fd, END)
     except OSError:
-        pass  # it is closed, or there is no memory now: that is no matter of the task that this interrupts
+        pass  # the memfd is closed, or there is no memory; the interrupted task must not see this error
 
 
 def _identity(fd: int) -> tuple[int, int]:
@@ -112,15 +112,15 @@ def _identity(fd: int) -> tuple[int, int]:
 
 
 def read_stack(pid: int, timeout: float = 1.0) -> str:
-    """The stack of one worker's task; see `read_stacks`."""
+    """Return the stack of one worker's task; see `read_stacks`."""
     return read_stacks([pid], timeout)[pid]
 
 
 def read_stacks(pids: Iterable[int], timeout: float = 1.0) -> dict[int, str]:
-    """The Python stacks of these workers' tasks, the most recent call first, none of which ends or fails by it.
+    """Return the Python stacks of these workers' tasks, by pid, the most recent call first. The tasks go on.
 
-    A worker without a task is `idle`; where there is no stack within `timeout` seconds, a text in brackets says why.
-    Raises `PermissionError` for processes of other users.
+    The stack of a worker without a task is `idle`. If there is no stack within `timeout` seconds, a text in brackets
+    says why. Raise `PermissionError` for processes of other users.
     """
     with defer_signals():
         inquiries = [_Inquiry(pid) for pid in pids]
@@ -132,7 +132,7 @@ def read_stacks(pids: Iterable[int], timeout: float = 1.0) -> dict[int, str]:
                 if not waiting or time.monotonic() >= deadline:
                     break
                 with allow_signals():
-                    time.sleep(LOOK_EVERY)
+                    time.sleep(CHECK_EVERY_S)
             return {one.pid: one.text() for one in inquiries}
         finally:
             for one in inquiries:
@@ -140,7 +140,7 @@ def read_stacks(pids: Iterable[int], timeout: float = 1.0) -> dict[int, str]:
 
 
 class _Signals(NamedTuple):
-    """What /proc/PID/status says of a process's main thread."""
+    """The part of /proc/PID/status about the main thread of a process."""
 
     state: str
     threads: int
@@ -152,12 +152,12 @@ class _Signals(NamedTuple):
         return bool(mask >> (number - 1) & 1)
 
     def is_answering(self, number: int) -> bool:
-        """Whether the handler of a signal has not run yet, or runs: it blocks its own signal meanwhile."""
+        """Whether the handler of a signal has not returned yet. While it runs, it blocks its own signal."""
         return self.has(self.pending, number) or self.has(self.blocked, number)
 
 
 def _signals_of(pid: int) -> _Signals | None:
-    """None if the process has ended."""
+    """Return the signals of a process, or None if it has ended."""
     try:
         with open(f"/proc/{pid}/status") as file:
             fields = dict(line.split(":", 1) for line in file)
@@ -171,7 +171,7 @@ def _signals_of(pid: int) -> _Signals | None:
 
 
 class _Inquiry:
-    """A worker that is asked for its stack."""
+    """A request to one worker for its stack."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -179,20 +179,20 @@ class _Inquiry:
         self._file = -1
         self._asked = 0  # the signal that was sent
         self._computed = -1  # CPU time in ns when the signal had been delivered
-        self._slept = 0  # looks in a row
+        self._slept = 0  # checks in a row that found it asleep
         self._others = 0
         self._content = b""
         self._reason = ""
 
     def close(self) -> None:
-        """Let go of everything, the lock included."""
+        """Close all descriptors, which releases the lock."""
         for fd in (self._pidfd, self._file):
             if fd >= 0:
                 os.close(fd)
         self._pidfd = self._file = -1
 
     def text(self) -> str:
-        """What came of it."""
+        """Return the stack, or the reason why there is none."""
         if self._content:
             stack = clean(self._content.decode("utf-8", "replace"))
             if self._others and self._asked == MAIN and self._content.startswith(b"Stack"):
@@ -201,7 +201,7 @@ class _Inquiry:
         return f"(no stack: {self._reason or self._excuse()})"
 
     def advance(self) -> bool:
-        """Take the step that can be taken now; True when there is no further one."""
+        """Take the next step if it is possible now. Return True after the last step."""
         seen = _signals_of(self.pid)
         if seen is None:
             self._reason = "the worker has ended"
@@ -216,11 +216,11 @@ class _Inquiry:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            return False  # somebody else is asking
+            return False  # another reader holds the lock
         return not self._ask(seen)
 
     def _open(self) -> bool:
-        """Find the memfd that the worker answers into."""
+        """Open the memfd that the worker writes its answers to; return False if that is impossible."""
         directory = f"/proc/{self.pid}/fd"
         try:
             self._pidfd = os.pidfd_open(self.pid)
@@ -235,7 +235,7 @@ class _Inquiry:
         return False
 
     def _ask(self, seen: _Signals) -> bool:
-        """Send the signal; False if that cannot be done."""
+        """Send the signal; return False if that is impossible."""
         self._others = seen.threads - 1
         number = MAIN if self._asked else ALL
         if not seen.has(seen.caught, number):
@@ -250,8 +250,8 @@ class _Inquiry:
         return True
 
     def _look(self, seen: _Signals) -> bool:
-        """Whether the answer is complete; if Python does not come by to give it, ask for less."""
-        content = os.pread(self._file, LONGEST, 0)
+        """Return True after the last step. If Python does not answer, ask for the main thread alone."""
+        content = os.pread(self._file, ANSWER_LIMIT_BYTES, 0)
         if content.endswith(END):
             self._content = content.removesuffix(END)
             return True
@@ -263,18 +263,18 @@ class _Inquiry:
         return self._is_in_native_code(seen) and not self._ask(seen)
 
     def _is_in_native_code(self, seen: _Signals) -> bool:
-        """Whether Python has not come by for so long after the signal that it will not soon."""
+        """Whether Python has not run for so long after the signal that it will probably not run soon."""
         if seen.has(seen.pending, ALL):
             return False
         computed = _cpu_time_of(self.pid)
         if self._computed < 0:
             self._computed = computed
         self._slept = self._slept + 1 if seen.state in "SD" else 0
-        enough = SLEEPS_WITH_OTHERS if self._others else SLEEPS
-        return self._slept >= enough or computed - self._computed > COMPUTES
+        enough = ASLEEP_CHECKS_WITH_THREADS if self._others else ASLEEP_CHECKS
+        return self._slept >= enough or computed - self._computed > NATIVE_AFTER_NS
 
     def _excuse(self) -> str:
-        """Why there is no answer yet."""
+        """Return the reason why there is no answer yet."""
         seen = _signals_of(self.pid)
         if seen is None:
             return "the worker has ended"
@@ -290,7 +290,7 @@ class _Inquiry:
 
 
 def _cpu_time_of(pid: int) -> int:
-    """CPU time of the main thread in ns; where the kernel does not count it, the clock's."""
+    """Return the CPU time of the main thread in ns, or the monotonic clock if the kernel does not count it."""
     try:
         with open(f"/proc/{pid}/schedstat") as file:
             return int(file.read().split()[0])
@@ -306,24 +306,26 @@ def _link(path: str) -> str:
 
 
 def _send(pidfd: int, number: int) -> bool:
-    """Signal the main thread of a process; False if it has ended."""
+    """Signal the main thread of a process; return False if the process has ended."""
     try:
         try:
             signal.pidfd_send_signal(pidfd, number, None, pidfds.PIDFD_SIGNAL_THREAD)
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
-            signal.pidfd_send_signal(pidfd, number)  # before Linux 6.9: to the process, which is nearly always the same
+            signal.pidfd_send_signal(
+                pidfd, number
+            )  # before Linux 6.9 to the process; its main thread nearly always receives the signal
     except ProcessLookupError:
         return False
     return True
 
 
-# --- from a dump to what people want to see ---------------------------------------------------------
+# --- from a dump to the frames of a task ------------------------------------------------------------
 
 
 def clean(dump: str) -> str:
-    """A dump of faulthandler without what is the worker's own: the frames below the task, its wait for work."""
+    """Return a dump of faulthandler without the frames of the worker, below the task or waiting for work."""
     threads: list[tuple[str, list[str]]] = []
     for line in dump.splitlines():
         if line.startswith("  ") and threads:
@@ -343,7 +345,7 @@ def clean(dump: str) -> str:
 
 
 def _task_frames(frames: list[str]) -> str:
-    """The frames of the main thread that belong to the task."""
+    """Return the frames of the main thread that belong to the task."""
     while frames and '/pairpool/scoreboard/stacks.py"' in frames[0]:
         frames = frames[1:]
     own = [number for number, frame in enumerate(frames) if WORKER_FILES in frame]

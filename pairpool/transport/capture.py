@@ -1,13 +1,13 @@
-"""Outlets: where a worker's output goes when it is captured.
+"""Capture the output of a worker: its descriptors 1 and 2, and its log records.
 
-    Collector ◄── pipe, pipe, socket ── Outlet (SCM_RIGHTS) ──► worker: descriptors 1 and 2, and the root logger
+    Collector ◄── two pipes and a socket ── their other ends: CaptureFd ── CAPTURE packets ──► worker
 
-What the kernel and C do (pipe(7), dup2(2), setvbuf(3)), and what follows:
+Facts about the kernel and C (pipe(7), dup2(2), setvbuf(3)), and their consequences:
 
-- what was written to a pipe stays there when the writer dies, until it is read: no line of a dead worker is lost that
-  had left its buffers;
-- a pipe that takes the place of a terminal makes Python and C write in blocks: both are told to write by lines;
-- programs that a task starts inherit descriptors 1 and 2, and so what they write is captured, too.
+- What was written to a pipe stays there when the writer dies. So a line that had left the buffers of a worker is never
+  lost.
+- Python and C write whole blocks to a pipe, and lines to a terminal: here both are set to write lines.
+- Programs that a task starts inherit descriptors 1 and 2, so their output is captured, too.
 """
 
 from __future__ import annotations
@@ -24,19 +24,20 @@ from pairpool.transport.protocol import CapturePacket
 __all__ = ["LOG", "STDERR", "STDOUT", "STREAMS", "CaptureFd", "serve", "finish"]
 
 STDOUT, STDERR, LOG = 1, 2, 3
-"""What an outlet is for: the field `stream` of its packet."""
+"""The streams that are captured: the values of the field `stream` of a CAPTURE packet."""
 
 STREAMS = {STDOUT: "stdout", STDERR: "stderr"}
 
 _IOLBF = 1
+_SETVBUF = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int, ctypes.c_size_t)
 
 
 class CaptureFd:
-    """The worker's end of a pipe or socket, in the master, on its way to the worker; closed with the last reference.
+    """The worker's end of a pipe or socket, on its way to the worker. The last reference closes it.
 
     Attributes:
         fd: the descriptor.
-        known: whether it was sent.
+        known: whether a packet carries it.
     """
 
     __slots__ = ("fd", "known")
@@ -51,7 +52,7 @@ class CaptureFd:
         self.known = True
 
     def free(self) -> None:
-        """It was taken back before it was sent: nothing to do."""
+        """Do nothing: it was taken back before it was sent."""
 
     def __del__(self, _disown: Any = descriptors.disown) -> None:
         fd = getattr(self, "fd", None)
@@ -66,13 +67,13 @@ _captured = False
 
 
 def serve(packet: CapturePacket, fds: list[int], inherited: tuple[Any, Any]) -> None:
-    """A packet has brought an outlet: have output go there from now on.
+    """Send a stream to the descriptor that a packet has brought.
 
     Args:
-        inherited: `sys.stdout` and `sys.stderr` as the worker began: what a task has put in their place stays.
+        inherited: `sys.stdout` and `sys.stderr` when the worker started. Objects that a task put in their place stay.
     """
     if not fds:
-        return  # the master has lost it: output goes where it went before
+        return  # the descriptor was lost in a recall, so the output stays where it goes now
     fd = fds.pop()
     if packet.stream == LOG:
         from pairpool.transport import log_records
@@ -83,7 +84,7 @@ def serve(packet: CapturePacket, fds: list[int], inherited: tuple[Any, Any]) -> 
 
 
 def finish() -> None:
-    """The worker ends, in a way that C takes for a crash: write what C's buffers still hold."""
+    """Write what C's buffers still hold, because C treats the end of a worker as a crash and would drop it."""
     if _captured:
         ctypes.CDLL(None).fflush(None)
 
@@ -105,11 +106,11 @@ def _take_stream(number: int, fd: int, inherited: Any) -> None:
 
 
 def _is_over(stream: Any, number: int) -> bool:
-    """Whether it is a text stream of Python's own over this descriptor, and nothing that its program has made."""
+    """Whether an object is Python's own text stream over this descriptor, not one that the program has made."""
     try:
         return isinstance(stream, io.TextIOWrapper) and stream.fileno() == number
     except (OSError, ValueError):
-        return False  # it is closed, or writes into memory
+        return False  # the stream is closed, or writes into memory
 
 
 def _open(number: int) -> Any:
@@ -117,21 +118,20 @@ def _open(number: int) -> Any:
 
 
 def _write_by_lines(stream: Any) -> bool:
-    """Flush a stream, and set it to write lines as UTF-8; False if it cannot write any more."""
+    """Flush a stream and set it to write lines as UTF-8; return False if it cannot write any more."""
     try:
         stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
     except OSError:
-        return False  # where it went to so far is full or closed: a new one takes its place
+        return False  # its old destination is full or closed, so a new stream takes its place
     return True
 
 
 def _write_c_by_lines(name: str) -> None:
-    """Have C's stream written at each end of a line, as on a terminal."""
+    """Let C write its stream at each end of a line, as to a terminal."""
     library = ctypes.CDLL(None)
     try:
         stream = ctypes.c_void_p.in_dll(library, name)
-        setvbuf = library.setvbuf
+        setvbuf = _SETVBUF(("setvbuf", library))
     except (ValueError, AttributeError):
-        return  # a C library that keeps them elsewhere: a crash may lose what C has buffered
-    setvbuf.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int, ctypes.c_size_t]
+        return  # this C library has other names: a crash can lose what C has buffered
     setvbuf(stream, None, _IOLBF, 0)

@@ -1,16 +1,16 @@
-"""Packets over a SEQPACKET socketpair: a typed header, a payload, and descriptors.
+"""Send and receive packets over a SEQPACKET socketpair: a typed header, a payload, and descriptors.
 
-What the kernel does (unix(7), recvmsg(2)), and what follows:
+Facts about the kernel (unix(7), recvmsg(2)), and their consequences:
 
-- a packet arrives whole or not at all, in order, and nothing is lost: there is no half-read message to cope with;
-- a packet may be at most SO_SNDBUF - 32 bytes: payloads above INLINE_LIMIT travel in a lane (`lanes.py`);
-- a receive buffer that is too small cuts the packet off (MSG_TRUNC), and descriptors that do not fit, in the buffer
-  or in the process's table, are lost (MSG_CTRUNC): both are errors here, never a short read;
-- a receive buffer needs memory for what was received and no more, if it comes from mmap: few packets are large;
-- there may be too many descriptors under way (ETOOMANYREFS; see `rights.py`): to send waits as if there were no room;
-- an empty packet reads like EOF: none is ever sent, for every packet begins with a header;
-- O_NONBLOCK belongs to the open file, which the master and a worker share for the worker's end: so nothing here sets
-  it, and each call says MSG_DONTWAIT for itself.
+- A packet arrives whole or not at all, in order, and nothing is lost, so no message is ever half read.
+- A packet has at most SO_SNDBUF - 32 bytes: payloads above INLINE_LIMIT travel in shared memory (`payload_shm.py`).
+- A receive buffer that is too small cuts the packet off (MSG_TRUNC). Descriptors that do not fit into the buffer or
+  into the process's table are lost (MSG_CTRUNC). Both raise an error here.
+- A receive buffer from mmap takes memory only for the bytes that were received, and few packets are large.
+- Too many descriptors can be under way (ETOOMANYREFS; see `fd_passing.py`): the sender waits as if there were no room.
+- An empty packet reads like EOF, so every packet begins with a header.
+- O_NONBLOCK belongs to the open file. The master and a worker share that of the worker's end, so nothing here sets it,
+  and each call uses MSG_DONTWAIT.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ RESEND_AFTER_S = 0.001
 
 
 class Lost(Exception):
-    """The other side is gone: nothing will arrive on this channel any more."""
+    """The other side is gone, so nothing will arrive on this channel any more."""
 
 
 class Cut(OSError):
-    """A packet has arrived, but its descriptors are lost: this process may open no more files.
+    """A packet has arrived, but its descriptors are lost because this process can open no more files.
 
     Attributes:
         packet, payload: of the packet.
@@ -53,7 +53,7 @@ class Cut(OSError):
 
 
 class Channel:
-    """One end of a SEQPACKET pair. Not for two threads at once on the same side and direction.
+    """One end of a SEQPACKET pair. Two threads must not send, or receive, on the same end at once.
 
     Example:
         >>> near, far = Channel.pair()
@@ -72,7 +72,7 @@ class Channel:
 
     @classmethod
     def pair(cls) -> tuple[Channel, Channel]:
-        """Two connected channels, closed on exec."""
+        """Return two connected channels, which exec closes."""
         near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         if near.fileno() < 3 or far.fileno() < 3:
             ends = [cls.from_fd(descriptors.above_standard(end.detach())) for end in (near, far)]
@@ -81,7 +81,7 @@ class Channel:
 
     @classmethod
     def from_fd(cls, fd: int) -> Channel:
-        """A channel over a descriptor that it now owns."""
+        """Return a channel that owns the descriptor from now on."""
         return cls(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=fd))
 
     def fileno(self) -> int:
@@ -100,7 +100,7 @@ class Channel:
         return self.send_packet([encode(packet), payload] if payload else [encode(packet)], fds, wait=wait)
 
     def send_packet(self, pieces: Sequence[Buffer], fds: Sequence[int] = (), *, wait: bool = True) -> bool:
-        """`send` for a packet that is already put together."""
+        """Send the pieces as one packet; see `send`."""
         flags = _SEND if wait else _SEND_NOW
         try:
             if fds:
@@ -123,7 +123,7 @@ class Channel:
         return True
 
     def _send_later(self, pieces: Sequence[Buffer], fds: Sequence[int]) -> bool:
-        """Send once there is room: somebody has made the socket non-blocking, or the kernel is short of something."""
+        """Send once there is room: a task has made the socket non-blocking, or the kernel lacks memory."""
         poller = select.poll()
         poller.register(self.sock.fileno(), select.POLLOUT)
         while True:
@@ -155,7 +155,7 @@ class Channel:
         try:
             size, ancillary, flags, _address = self.sock.recvmsg_into(self._pieces, _FDS_SPACE, how)
         except ConnectionResetError:
-            # The kernel reports this once if the other side closed with packets unread. What it sent is still here.
+            # The kernel reports this once if the other side closed with packets unread. Its packets are still here.
             size, ancillary, flags, _address = self.sock.recvmsg_into(self._pieces, _FDS_SPACE, how)
         view = self._pieces[0]
         if not ancillary and not flags & _CUT_OFF:
@@ -178,7 +178,7 @@ class Channel:
 
 
 _FDS_SPACE = socket.CMSG_SPACE(MAX_DESCRIPTORS * 4)
-# plain ints: an operation on the socket module's flags costs more than half a system call
+# Plain ints, because an operation on the flags of the socket module takes longer than half a system call.
 _SEND = int(socket.MSG_NOSIGNAL)
 _SEND_NOW = int(socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
 _RECEIVE = int(socket.MSG_CMSG_CLOEXEC)

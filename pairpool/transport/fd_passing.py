@@ -3,14 +3,14 @@
     object ─► pickle: "descriptor 3 of this packet"                              ─► object over the received descriptor
               OutgoingFds: a copy of it ── SCM_RIGHTS, with the packet ──► ReceivedFds (`received_fds.py`)
 
-What the kernel does (unix(7), fcntl(2)), and what follows:
+Facts about the kernel (unix(7), fcntl(2)), and their consequences:
 
-- a packet takes 253 descriptors (SCM_MAX_FD): further ones travel ahead, in packets of their own;
-- a descriptor in a packet stays open even if the sender closes its own. If nobody reads the packet, the kernel closes
-  it with the packet;
-- descriptors that do not fit into the receiver's table are lost when the packet arrives (MSG_CTRUNC). The sender still
-  has its own, so what needs them can be sent again;
-- the kernel counts the descriptors that a user has sent and nobody has received. Above RLIMIT_NOFILE it takes no more
+- A packet takes 253 descriptors (SCM_MAX_FD): further ones travel ahead, in packets of their own.
+- A descriptor in a packet stays open even if the sender closes its own. If nobody reads the packet, the kernel closes
+  it with the packet.
+- Descriptors that do not fit into the receiver's table are lost when the packet arrives (MSG_CTRUNC). The sender still
+  has its own, so what needs them can be sent again.
+- The kernel counts the descriptors that a user has sent and nobody has received. Above RLIMIT_NOFILE it takes no more
   (ETOOMANYREFS), and the sender waits until some have been read.
 
 A copy is made when an object is pickled. From then on nobody can close it or put another file under its number.

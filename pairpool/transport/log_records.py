@@ -1,8 +1,11 @@
-"""Log records on their way from a worker's logging to the master's.
+"""Carry log records from the logging of a worker to that of the master.
 
-A packet of the socket is one record: whole or not at all, from whichever thread of a task. It is pickled plain data, so
-that the master can load it whatever classes the task knows: the message has its arguments merged in, an exception
-is its formatted text, and values of other types than plain ones are their texts.
+One packet of the socket is one record, whole or not at all, from any thread of a task. A record travels as pickled
+plain data, so the master can load it without the classes of the task:
+
+- the message has its arguments merged in;
+- an exception is its formatted text;
+- a value that is not plain data is its text.
 """
 
 from __future__ import annotations
@@ -17,19 +20,19 @@ from pairpool.transport.wire import PACKET_LIMIT
 __all__ = ["RecordSender", "install", "pack", "unpack"]
 
 NESTED = 4
-"""Levels of lists and dicts in a record's extra attributes that stay what they are."""
+"""Levels of lists and dicts in the extra attributes of a record that are kept as lists and dicts."""
 
 _MERGED = frozenset(("args", "exc_info", "exc_text", "message", "msg", "stack_info"))
 _STANDARD = frozenset(vars(logging.makeLogRecord({})))
-_UNSENT = 32  # bytes of a send buffer that a packet may not use
+_RESERVED_BYTES = 32  # of a send buffer: a packet cannot use them
 
 _formatter = logging.Formatter()
 
 
 def pack(record: logging.LogRecord, limit: int = PACKET_LIMIT) -> bytes:
-    """A record as at most `limit` bytes; of one that is larger, the texts are cut, and extra attributes dropped.
+    """Return a record as at most `limit` bytes. If it is larger, its texts are cut and its extra attributes dropped.
 
-    Raises whatever merging its message raises.
+    Raises what merging the message with its arguments raises.
     """
     exc_text = record.exc_text
     if record.exc_info and not exc_text:
@@ -45,14 +48,12 @@ def pack(record: logging.LogRecord, limit: int = PACKET_LIMIT) -> bytes:
 
 
 def unpack(packed: memoryview, worker: int) -> logging.LogRecord:
-    """The record, with the number of its worker as the attribute `worker`."""
-    record = logging.makeLogRecord(pickle.loads(packed))
-    record.worker = worker
-    return record
+    """Return the record, with the number of its worker as the attribute `worker`."""
+    return logging.makeLogRecord({**pickle.loads(packed), "worker": worker})
 
 
 def _plain(value: Any, nested: int) -> Any:
-    """The value if it is plain data, else its text."""
+    """Return the value if it is plain data, else its text."""
     if value is None or type(value) in (bool, int, float, str, bytes):
         return value
     if nested and type(value) in (list, tuple):
@@ -66,7 +67,7 @@ def _plain(value: Any, nested: int) -> Any:
 
 
 def _cut(text: str, limit: int) -> str:
-    """The text, with what is beyond `limit` bytes of it taken out of its midst."""
+    """Return the text with at most `limit` bytes; the middle of a longer text is left out."""
     encoded = text.encode("utf-8", "replace")
     if len(encoded) <= limit:
         return text
@@ -76,22 +77,22 @@ def _cut(text: str, limit: int) -> str:
 
 
 class RecordSender(logging.Handler):
-    """Sends each record to the master; waits while the socket is full.
+    """Sends each record to the master, and waits while the socket is full.
 
     Args:
-        sock: its end of the pair, which it owns.
+        sock: the worker's end of the pair; owned by the handler.
     """
 
     def __init__(self, sock: socket.socket) -> None:
         super().__init__()
         self._sock = sock
-        self._limit = min(PACKET_LIMIT, sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) - _UNSENT)
+        self._limit = min(PACKET_LIMIT, sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) - _RESERVED_BYTES)
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             self._sock.send(pack(record, self._limit), socket.MSG_NOSIGNAL)
         except (BrokenPipeError, ConnectionResetError):
-            pass  # the master has closed its end: the pool is over, and so will be this worker
+            pass  # the master has closed its end: the pool has ended, and this worker ends soon
         except Exception:
             self.handleError(record)
 
@@ -101,10 +102,11 @@ class RecordSender(logging.Handler):
 
 
 def install(fd: int, level: int) -> None:
-    """Have all records of this process from `level` on sent through the socket `fd`, and handled nowhere else.
+    """Send all records of this process from `level` on through the socket `fd`, and handle them nowhere else.
 
-    Handlers that were inherited would write into the program's own files and streams, beside the program; loggers that
-    kept their records to themselves pass them on now, and do so again in the master.
+    Inherited handlers are dropped, because they would write into the files and streams of the program at the same time
+    as the program. Loggers that did not propagate their records do so here. In the master, the setting of its own
+    logger applies.
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fd)
     sock.setblocking(True)

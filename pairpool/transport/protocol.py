@@ -108,7 +108,7 @@ class BatchPacket(NamedTuple):
 
 @packet(13, "flags format number first count split descriptors nanoseconds microseconds size", recall=Recall.NEVER)
 class ResultPacket(NamedTuple):
-    """What a worker reports about items of a batch: times, failures and values, in this order."""
+    """A report about items of a batch. Its payload is times, failures and values, in this order."""
 
     flags: int
     format: int

@@ -1,10 +1,10 @@
 """Fork a worker that is connected to its master by a channel.
 
-What the kernel does (fork(2), pidfd_open(2), prctl(2)), and what follows:
+Facts about the kernel (fork(2), pidfd_open(2), prctl(2)), and their consequences:
 
-- a pidfd can be opened only while its process exists, so a new worker does nothing before its master has sent a packet;
-- PDEATHSIG fires when the *thread* that forked ends, so it is set only if the forking thread is the main thread;
-- a fork copies every descriptor, so a pair is made where no other pair is open.
+- A pidfd can be opened only while its process exists, so a new worker does nothing before its master has sent a packet.
+- PDEATHSIG fires when the *thread* that forked ends, so it is set only if the forking thread is the main thread.
+- A fork copies every descriptor, so a pair is made where no other pair is open.
 
 `fork_worker` serves all start methods: "fork" (the zygote is a fork of the program), "forkserver" (the zygote is a
 fresh interpreter), "direct" (no zygote: the master forks).
@@ -23,7 +23,7 @@ __all__ = ["Body", "SpawnFailed", "Spawned", "fork_worker"]
 
 
 class Body(Protocol):
-    """What a worker runs in its process: called with its channel, slot and serial number, returns the exit status."""
+    """The code of a worker. It is called with the channel, slot and serial number, and returns the exit status."""
 
     def __call__(self, channel: Channel, slot: int, serial: int, /) -> int: ...
 

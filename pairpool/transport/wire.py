@@ -75,7 +75,7 @@ class ProtocolError(Exception):
 
 
 class Recall(enum.Enum):
-    """What happens to a packet that the sender takes back because the worker has not read it."""
+    """The fate of a packet that the sender takes back because the worker has not read it."""
 
     TAKE_BACK = "its items return to the queue"
     FORGET = "the sender notes that the worker does not know what the packet says"
@@ -84,7 +84,7 @@ class Recall(enum.Enum):
 
 
 class PacketType(NamedTuple):
-    """What the table knows about one class of packets."""
+    """The entry of the table for one class of packets."""
 
     kind: int
     recall: Recall

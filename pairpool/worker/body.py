@@ -23,13 +23,13 @@ __all__ = ["WorkerBody", "make_body"]
 
 
 class WorkerBody(NamedTuple):
-    """What the zygote runs in each child: everything that a worker is made of, inherited.
+    """Runs a worker in a child of the zygote. The child inherits this object.
 
     Args:
-        board: the status board.
+        board: the scoreboard.
         stacks: descriptor of the memfd that receives the Python stack at a fault.
         master: pid of the master.
-        daemon: what multiprocessing says that it is.
+        daemon: whether multiprocessing treats the worker as a daemon process.
     """
 
     board: Scoreboard
@@ -56,7 +56,12 @@ class WorkerBody(NamedTuple):
 
 
 def make_body(fds: list[int], setup: bytes) -> WorkerBody:
-    """The body in a fresh zygote: `fds` are board, stacks and what the initializer's arguments need."""
+    """Return the body in a fresh zygote.
+
+    Args:
+        fds: the scoreboard, the memfd for stacks, and the descriptors of the initializer's arguments.
+        setup: the pickled master, arguments and daemon flag.
+    """
     board_fd, stacks, *inherited = fds
     remember_inherited(inherited)
     master, arguments, daemon = pickle.loads(setup)

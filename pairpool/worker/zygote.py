@@ -4,13 +4,13 @@
        ▲                          │
        └── pid, near end, far end, pidfd (SCM_RIGHTS) ──┘
 
-What the kernel does, and what follows:
+Facts about the kernel, and their consequences:
 
-- with SIGCHLD ignored, children leave no zombie and no status (sigaction(2)): the zygote ignores it, so that the caller
-  need not;
-- PDEATHSIG fires when the *thread* that forked ends: the zygote has one thread, which is the process;
-- every fork copies every descriptor: the zygote passes the ends of a pair on and closes them before the next fork;
-- orphans of killed workers become children of the nearest subreaper: the zygote is one, and kills them with the worker.
+- With SIGCHLD ignored, children leave no zombie and no status (sigaction(2)): the zygote ignores it, so that the caller
+  need not.
+- PDEATHSIG fires when the *thread* that forked ends: the zygote has one thread, which is the process.
+- Every fork copies every descriptor: the zygote passes the ends of a pair on and closes them before the next fork.
+- Orphans of killed workers become children of the nearest subreaper: the zygote is one, and kills them with the worker.
 """
 
 from __future__ import annotations
