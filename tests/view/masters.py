@@ -1,4 +1,4 @@
-"""Pools in other processes, to be looked at from here."""
+"""Run pools in other processes, for tests that observe them from outside."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ if __name__ == "__main__":
 
 
 def own(name: str) -> str:
-    """A name that no other run of these tests gives to a pool, on this machine and at this time."""
+    """Return a name for a pool that no other run of these tests on this machine uses."""
     return f"{name}-{os.getpid()}"
 
 
 class Engine:
-    """A process with a pool; its workers wait at the gate, if there is one."""
+    """A process with a pool. Its workers wait at the gate, if there is one."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
         self.pid = process.pid
 
     def tell(self, line: str) -> None:
-        """Have it do something, `close`, `exec` or `exit`, and wait until it has."""
+        """Send a command, `close`, `exec` or `exit`, and wait until the process has executed it."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         print(line, file=self.process.stdin, flush=True)
@@ -59,7 +59,7 @@ class Engine:
             assert self.process.stdout.readline() == f"{line}\n"
 
     def workers(self) -> list[int]:
-        """The pids of what it forked, zygote and workers."""
+        """Return the pids of the zygote and the workers."""
         found: list[int] = []
         waiting = [self.pid]
         while waiting:
@@ -80,7 +80,7 @@ class Engine:
 
 @contextmanager
 def master(name: str, processes: int = 2, *, method: str = "fork", gate: str = "") -> Iterator[Engine]:
-    """A process of its own with a pool of this name."""
+    """Run a pool with this name in a separate process."""
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, name, str(processes), method, gate],
         env=environment(),

@@ -1,4 +1,4 @@
-"""Made-up statuses: of a pool that is busy, and of one in which everything is as odd as it can be."""
+"""Artificial statuses: of a busy pool, and of pools with extreme values everywhere."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["make_call", "make_failure", "make_status", "make_worker", "odd_statu
 
 
 def make_worker(number: int, seconds: float | None = None, **changes: Any) -> WorkerStatus:
-    """A worker that is idle, or at item 10 + its number of `work` for so many seconds."""
+    """Return an idle worker, or one that has run item 10 + `number` of `work` for `seconds`."""
     is_busy = seconds is not None
     fields: dict[str, Any] = {
         "number": number,
@@ -53,7 +53,7 @@ def make_failure(**changes: Any) -> FailureStatus:
 
 
 def make_status(workers: tuple[WorkerStatus, ...] | int = 2, **changes: Any) -> PoolStatus:
-    """A running pool, by default of busy workers."""
+    """Return the status of a running pool, by default with busy workers."""
     if isinstance(workers, int):
         workers = tuple(make_worker(number, 1.0 + number) for number in range(workers))
     fields: dict[str, Any] = {

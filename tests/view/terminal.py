@@ -1,4 +1,4 @@
-"""A terminal to look at: an emulation that knows what the view sends, and programs that run in one, on a real pty."""
+"""An emulated terminal that knows the control sequences of the view, and programs that run on it through a real pty."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LONGEST_SEQUENCE = 16
 
 
 class Row:
-    """One row of cells; `goes_on` if the next one is the same line, wrapped."""
+    """One row of cells. `goes_on` is true if the line continues in the next row."""
 
     def __init__(self, text: str = "", goes_on: bool = False) -> None:
         self.text = text
@@ -69,7 +69,7 @@ class Terminal:
 
     @property
     def lines(self) -> list[str]:
-        """All lines, those above the screen included, as they were before they were wrapped."""
+        """Return all lines, including those above the screen, without wraps."""
         lines, begun = [], ""
         for row in self._rows:
             begun += row.text
@@ -80,12 +80,12 @@ class Terminal:
 
     @property
     def screen(self) -> list[str]:
-        """The rows that are seen."""
+        """Return the visible rows."""
         return [row.text.rstrip() for row in self._rows[self._top :]]
 
     @property
     def below(self) -> list[str]:
-        """The rows that are seen below the cursor."""
+        """Return the visible rows below the cursor."""
         return self.screen[self._row - self._top + 1 :]
 
     @property
@@ -93,7 +93,7 @@ class Terminal:
         return "\n".join(self.lines)
 
     def feed(self, data: bytes) -> None:
-        """Show what a program has written."""
+        """Show output of a program."""
         text = self._rest + self._decoder.decode(data)
         self._rest = ""
         while text:
@@ -109,7 +109,7 @@ class Terminal:
                 text = text[1:]
 
     def resize(self, width: int, height: int) -> None:
-        """Wrap lines anew; a cursor that is above the screen then is put at its top, as tmux does it."""
+        """Wrap lines anew. A cursor above the screen moves to its top, as in tmux."""
         lines: list[str] = []
         begun, at = "", (0, 0)
         for number, row in enumerate(self._rows):
@@ -237,14 +237,14 @@ class Program:
                 return
 
     def until(self, shows: Callable[[Terminal], object]) -> None:
-        """Wait until it shows something."""
+        """Wait until `shows` is true for the terminal."""
         with self._changed:
             met = self._changed.wait_for(lambda: bool(shows(self.terminal)) or self._is_over, PATIENCE)
             assert met, "\n".join(["it never came:", *self.terminal.lines])
             assert shows(self.terminal), "\n".join(["it ended without that:", *self.terminal.lines])
 
     def until_text(self, text: str) -> None:
-        """Wait until it shows this text, above the screen included."""
+        """Wait until the terminal has shown this text, on the screen or above it."""
         self.until(lambda terminal: text in terminal.text)
 
     def until_screen(self, text: str) -> None:
@@ -260,7 +260,7 @@ class Program:
         os.write(self._fd, text.encode())
 
     def pause(self) -> None:
-        """Read nothing any more after what is being read now."""
+        """Stop reading after the current read."""
         self._goes_on.clear()
 
     def go_on(self) -> None:
@@ -274,7 +274,7 @@ class Program:
         self._fd = -1
 
     def wait(self) -> int:
-        """Its exit status, when it has ended and all that it wrote is shown."""
+        """Wait until the program has ended and all its output is shown, and return the exit status."""
         status = self.process.wait(PATIENCE)
         self._thread.join(PATIENCE)
         assert not self._thread.is_alive(), "somebody has the terminal open still"
@@ -332,7 +332,7 @@ def in_terminal(
 
 
 def read_until_closed(fd: int) -> bytes:
-    """All that comes out of a pipe until nobody holds its other end."""
+    """Return all data of a pipe until its other end is closed everywhere."""
     data = b""
     while select.select([fd], [], [], PATIENCE)[0]:
         piece = os.read(fd, 65536)

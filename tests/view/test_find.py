@@ -1,4 +1,4 @@
-"""Pools found from outside: whose they are, what they show, and how they end."""
+"""Pools found from outside: their owners, their status, and their ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The live view of real pools, in programs on real terminals; and where there is none."""
+"""The live view of real pools, in programs on real terminals, and without a terminal."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ if __name__ == "__main__":
 
 @pytest.fixture
 def script(tmp_path: Path) -> Callable[[str], Path]:
-    """Makes a script of the preamble and a source."""
+    """Return a function that makes a script of the preamble and a source."""
 
     def make(source: str) -> Path:
         path = tmp_path / "script.py"
@@ -67,7 +67,7 @@ OVER = r"pool-1  ended after \S+  pid \d+  fork"
 
 
 def final_frame(terminal: Terminal) -> list[str]:
-    """The last frame and what is below it; there is no other one, nor a piece of one."""
+    """Return the last frame and the lines below it. Check that there is no other frame, and no part of one."""
     heads = [number for number, line in enumerate(terminal.lines) if re.fullmatch(OVER, line)]
     assert len(heads) == 1, terminal.text
     assert "busy" not in terminal.text, terminal.text
@@ -76,7 +76,7 @@ def final_frame(terminal: Terminal) -> list[str]:
 
 
 def check_end(program: Program, status: int = 0) -> list[str]:
-    """The program has ended, and the terminal is as it was; returns the lines above the last frame."""
+    """Check that the program has ended and the terminal is restored. Return the lines above the last frame."""
     assert program.wait() == status, program.terminal.text
     terminal = program.terminal
     assert terminal.shows_cursor
@@ -159,7 +159,7 @@ ENDS = {
     "the view's": ("with Pool(2) as pool, pool.live(): pool.map(wait, range(2))", 0),
 }
 STILL_OPEN = ("no stop", "the view's")
-"""Where the pool goes on when the last frame is drawn."""
+"""The place in the pool after the last frame is drawn."""
 
 
 @pytest.mark.parametrize("end", ENDS)
@@ -196,7 +196,7 @@ def test_an_interrupt(script: Script) -> None:
 
 @pytest.mark.parametrize("end", ["os.kill(os.getpid(), signal.SIGKILL)", "signal.raise_signal(15)", "os._exit(3)"])
 def test_a_master_that_puts_nothing_back(end: str, script: Script) -> None:
-    """Its last frame stays, but whoever uses the terminal next sees what is typed, and long lines whole."""
+    """The last frame stays. The next program on the terminal has a visible cursor and wrapped lines."""
     source = f"""
         pool = Pool(2, live=True)
         result = pool.map_async(wait, range(2))
@@ -282,7 +282,7 @@ def test_a_later_view_of_a_pool_captures_from_then_on(script: Script) -> None:
 
 
 def test_resizing(script: Script) -> None:
-    """Narrower and wider, lower and higher, while tasks print: the frame is there in the end, and no line is lost."""
+    """Change width and height while tasks print. At the end the frame is visible, and no line is lost."""
     source = """
         def slow(number):
             say(number)
@@ -316,7 +316,7 @@ def test_resizing(script: Script) -> None:
 
 @pytest.mark.skipif(shutil.which("tmux") is None, reason="needs tmux")
 def test_in_tmux(script: Script, tmp_path: Path) -> None:
-    """A terminal that others have made, which is made narrower and wider."""
+    """Make a tmux terminal narrower and wider."""
     path = script("""
         with Pool(2, live=True) as pool:
             pool.map(say, range(10))
@@ -367,7 +367,7 @@ def test_in_tmux(script: Script, tmp_path: Path) -> None:
 
 
 def test_two_pools_at_once(script: Script) -> None:
-    """The first is drawn; of the second there is a line at its end, above."""
+    """The first view is drawn. The second one writes a line above it at its end."""
     source = """
         with Pool(2, live=True) as first:
             result = first.map_async(wait, range(2))
@@ -544,7 +544,7 @@ def test_prints_and_questions_of_the_program(script: Script) -> None:
 
 
 def test_a_question_is_not_written_over_by_tasks(script: Script) -> None:
-    """Python writes it to the terminal itself, and leaves the cursor behind it."""
+    """Python writes the prompt to the terminal itself, and leaves the cursor behind it."""
     source = """
         def shout(number):
             wait(number)
@@ -572,7 +572,7 @@ def test_a_question_is_not_written_over_by_tasks(script: Script) -> None:
 
 
 def test_results_go_to_a_file(script: Script, tmp_path: Path) -> None:
-    """What the program and tasks write to stdout goes where that goes, and there only."""
+    """Output of the program and of tasks on stdout goes only to the target of stdout."""
     source = """
         def both(number):
             print("to stdout", number)
@@ -601,7 +601,7 @@ def test_results_go_to_a_file(script: Script, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", ["fork", "direct"])
 def test_a_terminal_that_takes_nothing_holds_up_no_pool(method: str, script: Script) -> None:
-    """Nor forks, nor the replacement of workers; the program's prints alone wait."""
+    """Forks and the replacement of workers go on too. Only prints of the program wait."""
     source = f"""
         def quit(number):
             if number % 20 == 7:
@@ -759,7 +759,7 @@ def test_ascii_terminals(script: Script) -> None:
 
 
 def test_output_that_is_closed_early(script: Script) -> None:
-    """As by `2>&1 | head -1`: the program runs to its end, and nothing is said about it."""
+    """The pipe closes as with `2>&1 | head -1`. The program runs to its end, without a message."""
     path = script("""
         from pairpool.view import live
 
@@ -781,7 +781,7 @@ def test_output_that_is_closed_early(script: Script) -> None:
 
 
 def test_stderr_alone_is_closed_early(script: Script) -> None:
-    """Results on stdout are not lost with it."""
+    """Results on stdout are not lost."""
     path = script("""
         from pairpool.view import live
 
@@ -808,7 +808,7 @@ def test_stderr_alone_is_closed_early(script: Script) -> None:
 
 
 class Stream(io.StringIO):
-    """Takes the place of a terminal."""
+    """Replaces a terminal."""
 
     def isatty(self) -> bool:
         return True

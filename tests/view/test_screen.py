@@ -1,4 +1,4 @@
-"""The screen, on an emulated terminal: a frame at its foot, and whatever else is written above it."""
+"""The screen, on an emulated terminal: the frame at the bottom, and all other output above it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.view.terminal import Terminal
 
 
 class File:
-    """A text file whose text is shown on a terminal, as Python's own streams are: for it, line ends are turned."""
+    """A text file on an emulated terminal. As in Python's own streams, the terminal translates line ends."""
 
     encoding = "utf-8"
 
@@ -51,7 +51,7 @@ def frame_of(*lines: str, width: int = 20) -> Frame:
 
 
 class Stage:
-    """Puts `sys.stdout` and `sys.stderr` on a terminal with a screen; in the test, for pytest changes them before."""
+    """Puts `sys.stdout` and `sys.stderr` on a screen, within the test because pytest replaces them earlier."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._monkeypatch = monkeypatch
@@ -368,7 +368,7 @@ def test_handlers_write_above_and_get_their_streams_back(monkeypatch: pytest.Mon
 
 
 def test_a_child_has_the_plain_streams(stage: Stage) -> None:
-    """And waits for no lock: here the parent holds the screen's own when it forks."""
+    """The child waits for no lock, although the parent holds the lock of the screen during the fork."""
     screen, file = stage()
     kept: Any = sys.stdout
     kept.write("unended")

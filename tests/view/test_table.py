@@ -1,4 +1,4 @@
-"""The picture of a pool, drawn from made-up statuses: it fits whatever the size, and says what is right."""
+"""The picture of a pool, drawn from artificial statuses: it fits every size, and its contents are right."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def lines_of(status: PoolStatus, width: int = 100, height: int = 40, **options: 
 
 
 def row_of(status: PoolStatus, start: str, width: int = 100) -> str:
-    """The one line that begins so."""
+    """Return the only line that begins with `start`."""
     found = [line for line in lines_of(status, width) if line.startswith(start)]
     assert len(found) == 1, found
     return found[0]
@@ -85,7 +85,7 @@ def test_forty_by_ten_shows_some_of_everything(workers: int) -> None:
 
 
 def test_room_is_used() -> None:
-    """No line is empty of those that there are, while there is something left to show."""
+    """No line stays empty while something is hidden."""
     status = make_status(64, running=(make_call(),) * 8, calls=8, failures=(make_failure(),) * 8)
     for height in range(5, 18):
         assert len(lines_of(status, 80, height)) == height
@@ -165,7 +165,7 @@ def test_a_call_of_known_size() -> None:
     [(0, 200, "0%"), (1, 3, "33%"), (199, 200, "99%"), (9999, 10_000, "99%"), (200, 200, "100%"), (0, 0, "100%")],
 )
 def test_shares(done: int, total: int, share: str) -> None:
-    """Nothing is said to be whole that is not."""
+    """An incomplete share is never shown as 100 %."""
     row = row_of(make_status(running=(make_call(done=done, total=total),), calls=1), "map work")
     assert f" {share} " in row
     assert ("left" in row) == (0 < done < total)
@@ -288,7 +288,7 @@ def test_a_row_with_everything() -> None:
 
 
 RANKS = ["note", "pid", "repl", "state", "failed", "done", "rss", "cpu", "progress"]
-"""Those that tell least come first."""
+"""The least important columns come first."""
 
 
 def test_columns_are_left_out_by_rank() -> None:
@@ -324,7 +324,7 @@ def test_a_long_name_keeps_its_index() -> None:
 
 @pytest.mark.parametrize("width", [40, 80, 100, 200])
 def test_rows_of_wide_names_are_as_long_as_the_others(width: int) -> None:
-    """Characters of two cells are no reason to push the columns behind them aside."""
+    """Characters of two cells do not move the columns behind them."""
     names = ["work", "字" * 8, "字" * 11, "計算する関数の長い名前[bold]", "字" * 200]
     workers = tuple(make_worker(number, 1.0, function=name, argument="字") for number, name in enumerate(names))
     rows = lines_of(make_status(workers), width)[-len(names) :]
@@ -333,7 +333,7 @@ def test_rows_of_wide_names_are_as_long_as_the_others(width: int) -> None:
 
 @pytest.mark.parametrize(("argument", "cells"), [("'x.png'", 40), ("x" * 60, 80), ("字" * 20, 60)])
 def test_the_column_of_tasks_is_as_wide_as_it_needs_to_be(argument: str, cells: int) -> None:
-    """In steps, so that the columns behind it stay where they are from task to task."""
+    """The width grows in steps, so that the columns behind it do not move from task to task."""
     head = lines_of(make_status((make_worker(0, 1.0, argument=argument),)), 500)[-2]
     assert head.index("for") + len("for") - head.index("task") == cells + 1 + 6
 

@@ -1,4 +1,4 @@
-"""Texts for narrow places: one line each, and never more cells than there are."""
+"""Texts for narrow places: each on one line, within its number of cells."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`pairpool timeline`: what is drawn, what is said, and how it ends."""
+"""`pairpool timeline`: the picture, the messages, and the exit status."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def write(path: Path, name: str = "mine") -> TraceWriter:
 
 
 def put(writer: TraceWriter, worker: int, begin: float, end: float, function: str = "f", error: str = "") -> None:
-    """One item that took its batch's whole time, in seconds."""
+    """Write one item that took the whole time of its batch, in seconds."""
     first, last = round(begin * SECOND), round(end * SECOND)
     errors = {0: error} if error else {}
     writer.batch(RanBatch(worker, 1, function, 7, first, last, [first], errors, lambda _: "<arg>"))
 
 
 def picture(path: Path, **options: Any) -> tuple[str, ElementTree.Element]:
-    """The text of a trace's picture, and what XML makes of it."""
+    """Return the picture of a trace as text and as parsed XML."""
     with TraceReader(path) as reader:
         svg, _ = draw(reader, **{"width": 1000, **options})
     return svg, ElementTree.fromstring(svg.encode())

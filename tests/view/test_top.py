@@ -35,7 +35,7 @@ from tests.view.masters import Engine, master, own
 
 
 def pairpool(*arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
-    """The command, with its output on pipes."""
+    """Run the command with its output on pipes."""
     return subprocess.run(
         [sys.executable, "-W", "error", "-m", "pairpool", *map(str, arguments)],
         env=environment() | variables,
@@ -48,7 +48,7 @@ def pairpool(*arguments: object, **variables: str) -> subprocess.CompletedProces
 
 
 class Terminal:
-    """The command in a terminal of its own."""
+    """The command in its own terminal."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class Terminal:
         os.write(self.fd, keys.encode())
 
     def _read(self, timeout: float) -> bool:
-        """Take what has been shown; False if nothing comes any more."""
+        """Read new output. Return False at its end."""
         if not select.select([self.fd], [], [], timeout)[0]:
             return True
         try:
@@ -94,7 +94,7 @@ class Terminal:
         return bool(data)
 
     def expect(self, pattern: str) -> str:
-        """Read until what was shown since the last time matches; returns it."""
+        """Read until the output since the last call matches, and return it."""
         deadline = time.monotonic() + PATIENCE
         while not (match := re.search(pattern, self.output, re.DOTALL)):
             assert time.monotonic() < deadline, f"no {pattern!r} in {self.output!r}"
@@ -104,7 +104,7 @@ class Terminal:
         return seen
 
     def end(self) -> int:
-        """Wait for its end; returns the exit status. The terminal must be as it was."""
+        """Wait for the end of the command, and return its exit status. Check that the terminal is restored."""
         deadline = time.monotonic() + PATIENCE
         while self.process.poll() is None:
             assert time.monotonic() < deadline, f"still there: {self.output!r}"
@@ -136,12 +136,12 @@ CURSOR_ON = "\x1b[?25h"
 
 
 HELD = own("held")
-"""The name of a pool: nobody else's, for another run of these tests may have its own on this machine."""
+"""The name of a pool. It is unique, because another run of these tests may use this machine."""
 
 
 @pytest.fixture
 def held(gate: Gate) -> Iterator[Engine]:
-    """A pool of three workers, called held, that are all busy."""
+    """Run a pool of three busy workers with the name `HELD`."""
     with master(HELD, 3, gate=gate.path) as held:
         deadline = time.monotonic() + PATIENCE
         while json.loads(pairpool("top", held.pid, "--json").stdout)["busy"] < 3:
@@ -427,7 +427,7 @@ def test_several_pools_of_one_process(make_pool: MakePool) -> None:
 
 
 def test_what_is_said_of_several_pools_can_be_typed(make_pool: MakePool) -> None:
-    """Also where they have the same name, one that a shell would take apart, or one that a terminal would obey."""
+    """The names may be equal, need quotes in a shell, or contain control sequences."""
     for name in ("twin", "twin", "a b;c", "\x1b[2J\n"):
         make_pool(1, name=name)
     ran = pairpool("top", os.getpid(), "--once")

@@ -1,4 +1,4 @@
-"""CPU and memory of workers: measured by psutil, of real processes, and no more often than it should."""
+"""CPU and memory of workers: psutil measures real processes, within the limit of frequency."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Start = Callable[[str], "subprocess.Popen[str]"]
 
 
 class Clock:
-    """Stands in for `time` in the module: it goes on when it is told to."""
+    """Replaces `time` in the module. The test sets it forward."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -36,7 +36,7 @@ class Clock:
 
 @pytest.fixture
 def start() -> Iterator[Start]:
-    """Starts a program, and returns when it is up; it ends with the test."""
+    """Return a function that starts a program and waits until it runs. The program ends with the test."""
     with ExitStack() as stack:
 
         def begin(source: str) -> subprocess.Popen[str]:
@@ -114,7 +114,7 @@ def test_a_zombie_uses_nothing(start: Start, clock: Clock) -> None:
 
 
 def pidfd_ended(process: subprocess.Popen[str]) -> None:
-    """Wait until it has ended, and leave it to be reaped."""
+    """Wait until the process has ended, and leave it unreaped."""
     while psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE:
         time.sleep(0.01)
 
