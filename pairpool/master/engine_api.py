@@ -17,13 +17,16 @@ from pairpool.linux import forking, interrupts
 from pairpool.master import call_errors
 from pairpool.master.driver_thread import DriverThread
 from pairpool.master.engine_core import EngineCore
+from pairpool.master.engine_settings import ScoreboardFiles, WorkerSettings
 from pairpool.master.functions import Function
 from pairpool.master.jobs.base import MANY, Calls, Job, MapJob, SingleCall, Target
 from pairpool.master.jobs.call_options import CallOptions
 from pairpool.master.jobs.fed import FedJob
 from pairpool.master.jobs.intake import Gathered, Iteration, Source, Span, take_here
 from pairpool.master.jobs.stream import StreamJob, StreamSpec
+from pairpool.master.zygotes import Zygote
 from pairpool.scoreboard.board import Scoreboard
+from pairpool.trace_events import Trace
 from pairpool.transport.items import is_immutable, standalone
 from pairpool.transport.protocol import Mode
 
@@ -43,6 +46,20 @@ T = TypeVar("T")
 class Engine(EngineCore):
     """The engine of one pool, as the public faces use it. All methods may be called from any thread."""
 
+    def __init__(
+        self,
+        make_zygote: Callable[[], Zygote],
+        files: ScoreboardFiles,
+        settings: WorkerSettings,
+        trace: Trace | None = None,
+    ) -> None:
+        super().__init__(make_zygote, files, settings, trace)
+        # These are methods of the event loop themselves, because one more call per result would be measurable.
+        self.wait = self.loop.wait
+        self.request_turn = self.loop.request_turn
+        self.call_later = self.loop.call_later
+        self.release_later = self.loop.release_later
+
     # --- the process, and waiting ---------------------------------------------------------------
 
     def is_here(self) -> bool:
@@ -51,31 +68,16 @@ class Engine(EngineCore):
 
     def require_owner(self) -> None:
         """Raise `PoolInherited` if this process was forked off the one that made the pool."""
-        forking.require_owner(self.identity)
-
-    def wait(self, ready: Callable[[], bool], timeout: float | None = None, focus: Job | None = None) -> bool:
-        """Drive the pool until `ready()` or until `timeout` seconds have passed. Return `ready()`."""
-        return self.loop.wait(ready, timeout, focus)
+        if not self.identity.is_here():
+            forking.require_owner(self.identity)
 
     def run_once(self) -> None:
         """Do what can be done now without waiting, if no thread drives the pool."""
         self.loop.run_once()
 
-    def request_turn(self) -> None:
-        """Have the leader run a turn, because it may be asleep and there is something to send."""
-        self.loop.request_turn()
-
     def tell_followers(self) -> None:
         """Have the threads that wait check again whether their wait is over."""
         self.loop.submit(_nothing)
-
-    def call_later(self, callback: Callable[[], object]) -> None:
-        """Have the leader run a callback of the caller between two packets."""
-        self.loop.call_later(callback)
-
-    def release_later(self, thing: object) -> None:
-        """Drop the reference to a pool where callbacks run: the last reference ends the pool."""
-        self.loop.release_later(thing)
 
     def drive_in_background(self) -> None:
         """Have a daemon thread drive the pool for calls that no thread waits for."""

@@ -12,6 +12,7 @@ __all__ = ["NAMEABLE", "InheritedNames", "ResolvableNames", "resolve"]
 NAMEABLE = (FunctionType, type)
 
 _STDLIB = os.path.dirname(os.__file__) + os.sep
+_PAIRPOOL = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
 
 def resolve(thing: Any) -> object | None:
@@ -38,7 +39,7 @@ def _is_as_imported(thing: object, module: ModuleType) -> bool:
 
 
 def _is_installed(module: ModuleType) -> bool:
-    """Return whether a module belongs to Python or to an installed package, whose names nobody redefines.
+    """Return whether a module belongs to Python, pairpool or an installed package, whose names nobody redefines.
 
     To record every name of these modules would take longer than all other steps of opening a pool.
     """
@@ -47,7 +48,7 @@ def _is_installed(module: ModuleType) -> bool:
         return False
     return isinstance(origin, str) and (
         origin in ("built-in", "frozen")
-        or origin.startswith(_STDLIB)
+        or origin.startswith((_STDLIB, _PAIRPOOL))
         or "/site-packages/" in origin
         or "/dist-packages/" in origin
     )

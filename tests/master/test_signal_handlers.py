@@ -386,7 +386,7 @@ def test_a_handler_of_faulthandler_stays_in_place(make_pool: MakePool, tmp_path:
             faulthandler.unregister(signal.SIGUSR1)
             signal.signal(signal.SIGUSR1, old)
     assert called == [signal.SIGUSR1]
-    assert "test_what_faulthandler_has_put" in (tmp_path / "stacks").read_text()
+    assert "test_a_handler_of_faulthandler" in (tmp_path / "stacks").read_text()
 
 
 def test_a_pool_ends_although_it_is_interrupted(start_method: str) -> None:
