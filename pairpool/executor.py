@@ -38,7 +38,7 @@ __all__ = ["Executor", "get_executor", "when_main_ends"]
 R = TypeVar("R")
 P = ParamSpec("P")
 
-_START_METHODS = {
+_METHOD_OF_CONTEXT = {
     "fork": "fork",
     "spawn": "forkserver",
     "forkserver": "forkserver",
@@ -319,9 +319,9 @@ def _until(deadline: float, stream: IMapIterator[R]) -> Iterator[R]:
 
 def _start_method_of(context: Any) -> str:
     method = context if isinstance(context, str) else context.get_start_method()
-    if method not in _START_METHODS:
+    if method not in _METHOD_OF_CONTEXT:
         raise ValueError(f"mp_context has a start method that pairpool does not know: {method!r}")
-    return _START_METHODS[method]
+    return _METHOD_OF_CONTEXT[method]
 
 
 # --- one executor for the program ---------------------------------------------------------------------

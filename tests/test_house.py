@@ -87,8 +87,14 @@ OLD_NAMES = re.compile(
 """Names that were replaced by the standard terms of the field, as identifiers and as words."""
 
 FOREIGN_WRITES: dict[str, str] = {
+    "pairpool/errors.py: error.__cause__": "with_cause, the only place that sets a cause",
     "pairpool/linux/children.py: sys.stdin": "documented; multiprocessing replaces it in the same way",
+    "pairpool/transport/capture.py: setattr(sys, name, own[-1] if own else _open(number))": "streams of a worker",
+    "pairpool/transport/capture.py: setvbuf.argtypes": "ctypes declares arguments in this way only",
     "pairpool/transport/log_records.py: logger.propagate": "the documented way to set it",
+    "pairpool/transport/log_records.py: record.worker": "logging takes extra attributes in this way",
+    "pairpool/view/screen.py: setattr(sys, name, stream)": "streams that share the terminal with the live view",
+    "pairpool/view/screen.py: setattr(sys, name, stream.file)": "the original streams again",
     "pairpool/joblib.py: func.items": "the batch belongs to joblib, which calls whatever its field `items` contains",
 }
 """Fields that another object than their own writes, as `path: expression`, each with the reason."""
@@ -113,14 +119,14 @@ OUTSIDE_CPYTHON_PRIVATE = [module for module in MODULES if module.name != "pairp
 MEASURES: dict[str, tuple[int, Callable[[], list[str]]]] = {
     "upward imports": (0, lambda: upward_imports(IMPORTS, LAYERS)),
     "imports across a wall": (0, lambda: forbidden_imports(IMPORTS, WALLS)),
-    "import cycles": (1, lambda: import_cycles(IMPORTS)),
-    "files of more than 400 lines": (8, lambda: long_files(MODULES, 400)),
+    "import cycles": (0, lambda: import_cycles(IMPORTS)),
+    "files of more than 400 lines": (4, lambda: long_files(MODULES, 400)),
     "functions of more than 40 lines": (1, lambda: long_functions(MODULES, 40)),
     "functions with more than 6 parameters": (6, lambda: long_signatures(MODULES, 6, FACES)),
-    "writes to fields of other objects": (74, lambda: foreign_writes(MODULES, FOREIGN_WRITES)),
+    "writes to fields of other objects": (50, lambda: foreign_writes(MODULES, FOREIGN_WRITES)),
     "class names used twice": (0, lambda: repeated_classes(MODULES)),
-    "constants defined twice": (11, lambda: repeated_constants(MODULES, CONSTANTS)),
-    "old names": (195, lambda: words_in_use(MODULES, OLD_NAMES)),
+    "constants defined twice": (5, lambda: repeated_constants(MODULES, CONSTANTS)),
+    "old names": (193, lambda: words_in_use(MODULES, OLD_NAMES)),
     "private names of other projects": (0, lambda: private_names(OUTSIDE_CPYTHON_PRIVATE, PRIVATE_NAMES)),
 }
 """The limit of each measure, and how it is taken."""

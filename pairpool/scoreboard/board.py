@@ -49,8 +49,8 @@ FAILURES_AT = CALLS_AT + CALLS * CALL_WORDS * 8
 FAILURES = 8
 FAILURE_SIZE = 384
 NAMES_AT = 8192
-HEADER_SIZE = 40960
-NAMES = (HEADER_SIZE - NAMES_AT) // NAME_SIZE
+BOARD_HEADER_SIZE = 40960
+NAMES = (BOARD_HEADER_SIZE - NAMES_AT) // NAME_SIZE
 SLOT_WORDS = 32
 SLOT_SIZE = SLOT_WORDS * 8
 TEXT_SIZE = 384
@@ -189,8 +189,8 @@ class Scoreboard:
         self.slots = slots
         self._map = memory
         self._bytes = memoryview(self._map)
-        self._texts_at = HEADER_SIZE + slots * SLOT_SIZE
-        self._slots = self._bytes[HEADER_SIZE : self._texts_at]
+        self._texts_at = BOARD_HEADER_SIZE + slots * SLOT_SIZE
+        self._slots = self._bytes[BOARD_HEADER_SIZE : self._texts_at]
         self._words = self._slots.cast("Q")
         self._reals = self._slots.cast("d")
         self._pool_bytes = self._bytes[POOL_AT:FAILURES_AT]
@@ -232,7 +232,7 @@ class Scoreboard:
 
     def remains(self) -> Scoreboard:
         """Return a private copy without the workers: what remains of a pool that has ended."""
-        return Scoreboard(bytearray(self._bytes[:HEADER_SIZE]), 0)
+        return Scoreboard(bytearray(self._bytes[:BOARD_HEADER_SIZE]), 0)
 
     def slot(self, number: int) -> Slot:
         """Return slot `number`. Its view is valid until `close`."""
@@ -369,4 +369,4 @@ def _read_head(fd: int) -> tuple[Any, ...]:
 
 
 def _size(slots: int) -> int:
-    return HEADER_SIZE + slots * (SLOT_SIZE + TEXT_SIZE)
+    return BOARD_HEADER_SIZE + slots * (SLOT_SIZE + TEXT_SIZE)

@@ -42,7 +42,7 @@ __all__ = [
     "show_threads",
 ]
 
-MEMFD = "pairpool-stack"
+STACK_MEMFD = "pairpool-stack"
 ALL = int(signal.SIGRTMAX) - 10
 """The signal that asks for the stacks of all threads. Python must run to answer it."""
 MAIN = int(signal.SIGRTMAX) - 9
@@ -67,7 +67,7 @@ IDLE = "idle"
 WORKER_FILES = "/pairpool/worker/"
 """In the path of each file whose frames are the worker's own, below those of a task."""
 
-_LINK = f"/memfd:{MEMFD} (deleted)"
+_LINK = f"/memfd:{STACK_MEMFD} (deleted)"
 LOOPS = ("run_timed", "run_limited", "run_short")
 """The functions of `worker/loops.py` that run the items of a batch; the frames above them belong to a task."""
 WAITS = ("next_packet", "_await_packet", "_cool_down", "_receive")
@@ -85,7 +85,7 @@ _file = (0, 0)
 def offer_stack() -> None:
     """Answer readers from now on. A worker calls this once."""
     global _fd, _file
-    _fd = descriptors.memfd(MEMFD, 0)
+    _fd = descriptors.memfd(STACK_MEMFD, 0)
     _file = _identity(_fd)
     fcntl.fcntl(_fd, fcntl.F_SETFL, os.O_APPEND)  # because a reader truncates the file
     faulthandler.register(MAIN, file=_fd, all_threads=False, chain=False)

@@ -63,7 +63,7 @@ TUPLE_LEVELS_EXAMINED = 4
 PICKLED_NONE = b"\x80\x03N."
 """The pickle of None in protocol 3."""
 
-_CALL = struct.Struct("<3si")
+_CALL_PREFIX = struct.Struct("<3si")
 
 
 class NotPlainData(Exception):
@@ -289,7 +289,7 @@ def are_independent(items: Collection[Any]) -> bool:
 
 def pickled_call(number: int, data: bytes) -> bytes:
     """Return the pickle of `(number, thing)`, given the pickle of `thing`."""
-    return _CALL.pack(b"\x80" + data[1:2] + b"J", number) + data[:-1] + b"\x86."
+    return _CALL_PREFIX.pack(b"\x80" + data[1:2] + b"J", number) + data[:-1] + b"\x86."
 
 
 def pickled_list(pickles: Iterable[bytes]) -> bytes:

@@ -48,7 +48,7 @@ __all__ = [
 
 BULK, EACH, WHOLE, SHARING = range(FORMATS)
 
-_WORD = struct.Struct("<Q")
+_U64 = struct.Struct("<Q")
 _COUNT_BITS = 32
 _COUNT_MASK = (1 << _COUNT_BITS) - 1
 """Mask for the lower half of a word of the table: the number of an item's buffers. The upper half counts its fds."""
@@ -118,8 +118,8 @@ def assembled(
     encoded = builder.encoded(fitting)
     if not large:
         return encoded
-    pieces: list[Buffer] = [_WORD.pack(len(large)), *encoded.pieces]
-    return encoded._replace(format=SHARING, pieces=pieces, size=encoded.size + _WORD.size, shared=large_size)
+    pieces: list[Buffer] = [_U64.pack(len(large)), *encoded.pieces]
+    return encoded._replace(format=SHARING, pieces=pieces, size=encoded.size + _U64.size, shared=large_size)
 
 
 class _PayloadBuilder:
@@ -234,7 +234,7 @@ def each_item(payload: memoryview) -> Iterator[tuple[memoryview, list[memoryview
 
     An empty pickle takes the place of a missing item.
     """
-    words = _WORD.unpack_from(payload)[0]
+    words = _U64.unpack_from(payload)[0]
     table = payload[8 : 8 + 8 * words].cast("Q")
     at = 8 + 8 * words
     index = place = 0
@@ -288,7 +288,7 @@ def load_shared(
         content: the payload.
         report: called with the pickle of each object that cannot be loaded, and the error.
     """
-    count = _WORD.unpack_from(content)[0]
+    count = _U64.unpack_from(content)[0]
     entries = each_item(content[8:])
     large: list[Any] = []
     for pickled, buffers, _place in itertools.islice(entries, count):

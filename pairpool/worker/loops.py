@@ -128,10 +128,10 @@ def run_short(
         index += 1
 
 
-_LOOPS = (run_timed, run_limited, run_short)
-_LOOP_CODES = frozenset(loop.__code__ for loop in _LOOPS)
+_LOOP_FUNCTIONS = (run_timed, run_limited, run_short)
+_LOOP_CODES = frozenset(loop.__code__ for loop in _LOOP_FUNCTIONS)
 _NOT_TASKS = (describe_failure.__code__, show_threads.__code__, Keeper.keep.__code__)
-assert {loop.__name__ for loop in _LOOPS} == set(LOOPS), "scoreboard/stacks.py knows the loops by other names"
+assert {loop.__name__ for loop in _LOOP_FUNCTIONS} == set(LOOPS), "scoreboard/stacks.py knows the loops by other names"
 
 
 def is_in_task(frame: Any) -> bool:

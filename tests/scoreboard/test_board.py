@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pairpool.linux import descriptors
 from pairpool.scoreboard import board as board_module
 from pairpool.scoreboard.board import (
-    HEADER_SIZE,
+    BOARD_HEADER_SIZE,
     MAGIC,
     NAME_SIZE,
     NAMES,
@@ -129,7 +129,7 @@ def test_a_word_holds_any_index(board: Scoreboard) -> None:
 
 def test_words_are_aligned() -> None:
     """Only aligned stores of 8 bytes are single."""
-    assert HEADER_SIZE % 8 == 0
+    assert BOARD_HEADER_SIZE % 8 == 0
     assert SLOT_SIZE == SLOT_WORDS * 8
 
 
@@ -227,7 +227,9 @@ def test_a_board_of_another_version_is_refused(made: tuple[int, Scoreboard], mon
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"PAIR", MAGIC, b"x" * 4096, bytes(HEADER_SIZE), b"PAIRPOOM".ljust(HEADER_SIZE)], ids=range(6)
+    "content",
+    [b"", b"PAIR", MAGIC, b"x" * 4096, bytes(BOARD_HEADER_SIZE), b"PAIRPOOM".ljust(BOARD_HEADER_SIZE)],
+    ids=range(6),
 )
 def test_other_files_are_refused(file: int, content: bytes) -> None:
     os.write(file, content)
@@ -239,7 +241,7 @@ def test_other_files_are_refused(file: int, content: bytes) -> None:
 def test_a_board_that_is_shorter_than_it_says_is_refused(file: int, slots: int) -> None:
     """`top` looks at files of other processes: it needs one kind of error for all that is no board."""
     head = board_module._HEAD.pack(MAGIC, VERSION, slots, os.getpid(), 0)
-    os.write(file, head.ljust(HEADER_SIZE + SLOT_SIZE, b"\0"))
+    os.write(file, head.ljust(BOARD_HEADER_SIZE + SLOT_SIZE, b"\0"))
     with pytest.raises(BoardVersionError):
         Scoreboard.attach(file)
 

@@ -218,11 +218,11 @@ def long_functions(modules: Iterable[Module], limit: int) -> list[str]:
 def long_signatures(modules: Iterable[Module], limit: int, faces: tuple[str, ...] = ()) -> list[str]:
     """Return the functions with more parameters than `limit`, beside `self` and `cls`.
 
-    Overloads do not count, because they repeat a signature. Neither do modules whose name starts with one of `faces`.
+    Overloads do not count, because they repeat a signature. Neither do the modules and packages `faces`.
     """
     found = []
     for module in modules:
-        if module.name.startswith(faces or ("-",)):
+        if any(_is_inside(module.name, face) for face in faces):
             continue
         for one in _functions(module):
             count = sum(
