@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from pairpool.linux import descriptors, requirements
 from pairpool.master.direct_zygote import DirectZygote
-from pairpool.master.engine_api import Engine
+from pairpool.master.engine import Engine
 from pairpool.master.engine_settings import ScoreboardFiles, WorkerSettings
 from pairpool.master.zygotes import ForkedZygote, FreshZygote, Zygote
 from pairpool.options import START_METHODS, PoolOptions

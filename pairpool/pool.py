@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pairpool.linux import interrupts, requirements
-from pairpool.master.engine_api import Engine
+from pairpool.master.engine import Engine
 from pairpool.opening import descriptors_per_worker, open_engine
 from pairpool.options import PoolOptions, RetryOn, check_processes
 from pairpool.pool_calls import PoolCalls

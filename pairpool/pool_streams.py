@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, TypeVar, Unpack, overload
 
-from pairpool.master.engine_api import Engine
+from pairpool.master.engine import Engine
 from pairpool.master.jobs.intake import length_of
 from pairpool.master.jobs.stream import StreamJob, StreamSpec
 from pairpool.options import CallOptions, Limits, RetryOn

@@ -14,7 +14,7 @@ from pairpool.view.report import FunctionReport, PoolReport, SlowItem, WorkerRep
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pairpool.master.engine_api import Engine
+    from pairpool.master.engine import Engine
     from pairpool.output_lines import OutputLine
     from pairpool.view.live import LiveView
 

@@ -11,7 +11,7 @@ from typing import Any
 from pairpool.aio.outcome import Outcome
 from pairpool.aio.stream import AsyncStream, Feed
 from pairpool.master import call_errors
-from pairpool.master.engine_api import Engine
+from pairpool.master.engine import Engine
 from pairpool.master.engine_core import EXIT_GRACE_S
 from pairpool.master.jobs.intake import Gathered, gather, length_of
 from pairpool.master.jobs.stream import StreamSpec

@@ -16,7 +16,7 @@ from pairpool.master import call_errors
 from pairpool.master.asyncio_driver import TURN_BUDGET_S, AsyncioDriver
 
 if TYPE_CHECKING:
-    from pairpool.master.engine_api import Engine
+    from pairpool.master.engine import Engine
     from pairpool.master.functions import Function
     from pairpool.master.jobs.call_options import CallOptions
     from pairpool.master.jobs.stream import StreamSpec

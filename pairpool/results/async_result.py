@@ -10,7 +10,7 @@ from pairpool.master import call_errors
 from pairpool.master.jobs.base import Job
 
 if TYPE_CHECKING:
-    from pairpool.master.engine_api import Engine
+    from pairpool.master.engine import Engine
 
 __all__ = ["AsyncResult", "MapResult"]
 

@@ -11,7 +11,7 @@ from pairpool.master import call_errors
 from pairpool.master.jobs.base import Job
 
 if TYPE_CHECKING:
-    from pairpool.master.engine_api import Engine
+    from pairpool.master.engine import Engine
 
 __all__ = ["PoolFuture", "for_process_pool"]
 

@@ -20,7 +20,7 @@ from pairpool.master import call_errors
 from pairpool.master.jobs.stream import StreamJob
 
 if TYPE_CHECKING:
-    from pairpool.master.engine_api import Engine
+    from pairpool.master.engine import Engine
 
 __all__ = ["IMapIterator"]
 
