@@ -241,7 +241,10 @@ class Dispatcher:
                 if function.number not in member.knows:
                     self._teach(member, function)
             member.post(packet, encoded.pieces, encoded.fds)
-        except (OSError, SegmentClosed) as error:  # no memory or no descriptor for a lane; or closed by another thread
+        except (
+            OSError,
+            SegmentClosed,
+        ) as error:  # no memory or descriptor for a payload buffer, or a closed segment
             member.held.remove(batch)
             crew.watched.pop(member, None)
             crew.place(member)
@@ -359,7 +362,7 @@ class Dispatcher:
         if isinstance(packet, DescriptorsPacket):
             member.inbox.lose(packet)
         elif isinstance(packet, ResultPacket):
-            member.give_no_more()  # it takes for known a lane that may have been lost
+            member.give_no_more()  # the worker's handle counts a payload buffer as sent that may have been lost
             self._on_result(member, packet, truncated_outcome(packet))
 
     def _read(self, member: WorkerHandle, packet: ResultPacket, payload: memoryview, fds: list[int]) -> BatchOutcome:

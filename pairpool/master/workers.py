@@ -73,11 +73,11 @@ class _Outgoing(NamedTuple):
 
     packet: Packet
     pieces: list[Buffer]
-    """Its header, and its payload or what refers to that."""
-    lane: PayloadBuffer | SegmentFd | CaptureFd | None = None
+    """The header, and the payload or the reference to its buffer."""
+    attachment: PayloadBuffer | SegmentFd | CaptureFd | None = None
     fds: Sequence[int] = ()
-    cargo: OutgoingFds | None = None
-    """What keeps these open."""
+    outgoing_fds: OutgoingFds | None = None
+    """Keeps `fds` open."""
 
 
 class WorkerHandle:
@@ -104,7 +104,7 @@ class WorkerHandle:
         self.held: deque[Batch] = deque()
         self.knows: set[int] = set()
         self.segments: dict[int, set[int]] = {}  # those that it knows, each with the functions that need it
-        self.lanes = PayloadBuffers()
+        self.payload_buffers = PayloadBuffers()
         self.reader = PayloadReader()
         self.inbox = FdInbox()
         self.outlets = 0  # of its output, which no later packet may overtake
@@ -128,35 +128,37 @@ class WorkerHandle:
 
     # --- sending --------------------------------------------------------------------------------
 
-    def post(self, packet: PostedPacket, pieces: Sequence[Buffer] = (), cargo: OutgoingFds | None = None) -> None:
+    def post(
+        self, packet: PostedPacket, pieces: Sequence[Buffer] = (), outgoing_fds: OutgoingFds | None = None
+    ) -> None:
         """Send a packet, or keep it until there is room; never block. A large payload travels in shared memory.
 
         Raises `OSError` if no shared memory can be had.
         """
-        lane = None
+        attachment = None
         fds: Sequence[int] = ()
         if self.outlets:
             packet = packet._replace(captures_before=self.outlets)
         if isinstance(packet, BatchPacket | FunctionPacket):
             if packet.size > INLINE_LIMIT:
-                lane = self.lanes.put(pieces, packet.size)
+                attachment = self.payload_buffers.put(pieces, packet.size)
                 packet = packet._replace(flags=packet.flags | Flag.IN_SHM)
-                pieces = [lane.reference()]
-            if cargo is not None:
-                fds = self._post_ahead(packet, cargo)
+                pieces = [attachment.reference()]
+            if outgoing_fds is not None:
+                fds = self._post_ahead(packet, outgoing_fds)
         if len(pieces) == 1:
             content: list[Buffer] = [encode(packet) + pieces[0]]
         else:
             content = [encode(packet), *pieces]
             if len(content) > 8:
                 content = [b"".join(content)]
-        self._send_or_keep(_Outgoing(packet, content, lane, fds, cargo))
+        self._send_or_keep(_Outgoing(packet, content, attachment, fds, outgoing_fds))
 
-    def _post_ahead(self, packet: Carrier, cargo: OutgoingFds) -> list[int]:
+    def _post_ahead(self, packet: Carrier, outgoing_fds: OutgoingFds) -> list[int]:
         """Post the descriptors that do not fit into the packet itself; return those that travel with it."""
-        left = list(cargo.fds)
+        left = list(outgoing_fds.fds)
         for ahead, fds in packets_ahead(packet, left):
-            self._send_or_keep(_Outgoing(ahead, [encode(ahead)], None, fds, cargo))
+            self._send_or_keep(_Outgoing(ahead, [encode(ahead)], None, fds, outgoing_fds))
         return left
 
     def capture(self, packet: CapturePacket, outlet: CaptureFd) -> None:
@@ -173,9 +175,9 @@ class WorkerHandle:
             self._outbox.append(outgoing)
 
     def _send(self, outgoing: _Outgoing) -> bool:
-        _packet, content, lane, fds, _cargo = outgoing
-        if lane is not None and not lane.known:
-            fds = (*fds, lane.fd.fileno())
+        _packet, content, attachment, fds, _outgoing_fds = outgoing
+        if attachment is not None and not attachment.known:
+            fds = (*fds, attachment.fd.fileno())
         try:
             if not self.channel.send_packet(content, fds, wait=False):
                 return False
@@ -184,8 +186,8 @@ class WorkerHandle:
                 raise
             self._starved[self] = None
             return False
-        if lane is not None:
-            lane.sent()
+        if attachment is not None:
+            attachment.sent()
         return True
 
     def flush(self) -> None:
@@ -254,8 +256,8 @@ class WorkerHandle:
             else:
                 self._undo_sending(packet, payload, fds, taken_back, resend)
         for outgoing in waiting:
-            if recall_of(outgoing.packet) is not Recall.RESEND and outgoing.lane is not None:
-                outgoing.lane.free()
+            if recall_of(outgoing.packet) is not Recall.RESEND and outgoing.attachment is not None:
+                outgoing.attachment.free()
             self._undo(outgoing, taken_back, resend)
         recalled = [batch for batch in self.held if batch.number in taken_back]
         for batch in recalled:
@@ -281,7 +283,7 @@ class WorkerHandle:
             return
         if isinstance(packet, BatchPacket | FunctionPacket) and packet.flags & Flag.IN_SHM:
             is_known = fds is not None and len(fds) == attached_count(packet.descriptors)
-            self.lanes.taken_back(bytes(payload), known=is_known)
+            self.payload_buffers.taken_back(bytes(payload), known=is_known)
         for fd in fds or ():
             os.close(fd)
         self._undo(_Outgoing(packet, []), taken_back, resend)
@@ -340,7 +342,7 @@ class WorkerHandle:
         for thing in (self.channel, self.far, self.pidfd):
             descriptors.disown(thing)
             thing.close()
-        self.lanes.close()
+        self.payload_buffers.close()
         self.reader.close()
         self.inbox.close()
         self._outbox.clear()

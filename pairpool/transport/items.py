@@ -123,7 +123,7 @@ class PlainWriter:
 
 
 class Pickled:
-    """The pickle of one item, made when the item had the value that has to travel.
+    """The pickle of one item, with the value that the item had at that time.
 
     Attributes:
         data: the pickle.

@@ -325,20 +325,20 @@ def test_items_that_are_the_same_object_arrive_equal(serializer: Serializer) -> 
 
 
 def test_each_item_is_marked_before_it_is_pickled(serializer: Serializer) -> None:
-    told: list[Any] = []
+    events: list[Any] = []
 
-    class Teller:
+    class Recorder:
         def __reduce__(self) -> Any:
-            told.append("pickled")
+            events.append("pickled")
             return (Thing, ())
 
-    serializer.encode([Teller(), Thing(), Teller()], no_failure, mark=told.append)
-    marks = [what for what in told if what != "pickled"]
+    serializer.encode([Recorder(), Thing(), Recorder()], no_failure, mark=events.append)
+    marks = [event for event in events if event != "pickled"]
     assert marks == [0, 1, 2]
-    assert told[0] == 0
-    assert told.index(1) < told.index(2)
-    assert "pickled" in told[told.index(0) : told.index(1)]
-    assert "pickled" in told[told.index(2) :]
+    assert events[0] == 0
+    assert events.index(1) < events.index(2)
+    assert "pickled" in events[events.index(0) : events.index(1)]
+    assert "pickled" in events[events.index(2) :]
 
 
 # --- arrays -------------------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ PROBE_NS = 10_000_000
 
 MAX_ITEMS = 1 << 15
 MAX_BYTES = 1 << 20
-"""Pickled bytes that a batch of several items should not exceed; what does not fit a packet goes by a lane."""
+"""Pickled bytes that a batch of several items should not exceed; larger payloads use a payload buffer."""
 
 MANY = 1 << 30
 
