@@ -241,10 +241,7 @@ class Dispatcher:
                 if function.number not in member.knows:
                     self._teach(member, function)
             member.post(packet, encoded.pieces, encoded.fds)
-        except (
-            OSError,
-            SegmentClosed,
-        ) as error:  # no memory or descriptor for a payload buffer, or a closed segment
+        except (OSError, SegmentClosed) as error:  # no memory or descriptor for a payload buffer, or a closed segment
             member.held.remove(batch)
             crew.watched.pop(member, None)
             crew.place(member)
