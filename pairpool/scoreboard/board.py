@@ -56,7 +56,7 @@ SLOT_SIZE = SLOT_WORDS * 8
 TEXT_SIZE = 384
 ARGUMENT_SIZE = 256
 _HEAD = struct.Struct("<8sQQQQ")
-_CALL = struct.Struct("<8Q")
+_CALL_RECORD = struct.Struct("<8Q")
 _FAILURE = struct.Struct("<5Q")
 
 NOTHING = (1 << 64) - 1
@@ -313,12 +313,15 @@ class Scoreboard:
     def write_calls(self, records: list[CallRecord]) -> None:
         """Store up to `CALLS` calls that have not ended."""
         for place, record in enumerate(records[:CALLS]):
-            _CALL.pack_into(self._map, CALLS_AT + place * _CALL.size, *record, 0)
+            _CALL_RECORD.pack_into(self._map, CALLS_AT + place * _CALL_RECORD.size, *record, 0)
         self.pool[PoolWord.LISTED] = min(len(records), CALLS)
 
     def calls(self) -> list[CallRecord]:
         listed = min(self.pool[PoolWord.LISTED], CALLS)
-        return [CallRecord(*_CALL.unpack_from(self._map, CALLS_AT + place * _CALL.size)[:7]) for place in range(listed)]
+        return [
+            CallRecord(*_CALL_RECORD.unpack_from(self._map, CALLS_AT + place * _CALL_RECORD.size)[:7])
+            for place in range(listed)
+        ]
 
     def add_failure(self, record: FailureRecord) -> None:
         """Store a failure in place of the oldest."""

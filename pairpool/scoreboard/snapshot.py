@@ -9,7 +9,7 @@ __all__ = ["take"]
 
 MINUTE = 60
 
-_AT_WORK = (State.LOADING, State.RUNNING, State.KEEPING, State.SAVING, State.FUNCTION, State.SENDING)
+_BUSY_STATES = (State.LOADING, State.RUNNING, State.KEEPING, State.SAVING, State.FUNCTION, State.SENDING)
 
 
 def take(board: Scoreboard, now: int) -> PoolStatus:
@@ -57,7 +57,7 @@ def _workers(board: Scoreboard, processes: int, now: int) -> list[WorkerStatus]:
 def _read_worker(board: Scoreboard, number: int, now: int) -> WorkerStatus:
     words = board.slot(number).words
     batch, item, state = words[Word.BATCH], words[Word.ITEM], words[Word.STATE]
-    at_work = state in _AT_WORK and words[Word.PID] != 0
+    at_work = state in _BUSY_STATES and words[Word.PID] != 0
     argument, progress, total, note = "", None, None, ""
     if at_work and (words[Word.SHOWN_BATCH], words[Word.SHOWN_ITEM]) == (batch, item):
         argument = board.argument(number)

@@ -73,12 +73,12 @@ def file() -> Iterator[int]:
 # --- what is on it ------------------------------------------------------------------------------------
 
 
-def test_a_new_board_says_whose_it_is(board: Scoreboard) -> None:
+def test_a_new_scoreboard_names_its_pool_and_process(board: Scoreboard) -> None:
     assert (board.name, board.pid, board.created, board.slots) == ("a pool", os.getpid(), BORN, 3)
     assert board.function_name(1) == ""
 
 
-def test_whoever_attaches_sees_the_same(made: tuple[int, Scoreboard]) -> None:
+def test_a_second_mapping_shows_the_same(made: tuple[int, Scoreboard]) -> None:
     fd, board = made
     other = Scoreboard.attach(fd)
     try:
@@ -91,7 +91,7 @@ def test_whoever_attaches_sees_the_same(made: tuple[int, Scoreboard]) -> None:
         other.close()
 
 
-def test_the_fields_of_a_slot_are_words_of_their_own(board: Scoreboard) -> None:
+def test_each_field_of_a_slot_is_one_word(board: Scoreboard) -> None:
     assert len(set(FIELDS.values())) == len(FIELDS)
     assert set(FIELDS.values()) <= set(range(SLOT_WORDS))
     for slot in range(3):
@@ -146,7 +146,7 @@ def test_functions_have_names(board: Scoreboard) -> None:
     assert board.function_name(NAMES - 1) == "last"
 
 
-def test_the_oldest_name_gives_way(board: Scoreboard) -> None:
+def test_the_oldest_name_is_overwritten(board: Scoreboard) -> None:
     for number in range(NAMES + 2):
         board.name_function(number, f"function {number}")
     for number in range(2, NAMES + 2):
@@ -155,7 +155,7 @@ def test_the_oldest_name_gives_way(board: Scoreboard) -> None:
     assert list(board.slot(0).words) == [0] * SLOT_WORDS
 
 
-def test_a_shorter_name_leaves_nothing_of_a_longer_one(board: Scoreboard) -> None:
+def test_a_shorter_name_replaces_all_of_a_longer_one(board: Scoreboard) -> None:
     board.name_function(1, "a very long name")
     board.name_function(1, "short")
     assert board.function_name(1) == "short"
@@ -212,7 +212,7 @@ def test_another_process_finds_the_board_under_proc(made: tuple[int, Scoreboard]
     assert (words[Word.STATE], board.slot(2).words[Word.LIMIT]) == (5, 99)
 
 
-def test_the_memfd_can_be_told_by_its_name(made: tuple[int, Scoreboard]) -> None:
+def test_the_memfd_is_found_by_its_name(made: tuple[int, Scoreboard]) -> None:
     assert os.readlink(f"/proc/self/fd/{made[0]}").startswith("/memfd:pairpool-board")
     assert not os.get_inheritable(made[0])
 

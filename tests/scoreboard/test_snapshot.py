@@ -49,7 +49,7 @@ def put_worker(board: Scoreboard, number: int, state: int, item: int = NOTHING) 
 
 
 @pytest.mark.parametrize(("pending", "counted", "done", "left"), [(10, 5, 8, 7), (10, 5, 5, 10), (3, 0, 9, 0)])
-def test_what_ended_since_they_were_counted(
+def test_pending_items_do_not_include_those_that_ended_since_the_count(
     board: Scoreboard, pending: int, counted: int, done: int, left: int
 ) -> None:
     board.pool[PoolWord.PENDING], board.pool[PoolWord.COUNTED], board.pool[PoolWord.DONE] = pending, counted, done
@@ -78,12 +78,12 @@ def test_states_of_workers(board: Scoreboard) -> None:
 
 
 @pytest.mark.parametrize("state", [State.LOADING, State.SAVING, State.SENDING])
-def test_between_items_the_first_of_the_batch_stands_for_it(board: Scoreboard, state: int) -> None:
+def test_between_items_the_first_item_of_the_batch_is_shown(board: Scoreboard, state: int) -> None:
     put_worker(board, 0, state)
     assert snapshot.take(board, NOW).workers[0].item == 40
 
 
-def test_a_surplus_worker_is_shown_until_it_leaves(board: Scoreboard) -> None:
+def test_a_surplus_worker_is_shown_until_it_exits(board: Scoreboard) -> None:
     board.pool[PoolWord.PLACES] = 4
     put_worker(board, 3, State.RUNNING, 43)
     assert [worker.number for worker in snapshot.take(board, NOW).workers] == [0, 1, 3]
@@ -91,7 +91,7 @@ def test_a_surplus_worker_is_shown_until_it_leaves(board: Scoreboard) -> None:
     assert [worker.number for worker in snapshot.take(board, NOW).workers] == [0, 1]
 
 
-def test_an_argument_is_shown_for_its_item_alone(board: Scoreboard) -> None:
+def test_an_argument_is_shown_for_its_own_item_only(board: Scoreboard) -> None:
     words = put_worker(board, 0, State.RUNNING, 43)
     board.show_argument(0, 7, 43, "'the argument'")
     assert snapshot.take(board, NOW).workers[0].argument == "'the argument'"
@@ -103,7 +103,7 @@ def test_an_argument_is_shown_for_its_item_alone(board: Scoreboard) -> None:
     assert snapshot.take(board, NOW).workers[0].argument == ""
 
 
-def test_a_total_of_nothing_is_unknown(board: Scoreboard) -> None:
+def test_a_total_of_zero_is_unknown(board: Scoreboard) -> None:
     words = put_worker(board, 0, State.RUNNING, 43)
     board.reals(0)[Word.PROGRESS] = 0.25
     words[Word.TOLD_BATCH], words[Word.TOLD_ITEM] = 7, 43
@@ -124,7 +124,7 @@ def test_texts_are_cut_between_characters(board: Scoreboard) -> None:
     assert 0 < len(worker.function.encode()) < 96
 
 
-def test_seconds_are_told_by_their_number(board: Scoreboard) -> None:
+def test_counts_of_old_seconds_are_not_used(board: Scoreboard) -> None:
     first = NOW // SECOND
     for second, items in ((first - 61, 5), (first - 60, 7), (first - 2, 11), (first - 1, 13), (first, 17)):
         board.pool[board.begin_second(second)] += items

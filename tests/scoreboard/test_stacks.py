@@ -355,7 +355,7 @@ def test_several_at_once(make_pool: MakePool, flag: Flag) -> None:
     assert result.get(PATIENCE) == ["spun"]
 
 
-def test_while_batches_fly(make_pool: MakePool, start_method: str) -> None:
+def test_stacks_during_many_short_batches(make_pool: MakePool, start_method: str) -> None:
     pool = make_pool(2)
     results = [pool.map_async(tasks.square, range(200_000))]
     for _ in range(10):
@@ -367,7 +367,7 @@ def test_while_batches_fly(make_pool: MakePool, start_method: str) -> None:
     assert all(worker.replaced == 0 for worker in pool.status().workers)
 
 
-def test_nobody_there() -> None:
+def test_a_process_that_has_ended() -> None:
     process = subprocess.Popen(["true"])
     process.wait()
     assert read_stacks([process.pid]) == {process.pid: "(no stack: the worker has ended)"}
@@ -387,7 +387,7 @@ DUMP = """\
 """
 
 
-def test_clean_cuts_what_is_not_the_tasks() -> None:
+def test_clean_drops_frames_that_are_not_of_the_task() -> None:
     title = "Stack (most recent call first):\n"
     frames = '  File "/home/a/task.py", line 3 in inner\n  File "/home/a/task.py", line 9 in task'
     assert clean(title + DUMP) == frames
@@ -401,7 +401,7 @@ def test_clean_cuts_what_is_not_the_tasks() -> None:
     )
 
 
-def test_clean_keeps_what_it_does_not_know() -> None:
+def test_clean_keeps_unknown_text() -> None:
     frames = '  File "a", line 1 in f\n  ...'
     assert clean(f"Stack (most recent call first):\n{frames}\n") == frames
     assert clean("what is this\n") == "what is this"

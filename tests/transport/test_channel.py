@@ -121,7 +121,7 @@ def test_a_packet_above_the_kernels_limit_is_refused(pair: Pair, wait: bool) -> 
 
 
 @pytest.mark.parametrize("wait", [True, False])
-def test_eof_is_lost_once_all_has_been_read(pair: Pair, wait: bool) -> None:
+def test_eof_raises_lost_after_the_last_packet(pair: Pair, wait: bool) -> None:
     near, far = pair
     near.send(numbered(1))
     near.send(numbered(2))
@@ -133,14 +133,14 @@ def test_eof_is_lost_once_all_has_been_read(pair: Pair, wait: bool) -> None:
 
 
 @pytest.mark.parametrize("fds", [(), (0,)], ids=["plain", "with a descriptor"])
-def test_sending_to_nobody_is_lost(pair: Pair, fds: tuple[int, ...]) -> None:
+def test_sending_to_a_closed_end_raises_lost(pair: Pair, fds: tuple[int, ...]) -> None:
     near, far = pair
     far.close()
     with pytest.raises(Lost):
         near.send(TEXT, b"x", fds)
 
 
-def test_what_was_sent_before_the_end_arrives_though_something_was_left_unread(pair: Pair) -> None:
+def test_packets_sent_before_the_end_arrive_although_others_were_left_unread(pair: Pair) -> None:
     """`Lost` says that nothing will arrive any more, so it must come after the last packet.
 
     The kernel reports ECONNRESET, ahead of what is queued, when an end is closed that had unread packets.
@@ -168,7 +168,7 @@ def test_a_dead_process_shows_no_eof_while_a_second_handle_is_open() -> None:
 # --- losses -------------------------------------------------------------------------------------------
 
 
-def test_a_packet_that_is_cut_off_raises(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_truncated_packet_raises(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     near, far = pair
     monkeypatch.setattr(channel_module, "PACKET_LIMIT", HEADER_SIZE + 100)
     near.send(TEXT, bytes(100))
@@ -180,7 +180,7 @@ def test_a_packet_that_is_cut_off_raises(pair: Pair, monkeypatch: pytest.MonkeyP
     assert number_of(far.receive()[0]) == 3
 
 
-def test_a_packet_takes_so_many_descriptors_and_no_more(pair: Pair) -> None:
+def test_a_packet_takes_at_most_max_descriptors(pair: Pair) -> None:
     near, far = pair
     most = MAX_DESCRIPTORS
     with ExitStack() as opened:
@@ -288,7 +288,7 @@ def test_no_call_changes_the_open_file(pair: Pair) -> None:
 # --- a second handle ----------------------------------------------------------------------------------
 
 
-def test_unread_packets_can_be_taken_back(pair: Pair) -> None:
+def test_unread_packets_can_be_recalled(pair: Pair) -> None:
     near, far = pair
     second = Channel.from_fd(os.dup(far.fileno()))
     try:
@@ -303,7 +303,7 @@ def test_unread_packets_can_be_taken_back(pair: Pair) -> None:
         second.close()
 
 
-def test_a_descriptor_of_a_packet_that_is_taken_back_comes_with_it(pair: Pair) -> None:
+def test_a_recalled_packet_brings_its_descriptor_back(pair: Pair) -> None:
     near, far = pair
     reading, writing = os.pipe()
     near.send(TEXT, b"", [writing])

@@ -120,7 +120,7 @@ def test_a_function_that_cannot_be_unpickled_closes_what_was_made(pool: Pool) ->
 # --- deaths -------------------------------------------------------------------------------------------
 
 
-def test_a_worker_dies_and_only_its_own_line_is_cut(start_method: str, reports: Reports, gate: Gate) -> None:
+def test_a_death_cuts_only_the_connection_of_that_worker(start_method: str, reports: Reports, gate: Gate) -> None:
     """The worker has one item, and the next ones lie unread in its socket: they are served by its successor."""
     with Pool(1, start_method=start_method) as pool:
         lines = [Line() for _ in range(4)]
@@ -153,7 +153,7 @@ def test_sockets_are_sent_again_when_a_worker_dies(make_pool: MakePool, reports:
             assert near.recv(100) == (b"" if isinstance(outcome, WorkerDied) else str(outcome).encode())
 
 
-def test_an_fd_stays_until_its_item_has_ended_if_that_may_be_retried(make_pool: MakePool) -> None:
+def test_an_fd_stays_open_until_its_item_has_ended_if_it_can_be_retried(make_pool: MakePool) -> None:
     pool = make_pool(1)
     line = Line()
     with pytest.raises(WorkerDied, match="2 times"):
@@ -182,7 +182,7 @@ def test_many_deaths(make_pool: MakePool) -> None:
 # --- what nobody waits for ----------------------------------------------------------------------------
 
 
-def test_a_cancelled_call_lets_its_descriptors_go(pool: Pool, reports: Reports, gate: Gate) -> None:
+def test_a_cancelled_call_closes_its_descriptors(pool: Pool, reports: Reports, gate: Gate) -> None:
     held = pool.apply_async(work.hold, (reports.path, gate.path, 1))
     reports.next()
     queued, line = [], []
@@ -197,7 +197,7 @@ def test_a_cancelled_call_lets_its_descriptors_go(pool: Pool, reports: Reports, 
     assert held.get() == 1
 
 
-def test_a_cancelled_stream_lets_its_descriptors_go(pool: Pool, reports: Reports, gate: Gate) -> None:
+def test_a_cancelled_stream_closes_its_descriptors(pool: Pool, reports: Reports, gate: Gate) -> None:
     lines = [Line() for _ in range(5)]
     fds = [line.__dict__.pop("fd") for line in lines]
     results = pool.imap(functools.partial(work.hold, reports.path, gate.path), iter(fds))
@@ -210,7 +210,7 @@ def test_a_cancelled_stream_lets_its_descriptors_go(pool: Pool, reports: Reports
     assert [line.read() for line in lines] == [pid.encode(), b"", b"", b"", b""]
 
 
-def test_a_pool_that_is_terminated_lets_all_go(reports: Reports, gate: Gate) -> None:
+def test_a_terminated_pool_closes_all_descriptors(reports: Reports, gate: Gate) -> None:
     pool = Pool(1)
     lines = [Line() for _ in range(5)]
     fds = [line.__dict__.pop("fd") for line in lines]
@@ -223,7 +223,7 @@ def test_a_pool_that_is_terminated_lets_all_go(reports: Reports, gate: Gate) -> 
     assert [line.read() for line in lines] == [b""] * 5
 
 
-def test_results_that_nobody_takes_are_closed(pool: Pool, reports: Reports, gate: Gate) -> None:
+def test_results_that_are_not_read_are_closed(pool: Pool, reports: Reports, gate: Gate) -> None:
     """The call is cancelled while it runs, and ends all the same."""
     before = open_here()
     task = functools.partial(work.hold_for_socket, reports.path, gate.path)
@@ -272,7 +272,7 @@ def test_a_master_without_room_for_a_result(make_pool: MakePool, count: int) -> 
     assert open_here() == before
 
 
-def test_a_master_without_room_for_what_it_takes_back(pool: Pool, reports: Reports, gate: Gate) -> None:
+def test_a_master_without_room_for_recalled_descriptors(pool: Pool, reports: Reports, gate: Gate) -> None:
     """The packets that are taken back lose their descriptors, but none is lost itself: a recall needs no room."""
     near, far = socket.socketpair()
     held = pool.apply_async(work.hold, (reports.path, gate.path, 1))

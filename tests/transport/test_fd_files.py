@@ -42,7 +42,7 @@ def test_bytes_are_written(pool: Pool, tmp_path: Path, mode: str, buffering: int
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-8-sig", "shift-jis", None])
 @pytest.mark.parametrize("lines", [0, 1, 3])
-def test_what_was_read_ahead_is_given_back(pool: Pool, tmp_path: Path, encoding: str | None, lines: int) -> None:
+def test_input_that_was_read_ahead_is_given_back(pool: Pool, tmp_path: Path, encoding: str | None, lines: int) -> None:
     text = "".join(f"zeile {number}: ソース\n" if encoding else f"line {number}\n" for number in range(2000))
     path = tmp_path / "lines"
     data = text.encode(encoding or "utf-8")
@@ -68,14 +68,14 @@ def test_a_file_for_appending_is_read_from_where_the_sender_is(pool: Pool, tmp_p
     assert path.read_text() == "one\ntwo\none\n"
 
 
-def test_a_temporary_file_stays_the_senders_to_delete(pool: Pool) -> None:
+def test_only_the_sender_deletes_a_temporary_file(pool: Pool) -> None:
     with tempfile.NamedTemporaryFile() as named:
         named.write(b"one")
         assert pool.apply(work.append, (named, b"two"))[1] == named.name
         assert Path(named.name).read_bytes() == b"onetwo"
 
 
-def test_a_file_that_is_iterated_says_so(pool: Pool, tmp_path: Path) -> None:
+def test_a_file_that_is_iterated_is_refused_with_a_reason(pool: Pool, tmp_path: Path) -> None:
     path = tmp_path / "lines"
     path.write_text("one\ntwo\n")
     with open(path) as file:
@@ -84,5 +84,5 @@ def test_a_file_that_is_iterated_says_so(pool: Pool, tmp_path: Path) -> None:
             pool.apply(work.read_rest, (file,))
 
 
-def test_what_is_no_file_of_the_kernel_is_pickled_as_ever(pool: Pool) -> None:
+def test_files_without_a_descriptor_are_pickled_as_usual(pool: Pool) -> None:
     assert pool.apply(work.read_rest, (io.BytesIO(b"in memory"),)) == b"in memory"

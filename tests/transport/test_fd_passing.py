@@ -21,7 +21,7 @@ from tests.support.pools import MakePool
 
 
 def everything(sock: socket.socket) -> bytes:
-    """What comes until nobody can write any more."""
+    """Return what arrives until all writers have closed."""
     return b"".join(iter(lambda: sock.recv(4096), b""))
 
 
@@ -50,7 +50,7 @@ def test_a_socket_arrives_and_the_sender_keeps_its_own(start_method: str) -> Non
     ],
 )
 @pytest.mark.parametrize("timeout", [None, 0.0, 2.5])
-def test_what_a_socket_is_travels(pool: Pool, family: int, kind: int, timeout: float | None) -> None:
+def test_family_type_and_timeout_of_a_socket_travel(pool: Pool, family: int, kind: int, timeout: float | None) -> None:
     with socket.socket(family, kind) as sock:
         sock.settimeout(timeout)
         found = pool.apply(work.describe, (sock,))
@@ -63,7 +63,7 @@ def test_the_default_timeout_of_the_receiver_does_not_count() -> None:
         assert pool.apply(work.describe, (sock,))[-1] is None
 
 
-def test_a_listener_is_accepted_from_elsewhere(pool: Pool) -> None:
+def test_a_worker_accepts_from_a_listener(pool: Pool) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         result = pool.apply_async(work.accept_one, (listener, b"welcome"))
         with socket.create_connection(listener.getsockname()) as client:
@@ -79,12 +79,12 @@ def test_a_subclass_keeps_its_state(pool: Pool) -> None:
         assert near.recv(100) == b"good day"
 
 
-def test_a_subclass_with_a_way_of_its_own_takes_that(pool: Pool) -> None:
+def test_a_subclass_with_its_own_reducer_uses_it(pool: Pool) -> None:
     with work.Named() as sock:
         assert pool.apply(work.use, (sock,)) == "by its own way"
 
 
-def test_deep_inside_of_things(pool: Pool) -> None:
+def test_sockets_deep_inside_other_objects(pool: Pool) -> None:
     with ExitStack() as opened:
         (a, one), (b, two), (c, three) = socket_pairs(opened, 3)
         assert pool.apply(work.empty, (work.Bag("bag", {"x": [one, two], "y": [three]}),)) == "bag"
@@ -118,7 +118,7 @@ def test_many_items_in_chunks(pool: Pool, chunksize: int) -> None:
 # --- in functions -------------------------------------------------------------------------------------
 
 
-def test_a_listener_in_a_partial_is_every_workers(make_pool: MakePool) -> None:
+def test_every_worker_gets_the_listener_of_a_partial(make_pool: MakePool) -> None:
     pool = make_pool(2)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         result = pool.map_async(functools.partial(work.accept_from, listener), [b"one", b"two"], 1)
@@ -178,7 +178,7 @@ def test_an_fd_is_handed_over_before_its_item_runs(pool: Pool, reports: Any, gat
     assert str(result.get()) == pid
 
 
-def test_an_fd_that_is_nobodys_any_more_is_closed() -> None:
+def test_an_fd_without_references_is_closed() -> None:
     reading, writing = os.pipe()
     Fd(writing, close=True)
     assert os.read(reading, 1) == b""
@@ -208,14 +208,14 @@ def test_an_fd_is_closed_in_a_forked_child() -> None:
 
 
 @pytest.mark.parametrize("count", [252, 253, 254, 505, 600])
-def test_more_than_a_packet_takes(pool: Pool, count: int) -> None:
+def test_more_descriptors_than_a_packet_takes(pool: Pool, count: int) -> None:
     numbers = [os.open("/dev/null", os.O_RDONLY) for _ in range(count)]
     assert pool.apply(work.count_distinct, ([Fd(number) for number in numbers],)) == count
     for number in numbers:
         os.close(number)
 
 
-def test_beside_what_takes_a_lane(make_pool: MakePool) -> None:
+def test_descriptors_beside_a_large_payload(make_pool: MakePool) -> None:
     """A large array, and more descriptors than go with the packet that names its lane."""
     pool = make_pool(1)
     null = os.open("/dev/null", os.O_RDONLY)

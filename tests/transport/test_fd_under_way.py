@@ -27,7 +27,7 @@ def pool() -> Iterator[Pool]:
 
 
 @pytest.mark.parametrize("count", [300, 600])
-def test_a_worker_that_lacks_descriptors_of_an_argument(pool: Pool, reports: Reports, gate: Gate, count: int) -> None:
+def test_a_worker_without_the_descriptors_of_an_argument(pool: Pool, reports: Reports, gate: Gate, count: int) -> None:
     null = os.open("/dev/null", os.O_RDONLY)
     pool.apply(work.open_here)
     assert list(pool.imap(work.count_distinct, [[Fd(null)]])) == [1]  # so the worker knows the function
@@ -43,7 +43,7 @@ def test_a_worker_that_lacks_descriptors_of_an_argument(pool: Pool, reports: Rep
     os.close(null)
 
 
-def test_descriptors_that_came_ahead_of_what_was_taken_back(pool: Pool, reports: Reports, gate: Gate) -> None:
+def test_descriptors_that_came_ahead_of_a_recalled_packet(pool: Pool, reports: Reports, gate: Gate) -> None:
     """The worker has read what went ahead; the packet itself is recalled: then it is told to close those."""
     null = os.open("/dev/null", os.O_RDONLY)
     pool.apply(work.open_here)
@@ -67,7 +67,7 @@ def test_descriptors_that_came_ahead_of_what_was_taken_back(pool: Pool, reports:
     os.close(null)
 
 
-def test_a_worker_that_lacks_descriptors_of_a_function(pool: Pool, reports: Reports, gate: Gate) -> None:
+def test_a_worker_without_the_descriptors_of_a_function(pool: Pool, reports: Reports, gate: Gate) -> None:
     null = os.open("/dev/null", os.O_RDONLY)
     before = pool.apply(work.open_here)
     held = pool.imap(functools.partial(work.hold, reports.path, gate.path), [1])
@@ -136,7 +136,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("act", ["wait", "recall"])
-def test_the_kernel_takes_no_more_for_now(tmp_path: Path, act: str) -> None:
+def test_more_descriptors_under_way_than_the_kernel_takes(tmp_path: Path, act: str) -> None:
     """ETOOMANYREFS is no item's fault: it is sent when others have been read."""
     done = python(write_script(tmp_path, MANY_UNDER_WAY), tmp_path, act)
     assert done.stderr == ""

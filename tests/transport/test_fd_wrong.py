@@ -38,7 +38,7 @@ def closed_pair() -> Connection:
         (closed_pair, r"Connection.* cannot be sent: it is closed"),
     ],
 )
-def test_what_is_closed_fails_its_own_item(pool: Pool, make: Callable[[], Any], words: str) -> None:
+def test_a_closed_socket_fails_its_own_item(pool: Pool, make: Callable[[], Any], words: str) -> None:
     null = os.open("/dev/null", os.O_RDONLY)
     found = pool.map(work.use, [1, make(), Fd(null), "last"], return_exceptions=True)
     os.close(null)
@@ -60,7 +60,7 @@ def test_a_closed_file_and_a_closed_fd(pool: Pool) -> None:
         pool.map(work.ignore, [fd])
 
 
-def test_what_is_no_descriptor_is_no_fd() -> None:
+def test_fd_refuses_values_that_are_no_descriptors() -> None:
     for wrong in ("3", 3.0, None, True, sys.stdin):
         with pytest.raises(TypeError, match=r"Fd\(\) takes the number of a descriptor"):
             Fd(wrong)  # type: ignore[arg-type]
@@ -84,7 +84,7 @@ def test_a_closed_socket_as_a_result(pool: Pool) -> None:
         pool.apply(work.closed_socket, (None,))
 
 
-def test_no_other_pickle_takes_them(pool: Pool) -> None:
+def test_plain_pickles_refuse_them(pool: Pool) -> None:
     import pickle
 
     null = Fd(os.open("/dev/null", os.O_RDONLY), close=True)
@@ -127,7 +127,7 @@ with pairpool.Pool(1) as pool:
 """
 
 
-def test_nothing_is_imported_for_it(tmp_path: Path) -> None:
+def test_passing_descriptors_imports_nothing(tmp_path: Path) -> None:
     done = python(write_script(tmp_path, LEAN))
     assert (done.stdout, done.stderr) == ("lean\nby name\n", "")
     assert pairpool.Fd is Fd

@@ -1,4 +1,4 @@
-"""Where workers come from: what they inherit, who dies with whom, and what is left as it was."""
+"""Workers inherit the right things, die with their zygote and their master, and leave the master unchanged."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def echo(channel: Channel, slot: int, serial: int) -> int:
 
 
 def make_echo(fds: list[int], setup: bytes) -> Body:
-    """What a fresh zygote calls to have a body."""
+    """Return the body of workers in a fresh zygote."""
     assert (fds, setup) == ([], b"setup")
     return echo
 
@@ -192,7 +192,7 @@ def test_workers_run_the_body(make: Make) -> None:
 
 
 @both
-def test_a_worker_ends_when_its_master_lets_go(make: Make) -> None:
+def test_a_worker_ends_when_its_master_closes_both_ends(make: Make) -> None:
     with closing(make(echo)) as made, worker_of(made) as worker, worker_of(made) as other:
         told(worker.near)
         worker.near.close()
@@ -217,7 +217,7 @@ def test_descriptors_close_on_exec(make: Make) -> None:
 
 
 @both
-def test_a_fork_that_fails_is_told(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fork_that_fails_is_reported(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_body: Body, _slot: int, _serial: int, **_options: bool) -> Spawned:
         raise OSError(errno.EAGAIN, "no more processes")
 
@@ -233,7 +233,7 @@ def test_a_fork_that_fails_is_told(make: Make, monkeypatch: pytest.MonkeyPatch) 
 def test_a_worker_without_a_pidfd_is_not_left_running(monkeypatch: pytest.MonkeyPatch) -> None:
     """The table of descriptors may be full between the fork and its pidfd.
 
-    What is left is looked for after the test: a zombie is, if SIGCHLD is back at its default before the child ends.
+    A check after the test finds a zombie if SIGCHLD has its default disposition again before the child ends.
     """
 
     def refuse(_pid: int) -> int:
@@ -247,7 +247,7 @@ def test_a_worker_without_a_pidfd_is_not_left_running(monkeypatch: pytest.Monkey
         assert answer.error.errno == errno.EMFILE
 
 
-def test_what_the_body_raises_is_shown_and_ends_the_worker() -> None:
+def test_an_exception_of_the_body_is_shown_and_ends_the_worker() -> None:
     script = """
         from pairpool.linux import pidfds
         from tests.worker.test_zygote import TEXT, fork_zygote, have
@@ -269,7 +269,7 @@ def test_what_the_body_raises_is_shown_and_ends_the_worker() -> None:
 
 
 @both
-def test_output_that_waits_while_a_process_forks_is_written_once(make: Make) -> None:
+def test_output_that_is_buffered_at_a_fork_is_written_once(make: Make) -> None:
     script = f"""
         import sys
         from tests.worker.test_zygote import {make.__name__}, echo, closing, worker_of, told
@@ -334,7 +334,7 @@ def test_workers_have_default_signals(make: Make) -> None:
 
 
 @both
-def test_an_interrupt_is_nothing_to_a_worker_and_the_default_to_what_it_starts(make: Make) -> None:
+def test_sigint_does_nothing_in_a_worker_and_ends_programs_that_it_starts(make: Make) -> None:
     """SIG_IGN would be inherited by programs, which could then not be interrupted any more."""
 
     def interrupt() -> str:
@@ -355,7 +355,7 @@ def test_a_worker_has_the_masters_blocked_signals(make: Make) -> None:
 
 
 @both
-def test_what_is_kept_is_open_in_workers_and_in_no_other_child(make: Any) -> None:
+def test_kept_descriptors_are_open_in_workers_and_in_no_other_child(make: Any) -> None:
     kept, other = (descriptors.Descriptor(descriptors.memfd(name, 1)) for name in ("kept", "other"))
     for thing in (kept, other):
         descriptors.own(thing)
@@ -392,7 +392,7 @@ def test_workers_hold_no_end_of_another_pair() -> None:
             first.near.receive(wait=False)
 
 
-def test_a_zygote_ends_though_a_later_one_lives() -> None:
+def test_a_zygote_ends_while_a_later_one_lives() -> None:
     with closing(fork_zygote(echo)) as first, closing(fork_zygote(echo)) as second, worker_of(second) as worker:
         assert isinstance(first, ZygoteProcess)
         first._control.close()
@@ -400,7 +400,7 @@ def test_a_zygote_ends_though_a_later_one_lives() -> None:
         assert told(worker.near)[2] == worker.pid
 
 
-def test_a_worker_of_the_masters_own_may_have_such_workers_itself() -> None:
+def test_a_worker_of_a_direct_pool_can_fork_workers() -> None:
     """The count of open ones is the master's; in a worker SIGCHLD is back at its default."""
 
     def nest() -> tuple[bool, bool]:
@@ -412,8 +412,8 @@ def test_a_worker_of_the_masters_own_may_have_such_workers_itself() -> None:
     assert answer_of(DirectZygote, nest) == (True, True)
 
 
-def test_a_thread_may_fork_workers_itself() -> None:
-    """Without the tie to its parent, for that would be to the thread, and it may end."""
+def test_a_thread_can_fork_workers() -> None:
+    """Such workers do not die with their parent, because PDEATHSIG would fire when the thread ends."""
     answers: list[tuple[Any, Spawned]] = []
     with closing(DirectZygote(echo)) as made:
 
@@ -457,7 +457,7 @@ def test_workers_die_with_their_zygote(body: Body) -> None:
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, None], ids=["killed", "let go"])
-def test_what_a_worker_leaves_running_is_ended_when_it_is_reaped(end: int | None) -> None:
+def test_processes_that_a_worker_leaves_end_when_it_is_reaped(end: int | None) -> None:
     with closing(fork_zygote(with_descendants)) as made, worker_of(made) as other, worker_of(made, 1) as worker:
         others, (child, grandchild) = told(other.near), told(worker.near)
         with ExitStack() as stack:
@@ -476,7 +476,7 @@ def test_what_a_worker_leaves_running_is_ended_when_it_is_reaped(end: int | None
                 os.kill(pid, 0)  # the other worker's are left alone
 
 
-def test_closing_ends_all_that_is_below() -> None:
+def test_closing_ends_all_descendants() -> None:
     made = fork_zygote(with_descendants)
     with ExitStack() as stack:
         alive, dead = (stack.enter_context(worker_of(made, slot)) for slot in (0, 1))
@@ -600,7 +600,7 @@ def test_a_zygote_whose_master_is_gone_before_it_starts_ends_at_once() -> None:
     made.close()
 
 
-def test_a_fresh_zygote_that_is_not_wanted_any_more_says_nothing() -> None:
+def test_a_fresh_zygote_whose_master_has_closed_the_pair_exits_silently() -> None:
     """The pool could not be opened, say, by the time that the new interpreter runs."""
     near, far = Channel.pair()
     near.close()
@@ -617,7 +617,7 @@ def test_a_fresh_zygote_that_is_not_wanted_any_more_says_nothing() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (1, "", "")
 
 
-def test_a_new_zygotes_workers_outlive_the_reports_about_the_old_ones(make_pool: Callable[..., Pool]) -> None:
+def test_reports_about_workers_of_an_old_zygote_do_not_end_those_of_a_new_one(make_pool: Callable[..., Pool]) -> None:
     """A pool whose zygote is killed gets another, and tells it of the deaths of workers that the first had forked."""
     pool = make_pool(8, start_method="fork")
     for killed in range(1, 4):
@@ -641,13 +641,13 @@ def _custom(_number: int, _frame: object) -> None: ...
 
 @pytest.fixture(params=[signal.SIG_DFL, signal.SIG_IGN, _custom], ids=["default", "ignored", "handler"])
 def disposition(request: pytest.FixtureRequest) -> Iterator[Any]:
-    """What SIGCHLD is set to before."""
+    """Set SIGCHLD to each disposition before the test."""
     before = signal.signal(signal.SIGCHLD, request.param)
     yield request.param
     signal.signal(signal.SIGCHLD, before)
 
 
-def test_sigchld_is_ignored_while_one_is_open(disposition: Any) -> None:
+def test_sigchld_is_ignored_while_a_direct_pool_is_open(disposition: Any) -> None:
     for _ in range(2):
         made = DirectZygote(echo)
         assert signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN
@@ -658,7 +658,7 @@ def test_sigchld_is_ignored_while_one_is_open(disposition: Any) -> None:
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
-def test_sigchld_comes_back_with_the_last_close(order: tuple[int, ...]) -> None:
+def test_the_last_close_restores_sigchld(order: tuple[int, ...]) -> None:
     before = signal.signal(signal.SIGCHLD, _custom)
     try:
         made = [DirectZygote(echo) for _ in order]
@@ -671,7 +671,7 @@ def test_sigchld_comes_back_with_the_last_close(order: tuple[int, ...]) -> None:
         signal.signal(signal.SIGCHLD, before)
 
 
-def test_a_zygote_of_its_own_leaves_the_masters_signals_alone(disposition: Any) -> None:
+def test_a_zygote_process_does_not_change_the_masters_signals(disposition: Any) -> None:
     with closing(fork_zygote(echo)) as made, worker_of(made) as worker:
         told(worker.near)
         assert signal.getsignal(signal.SIGCHLD) == disposition
@@ -681,7 +681,7 @@ def test_a_zygote_of_its_own_leaves_the_masters_signals_alone(disposition: Any) 
     assert signal.getsignal(signal.SIGCHLD) == disposition
 
 
-def test_sigchld_comes_back_though_the_last_is_closed_by_a_thread() -> None:
+def test_sigchld_is_restored_if_a_thread_closes_the_last_pool() -> None:
     """Python sets signals from the main thread alone, but a pool may be dropped or closed anywhere."""
     before = signal.getsignal(signal.SIGCHLD)
     made = DirectZygote(echo)
@@ -705,7 +705,7 @@ def test_sigchld_comes_back_though_the_last_is_closed_by_a_thread() -> None:
         signal.signal(signal.SIGCHLD, before)
 
 
-def test_a_zygote_that_cannot_be_opened_leaves_sigchld_alone() -> None:
+def test_a_direct_pool_that_cannot_be_opened_does_not_change_sigchld() -> None:
     before = signal.getsignal(signal.SIGCHLD)
     opened = sigchld.users
     raised: list[BaseException] = []
