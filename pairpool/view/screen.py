@@ -235,13 +235,18 @@ class ScreenStream:
         return getattr(self.file, name)
 
 
+def _put_in_sys(name: str, stream: object) -> None:
+    """Make `stream` the `sys.stdout` or `sys.stderr` of the program."""
+    setattr(sys, name, stream)
+
+
 def _restore_streams_in_child() -> None:
     """Give a forked child the plain streams. It has no view, and the lock of the parent's screen may be held."""
     for stream in list(_streams):
         stream.detach()
         for name in ("stdout", "stderr"):
             if getattr(sys, name) is stream:
-                setattr(sys, name, stream.file)
+                _put_in_sys(name, stream.file)
 
 
 os.register_at_fork(after_in_child=_restore_streams_in_child)
@@ -295,12 +300,12 @@ def _last_version(line: str) -> str:
 
 @contextmanager
 def _replaced(name: str, stream: ScreenStream) -> Iterator[None]:
-    setattr(sys, name, stream)
+    _put_in_sys(name, stream)
     try:
         yield
     finally:
         if getattr(sys, name) is stream:  # nobody has replaced it in the meantime
-            setattr(sys, name, stream.file)
+            _put_in_sys(name, stream.file)
 
 
 @contextmanager
