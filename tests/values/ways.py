@@ -74,7 +74,7 @@ class Faces:
         import pairpool.joblib as backend
 
         backend.register()
-        self._stack.callback(_end_executors, backend)
+        self._stack.callback(_end_executors)
 
         def parallel(**options: Any) -> Any:
             with joblib.parallel_config("pairpool", n_jobs=2, **self._options):
@@ -83,10 +83,12 @@ class Faces:
         return parallel
 
 
-def _end_executors(backend: Any) -> None:
-    for executor in backend._executors.values():
+def _end_executors() -> None:
+    from pairpool.joblib_pools import pools
+
+    for executor in pools.executors.values():
         executor.shutdown()
-    backend._executors.clear()
+    pools.executors.clear()
 
 
 @dataclass(frozen=True)
