@@ -88,6 +88,7 @@ class FedJob(StreamJob):
 
     def _pull(self, size: int) -> Sequence[Any]:
         supply = self._supply
+        self._is_adding = True  # another thread may call `complete` at any moment
         if self.sizer.chunksize is not None and len(supply) < size and not self._is_complete:
             return ()
         taken = [supply.popleft() for _ in range(min(size, len(supply)))]

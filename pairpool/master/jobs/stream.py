@@ -81,6 +81,7 @@ class StreamJob(Job):
         self._buffersize = options.buffersize
         self._taken = 0
         self._pulling = False
+        self._is_adding = False  # whether the last items have left the input, but do not count yet
         self._exhausted = False
         self._input_error: BaseException | None = None
         self._arrived: dict[int, tuple[int, list[list[Any] | Raised]]] = {}
@@ -146,10 +147,14 @@ class StreamJob(Job):
     def is_read(self) -> bool:
         """Whether the reader has had all results, failures included.
 
-        They are counted, for the job is done a moment before the last of them can be read, and a reader in another
-        thread may look just then.
+        A reader in another thread may look at any moment. So `done` is not enough, for two reasons:
+
+        1. The input is exhausted a moment before its last items are in a batch.
+        2. The last batch is delivered a moment before its results can be read. So the results are counted.
         """
-        return self.done and not self.ready and (self.cancelled or self._handed_out >= self._taken)
+        return (
+            self.done and not self._is_adding and not self.ready and (self.cancelled or self._handed_out >= self._taken)
+        )
 
     @property
     def is_over(self) -> bool:
@@ -179,12 +184,15 @@ class StreamJob(Job):
             if self._discarding:
                 self._end_unread()
             return None
-        items = self._pull(min(size, max(1, room)))
-        if self.cancelled or not items:
-            return None
-        batch = Batch(self, self._taken, items)
-        self._taken += len(items)
-        return batch
+        try:
+            items = self._pull(min(size, max(1, room)))
+            if self.cancelled or not items:
+                return None
+            batch = Batch(self, self._taken, items)
+            self._taken += len(items)
+            return batch
+        finally:
+            self._is_adding = False
 
     def _pull(self, size: int) -> Sequence[Any]:
         """Up to `size` items; the caller's iterator may use the pool, and so come back here."""
@@ -201,9 +209,11 @@ class StreamJob(Job):
             items = source.rest()
             if self.sizer.chunksize not in (None, 1):
                 items = ()  # as in multiprocessing: a chunk that could not be filled is not run
+            self._is_adding = True
             self._exhausted = True
             self._source = _NOTHING
         else:
+            self._is_adding = True
             self._exhausted = self._exhausted or source.is_exhausted
         finally:
             self._pulling = False
