@@ -89,9 +89,8 @@ class Executor(concurrent.futures.Executor):
         max_tasks_per_child: int | None = None,
         **options: Unpack[ExecutorKeywords],
     ) -> None:
-        if max_workers is None:
-            max_workers = cgroup.cpu_allowance()
-        elif operator.index(max_workers) <= 0:
+        max_workers = cgroup.cpu_allowance() if max_workers is None else max_workers
+        if operator.index(max_workers) <= 0:
             raise ValueError("max_workers must be greater than 0")
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")

@@ -171,15 +171,16 @@ class Pool(PoolCalls):
     def share(self, obj: T) -> Shared[T]:
         """Write an object once into memory that all workers map, and return a handle for it.
 
-        Pass the handle to a task as an argument, in a partial or in a closure: there it is the object itself, the same
-        one for all tasks of a worker. Buffers of 4 KiB and more (arrays) are mapped copy-on-write. A task may write to
-        them, and only its worker sees that; read-only buffers stay read-only. The rest is unpickled once per worker, at
-        the first use. So are `bytes`, which own their memory: a `memoryview` of them arrives as one, without a copy.
-        A handle that a function finds in a global which the workers have inherited stays a handle, not the object.
+        Pass the handle to a task as an argument, in a partial or in a closure. There it is the object itself, and all
+        tasks of a worker get the same one. Buffers of 4 KiB and more (arrays) are mapped copy-on-write. A task may
+        write to them, and only its worker sees that; read-only buffers stay read-only. The rest is unpickled once per
+        worker, at the first use. So are `bytes`, which own their memory: a `memoryview` of them arrives as one, without
+        a copy. A handle that a function finds in a global which the workers have inherited stays a handle, not the
+        object.
 
-        The memory is freed when neither the handle nor a call or function that contains it is left, by `close()`, at
-        the end of a `with` block, or with the pool. Other pools of this process may use it, too, if their workers know
-        the classes in it.
+        `close()` frees the memory, and so does the end of a `with` block or of the pool. Otherwise the memory is freed
+        when neither the handle nor a call or function that contains it is left. Other pools of this process may use the
+        handle, too, if their workers know the classes in it.
 
         Raises:
             ValueError: the pool is not running.
@@ -226,9 +227,9 @@ class Pool(PoolCalls):
 
         The view has four parts. At the top, tasks done, failed and pending, tasks per second, CPU and memory. Then one
         bar per call that runs. Then one row per worker, with its task, how long the task has run, and how far it is
-        (`pairpool.progress`). Last, the latest failures. What tasks write to stdout and stderr appears above the view
-        line by line, `[3] text` for worker 3, from now on; the output of a task that runs already appears when the task
-        has ended. The view is drawn from shared memory, at most four times per second, and takes about one per cent of
+        (`pairpool.progress`). Last, the latest failures. From now on, the output of tasks appears above the view
+        line by line, `[3] text` for worker 3. The output of a task that runs already appears when the task has ended.
+        The view is drawn from shared memory, at most four times per second, and takes about one per cent of
         a core.
 
         It is drawn on standard error. If that is no terminal, a plain line is written every ten seconds and at the end.
@@ -257,9 +258,9 @@ class Pool(PoolCalls):
     def report(self) -> PoolReport:
         """Return what the pool has done and where the time went, until now or until it ended: `print(pool.report())`.
 
-        The report lists tasks by function, with their number, failures and times; the slowest tasks, with their
-        arguments; which share of the time each worker was busy, waited, or was starting; and how much of the pool was
-        used. Print it with rich's `print` to have it in colour.
+        The report lists tasks by function, with their number, failures and times, and the slowest tasks with their
+        arguments. It says which share of the time each worker was busy, waited, or was starting, and how much of the
+        pool was used. Print it with rich's `print` to have it in colour.
         """
         from pairpool.reporting import report_of
 

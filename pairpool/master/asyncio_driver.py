@@ -4,8 +4,8 @@
     coroutines ◄── settle, some at a time ──────────── AsyncioDriver ◄── tell ── outcomes, from the leader
 
 The pool's epoll descriptor is readable when one of the descriptors that it watches is readable (epoll(7)); its wakeup
-is one of them. So asyncio waits for the pool as for a socket. asyncio watches a duplicate: after the pool has closed
-its descriptor, the number may belong to another file before asyncio stops watching it.
+is one of them. So asyncio waits for the pool as for a socket. It watches a duplicate of the descriptor, because the
+number of a closed descriptor may belong to another file before asyncio stops watching it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Waiting(Protocol):
 class AsyncioDriver:
     """Drive a pool from an event loop, from now until the pool ends.
 
-    Other threads may lead meanwhile, for a call such as `status()`. Then the driver waits until they leave.
+    Other threads may lead meanwhile, in a call such as `status()`. Then the driver waits until they leave.
 
     Args:
         loop: the event loop of the pool.

@@ -157,8 +157,8 @@ class LeaderFollowers(ABC):
         """Run one turn without waiting, if nobody leads.
 
         Args:
-            deadline: monotonic seconds after which the turn starts nothing new; for asyncio's event loop. What is
-                submitted later makes `descriptor` readable. None: the whole turn.
+            deadline: monotonic seconds after which the turn starts nothing new; for asyncio's event loop. Later
+                submissions make `descriptor` readable. None: the whole turn.
 
         Returns:
             With a deadline, the seconds until the next turn even if `descriptor` does not become readable: 0 if time
@@ -334,8 +334,8 @@ class LeaderFollowers(ABC):
     def _defer(self, ready: Callable[[], bool], deadline: float | None) -> None:
         """Leave the lead to other threads for a moment.
 
-        A thread that asks for the pool's status again and again would hold the lead nearly always, and the GIL too: a
-        thread that drops the GIL only for a system call has it back before a waiting thread has woken up.
+        A thread that asks for the status of the pool again and again would hold the lead nearly always. It would hold
+        the GIL, too: it drops the GIL only for a system call, and has it back before a waiting thread has woken up.
         """
         until = time.monotonic() + DEFER_LEAD_S
         told = threading.Lock()
