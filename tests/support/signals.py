@@ -25,19 +25,21 @@ def strike(number: int = signal.SIGUSR1) -> None:
 
 
 STRIKER = """
-import os, random, select, sys, time
+import ctypes, os, random, select, sys, time
 number, seed, at_most, again = sys.argv[1:]
 chance = random.Random(seed)
+parent, tgkill = os.getppid(), ctypes.CDLL(None).tgkill
 while os.read(0, 1) == b"1":
     time.sleep(chance.uniform(0, float(at_most)))
-    os.kill(os.getppid(), int(number))
+    tgkill(parent, parent, int(number))
     while not select.select([0], [], [], float(again))[0]:  # the interpreter drops exceptions in finalizers
-        os.kill(os.getppid(), int(number))
+        tgkill(parent, parent, int(number))
     os.read(0, 1)
 """
 """A program that sends signals from the time it reads a `1` until it reads a `0`.
 
-It is a process, because a thread would have to wait for the GIL.
+It is a process, because a thread would have to wait for the GIL. It sends the signals to the main thread. While the
+main thread blocks a signal, a signal to the process would go to another thread, such as the one of pytest-xdist.
 """
 
 
