@@ -92,7 +92,6 @@ FOREIGN_WRITES: dict[str, str] = {
     "pairpool/transport/capture.py: setattr(sys, name, own[-1] if own else _open(number))": "streams of a worker",
     "pairpool/transport/log_records.py: logger.propagate": "the documented way to set it",
     "pairpool/view/screen.py: setattr(sys, name, stream)": "streams that share the terminal with the live view",
-    "pairpool/view/screen.py: setattr(sys, name, stream.file)": "the original streams again",
     "pairpool/joblib.py: func.items": "the batch belongs to joblib, which calls whatever its field `items` contains",
 }
 """Fields that another object than their own writes, as `path: expression`, each with the reason."""
@@ -118,13 +117,13 @@ MEASURES: dict[str, tuple[int, Callable[[], list[str]]]] = {
     "upward imports": (0, lambda: upward_imports(IMPORTS, LAYERS)),
     "imports across a wall": (0, lambda: forbidden_imports(IMPORTS, WALLS)),
     "import cycles": (0, lambda: import_cycles(IMPORTS)),
-    "files of more than 400 lines": (4, lambda: long_files(MODULES, 400)),
-    "functions of more than 40 lines": (1, lambda: long_functions(MODULES, 40)),
+    "files of more than 400 lines": (0, lambda: long_files(MODULES, 400)),
+    "functions of more than 40 lines": (0, lambda: long_functions(MODULES, 40)),
     "functions with more than 6 parameters": (6, lambda: long_signatures(MODULES, 6, FACES)),
-    "writes to fields of other objects": (50, lambda: foreign_writes(MODULES, FOREIGN_WRITES)),
+    "writes to fields of other objects": (0, lambda: foreign_writes(MODULES, FOREIGN_WRITES)),
     "class names used twice": (0, lambda: repeated_classes(MODULES)),
-    "constants defined twice": (5, lambda: repeated_constants(MODULES, CONSTANTS)),
-    "old names": (193, lambda: words_in_use(MODULES, OLD_NAMES)),
+    "constants defined twice": (0, lambda: repeated_constants(MODULES, CONSTANTS)),
+    "old names": (0, lambda: words_in_use(MODULES, OLD_NAMES)),
     "private names of other projects": (0, lambda: private_names(OUTSIDE_CPYTHON_PRIVATE, PRIVATE_NAMES)),
 }
 """The limit of each measure, and how it is taken."""
@@ -152,6 +151,8 @@ def test_the_tests_mirror_the_package() -> None:
 
 def test_few_writes_to_fields_of_other_objects_are_excused() -> None:
     assert len(FOREIGN_WRITES) <= 10
+    found = {" ".join(one.split(" ")[1:]) for one in foreign_writes(MODULES)}
+    assert {excused.partition(": ")[2] for excused in FOREIGN_WRITES} <= found, "an excuse that nothing needs"
 
 
 # --- the measures themselves, which must be able to fail ----------------------------------------------
