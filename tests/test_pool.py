@@ -15,6 +15,7 @@ import re
 import resource
 import threading
 import time
+import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -999,6 +1000,31 @@ def test_a_dropped_pool_warns_and_leaves_nothing() -> None:
     with pytest.warns(ResourceWarning, match=text):
         pools.clear()
     assert all_ended(pids)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_dropped_pool_ends_although_its_warning_is_an_error() -> None:
+    pool = Pool(2)
+    pids = pids_of(pool)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        del pool
+        gc.collect()
+    assert all_ended(pids)
+
+
+@pytest.mark.parametrize("step", ["_adopt", "_start", "live"])
+def test_a_pool_whose_opening_is_interrupted_leaves_nothing(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The handler of a signal may raise at any step. A check after the test finds processes and descriptors."""
+    original = getattr(Pool, step)
+
+    def interrupted(*args: Any) -> None:
+        original(*args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Pool, step, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Pool(2, live=True)
 
 
 def test_a_closed_pool_can_be_dropped() -> None:
