@@ -117,13 +117,13 @@ MEASURES: dict[str, tuple[int, Callable[[], list[str]]]] = {
     "upward imports": (0, lambda: upward_imports(IMPORTS, LAYERS)),
     "imports across a wall": (0, lambda: forbidden_imports(IMPORTS, WALLS)),
     "import cycles": (0, lambda: import_cycles(IMPORTS)),
-    "files of more than 400 lines": (3, lambda: long_files(MODULES, 400)),
-    "functions of more than 40 lines": (1, lambda: long_functions(MODULES, 40)),
+    "files of more than 400 lines": (0, lambda: long_files(MODULES, 400)),
+    "functions of more than 40 lines": (0, lambda: long_functions(MODULES, 40)),
     "functions with more than 6 parameters": (6, lambda: long_signatures(MODULES, 6, FACES)),
-    "writes to fields of other objects": (49, lambda: foreign_writes(MODULES, FOREIGN_WRITES)),
+    "writes to fields of other objects": (0, lambda: foreign_writes(MODULES, FOREIGN_WRITES)),
     "class names used twice": (0, lambda: repeated_classes(MODULES)),
-    "constants defined twice": (2, lambda: repeated_constants(MODULES, CONSTANTS)),
-    "old names": (193, lambda: words_in_use(MODULES, OLD_NAMES)),
+    "constants defined twice": (0, lambda: repeated_constants(MODULES, CONSTANTS)),
+    "old names": (0, lambda: words_in_use(MODULES, OLD_NAMES)),
     "private names of other projects": (0, lambda: private_names(OUTSIDE_CPYTHON_PRIVATE, PRIVATE_NAMES)),
 }
 """The limit of each measure, and how it is taken."""

@@ -1,1 +1,1 @@
-"""What runs in the caller: the loop, the jobs, the sizes of batches, and the crew."""
+"""The part of a pool that runs in the process of its caller: event loop, jobs, dispatcher, supervisor."""

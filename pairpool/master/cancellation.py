@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pairpool.master.jobs.base import Batch, Calls, Job, Target
+from pairpool.master.jobs.base import Batch, Job, Target
+from pairpool.master.jobs.calls import Calls
 from pairpool.master.jobs.queue import JobQueue
 from pairpool.master.jobs.stream import StreamJob
 from pairpool.master.watchdog import Watchdog
@@ -102,7 +103,7 @@ class Cancellation:
         assert batch.targets is not None
         offset = batch.targets.index(target)
         holder = next((worker for worker in self._workers if batch in worker.held), None)
-        if holder is not None and not holder.dismissed:
+        if holder is not None and not holder.eof_sent:
             self._recall(holder)
         if holder is None or batch not in holder.held:
             self._drop(batch, offset, reason)
@@ -132,7 +133,7 @@ class Cancellation:
     def kill_pending(self) -> None:
         """Kill the workers that are now at a cancelled item. The engine calls this until no kill is pending."""
         for batch, worker in list(self.pending_kills.items()):
-            if batch not in worker.held or worker.dismissed or self._kill_if_settled(worker, batch):
+            if batch not in worker.held or worker.eof_sent or self._kill_if_settled(worker, batch):
                 del self.pending_kills[batch]
 
     def _kill_if_settled(self, worker: WorkerHandle, batch: Batch) -> bool:

@@ -19,10 +19,13 @@ from pairpool.master.driver_thread import DriverThread
 from pairpool.master.engine_core import EngineCore
 from pairpool.master.engine_settings import ScoreboardFiles, WorkerSettings
 from pairpool.master.functions import Function
-from pairpool.master.jobs.base import MANY, Calls, Job, MapJob, SingleCall, Target
+from pairpool.master.jobs.base import Job, SingleCall, Target
+from pairpool.master.jobs.batch_size import UNBOUNDED
 from pairpool.master.jobs.call_options import CallOptions
+from pairpool.master.jobs.calls import Calls
 from pairpool.master.jobs.fed import FedJob
 from pairpool.master.jobs.intake import Gathered, Iteration, Source, Span, take_here
+from pairpool.master.jobs.map import MapJob
 from pairpool.master.jobs.stream import StreamJob, StreamSpec
 from pairpool.master.zygotes import Zygote
 from pairpool.scoreboard.board import Scoreboard
@@ -160,7 +163,7 @@ class Engine(EngineCore):
         if not everything or type(iterable) is list:
             return source
         with interrupts.defer_signals(), interrupts.allow_signals():
-            return Span(source.pull(MANY, exactly=True))
+            return Span(source.pull(UNBOUNDED, exactly=True))
 
     def start_stream(self, job: StreamJob) -> None:
         """Submit a stream, whose iterator exists already. If that is interrupted, the stream ends."""

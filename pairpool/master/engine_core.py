@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pairpool.linux import descriptors, forking, requirements
 from pairpool.master import call_errors
+from pairpool.master.balancer import HAND_BACK_AFTER_S, Balancer
 from pairpool.master.cancellation import Cancellation
-from pairpool.master.dispatcher import STARVED_FOR, WATCH_EVERY, Dispatcher
+from pairpool.master.dispatcher import FD_RETRY_INTERVAL_S, Dispatcher
 from pairpool.master.driver_thread import DriverThread
 from pairpool.master.engine_settings import ScoreboardFiles, WorkerSettings
 from pairpool.master.event_loop import EventLoop
@@ -31,6 +32,7 @@ from pairpool.master.jobs.queue import JobQueue
 from pairpool.master.metrics import Metrics
 from pairpool.master.parts import EngineParts
 from pairpool.master.reaper import Reaper
+from pairpool.master.reports import ReportReader
 from pairpool.master.shared_objects import SharedObjects
 from pairpool.master.supervisor import Supervisor
 from pairpool.master.watchdog import Watchdog
@@ -91,17 +93,19 @@ class EngineCore:
         self.workers = WorkerSet()
         self.watchdog = Watchdog(self.workers, settings.memory_limit, settings.start_timeout)
         self.metrics = Metrics(board, self.functions, trace)
-        self.queue = JobQueue(self.functions, self._forget_functions, self.loop.would_deadlock, self.metrics)
-        self.queue.at_rest = memory.give_back
+        self.queue = JobQueue(
+            self.functions, self.metrics, self._forget_functions, self.loop.would_deadlock, memory.give_back
+        )
         self.shared_objects = SharedObjects(self.queue, self.workers, self.loop, serializer)
         parts = EngineParts(self.loop, self.workers, self.queue, self.watchdog, self.metrics, serializer, board)
-        self.dispatcher = Dispatcher(parts, self.shared_objects, settings.maxtasks)
+        self.balancer = Balancer(self.queue, self.workers)
+        self.dispatcher = Dispatcher(parts, self.balancer, self.shared_objects, settings.maxtasks)
         self.supervisor = Supervisor(
             settings.processes,
             settings.has_initializer,
             parts,
             ZygoteClient(zygote, make_zygote, self.loop, serializer),
-            self.dispatcher,
+            ReportReader(parts, self.dispatcher.flush),
             Reaper(parts, stacks),
         )
         self.cancellation = Cancellation(self.queue, self.workers, self.watchdog)
@@ -114,7 +118,7 @@ class EngineCore:
 
     def prepare(self, stays: bool) -> float:
         lacking = self.supervisor.request_missing()
-        self.dispatcher.deal(stays)
+        self.dispatcher.dispatch(stays)
         watchdog = self.watchdog
         if self.queue.unfinished:
             watchdog.expect_work()
@@ -128,11 +132,11 @@ class EngineCore:
         else:
             left = math.inf
         if self.dispatcher.holds_back:
-            left = min(left, self.dispatcher.patience())
+            left = min(left, self.dispatcher.retry_after())
         elif self.workers.watched or self.cancellation.pending_kills or lacking:
-            left = min(left, WATCH_EVERY)
-        if self.workers.starved:
-            left = min(left, STARVED_FOR)
+            left = min(left, HAND_BACK_AFTER_S)
+        if self.workers.fd_blocked:
+            left = min(left, FD_RETRY_INTERVAL_S)
         return max(0.0, left) if left < math.inf else -1.0
 
     def write_board(self) -> None:
@@ -159,14 +163,14 @@ class EngineCore:
     def tend(self) -> None:
         """Do what is due after the events of a turn."""
         if self.workers.watched:
-            self.dispatcher.look_after_batches()
+            self.balancer.hand_back()
         if self.cancellation.pending_kills:
             self.cancellation.kill_pending()
         self.supervisor.tend()
 
     def recover(self) -> None:
         """Restore a consistent state: no batch is lost, and no worker stays in an unknown state."""
-        self.queue.mend(self.workers.mend())
+        self.queue.recover(self.workers.recover())
 
     # --- questions to the leader ----------------------------------------------------------------
 
@@ -299,8 +303,7 @@ class EngineCore:
 
         def action() -> None:
             self.supervisor.begin_closing()
-            self.queue.broken = self.queue.broken or call_errors.terminated()
-            self.queue.cancel_all(self.queue.broken)
+            self.queue.cancel_all(self.queue.refuse_calls(call_errors.terminated()))
             self.workers.kill(self._is_busy)
             self.supervisor.tend()
 
@@ -349,8 +352,7 @@ class EngineCore:
 
     def _end(self, grace: float | None) -> None:
         self.loop.run_actions()
-        reason = self.queue.broken or call_errors.terminated()
-        self.queue.broken = reason
+        reason = self.queue.refuse_calls(call_errors.terminated())
         self.workers.end(grace, is_busy=self._is_busy)
         self.queue.cancel_all(reason)
         self.shared_objects.close()
@@ -369,4 +371,4 @@ class EngineCore:
 
         The scoreboard says nothing any more about a worker that was told to exit.
         """
-        return bool(member.held) or not member.started or not (member.dismissed or member.slot.words[Word.READY])
+        return bool(member.held) or not member.started or not (member.eof_sent or member.slot.words[Word.READY])

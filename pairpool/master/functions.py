@@ -1,4 +1,8 @@
-"""Functions by number: pickled once a call, sent once a worker, named by a number from then on."""
+"""The functions of a pool, by number.
+
+A function is pickled once per call, or once per pool if it travels by name. It is sent once to each worker. From then
+on packets name the function by its number.
+"""
 
 from __future__ import annotations
 
@@ -32,13 +36,20 @@ from pairpool.transport.serializer import Serializer
 
 __all__ = ["Function", "Functions"]
 
-KEPT = 64
-LARGE_CAPTURE = 1 << 20
-_NOWHERE = ModuleType("nowhere")
+MAX_NAMED_FUNCTIONS_KEPT = 64
+"""Functions that travel by name and stay known between calls, at most."""
+
+LARGE_CAPTURE_BYTES = 1 << 20
+"""A function whose pickle is larger than this causes a `LargeCaptureWarning`."""
+
+MENTIONED_CAPTURE_BYTES = 1 << 16
+"""The warning names captured variables that are larger than this."""
+
+_NO_MODULE = ModuleType("none")
 
 
 def name_of(function: Any) -> str:
-    """What a function is called in errors and views."""
+    """Return the name of a function for errors and views."""
     inner = function
     while not hasattr(inner, "__qualname__") and hasattr(inner, "func"):
         inner = inner.func
@@ -65,10 +76,10 @@ _STATELESS = (
 
 
 def has_state(function: Any) -> bool:
-    """Whether a callable contains objects that a task may change: then each item gets a copy of its own.
+    """Return whether a callable contains objects that a task may change. Then each item gets a copy of its own.
 
-    multiprocessing pickles the callable with each item, too. Of a function these are the variables that it captures and
-    its default values; its global variables belong to the worker.
+    multiprocessing pickles the callable with each item, too. The objects of a function are the variables that it
+    captures and its default values. Its global variables belong to the worker.
     """
     while isinstance(function, Wrapper):
         function = function.function
@@ -84,28 +95,37 @@ def has_state(function: Any) -> bool:
 
 
 def _goes_by_name(thing: Any) -> bool:
-    """Whether the pickle of an object is its name alone, as that of a ufunc of numpy or of a cached function."""
+    """Return whether an object is pickled as its name alone, like a ufunc of numpy or a cached function."""
     kind: Any = type(thing)
     reduce: Any = copyreg.dispatch_table.get(kind) or kind.__reduce__
     if reduce is object.__reduce__:
-        return False  # an object of a class of the user's, which is pickled with what it contains
+        return False  # an instance of a class of the user, which is pickled with its contents
     try:
         return isinstance(reduce(thing), str)
     except Exception:
-        return False  # the call says why it cannot be pickled
+        return False  # the call itself reports why the object cannot be pickled
 
 
 def is_constant(value: Any) -> bool:
-    """Whether a task cannot change a value that a function has; a handle stands for an object that workers share."""
+    """Return whether a task cannot change a value that a function contains.
+
+    A `Shared` counts as constant because it stands for an object that the tasks of a worker share.
+    """
     if isinstance(value, FunctionType):
         return not has_state(value)
     return is_immutable(value) or isinstance(value, (type, ModuleType, BuiltinFunctionType, Shared))
 
 
 class Function:
-    """A function as it travels."""
+    """A function in the form in which it travels.
 
-    __slots__ = ("by_value", "encoded", "has_state", "keep", "name", "number", "original", "space", "uses")
+    Attributes:
+        original: the function itself, to be pickled again if a worker does not find it by name.
+        uses: the calls that have not ended and use this number.
+        is_kept: whether the number stays known between calls, because the function travels by name.
+    """
+
+    __slots__ = ("_namespace", "by_value", "encoded", "has_state", "is_kept", "name", "number", "original", "uses")
 
     def __init__(self, number: int, name: str, encoded: Encoded, original: Any) -> None:
         self.number = number
@@ -114,59 +134,86 @@ class Function:
         self.by_value = encoded.by_value
         is_named = not encoded.by_value and isinstance(original, FunctionType)  # its defaults belong to the module
         self.has_state = encoded.fds is None and not is_named and has_state(original)
-        self.original = original  # to pickle it again where a worker did not find it by name
+        self.original = original
         self.uses = 0
-        self.keep = False
-        self.space: dict[str, Any] = {}  # the names of its module, where it is found under its own
+        self.is_kept = False
+        self._namespace: dict[str, Any] = {}  # of the module of the function, if the function is kept
+
+    def add_uses(self, count: int = 1) -> None:
+        self.uses += count
+
+    def remove_uses(self, count: int = 1) -> None:
+        self.uses -= count
+
+    def keep(self) -> None:
+        """Keep the number between calls."""
+        self.is_kept = True
+        self._namespace = vars(sys.modules.get(self.original.__module__ or "", _NO_MODULE))
+
+    def stop_keeping(self) -> None:
+        """Forget the number when its last call ends."""
+        self.is_kept = False
+
+    def is_found_by_name(self, function: Any) -> bool:
+        """Return whether the module still has `function` under its own name."""
+        return self._namespace.get(self.name) is function
+
+    @property
+    def is_unused(self) -> bool:
+        return self.uses <= 0 and not self.is_kept
 
 
 class Functions:
-    """The functions of one pool that its workers may know."""
+    """The functions of one pool that its workers may know.
 
-    def __init__(self, codec: Serializer) -> None:
-        self._codec = codec
+    Attributes:
+        crash_counts: how many workers died in a row while they unpickled a function, by its number.
+    """
+
+    def __init__(self, serializer: Serializer) -> None:
+        self._serializer = serializer
         self._numbers = itertools.count(1)
         self._by_name: OrderedDict[Any, Function] = OrderedDict()
         self._by_number: dict[int, Function] = {}
         self._warned: set[str] = set()
-        self.suspects: dict[int, float] = {}
-        """Workers that died, one after the other, while they unpickled a function, by its number."""
+        self.crash_counts: dict[int, float] = {}
         self._lock = threading.Lock()
 
     def get(self, function: Any) -> Function:
-        """The function, pickled now unless it travels by name alone; from any thread. Each `get` wants one `release`.
+        """Return the function in the form in which it travels. Callable from any thread.
 
-        Raises whatever says that it cannot be pickled.
+        The function is pickled now, unless it travels by name alone. Each `get` needs one `release`. Raise the
+        exception of the pickling.
         """
         plain = isinstance(function, (FunctionType, BuiltinFunctionType, type))
         with self._lock:
             known = self._by_name.get(function) if plain else None
             if known is not None:
-                known.uses += 1
+                known.add_uses()
         if known is not None:
-            if self._still_named(known, function):
+            if self._is_still_named(known, function):
                 return known
-            self._by_name.pop(function, None)  # it is not what the name means any more
-            known.keep = False
+            self._by_name.pop(function, None)  # the name now stands for another function
+            known.stop_keeping()
             self.release(known)
-        new = self._add(function, self._codec.encode_function(function))
+        new = self._add(function, self._serializer.encode_function(function))
         with self._lock:
-            new.uses += 1
+            new.add_uses()
             if plain and not new.by_value:
-                new.keep = True
-                new.space = vars(sys.modules.get(function.__module__ or "", _NOWHERE))
+                new.keep()
                 self._by_name[function] = new
         return new
 
-    def _still_named(self, known: Function, function: Any) -> bool:
-        if known.space.get(known.name) is function:
+    def _is_still_named(self, known: Function, function: Any) -> bool:
+        if known.is_found_by_name(function):
             return True
-        return type(function) is BuiltinFunctionType or (self._codec.names is None or self._codec.names.names(function))
+        inherited = self._serializer.names
+        return type(function) is BuiltinFunctionType or (inherited is None or inherited.names(function))
 
     def _add(self, function: Any, encoded: Encoded) -> Function:
         new = Function(next(self._numbers), name_of(function), encoded, function)
         self._by_number[new.number] = new
-        if encoded.by_value and encoded.size > LARGE_CAPTURE:
+        if encoded.by_value and encoded.size > LARGE_CAPTURE_BYTES:
             self._warn(function, new)
         return new
 
@@ -176,8 +223,8 @@ class Functions:
         self._warned.add(new.name)
         from pairpool.errors import LargeCaptureWarning
 
-        culprits = sorted(self._codec.captures(function), key=lambda pair: -pair[1])
-        what = ", ".join(f"{name} ({size / 2**20:.1f} MiB)" for name, size in culprits[:3] if size > 1 << 16)
+        largest = sorted(self._serializer.captures(function), key=lambda pair: -pair[1])[:3]
+        what = ", ".join(f"{name} ({size / 2**20:.1f} MiB)" for name, size in largest if size > MENTIONED_CAPTURE_BYTES)
         warnings.warn(
             f"{new.name} travels by value and drags {new.encoded.size / 2**20:.1f} MiB along to every worker"
             f"{': ' + what if what else ''}; share large data instead (pool.share), or define it before the pool opens",
@@ -192,39 +239,43 @@ class Functions:
         return self._by_number.get(number)
 
     def again_by_value(self, function: Function) -> Function:
-        """The same function under a new number, for workers that did not find it by name."""
+        """Return the same function under a new number, for workers that did not find it by name."""
         thing = function.original
         if function.has_state and not function.encoded.segments:
-            thing = load_single(function.encoded)  # as it was when the call was made
-        new = self._add(function.original, self._codec.encode_function(thing, by_value=True))
-        if function.keep:
-            function.keep = False
+            thing = load_single(function.encoded)  # its state when the call was made
+        new = self._add(function.original, self._serializer.encode_function(thing, by_value=True))
+        if function.is_kept:
+            function.stop_keeping()
             self._by_name.pop(function.original, None)
         return new
 
-    def suspect(self, number: int, weight: float) -> None:
-        """A worker died while it unpickled this function; `weight` is 1 where nothing else can have ended it."""
-        if number in self._by_number:
-            self.suspects[number] = self.suspects.get(number, 0.0) + weight
+    def count_crash(self, number: int, weight: float) -> None:
+        """Note that a worker died while it unpickled this function.
 
-    def acquit(self, numbers: list[int]) -> None:
-        """A worker has run these functions."""
+        Args:
+            weight: 1 if only the function can have caused the death, and less if something else may have.
+        """
+        if number in self._by_number:
+            self.crash_counts[number] = self.crash_counts.get(number, 0.0) + weight
+
+    def clear_crash_counts(self, numbers: list[int]) -> None:
+        """Note that a worker has run these functions."""
         for number in numbers:
-            self.suspects.pop(number, None)
+            self.crash_counts.pop(number, None)
 
     def release(self, function: Function, uses: int = 1) -> list[int]:
-        """Give back some uses; returns the numbers of functions that workers should forget now."""
+        """End some uses of a function. Return the numbers of the functions that workers must forget now."""
         forgotten = []
         with self._lock:
-            function.uses -= uses
-            if function.uses <= 0 and not function.keep:
+            function.remove_uses(uses)
+            if function.is_unused:
                 forgotten.append(function.number)
-            while len(self._by_name) > KEPT:
+            while len(self._by_name) > MAX_NAMED_FUNCTIONS_KEPT:
                 _original, entry = self._by_name.popitem(last=False)
-                entry.keep = False
-                if entry.uses <= 0:
+                entry.stop_keeping()
+                if entry.is_unused:
                     forgotten.append(entry.number)
         for number in forgotten:
             self._by_number.pop(number, None)
-            self.suspects.pop(number, None)
+            self.crash_counts.pop(number, None)
         return forgotten

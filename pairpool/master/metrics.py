@@ -94,10 +94,10 @@ class Metrics:
         job.register(next(self._call_numbers), time.monotonic_ns())
         self._words[PoolWord.CALLS] = others + 1
         if not others:
-            self.statistics.work_began(job.began)
+            self.statistics.work_began(job.began_ns)
         if self.trace is not None:
             name = "" if job.function is None else job.function.name
-            self.trace.call_began(job.number, job.kind, name, job.total, job.began)
+            self.trace.call_began(job.number, job.kind, name, job.total, job.began_ns)
 
     def items_ended(self, batch: Batch, failed: Mapping[int, BaseException]) -> None:
         """Count the items of a batch, which have all ended; `failed` has the errors by offset."""
@@ -146,13 +146,13 @@ class Metrics:
             self._words[PoolWord.LISTED] = self._words[PoolWord.PENDING] = 0
             self.statistics.work_ended(time.monotonic_ns())
         if self.trace is not None:
-            self.trace.call_ended(job.number, time.monotonic_ns(), job.ended, job.failed)
+            self.trace.call_ended(job.number, time.monotonic_ns(), job.items_ended, job.items_failed)
 
     def refresh(self, unfinished: Iterable[Job]) -> None:
         """Write the calls that have not ended to the scoreboard. Called some times per second, and on request."""
         jobs = list(unfinished)
         self._words[PoolWord.CALLS] = len(jobs)
-        self._words[PoolWord.PENDING] = sum(max(0, job.handed_in - job.ended) for job in jobs)
+        self._words[PoolWord.PENDING] = sum(max(0, job.handed_in - job.items_ended) for job in jobs)
         self._words[PoolWord.COUNTED] = self._done
         self._scoreboard.write_calls([self._record(job) for job in jobs[:CALLS]])
 
@@ -165,9 +165,9 @@ class Metrics:
             0 if function is None else function.number,
             CALL_KINDS.index(job.kind),
             NOTHING if total is None else total,
-            job.ended,
-            job.failed,
-            job.began,
+            job.items_ended,
+            job.items_failed,
+            job.began_ns,
             job.number,
         )
 

@@ -48,15 +48,14 @@ class Reaper:
         The loop watches the pidfd until the end of this function. If an exception interrupts the function, the loop
         reports the death again in the next turn, and the function runs once more.
         """
-        self._workers.begin_handling(worker)
+        self._workers.begin_update(worker)
         death = None
-        if worker.dismissed:
-            worker.held.clear()
+        if worker.eof_sent:
+            worker.take_held()
         else:
             self._loop.unwatch(worker.channel.fileno())
             recalled = worker.recall()
-            unfinished = list(worker.held)
-            worker.held.clear()
+            unfinished = worker.take_held()
             death = WorkerDeath(worker, self._stacks.fileno(), self._oom)
             self._settle(death, unfinished, recalled)
             worker.slot.words[Word.PID] = 0
@@ -64,7 +63,7 @@ class Reaper:
         self._loop.unwatch(worker.pidfd.fileno())
         self._workers.remove(worker)
         worker.close()
-        self._workers.end_handling()
+        self._workers.end_update()
         return death
 
     def _settle(self, death: WorkerDeath, unfinished: list[Batch], recalled: list[Batch]) -> None:
@@ -77,7 +76,7 @@ class Reaper:
             return
         if death.function_being_loaded is not None and not death.went_with_zygote:
             weight = OUTSIDE_KILL_WEIGHT if death.is_from_outside else 1.0
-            self._queue.functions.suspect(death.function_being_loaded, weight)
+            self._queue.functions.count_crash(death.function_being_loaded, weight)
         self._queue.put_back(recalled)
         for batch in unfinished:
             self._attribute(death, batch, unfinished)
@@ -86,19 +85,16 @@ class Reaper:
 
     def _attribute(self, death: WorkerDeath, batch: Batch, unfinished: list[Batch]) -> None:
         """Fail the item of a batch that the worker was at, if any, and send the other items out again."""
-        job = batch.job
         offset = death.failed_item(batch, unfinished)
-        if offset is None and batch.handed_over:
+        if offset is None and batch.is_handed_over:
             offset = 0  # the worker was about to run the only item, and the item's descriptors are gone with the worker
         if offset is None:
             if death.is_in_doubt(batch):
-                batch.send_individually()
+                batch.mark_individual()
             self._queue.put_back([batch])
             return
         index = batch.first + offset if batch.targets is None else 0
         error = death.error(self._metrics.name_of(batch, offset), index, arguments_of(batch, offset))
-        lost = batch.part(offset, offset + 1)
-        job.replace(batch, batch.without(offset))
-        self._queue.requeue(job)
+        lost = self._queue.split_off(batch, offset)
         self._metrics.item_lost(death.worker, lost, error)
         self._queue.fail(lost, error)

@@ -1,13 +1,12 @@
-"""What the calls of one pool share: segments made, brought to the workers that need them, and forgotten."""
+"""The objects that the calls of one pool share: written to segments, sent to the workers that need them, forgotten."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TypeVar
 
 from pairpool.master.event_loop import EventLoop
-from pairpool.master.functions import Function
 from pairpool.master.jobs.base import Batch
 from pairpool.master.jobs.queue import JobQueue
 from pairpool.master.workers import WorkerHandle, WorkerSet
@@ -22,87 +21,84 @@ T = TypeVar("T")
 
 
 class SharedObjects:
-    """The shared objects of one pool, and which of its workers know them."""
+    """The shared objects of one pool."""
 
-    def __init__(self, agenda: JobQueue, crew: WorkerSet, loop: EventLoop, codec: Serializer) -> None:
-        self._agenda = agenda
-        self._crew = crew
+    def __init__(self, queue: JobQueue, workers: WorkerSet, loop: EventLoop, serializer: Serializer) -> None:
+        self._queue = queue
+        self._workers = workers
         self._loop = loop
-        self._codec = codec
-        self._made: dict[int, weakref.ref[Segment]] = {}
+        self._serializer = serializer
+        self._segments: dict[int, weakref.ref[Segment]] = {}
         self._reference: weakref.ref[Reader] = weakref.ref(self)
 
     def share(self, thing: T) -> Shared[T]:
-        """Write an object into a segment of this pool; from any thread. Raises what says that it cannot be done."""
-        names = self._codec.names
+        """Write an object into a segment of this pool. Callable from any thread.
+
+        Raise the exception of the pickling, and `ValueError` if the pool has ended.
+        """
+        names = self._serializer.names
         assert names is not None, "a pool knows the names that its workers inherit"
         segment = write_segment(thing, names)
         segment.add_reader(self._reference)
-        self._made[segment.ident] = weakref.ref(segment)
+        self._segments[segment.ident] = weakref.ref(segment)
         if self._loop.ended:
             segment.close()
             raise ValueError("Pool not running")
         return Shared(segment, type(thing).__name__)
 
-    def bring(self, member: WorkerHandle, segments: Sequence[Segment], function: int | None = None) -> None:
-        """Post the segments that a worker does not know; `function` is the number of the one that needs them.
+    def bring(self, handle: WorkerHandle, segments: Sequence[Segment], function: int | None = None) -> None:
+        """Send a worker the segments that it does not have.
+
+        Args:
+            function: number of the function that needs the segments, if a function does.
 
         Raises:
-            SegmentClosed: one was closed by another thread, just now.
+            SegmentClosed: another thread has just closed one of them.
             OSError: the kernel cannot pass the descriptor on.
         """
         for segment in segments:
-            if segment.ident not in member.segments:
+            if segment.ident not in handle.known_segments:
                 segment.add_reader(self._reference)
-                header, passage = segment.pack()
-                member.pass_on(header, passage)
-                member.segments[segment.ident] = set()
+                handle.post_segment(*segment.pack())
             if function is not None:
-                member.segments[segment.ident].add(function)
+                handle.known_segments[segment.ident].add(function)
 
-    def refuse_closed(self, batch: Batch, functions_of: Callable[[Batch], list[Function]]) -> bool:
-        """Fail what needs a function that has captured a handle since closed; the rest comes by again.
+    def refuse_closed(self, batch: Batch) -> bool:
+        """Fail items that need a function whose captured handle has been closed. Return whether there were any.
 
-        Items that hold such a handle themselves fail when they are pickled, which this sees to.
+        Items that contain a closed handle themselves fail when they are pickled. Therefore pickles that were made
+        before the handle was closed are dropped here.
         """
         if batch.encoded is not None and any(segment.is_closed for segment in batch.encoded.segments):
-            batch.encoded = None
+            batch.forget_encoding()
         closed = {
             function.number
-            for function in functions_of(batch)
+            for function in self._queue.functions_of(batch)
             if any(segment.is_closed for segment in function.encoded.segments)
         }
-        if not closed:
-            return False
-        if batch.function is not None:
-            self._agenda.fail(batch, closed_error())
-            return True
-        offset = next(at for at, item in enumerate(batch.items) if item[0] in closed)
-        victim = batch.part(offset, offset + 1)
-        batch.job.replace(batch, batch.without(offset))
-        self._agenda.requeue(batch.job)
-        self._agenda.fail(victim, closed_error())
-        return True
+        if closed:
+            self._queue.fail_item_using(closed, batch, lambda _name, _index: closed_error())
+        return bool(closed)
 
     # --- the end of a segment, and of all ---------------------------------------------------------
 
     def forget_segment(self, ident: int) -> None:
-        """A segment is gone: have the workers that know it let go of it, too. From any thread, `__del__` included."""
-        self._made.pop(ident, None)
+        """Let the workers that have a segment release it, too. Callable from any thread and from `__del__`."""
+        self._segments.pop(ident, None)
         if not self._loop.ended:
-            self._loop.call_or_submit(lambda: self._have_forgotten(ident))
+            self._loop.call_or_submit(lambda: self._post_forget(ident))
 
-    def _have_forgotten(self, ident: int) -> None:
-        for member in self._crew:
-            if member.segments.pop(ident, None) is not None and not member.dismissed:
-                member.post(UnsharePacket(ident))
-                if member.wants_room:
-                    self._loop.watch_for_room(member.channel.fileno(), True)
+    def _post_forget(self, ident: int) -> None:
+        for handle in self._workers:
+            if handle.known_segments.pop(ident, None) is not None and not handle.eof_sent:
+                handle.post(UnsharePacket(ident))
+                if handle.wants_room:
+                    self._loop.watch_for_room(handle.channel.fileno(), True)
 
     def close(self) -> None:
-        """The pool has ended: no handle of it is good any more."""
-        for reference in list(self._made.values()):
+        """Close all segments because the pool has ended."""
+        for reference in list(self._segments.values()):
             segment = reference()
             if segment is not None:
                 segment.close()
-        self._made.clear()
+        self._segments.clear()

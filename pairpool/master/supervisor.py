@@ -2,7 +2,7 @@
 
     zygote ── Spawned, SpawnFailed ─► ZygoteClient ─► Supervisor ─► WorkerSet
     pidfd ─── death ────────────────► Reaper ── WorkerDeath ──► Supervisor: replace the worker, or give up
-    worker ── packets ──────────────► Dispatcher ── retirements ► Supervisor: replace the worker
+    worker ── packets ──────────────► ReportReader ─ retirements ► Supervisor: replace the worker
 
 The supervisor decides. The other three find out what happened.
 """
@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 from pairpool.linux import pidfds, signals
 from pairpool.linux.interrupts import allow_signals
 from pairpool.master import call_errors
-from pairpool.master.dispatcher import Dispatcher
 from pairpool.master.parts import EngineParts
 from pairpool.master.reaper import Reaper
+from pairpool.master.reports import ReportReader
 from pairpool.master.restart_policy import RestartPolicy
 from pairpool.master.worker_death import WorkerDeath
 from pairpool.master.workers import WorkerHandle
@@ -47,7 +47,7 @@ class Supervisor:
         has_initializer: whether workers report that their initializer returned.
         parts: the other parts of the engine.
         zygote_client: starts workers.
-        dispatcher: handles the packets of workers.
+        reports: handles the packets of workers.
         reaper: settles what dead workers leave.
 
     Attributes:
@@ -63,7 +63,7 @@ class Supervisor:
         has_initializer: bool,
         parts: EngineParts,
         zygote_client: ZygoteClient,
-        dispatcher: Dispatcher,
+        reports: ReportReader,
         reaper: Reaper,
     ) -> None:
         self.processes = processes
@@ -75,7 +75,7 @@ class Supervisor:
         self._metrics = parts.metrics
         self._scoreboard = parts.scoreboard
         self._zygotes = zygote_client
-        self._dispatcher = dispatcher
+        self._reports = reports
         self._reaper = reaper
         self.is_starting = True
         self.is_closing = False
@@ -196,13 +196,13 @@ class Supervisor:
 
     def _enlist(self, spawned: Spawned) -> None:
         self._policy.fork_succeeded()
-        slot = self._scoreboard.slot(spawned.slot)
-        worker = WorkerHandle(spawned, slot, self.zygote, self._workers.starved)
-        self._workers.members[worker.number] = worker
+        slot, is_first = self._scoreboard.slot(spawned.slot), spawned.slot not in self._filled
+        fd_blocked, started = self._workers.fd_blocked, not self._has_initializer
+        worker = WorkerHandle(spawned, slot, self.zygote, fd_blocked, started=started, is_first=is_first)
+        self._workers.add(worker)
         self._loop.watch(worker.channel.fileno(), lambda events: self._on_packets(worker, events))
         self._loop.watch(worker.pidfd.fileno(), lambda _events: self._on_death(worker))
         worker.slot.words[Word.PID] = worker.pid
-        worker.enlist(is_first=worker.number not in self._filled, has_initializer=self._has_initializer)
         self._filled.add(worker.number)
         self._watchdog.enlist(worker)
         self._metrics.worker_arrived(worker)
@@ -210,7 +210,7 @@ class Supervisor:
             self.capture(worker, streams=self.collector.streams, log=True)
         if self._has_initializer:
             worker.post(StartPacket())
-        self._workers.place_newborn(worker)
+        self._workers.place_new(worker)
 
     def capture_output(self, collector: Collector) -> None:
         """Have the output of all workers that start from now on sent to a collector."""
@@ -225,7 +225,7 @@ class Supervisor:
         before = signals.hold_signals()
         try:
             for header, writer in self.collector.attach(worker.number, worker.pid, streams=streams, log=log):
-                worker.capture(header, writer)
+                worker.post_capture(header, writer)
         except OSError as error:
             logging.getLogger("pairpool").warning(
                 "the output of worker %d (pid %d) cannot be captured: %s", worker.number, worker.pid, error
@@ -238,7 +238,7 @@ class Supervisor:
     # --- the life of a worker -------------------------------------------------------------------
 
     def _on_packets(self, worker: WorkerHandle, events: int) -> None:
-        self._dispatcher.on_packets(worker, events)
+        self._reports.on_packets(worker, events)
         if self._workers.finished:
             self._retire_finished()
 
@@ -250,12 +250,12 @@ class Supervisor:
 
     def _note_progress(self) -> None:
         """Reset the counts of failures in a row if something has succeeded since the last call."""
-        if self._reports_seen != self._dispatcher.reports_handled:
-            self._reports_seen = self._dispatcher.reports_handled
+        if self._reports_seen != self._reports.reports_handled:
+            self._reports_seen = self._reports.reports_handled
             self._policy.worker_succeeded()
             self._zygotes.on_result()
-        if self._initializers_seen != self._dispatcher.initializers_returned:
-            self._initializers_seen = self._dispatcher.initializers_returned
+        if self._initializers_seen != self._reports.initializers_returned:
+            self._initializers_seen = self._reports.initializers_returned
             self._policy.worker_succeeded()
 
     def tend(self) -> None:
@@ -285,7 +285,7 @@ class Supervisor:
         if worker.started:
             self._policy.initializer_succeeded(worker.number)
         self._loop.unwatch(worker.channel.fileno())
-        self._workers.dismiss(worker)
+        self._workers.take_off_duty(worker)
         self._metrics.worker_left(worker, "")
         if worker.number < self.processes and not self._is_done:
             worker.slot.words[Word.REPLACED] += 1
@@ -304,7 +304,7 @@ class Supervisor:
         for number in range(processes, before):
             worker = members.get(number)
             if worker is not None:
-                worker.give_no_more()
+                worker.retire()
                 self._workers.place(worker)
                 if not worker.held:
                     self.retire(worker)
@@ -315,7 +315,7 @@ class Supervisor:
         """Have a dead worker reaped, then decide about its place."""
         if not pidfds.has_ended(worker.pidfd.fileno()):
             return  # the event belongs to a descriptor that was closed in this turn and had the same number
-        self._dispatcher.drain(worker, everything=True)
+        self._reports.drain(worker, everything=True)
         self._retire_finished()
         if self._loop.ended:
             return
@@ -339,12 +339,11 @@ class Supervisor:
         """
         worker, number = death.worker, death.worker.number
         is_hopeless = self._policy.initializer_failed(number)
-        has_failed = worker.init_error is not None or not death.is_from_outside or death.kill_reason is not None
+        traceback = worker.initializer_traceback
+        has_failed = traceback is not None or not death.is_from_outside or death.kill_reason is not None
         if (worker.is_first and has_failed) or is_hopeless:
-            if worker.init_error is not None:
-                self.break_down(call_errors.initializer_failed(worker.init_error))
-            else:
-                self.break_down(death.initializer_error())
+            wrong = death.initializer_error() if traceback is None else call_errors.initializer_failed(traceback)
+            self.break_down(wrong)
         elif number < self.processes:
             self._policy.plan_initializer(number, time.monotonic())
 

@@ -173,9 +173,9 @@ class Watchdog:
             return
         owes_report = self._request_report(worker, batch, position, now)
         if now < due:
-            again = max(batch.hurry_at, now + RESUMED_WITHIN_S) if owes_report else due
+            again = max(batch.next_report_request, now + RESUMED_WITHIN_S) if owes_report else due
             self.at = min(self.at, due, again)
-        elif now < batch.hurried_since + (REPORT_WITHIN_S if owes_report else RESUMED_WITHIN_S):
+        elif now < batch.first_report_request + (REPORT_WITHIN_S if owes_report else RESUMED_WITHIN_S):
             self.at = min(self.at, now + RESUMED_WITHIN_S)
         elif not self._abort_at(worker, position, KillReason(batch.number, position.item, limit, "", "")):
             self.at = min(self.at, now + limit)
@@ -214,12 +214,12 @@ class Watchdog:
         After the first request the position does not count any more: while the worker pickles the report, the
         scoreboard shows it at the items of the report.
         """
-        if not batch.hurried:
+        if not batch.report_requests:
             finished = batch.count if position.state == State.SAVING else position.item - batch.first
             if position.state == State.LOADING or finished > batch.count or not batch.has_waiting(finished):
                 return False
-        if not batch.hurried or now >= batch.hurry_at:
-            worker.hurry(batch, now)
+        if not batch.report_requests or now >= batch.next_report_request:
+            worker.request_partial_report(batch, now)
         return True
 
     # --- ending a worker ------------------------------------------------------------------------
@@ -235,7 +235,7 @@ class Watchdog:
         return True
 
     def _abort(self, worker: WorkerHandle, reason: KillReason) -> None:
-        worker.set_kill_reason(reason)
+        worker.kill_for(reason)
         pidfds.abort(worker.pidfd.fileno(), worker.pid)
         self._kill_at[worker] = time.monotonic() + ABORT_WITHIN_S
         self.expect(ABORT_WITHIN_S)
@@ -249,7 +249,7 @@ class Watchdog:
         if item is not None and position.batch == batch.number:
             now = time.monotonic()
             owes_report = self._request_report(worker, batch, position, now)
-            if owes_report and now < batch.hurried_since + CANCELLED_REPORT_WITHIN_S:
+            if owes_report and now < batch.first_report_request + CANCELLED_REPORT_WITHIN_S:
                 return False
         was_running = pidfds.halt(worker.pidfd.fileno(), worker.pid)
         position = _position_of(worker)

@@ -6,8 +6,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from pairpool.master.cancellation import Cancellation
-from pairpool.master.jobs.base import Batch, Calls
+from pairpool.master.jobs.base import Batch
 from pairpool.master.jobs.call_options import CallOptions
+from pairpool.master.jobs.calls import Calls
 from pairpool.transport.protocol import Mode
 
 
@@ -29,7 +30,7 @@ class FakeWorker:
     """A worker that has read one batch of three calls. It plays the part of the watchdog, too."""
 
     def __init__(self) -> None:
-        self.dismissed = False
+        self.eof_sent = False
         self.targets = [Target() for _ in range(3)]
         self.job = Calls(Mode.CALL, CallOptions(chunksize=3))
         for target in self.targets:

@@ -107,7 +107,7 @@ def test_a_worker_whose_state_is_unknown_after_an_exception_is_ended(
     master = pool._engine
 
     def strike() -> None:
-        master.workers.touching = master.workers.members[0]
+        master.workers.begin_update(master.workers.members[0])
         master.recover()
 
     master.inquire(strike)

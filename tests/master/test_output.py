@@ -22,6 +22,7 @@ import pytest
 
 from pairpool import InitializerFailed, OutputLine, Pool, TaskTimeout, WorkerDied
 from pairpool.master import output, output_sinks
+from pairpool.master.worker_channel import RecalledPackets
 from pairpool.output_lines import LINE_BYTES
 from pairpool.transport.capture import STDOUT
 from pairpool.transport.log_records import pack
@@ -455,14 +456,14 @@ def test_unread_packets_are_taken_back_with_their_descriptors(
     reports.next()
     queued = [pool.apply_async(output_tasks.say, (str(number),)) for number in range(3)]
     pool._engine.start_capture(output_sinks.each_line(lines))
-    member = pool._engine.workers.members[0]
+    worker = pool._engine.workers.members[0]
     before = pipe_ends()
     for result in queued[:2]:
         assert result.cancel()
     assert pipe_ends() == before
 
     def recall() -> bool:
-        pool._engine.queue.put_back(member.recall())
+        pool._engine.queue.put_back(worker.recall())
         return True
 
     for _round in range(3):
@@ -491,26 +492,25 @@ def test_no_batch_overtakes_the_start_of_a_capture(
     reports.next()
     pool._engine.start_capture(output_sinks.each_line(lines))
     said = [pool.apply_async(output_tasks.write_every_way, (number,)) for number in range(3)]
-    member = pool._engine.workers.members[0]
+    worker = pool._engine.workers.members[0]
 
     def take_back() -> tuple[Packet, list[int]]:
-        packet, _payload, fds = member.far.receive(wait=False)
+        packet, _payload, fds = worker.worker_end.receive(wait=False)
         return packet, fds
 
     def send_again() -> bool:
         packet, fds = taken
-        resend: list[Any] = []
-        member._undo_sending(packet, memoryview(b""), None if lost else fds, [], resend)
-        for outgoing in resend:
-            assert (not outgoing.fds) is lost
-            member._send_or_keep(outgoing)
+        recalled = RecalledPackets([], [])
+        worker._undo_sending(packet, memoryview(b""), None if lost else fds, recalled)
+        assert [not outgoing.fds for outgoing in recalled.resend] == [lost]
+        worker.send_again(recalled)
         return True
 
     taken = pool._engine.inquire(take_back)
     assert taken[0] == CapturePacket(STDOUT)
     gate.let()
     hold.get(PATIENCE)
-    while select.select([member.far], [], [], 0)[0]:
+    while select.select([worker.worker_end], [], [], 0)[0]:
         time.sleep(0.001)  # until the worker has read the rest
     pool._engine.inquire(send_again)
     assert [one.get(PATIENCE) for one in said] == list(range(3))

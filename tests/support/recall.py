@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pairpool import Pool
+from pairpool.master.worker_channel import RecalledPackets
 from pairpool.transport.protocol import Packet
 
 __all__ = ["recall_one_packet"]
@@ -10,7 +11,7 @@ __all__ = ["recall_one_packet"]
 
 def recall_one_packet(pool: Pool) -> Packet:
     """Recall only the next packet, as a master does if the worker reads the others first. Return the packet."""
-    (member,) = pool._engine.workers.members.values()
-    packet, payload, fds = member.far.receive(wait=False)
-    member._undo_sending(packet, payload, fds, [], [])
+    (worker,) = pool._engine.workers.members.values()
+    packet, payload, fds = worker.worker_end.receive(wait=False)
+    worker._undo_sending(packet, payload, fds, RecalledPackets([], []))
     return packet

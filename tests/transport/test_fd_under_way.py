@@ -53,7 +53,7 @@ def test_descriptors_that_came_ahead_of_a_recalled_packet(pool: Pool, reports: R
     reports.next()
     results = pool.imap(work.count_distinct, [[Fd(null) for _ in range(600)]])
     (member,) = pool._engine.workers.members.values()
-    packet, _payload, fds = member.far.receive(wait=False)
+    packet, _payload, fds = member.worker_end.receive(wait=False)
     assert isinstance(packet, DescriptorsPacket)
     assert packet.fd_count == 252
     assert results.cancel()
@@ -123,7 +123,7 @@ if __name__ == "__main__":
         spare = pool.apply_async(work.use, (7,))
         pool._engine.inquire(lambda: None)
         crew = pool._engine.workers
-        print(len(crew.starved) > 0)
+        print(len(crew.fd_blocked) > 0)
         if sys.argv[2] == "recall":
             print(spare.cancel())
         began = time.process_time()

@@ -1,9 +1,15 @@
-"""Jobs: items in, results out. A job is one call; it knows its items and where their results go, and nothing of
-workers.
+"""Jobs and batches: the items of one call on their way out, and their results on the way back.
 
-A job hands out batches (`take`) and gets each back exactly once: delivered, or failed, whole or in parts. What
-comes back undone is put into `again` and goes out first. A batch stays in `open` from `take` to delivery; that is
-what makes it impossible to lose one, and harmless to deliver one twice.
+    Job ── take ──► Batch ──► dispatcher, worker
+    Job ◄─ deliver ─ Batch ◄─ report of the worker, or error
+    Job ◄─ put_back ─ Batch    not run: it goes out again
+
+A job is one call. It knows its items and the destination of its results, and it knows nothing about workers. A job
+hands out batches with `take` and gets each batch back exactly once: delivered, failed or put back, whole or in parts.
+
+1. A batch stays in `Job.open` from `take` until its outcome is delivered. Therefore no batch can be lost.
+2. A batch that is not in `Job.open` is ignored. Therefore a second outcome of the same batch does no harm.
+3. A batch that comes back without having been run enters `Job.again`, and goes out before any new batch.
 """
 
 from __future__ import annotations
@@ -11,272 +17,332 @@ from __future__ import annotations
 import itertools
 from abc import ABC, abstractmethod
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from operator import itemgetter
 from typing import Any, Protocol
 
 from pairpool.linux.descriptors import Closable
 from pairpool.master.functions import Function
+from pairpool.master.jobs.batch_run import BatchRun
 from pairpool.master.jobs.batch_size import Sizer
 from pairpool.master.jobs.call_options import DEFAULTS, CallOptions
-from pairpool.master.jobs.intake import Gathered
-from pairpool.transport.items import Part, Pickles, is_immutable
+from pairpool.transport.items import Part
 from pairpool.transport.payload import Encoded
-from pairpool.transport.repeats import Repeats
 from pairpool.transport.serializer import Serializer
 
-__all__ = ["MANY", "Batch", "Calls", "Job", "MapJob", "SingleCall", "Target"]
+__all__ = ["Batch", "Job", "SingleCall", "Target"]
 
-_numbers = itertools.count(1)
+_batch_numbers = itertools.count(1)
 
 SingleCall = tuple[int, Any, Any] | tuple[int, Part]
-"""The item of a single call: the function's number, and the arguments, pickled unless nobody can change them."""
+"""The item of a single call: the number of the function and the arguments, pickled unless they are immutable."""
 
-_number_of = itemgetter(0)
-"""The function's number, of the item of a single call."""
-
-
-MANY = 1 << 30
+_function_number = itemgetter(0)
+"""Return the number of the function, given the item of a single call."""
 
 
 class Target(Protocol):
-    """Where the outcome of a single call goes."""
+    """The destination of the outcome of a single call."""
 
     job: Job | None
 
     @property
     def has_outcome(self) -> bool:
-        """Whether an outcome has been set."""
+        """Return whether an outcome has been set."""
 
     def set_outcome(self, success: bool, value: Any) -> None:
-        """Take the outcome; only the first counts."""
+        """Take the outcome. Only the first outcome counts."""
 
     def submitted_to(self, job: Job) -> None:
         """Remember the job that contains the call."""
 
 
-class Batch:
-    """Neighbouring items of one job on their way through a worker."""
+class Batch(BatchRun):
+    """Neighbouring items of one job on their way through a worker.
+
+    Attributes:
+        targets: for single calls, the destination of each result; otherwise None.
+        function: the function that the batch was sent with; None for single calls, whose items name their functions.
+        encoded: the pickled items; None after they were sent, and before they are pickled.
+        unpicklable: the exceptions of items that could not be pickled, by offset.
+        by_value: whether functions and classes travel by value, because a worker did not find one by name.
+        send_individually: whether each item must go out in a batch of its own.
+        close_after_send: descriptors to close when a worker has taken them over. Such a batch has one item.
+        is_handed_over: whether a worker has taken them over.
+    """
 
     __slots__ = (
         "_counted",
         "_uses",
         "by_value",
+        "close_after_send",
         "encoded",
-        "failed",
         "first",
         "function",
-        "handed_over",
-        "hurried",
-        "hurried_since",
-        "hurry_at",
+        "is_handed_over",
         "items",
         "job",
-        "limit",
-        "limited_at",
-        "movers",
         "number",
-        "since",
-        "solo",
+        "send_individually",
         "targets",
-        "worker",
+        "unpicklable",
     )
 
     def __init__(self, job: Job, first: int, items: Sequence[Any], targets: list[Target] | None = None) -> None:
-        self.number = next(_numbers)
+        super().__init__()
+        self.number = next(_batch_numbers)
         self.job = job
         self.first = first
         self.items = items
-        self.targets = targets  # for calls: where each result goes
+        self.targets = targets
         self.function: Function | None = None
         self.encoded: Encoded | None = None
-        self.failed: dict[int, BaseException] = {}
+        self.unpicklable: dict[int, BaseException] = {}
         self.by_value = False
-        self.solo = False  # to be sent one item at a time
-        self.since = 0.0  # when it became the one that its worker runs
-        self.limit = 0  # index before which the worker was told to stop, 0 for none
-        self.limited_at = 0.0
-        self.hurry_at = 0.0  # when its worker is asked next to report what is finished of it
-        self.hurried = 0  # how often it was asked since it reported last
-        self.hurried_since = 0.0  # and when first
-        self.worker: int | None = None  # number of the worker that it was given to last
-        self.movers: tuple[Closable, ...] = ()  # what is to be closed once a worker has it; such a batch is one item
-        self.handed_over = False  # and has been
+        self.send_individually = False
+        self.close_after_send: tuple[Closable, ...] = ()
+        self.is_handed_over = False
         self._uses: Counter[int] | None = None
         self._counted = 0
         job.open[self.number] = self
+
+    # --- what the batch contains ----------------------------------------------------------------
 
     @property
     def count(self) -> int:
         return len(self.items)
 
     def uses(self) -> Counter[int]:
-        """How many of these calls use each function, by its number; for single calls."""
+        """Count the single calls of the batch by the number of their function."""
         counter = self._uses
         if counter is None or self._counted != len(self.items):
-            counter = self._uses = Counter(map(_number_of, self.items))
+            counter = self._uses = Counter(map(_function_number, self.items))
             self._counted = len(self.items)
         return counter
 
+    def function_numbers(self) -> list[int]:
+        """Return the numbers of the functions that the items need, without duplicates."""
+        if self.function is not None:
+            return [self.function.number]
+        return list(dict.fromkeys(map(_function_number, self.items)))
+
     def has_settled(self) -> bool:
-        """Whether some of these calls have an outcome already: nobody waits for them any more."""
+        """Return whether some of the single calls already have an outcome."""
         return any(target.has_outcome for target in self.targets or ())
 
     def has_waiting(self, stop: int) -> bool:
-        """Whether somebody waits for one of the first `stop` items."""
+        """Return whether a caller waits for one of the first `stop` items."""
         return stop > 0 and (self.targets is None or not all(target.has_outcome for target in self.targets[:stop]))
 
-    def split(self) -> list[tuple[bool, Batch]]:
-        """New batches of neighbours that have an outcome, and of such that have none, each behind whether they have."""
+    # --- on the way out -------------------------------------------------------------------------
+
+    def use_current_function(self) -> None:
+        """Take the function of the job, which changes if workers do not find the function by name."""
+        self.function = self.job.function
+
+    def encode(self, serializer: Serializer) -> Batch | None:
+        """Pickle the items, which runs the caller's code. Items that cannot be pickled enter `unpicklable`.
+
+        A packet carries a limited number of descriptors. Return a new batch with the items that did not fit, or None.
+        """
+        self.unpicklable = {}
+        encoded = self.encoded = self.job.encode(self, serializer)
+        if encoded.fds is None:
+            return None
+        rest = self.keep(encoded.fitting) if encoded.fitting >= 0 else None
+        self.close_after_send = tuple(mover for _place, mover in encoded.fds.close_after_send)
+        return rest
+
+    def forget_encoding(self) -> None:
+        """Release the pickles. They are made again if the batch goes out again."""
+        self.encoded = None
+
+    def keep_pickles(self, items: Sequence[Any]) -> None:
+        """Take the pickles of the items in place of the items, to send the same pickles if the batch comes back."""
+        self.items = items
+
+    def replace_functions(self, items: Sequence[Any]) -> None:
+        """Take the same single calls with other function numbers."""
+        self.items = items
+        self._uses = None
+
+    def mark_by_value(self) -> None:
+        """Send functions and classes by value from now on."""
+        self.by_value = True
+
+    def mark_individual(self) -> None:
+        """Send each item in a batch of its own from now on."""
+        self.send_individually = True
+
+    def hand_over(self) -> None:
+        """Close the descriptors that move to the worker: it is about to run the item, or the item has ended."""
+        self.is_handed_over = True
+        for mover in self.close_after_send:
+            mover.close()
+
+    # --- parts ----------------------------------------------------------------------------------
+
+    def part(self, start: int, stop: int) -> Batch:
+        """Return a new batch of the items from offset `start` to `stop`. This batch keeps them until it is closed."""
+        batch = Batch(self.job, self.first + start, self.items[start:stop], self.targets and self.targets[start:stop])
+        batch._travel_like(self)
+        return batch
+
+    def _travel_like(self, whole: Batch) -> None:
+        self.by_value = whole.by_value
+        self.worker = whole.worker
+        self.send_individually = whole.send_individually
+        self.close_after_send = whole.close_after_send
+
+    def without(self, offset: int) -> list[Batch]:
+        """Return new batches of all items but one."""
+        ranges = ((0, offset), (offset + 1, self.count))
+        return [self.part(start, stop) for start, stop in ranges if stop > start]
+
+    def split_by_outcome(self) -> list[tuple[bool, Batch]]:
+        """Split into new batches of neighbours. Each comes with whether its calls already have an outcome."""
         targets = self.targets or []
         runs = itertools.groupby(range(self.count), lambda offset: targets[offset].has_outcome)
         bounds = [(is_settled, list(offsets)) for is_settled, offsets in runs]
         return [(is_settled, self.part(offsets[0], offsets[-1] + 1)) for is_settled, offsets in bounds]
 
-    def settle(self, items: Sequence[Any]) -> None:
-        """Keep the pickles of the items, to send them once more if the batch comes back."""
-        self.items = items
-
-    def renew(self, items: Sequence[Any]) -> None:
-        """Take other items in place of these: the same calls, of functions with other numbers."""
-        self.items = items
-        self._uses = None
-
-    def part(self, start: int, stop: int) -> Batch:
-        """A new batch of the items from offset `start` to `stop`; this one still holds them, until it is closed."""
-        batch = Batch(self.job, self.first + start, self.items[start:stop], self.targets and self.targets[start:stop])
-        batch.by_value = self.by_value
-        batch.worker = self.worker
-        batch.solo = self.solo
-        batch.movers = self.movers
-        return batch
-
-    def send_individually(self) -> None:
-        """Send each item of this batch in a packet of its own."""
-        self.solo = True
-
-    def hand_over(self) -> None:
-        """A worker is about to run the item, or that has ended: what was to move there is closed here."""
-        self.handed_over = True
-        for mover in self.movers:
-            mover.close()
-
-    def without(self, offset: int) -> list[Batch]:
-        """New batches of all items but one."""
-        ranges = ((0, offset), (offset + 1, self.count))
-        return [self.part(start, stop) for start, stop in ranges if stop > start]
-
     def keep(self, stop: int) -> Batch:
-        """Cut this batch down to its first `stop` items; returns a new one with the others."""
+        """Reduce this batch to its first `stop` items. Return a new batch with the other items."""
         rest = self.part(stop, self.count)
         self.items = self.items[:stop]
         self.targets = self.targets and self.targets[:stop]
-        self.failed = {offset: error for offset, error in self.failed.items() if offset < stop}
+        self.unpicklable = {offset: error for offset, error in self.unpicklable.items() if offset < stop}
         return rest
 
     def cut(self, count: int) -> Batch:
-        """Cut the first `count` items off; returns a new batch with them."""
+        """Remove the first `count` items, which the worker has finished. Return a new batch with them."""
         front = self.part(0, count)
-        front.function = self.function
-        front.failed = {offset: error for offset, error in self.failed.items() if offset < count}
-        self.failed = {offset - count: error for offset, error in self.failed.items() if offset >= count}
+        front._sent_like(self, count)
+        self.unpicklable = {offset - count: error for offset, error in self.unpicklable.items() if offset >= count}
         self.first += count
         self.items = self.items[count:]
         self.targets = self.targets and self.targets[count:]
-        self.hurried = 0
+        self.reported()
         return front
+
+    def _sent_like(self, whole: Batch, count: int) -> None:
+        self.function = whole.function
+        self.unpicklable = {offset: error for offset, error in whole.unpicklable.items() if offset < count}
 
 
 class Job(ABC):
-    """One call. Subclasses say where items come from and where results go.
+    """One call. Subclasses know the source of the items and the destination of the results.
 
     Attributes:
-        number: among all calls of the pool.
-        began: monotonic ns when it was made.
-        ended: items that have ended, failed ones included.
-        failed: items that ended with an exception.
+        number: identifies the call in the views of its pool.
+        began_ns: monotonic nanoseconds at which the call was submitted.
+        items_ended: items that have ended, including those that failed.
+        items_failed: items that ended with an exception.
+        tries: how often an item was run without success, by index. An entry exists only while a retry is due.
+        open: batches that were handed out and have no outcome yet, by number.
+        again: batches that came back without having been run.
     """
 
     kind: str
-    """What views call it."""
+    """The name of this kind of call in views."""
 
-    def __init__(self, function: Function | None, mode: int, options: CallOptions = DEFAULTS) -> None:
+    def __init__(
+        self, function: Function | None, mode: int, options: CallOptions = DEFAULTS, sizer: Sizer | None = None
+    ) -> None:
         self.function = function
         self.mode = mode
         self.options = options
+        self.sizer = Sizer(options.chunksize) if sizer is None else sizer
         self.tries: dict[int, int] = {}
-        """How often items were run in vain, by index; kept while a retry is due."""
-        self.sizer = Sizer(options.chunksize)
         self.again: deque[Batch] = deque()
         self.open: dict[int, Batch] = {}
         self.cancelled = False
-        self.number = self.began = self.ended = self.failed = 0
+        self.number = self.began_ns = self.items_ended = self.items_failed = 0
 
-    def register(self, number: int, began: int) -> None:
-        """Note the number of the call, and when it was made (monotonic ns)."""
-        self.number, self.began = number, began
+    # --- what views show ------------------------------------------------------------------------
+
+    def register(self, number: int, began_ns: int) -> None:
+        """Note the number of the call, and when it was submitted (monotonic nanoseconds)."""
+        self.number, self.began_ns = number, began_ns
 
     def count_ended(self, count: int, failed: int) -> None:
-        """Count items that have ended, `failed` of them with an exception."""
-        self.ended += count
-        self.failed += failed
+        """Count items that have ended. `failed` of them ended with an exception."""
+        self.items_ended += count
+        self.items_failed += failed
 
     @property
     @abstractmethod
     def total(self) -> int | None:
-        """How many items it has; None where that is not known."""
+        """The number of items; None if it is not known."""
 
     @property
     @abstractmethod
     def handed_in(self) -> int:
-        """How many items it is known to have until now."""
+        """The number of items that the job is known to have so far."""
+
+    # --- out ------------------------------------------------------------------------------------
 
     def take(self, workers: int, at_most: int) -> Batch | None:
-        """The next batch to send, or None if there is none now. May run the caller's own iterator."""
+        """Return the next batch to send, or None if there is none now. May run the caller's iterator.
+
+        Args:
+            workers: the number of workers that share the remaining items.
+            at_most: the largest number of items of a batch of automatic size.
+        """
         while self.again:
             batch = self.again.popleft()
             if batch.number not in self.open:
                 continue
-            size = 1 if batch.solo else self.size(batch.count, workers, at_most)
+            size = 1 if batch.send_individually else self.size(batch.count, workers, at_most)
             if batch.count > size:
-                batch.encoded = None
+                batch.forget_encoding()
                 self.again.appendleft(batch.keep(size))
             return batch
         return None if self.cancelled else self.take_fresh(workers, at_most)
 
     def size(self, remaining: int | None, workers: int, at_most: int) -> int:
-        """How many items the next batch has; an explicit chunksize is obeyed."""
+        """Return the number of items of the next batch. An explicit chunksize is obeyed."""
         size = self.sizer.next(remaining, workers)
         return size if self.sizer.chunksize is not None else min(size, at_most)
 
     @abstractmethod
     def take_fresh(self, workers: int, at_most: int) -> Batch | None:
-        """A batch of items that were not handed out before."""
+        """Return a batch of items that were not handed out before."""
 
-    def encode(self, batch: Batch, codec: Serializer) -> Encoded:
-        """Pickle a batch, each item as if it were alone; those that cannot be pickled are put into `batch.failed`."""
-        return codec.encode(batch.items, batch.failed.__setitem__, are_settled=True, by_value=batch.by_value)
+    def encode(self, batch: Batch, serializer: Serializer) -> Encoded:
+        """Pickle a batch, each item by itself. Items that cannot be pickled enter `batch.unpicklable`."""
+        return serializer.encode(batch.items, batch.unpicklable.__setitem__, are_settled=True, by_value=batch.by_value)
 
     @property
     @abstractmethod
     def has_more(self) -> bool:
-        """Whether `take` may yet give something, now or later."""
+        """Whether `take` may give another batch, now or later."""
 
     @abstractmethod
     def has_at_least(self, count: int) -> bool:
-        """Whether so many items were not handed out, as far as anybody knows."""
+        """Return whether at least `count` items are known that were not handed out."""
 
     @property
     def done(self) -> bool:
         return not self.open and (self.cancelled or not self.has_more)
 
+    # --- back -----------------------------------------------------------------------------------
+
     def deliver(self, batch: Batch, values: list[Any], failed: dict[int, BaseException]) -> None:
-        """Take the outcome of a whole batch: a value for each item, or an exception under its offset."""
+        """Take the outcome of a whole batch: a value per item, or an exception at its offset."""
         if self.open.pop(batch.number, None) is not None and not self.cancelled:
             self.accept(batch, values, failed)
 
+    @abstractmethod
+    def accept(self, batch: Batch, values: list[Any], failed: dict[int, BaseException]) -> None:
+        """Store the values, and the exceptions by offset."""
+
+    def close_empty(self, batch: Batch) -> None:
+        """Forget a batch without items: the worker began none of them, and all were put back."""
+        self.open.pop(batch.number, None)
+
     def wants_again(self, batch: Batch, offset: int, error: BaseException) -> bool:
-        """Whether an item that failed is to be run again; counts that as a try."""
+        """Return whether an item that failed is to run again. Counts the try."""
         if not isinstance(error, self.options.retry_on) or self.is_settled(batch, offset):
             return False
         index = batch.first + offset
@@ -288,254 +354,38 @@ class Job(ABC):
         return False
 
     def is_settled(self, _batch: Batch, _offset: int) -> bool:
-        """Whether nobody waits for this item any more."""
+        """Return whether no caller waits for this item any more."""
         return self.cancelled
 
     def has_a_reader(self, batch: Batch, offset: int) -> bool:
-        """Whether the value of an item goes anywhere."""
+        """Return whether the value of an item has a destination."""
         return offset < batch.count and batch.number in self.open and not self.is_settled(batch, offset)
 
-    @abstractmethod
-    def accept(self, batch: Batch, values: list[Any], failed: dict[int, BaseException]) -> None:
-        """Take values in, and errors by offset."""
-
     def put_back(self, batch: Batch) -> None:
-        """Take back a batch that was not run; it goes out again before anything new."""
+        """Take back a batch that was not run. It goes out again before any new batch."""
         if self.cancelled:
             self.open.pop(batch.number, None)
         elif batch.number in self.open:
-            batch.limit = 0
+            batch.clear_limit()
             self.again.append(batch)
 
     def replace(self, batch: Batch, parts: Sequence[Batch]) -> None:
-        """Put parts of a batch back in its place."""
+        """Put parts of a batch back in place of the batch."""
         if self.open.pop(batch.number, None) is None:
             for part in parts:
                 self.open.pop(part.number, None)
         else:
             self.again.extend(parts)
 
+    def use_function(self, function: Function) -> None:
+        """Run the items with another form of the same function from now on."""
+        self.function = function
+
     def end(self) -> None:  # noqa: B027  # most jobs have nothing to do then
-        """Called when the job has nothing to do from the start."""
+        """End a job that has nothing to do from the start."""
 
     def cancel(self, reason: BaseException) -> None:
-        """End all that has not ended, with `reason`."""
+        """End all items that have not ended, with `reason`."""
         self.cancelled = True
         self.open.clear()
         self.again.clear()
-
-
-class MapJob(Job):
-    """All items of a sequence, and one list of results.
-
-    The items are pickled as their batches go out. A large object that several items contain is sent once per batch,
-    except where the caller asks for one item per batch.
-
-    Args:
-        gathered: the items, and what the input raised after them: that is the call's outcome once they have ended. If
-            the caller goes on meanwhile, an item that may run again is kept as it was sent first.
-        finish: called once with success and value, when all items have ended.
-    """
-
-    kind = "map"
-
-    def __init__(
-        self,
-        function: Function,
-        mode: int,
-        gathered: Gathered,
-        options: CallOptions,
-        finish: Callable[[bool, Any], None],
-    ) -> None:
-        super().__init__(function, mode, options)
-        self._repeats: Repeats | None = None
-        self._is_left = gathered.is_left
-        self.sizer = Sizer(options.chunksize, hurried=False)
-        self._items = gathered.items
-        self._next = 0
-        self._length = len(gathered.items)
-        self._results: list[Any] = []
-        self._return_exceptions = options.return_exceptions
-        self._errors: dict[int, BaseException] = {}
-        self._input_error = gathered.error
-        self._finish: Callable[[bool, Any], None] | None = finish
-
-    @property
-    def total(self) -> int:
-        return self._length
-
-    handed_in = total
-
-    @property
-    def has_more(self) -> bool:
-        return self._next < self._length or bool(self.again)
-
-    def has_at_least(self, count: int) -> bool:
-        return self._length - self._next >= count
-
-    def take_fresh(self, workers: int, at_most: int) -> Batch | None:
-        remaining = self._length - self._next
-        if not remaining:
-            return None
-        first, size = self._next, min(remaining, self.size(remaining, workers, at_most))
-        batch = Batch(self, first, self._items[first : first + size])
-        self._next = first + size
-        return batch
-
-    def encode(self, batch: Batch, codec: Serializer) -> Encoded:
-        is_new = not isinstance(batch.items, Pickles)
-        if is_new and self._is_left and self.options.retries and not all(map(is_immutable, batch.items)):
-            batch.settle(codec.dump_each(batch.items))
-        if self._repeats is None and self.sizer.chunksize != 1:
-            self._repeats = codec.repeats()
-        repeats = None if batch.by_value else self._repeats  # which has pickles that go by name
-        return codec.encode_map(
-            batch.items,
-            batch.failed.__setitem__,
-            by_value=batch.by_value,
-            repeats=repeats,
-            keep=None if self._is_left else batch.settle,
-        )
-
-    def accept(self, batch: Batch, values: list[Any], failed: dict[int, BaseException]) -> None:
-        first = batch.first
-        if not self._results:
-            self._results = [None] * self._length
-        self._results[first : first + len(values)] = values
-        for offset, error in failed.items():
-            if self._return_exceptions:
-                self._results[first + offset] = error
-            else:
-                self._errors[first + offset] = error
-        self.end()
-
-    def end(self) -> None:
-        """Hand the outcome over if nothing is left to do."""
-        if not self.done or self._finish is None:
-            return
-        if self._input_error is not None:
-            self._end(False, self._input_error)
-        elif self._errors:
-            self._end(False, self._errors[min(self._errors)])
-        else:
-            self._end(True, self._results)
-
-    def cancel(self, reason: BaseException) -> None:
-        super().cancel(reason)
-        if self._finish is not None:
-            self._end(False, reason)
-
-    def _end(self, success: bool, value: Any) -> None:
-        finish, self._finish = self._finish, None
-        self._items = ()
-        self._results = []
-        self._errors = {}
-        assert finish is not None
-        finish(success, value)
-
-
-class Calls(Job):
-    """Single calls that were submitted one after the other; each has a result object of its own."""
-
-    kind = "apply"
-
-    def __init__(self, mode: int, options: CallOptions = DEFAULTS) -> None:
-        super().__init__(None, mode, options)
-        self._waiting: deque[tuple[Target, SingleCall]] = deque()
-        self._next = 0
-        self.dropped: BaseException | None = None
-        """Why some of them have an outcome before they have ended, if so: these are not run again."""
-
-    def drop_settled(self, reason: BaseException) -> None:
-        """From now on, end calls that have an outcome with `reason` when they come back undone."""
-        self.dropped = reason
-
-    def withdraw(self, target: Target) -> int | None:
-        """Take a call back that has not been handed out; returns its function's number, or None if there is no such."""
-        for entry in self._waiting:
-            if entry[0] is target:
-                self._waiting.remove(entry)
-                return entry[1][0]
-        return None
-
-    def withdraw_from(self, first: int) -> tuple[list[Target], Counter[int]]:
-        """Take back calls that wait, but for the first few; returns how many of them use each function, too."""
-        taken = [self._waiting.pop() for _ in range(len(self._waiting) - first)]
-        return [target for target, _ in reversed(taken)], Counter(item[0] for _, item in taken)
-
-    def has(self, target: Target) -> bool:
-        """Whether a call with this target waits or was handed out."""
-        return any(one is target for one, _ in self._waiting) or any(
-            target in (batch.targets or ()) for batch in self.open.values()
-        )
-
-    @property
-    def waiting(self) -> int:
-        """Calls that have not been handed out."""
-        return len(self._waiting)
-
-    def _uses_waiting(self) -> Counter[int]:
-        return Counter(item[0] for _target, item in self._waiting)
-
-    def uses(self) -> Counter[int]:
-        """How many calls that have not ended use each function, by its number."""
-        return sum((batch.uses() for batch in self.open.values()), self._uses_waiting())
-
-    def withdraw_settled(self) -> Counter[int]:
-        """Take back all calls that have an outcome and were not handed out; returns how many use each function."""
-        settled = Counter(item[0] for target, item in self._waiting if target.has_outcome)
-        if settled:
-            self._waiting = deque(entry for entry in self._waiting if not entry[0].has_outcome)
-        return settled
-
-    def add(self, target: Target, call: SingleCall) -> None:
-        """Append a call whose outcome goes to `target`."""
-        target.submitted_to(self)
-        self._waiting.append((target, call))
-
-    def encode(self, batch: Batch, codec: Serializer) -> Encoded:
-        return codec.encode_calls(batch.items, batch.failed.__setitem__, by_value=batch.by_value)
-
-    @property
-    def total(self) -> int:
-        return self._next + len(self._waiting)
-
-    handed_in = total
-
-    @property
-    def has_more(self) -> bool:
-        return bool(self._waiting) or bool(self.again)
-
-    def has_at_least(self, count: int) -> bool:
-        return len(self._waiting) >= count
-
-    def take_fresh(self, workers: int, at_most: int) -> Batch | None:
-        waiting = len(self._waiting)
-        if not waiting:
-            return None
-        size = min(waiting, self.size(waiting, workers, at_most))
-        taken = [self._waiting.popleft() for _ in range(size)]
-        batch = Batch(self, self._next, [item for _, item in taken], [target for target, _ in taken])
-        self._next += size
-        return batch
-
-    def is_settled(self, batch: Batch, offset: int) -> bool:
-        assert batch.targets is not None
-        return self.cancelled or batch.targets[offset].has_outcome
-
-    def accept(self, batch: Batch, values: list[Any], failed: dict[int, BaseException]) -> None:
-        assert batch.targets is not None
-        for offset, target in enumerate(batch.targets):
-            error = failed.get(offset) if failed else None
-            if error is None:
-                target.set_outcome(True, values[offset])
-            else:
-                target.set_outcome(False, error)
-
-    def cancel(self, reason: BaseException) -> None:
-        targets = [target for batch in self.open.values() for target in batch.targets or ()]
-        targets += [target for target, _ in self._waiting]
-        super().cancel(reason)
-        self._waiting.clear()
-        for target in targets:
-            target.set_outcome(False, reason)

@@ -1,4 +1,4 @@
-"""The job of a stream that is fed: its items are handed in as they come, and not pulled from an iterator."""
+"""The job of a stream whose items the caller hands in one by one, instead of an iterator that the engine reads."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ __all__ = ["FedJob"]
 
 
 class FedJob(StreamJob):
-    """A stream whose items are handed in by somebody who asks for room before each.
+    """A stream whose items the caller hands in. The caller asks for room before each item.
 
-    `feed` and `complete` are for one thread, whoever leads meanwhile.
+    One thread calls `feed` and `complete`. Another thread may be the leader meanwhile.
 
     Args:
-        codec: pickles the items that somebody may change, as they are handed in.
-        tell: called, by whoever leads, when there is something to read, or when the job has been cancelled.
+        serializer: pickles mutable items when they are handed in.
+        on_readable: called by the leader when there is something to read, and when the job was cancelled.
     """
 
     def __init__(
@@ -33,29 +33,29 @@ class FedJob(StreamJob):
         mode: int,
         options: CallOptions,
         spec: StreamSpec,
-        codec: Serializer,
-        tell: Callable[[], None],
+        serializer: Serializer,
+        on_readable: Callable[[], None],
     ) -> None:
         super().__init__(function, mode, Span(()), options, spec)
-        self._tell = tell
-        self._codec = codec
-        self._supply: deque[tuple[bool, Any]] = deque()  # whether an item is pickled, and that or its pickle
-        self._made_ns = 0.0
+        self._serializer = serializer
+        self._on_readable = on_readable
+        self._supply: deque[tuple[bool, Any]] = deque()  # whether an entry is a pickle, and the item or its pickle
+        self._item_ns = 0.0
         self._is_complete = False
 
     # --- items in -------------------------------------------------------------------------------
 
     def wanted(self, workers: int) -> int:
-        """How many items may be handed in now."""
+        """Return how many items may be handed in now."""
         return self._room(workers) - len(self._supply)
 
     @property
-    def made_ns(self) -> float:
-        return self._made_ns
+    def input_item_ns(self) -> float:
+        return self._item_ns
 
     @property
     def unread(self) -> int:
-        """How many items were handed in whose results have not been yielded."""
+        """The number of items that were handed in and whose results were not yielded yet."""
         return self._taken - self.yielded + len(self._supply)
 
     @property
@@ -64,22 +64,22 @@ class FedJob(StreamJob):
         return bool(self._supply)
 
     def feed(self, item: Any, nanoseconds: int) -> None:
-        """Hand an item in; it is pickled before this returns, if somebody can change it.
+        """Hand in an item. A mutable item is pickled before this method returns.
 
         Args:
-            nanoseconds: what the input needed to make it.
+            nanoseconds: time that the input needed to make the item.
         """
         if is_immutable(item):
             self._supply.append((False, item))
         else:
-            self._supply.append((True, take_here(self._codec, item, own=True)))
-        self._made_ns = (self._made_ns + nanoseconds) / 2
+            self._supply.append((True, take_here(self._serializer, item, own=True)))
+        self._item_ns = (self._item_ns + nanoseconds) / 2
 
     def complete(self, error: BaseException | None) -> None:
-        """No more items will come, because of `error` if that is why; it is raised behind the last result."""
+        """End the input. If `error` ended it, the reader gets `error` after the last result."""
         if not self.cancelled:
             self._input_error = error
-        self._is_complete = True  # first: whoever takes the last item looks at it after that
+        self._is_complete = True  # before the next line: the leader reads this flag after it took the last item
         if not self._supply:
             self._exhausted = True
 
@@ -97,16 +97,16 @@ class FedJob(StreamJob):
         if not any(is_pickled for is_pickled, _item in taken):
             return [item for _is_pickled, item in taken]
         return Pickles(
-            [item if is_pickled else self._codec.dump(item, copy_buffers=False) for is_pickled, item in taken]
+            [item if is_pickled else self._serializer.dump(item, copy_buffers=False) for is_pickled, item in taken]
         )
 
     # --- results out ----------------------------------------------------------------------------
 
     def accept(self, batch: Batch, values: list[Any], failed: dict[int, BaseException]) -> None:
         super().accept(batch, values, failed)
-        self._tell()
+        self._on_readable()
 
     def cancel(self, reason: BaseException) -> None:
         super().cancel(reason)
         self._supply.clear()
-        self._tell()
+        self._on_readable()

@@ -1,4 +1,4 @@
-"""The inputs of streams. Each item is pickled before the code of the input runs again."""
+"""The inputs of streams. Each item is pickled before the code of the input runs again, which may change the item."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from pairpool.transport.serializer import Serializer
 
 __all__ = ["Gathered", "Iteration", "Source", "Span", "gather", "length_of", "take_here"]
 
-PULL_NS = 2_000_000
-"""For about this long an input is read for one batch; then the batch goes out with the items that it has."""
+PULL_FOR_NS = 2_000_000
+"""Nanoseconds after which an input is read no further for one batch. The batch then goes out with fewer items."""
 
-LONGEST_STEP = 128
-"""Items that are taken between two looks at the clock, at most."""
+MAX_ITEMS_PER_CLOCK_READ = 128
+"""Items that are taken between two readings of the clock, at most."""
 
 
 class Source(Protocol):
@@ -27,27 +27,27 @@ class Source(Protocol):
 
     Attributes:
         is_exhausted: whether there are no more items.
-        item_ns: what the input needs to make an item, in nanoseconds; 0 where that is not known.
+        item_ns: nanoseconds that the input needs to make an item; 0 if they are not known.
     """
 
     is_exhausted: bool
     item_ns: float
 
     def pull(self, size: int, *, exactly: bool) -> Sequence[Any]:
-        """The next items: at most `size`, and fewer if the input is slow, unless `exactly` so many are wanted.
+        """Return the next items: at most `size`, and fewer if the input is slow, unless `exactly` is true.
 
-        Raises what the input raises; `rest` then has the items before that.
+        Raise the exception that the input raises. `rest` then returns the items before it.
         """
 
     def rest(self) -> Sequence[Any]:
-        """The items that were taken before the input raised; they come with the next `pull` if nobody asks for them."""
+        """Return the items that were taken before the input raised. If `rest` is not called, `pull` returns them."""
 
     def has_at_least(self, count: int) -> bool:
-        """Whether there are so many items, as far as anybody knows."""
+        """Return whether the input is known to have at least `count` more items."""
 
 
 class Span:
-    """Items that are there already, and that nobody changes: a range, or what a `Keeper` has kept."""
+    """Items that exist already and that no code changes: a range, or the items that a `Keeper` has kept."""
 
     item_ns = 0.0
 
@@ -69,11 +69,11 @@ class Span:
 
 
 class Iteration:
-    """An iterator of the caller's."""
+    """An iterator of the caller."""
 
-    def __init__(self, items: Iterator[Any], codec: Serializer) -> None:
+    def __init__(self, items: Iterator[Any], serializer: Serializer) -> None:
         self._items = items
-        self._keeper = _ItemKeeper(codec)
+        self._keeper = _ItemKeeper(serializer)
         self.is_exhausted = False
         self.item_ns = 0.0
 
@@ -89,9 +89,9 @@ class Iteration:
             self._take(wanted)
             self.is_exhausted = len(kept) - before < wanted
             now = time.monotonic_ns()
-            if now - began > PULL_NS and not exactly:
+            if now - began > PULL_FOR_NS and not exactly:
                 break
-            step = min(2 * step, LONGEST_STEP)
+            step = min(2 * step, MAX_ITEMS_PER_CLOCK_READ)
         if len(kept) > start:
             latest = (now - began) / (len(kept) - start)
             self.item_ns = latest if not self.item_ns else (self.item_ns + latest) / 2
@@ -109,13 +109,13 @@ class Iteration:
         keeper = self._keeper
         items = self._items
         left = keeper.left_over
-        if left:  # a signal's handler raised while it was pickled
+        if left:  # a signal handler raised while this item was pickled
             items = itertools.chain((left.pop() for _ in range(len(left))), items)
         keeper.extend(itertools.islice(items, count))
 
 
 class _ItemKeeper(Keeper):
-    """Keeps the items of an input. One that cannot be pickled becomes a `Failed`."""
+    """Keeps the items of an input. An item that cannot be pickled becomes a `Failed`."""
 
     def _pickle(self, thing: Any) -> Part:
         try:
@@ -126,19 +126,20 @@ class _ItemKeeper(Keeper):
             return Failed(error)
 
 
-def take_here(codec: Serializer, item: Any, *, own: bool) -> Part:
+def take_here(serializer: Serializer, item: Any, *, own: bool) -> Part:
     """Pickle an item in the caller's thread. If its pickling raises, return a `Failed`.
 
     Args:
-        own: copy large buffers, too: the caller goes on and may change them.
+        own: copy large buffers, too, because the caller goes on and may change them.
     """
-    data = codec.dump_plain(item)
+    data = serializer.dump_plain(item)
     if data is not None:
         return data
-    with interrupts.defer_signals():  # so that what a signal's handler raises can be told from what the item raises
+    # Signals are deferred here and allowed below, so that an exception of a handler differs from one of the item.
+    with interrupts.defer_signals():
         try:
             with interrupts.allow_signals():
-                return codec.dump_other(item, copy_buffers=own)
+                return serializer.dump_other(item, copy_buffers=own)
         except BaseException as error:
             if not interrupts.is_own(error):
                 raise

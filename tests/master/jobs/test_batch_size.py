@@ -14,13 +14,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pairpool.master.jobs.batch_size import (
-    FEED_NS,
-    LEAST_NS,
     LOOKAHEAD_BATCHES,
-    MAX_BYTES,
-    MAX_ITEMS,
-    PROBE_NS,
+    MASTER_PER_BATCH_NS,
+    MAX_BATCH_BYTES,
+    MAX_BATCH_ITEMS,
+    MIN_TAPERED_NS,
     SHORT_NS,
+    SPREAD_DOUBLES_AFTER_NS,
     TARGET_NS,
     Sizer,
 )
@@ -201,7 +201,7 @@ def test_sizes_grow_from_one_and_taper_off() -> None:
     assert sizes.index(max(sizes)) < 25, "it takes long to get going"
     tail = sizes[-12:]
     assert tail == sorted(tail, reverse=True)
-    assert tail[-1] <= LEAST_NS // MICROSECOND
+    assert tail[-1] <= MIN_TAPERED_NS // MICROSECOND
     assert tail[0] > 10 * tail[-1]
 
 
@@ -290,7 +290,7 @@ def test_it_starts_with_one_item() -> None:
 @pytest.mark.parametrize("item", [1, 30, MICROSECOND, 77 * MICROSECOND, TARGET_NS // 2, TARGET_NS, 9 * TARGET_NS])
 def test_it_settles_at_the_target(item: int) -> None:
     sizer = grown(item)
-    assert sizer.next(None, 4) == min(max(1, TARGET_NS // item), MAX_ITEMS)
+    assert sizer.next(None, 4) == min(max(1, TARGET_NS // item), MAX_BATCH_ITEMS)
     assert sizer.is_known
 
 
@@ -301,7 +301,7 @@ def test_it_grows_no_more_than_sixteenfold_at_a_time() -> None:
         size = sizer.next(None, 2)
         assert before <= size <= 16 * before
         before = size
-    assert before == MAX_ITEMS
+    assert before == MAX_BATCH_ITEMS
 
 
 def test_it_grows_slower_when_it_comes_close() -> None:
@@ -372,12 +372,12 @@ def test_an_explicit_size_is_short_or_not_by_its_own_items() -> None:
 def test_large_items_make_small_batches() -> None:
     sizer = grown()
     sizer.learn_bytes(1, 10_000)
-    assert sizer.next(None, 2) == MAX_BYTES // 10_000
-    sizer.learn_bytes(1, 10 * MAX_BYTES)
+    assert sizer.next(None, 2) == MAX_BATCH_BYTES // 10_000
+    sizer.learn_bytes(1, 10 * MAX_BATCH_BYTES)
     assert sizer.next(None, 2) == 1
     for _ in range(60):
         sizer.learn_bytes(1000, 8)
-    assert sizer.next(None, 2) == MAX_ITEMS
+    assert sizer.next(None, 2) == MAX_BATCH_ITEMS
 
 
 # --- whatever happens ---------------------------------------------------------------------------------
@@ -409,8 +409,8 @@ def taught(sizer: Sizer, lessons: list[tuple[str, int, int]]) -> Sizer:
 @example(lessons=[("full", 0, 1)] * 20, remaining=1, workers=500)
 def test_a_size_is_always_possible(lessons: list[tuple[str, int, int]], remaining: int, workers: int) -> None:
     sizer = taught(Sizer(), lessons)
-    assert 1 <= sizer.next(remaining, workers) <= min(remaining, MAX_ITEMS)
-    assert 1 <= sizer.next(None, workers) <= MAX_ITEMS
+    assert 1 <= sizer.next(remaining, workers) <= min(remaining, MAX_BATCH_ITEMS)
+    assert 1 <= sizer.next(None, workers) <= MAX_BATCH_ITEMS
     assert sizer.next(remaining, workers) <= sizer.next(None, workers)
 
 
@@ -434,7 +434,7 @@ def test_no_batch_is_more_than_a_share(lessons: list[tuple[str, int, int]], rema
     """So that what is left can be given to all: no more than half of an even share, or than is worth a packet."""
     sizer = taught(Sizer(), lessons)
     size = sizer.next(remaining, workers)
-    assert size <= -(-remaining // (2 * workers)) or size * sizer._item_ns <= LEAST_NS
+    assert size <= -(-remaining // (2 * workers)) or size * sizer._item_ns <= MIN_TAPERED_NS
 
 
 def test_short_items_are_not_spread_over_more_workers_than_help() -> None:
@@ -442,14 +442,14 @@ def test_short_items_are_not_spread_over_more_workers_than_help() -> None:
     sizer.learn(100, 100 * MICROSECOND)
     assert sizer.spread(2, 0, many=False) == 4
     sizer.learn(1, MILLISECOND)
-    assert sizer.spread(2, 0, many=False) == MILLISECOND // FEED_NS
+    assert sizer.spread(2, 0, many=False) == MILLISECOND // MASTER_PER_BATCH_NS
     sizer.learn(1, 2 * SHORT_NS)
     assert sizer.spread(2, 0, many=False) >= 10**6
 
 
 def test_items_that_nobody_knows_are_tried_by_more_workers_the_longer_they_take() -> None:
     sizer = Sizer()
-    waits = (0, PROBE_NS - 1, PROBE_NS, 8 * PROBE_NS)
+    waits = (0, SPREAD_DOUBLES_AFTER_NS - 1, SPREAD_DOUBLES_AFTER_NS, 8 * SPREAD_DOUBLES_AFTER_NS)
     assert [sizer.spread(2, 1 + wait, many=False) for wait in waits] == [4, 4, 8, 1024]
     assert sizer.spread(2, 1, many=True) == 1
 
@@ -464,4 +464,4 @@ def test_a_batch_fits_a_packet_as_far_as_is_known(lessons: list[tuple[str, int, 
     sizer = taught(Sizer(), lessons)
     sizer.learn_bytes(1, item_bytes)
     size = sizer.next(None, 2)
-    assert size == 1 or size * item_bytes <= MAX_BYTES
+    assert size == 1 or size * item_bytes <= MAX_BATCH_BYTES
