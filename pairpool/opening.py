@@ -11,20 +11,17 @@ from __future__ import annotations
 
 import itertools
 import os
-import pickle
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pairpool.linux import descriptors, requirements
-from pairpool.master.direct_zygote import DirectZygote
 from pairpool.master.engine import Engine
 from pairpool.master.engine_settings import ScoreboardFiles, WorkerSettings
-from pairpool.master.zygotes import ForkedZygote, FreshZygote, Zygote
+from pairpool.master.zygotes import ForkedZygote, Zygote
 from pairpool.options import START_METHODS, PoolOptions
-from pairpool.transport.child_pickles import pickle_for_child
-from pairpool.worker import forkserver_main, zygote
-from pairpool.worker.body import WorkerBody, make_body
+from pairpool.worker import zygote
+from pairpool.worker.body import WorkerBody
 
 if TYPE_CHECKING:
     from pairpool.view.trace import TraceWriter
@@ -108,17 +105,31 @@ def _start_capture(options: PoolOptions, engine: Engine) -> None:
 
 def _zygote_maker(options: PoolOptions, files: ScoreboardFiles, daemon: bool) -> Callable[[], Zygote]:
     """Return a function that makes the zygote, with the body that its workers run."""
-    stacks, initializer, initargs = files.stacks, options.initializer, tuple(options.initargs)
-    if options.start_method != "forkserver":
-        body = WorkerBody(files.board, stacks.fileno(), os.getpid(), initializer, initargs, daemon)
-        if options.start_method == "direct":
-            return lambda: DirectZygote(body, keep=[stacks])
+    if options.start_method == "forkserver":
+        return _fresh_zygote_maker(options, files, daemon)
+    stacks = files.stacks
+    body = WorkerBody(files.board, stacks.fileno(), os.getpid(), options.initializer, tuple(options.initargs), daemon)
+    if options.start_method == "fork":
         return lambda: ForkedZygote(zygote.serve, body, keep=[stacks])
+    from pairpool.master.direct_zygote import DirectZygote
+
+    return lambda: DirectZygote(body, keep=[stacks])
+
+
+def _fresh_zygote_maker(options: PoolOptions, files: ScoreboardFiles, daemon: bool) -> Callable[[], Zygote]:
+    # Most pools need none of these, and `subprocess` behind them takes long to load.
+    import pickle
+
+    from pairpool.master.fresh_zygote import FreshZygote
+    from pairpool.transport.child_pickles import pickle_for_child
+    from pairpool.worker import forkserver_main
+    from pairpool.worker.body import make_body
+
     arguments: bytes | None = None
     fds: list[int] = []
-    if initializer is not None:
-        arguments, fds = pickle_for_child((initializer, initargs))
+    if options.initializer is not None:
+        arguments, fds = pickle_for_child((options.initializer, tuple(options.initargs)))
     setup = pickle.dumps((os.getpid(), arguments, daemon))
     main = f"{forkserver_main.__name__}:{forkserver_main.run_fresh_zygote.__name__}"
     factory = f"{make_body.__module__}:{make_body.__name__}"
-    return lambda: FreshZygote(main, factory, [files.board_fd.fileno(), stacks.fileno(), *fds], setup)
+    return lambda: FreshZygote(main, factory, [files.board_fd.fileno(), files.stacks.fileno(), *fds], setup)

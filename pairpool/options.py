@@ -17,8 +17,7 @@ import logging
 import operator
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 from pairpool.linux import cgroup
 from pairpool.linux.memory import memory_usage_of, parse_size
@@ -37,6 +36,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULTS",
+    "DERIVED_OPTIONS",
+    "POSITIONAL_OPTIONS",
     "START_METHODS",
     "CallOptions",
     "ExecutorKeywords",
@@ -104,46 +105,48 @@ class PoolKeywords(SharedKeywords, WorkerKeywords, total=False):
     """The keywords that `AsyncPool` takes in addition to `processes` and `live`."""
 
 
-@dataclass(frozen=True, slots=True)
-class PoolOptions:
-    """All options of a pool, as `Pool` describes them. Making one checks them.
+class PoolOptions(NamedTuple):
+    """All options of a pool, as `Pool` describes them; and behind them what `checked` derives from them.
 
-    Attributes:
+    A NamedTuple and not a dataclass, because the import of `dataclasses` takes longer than a pool takes to open.
+
+    Args:
         workers: the number of workers that the pool keeps at first.
         calls: the options of calls that override nothing.
         memory_bytes: `memory_limit` as a number of bytes.
         log_number: `log_level` as a number.
-
-    Raises:
-        TypeError, ValueError: an option is of the wrong type or out of range.
-        OSError: the platform does not offer what an option needs.
     """
 
     processes: int | None = None
     initializer: Callable[..., object] | None = None
     initargs: Iterable[Any] = ()
     maxtasksperchild: int | None = None
-    start_method: str = field(default="fork", kw_only=True)
-    name: str | None = field(default=None, kw_only=True)
-    task_timeout: float | None = field(default=None, kw_only=True)
-    retries: int = field(default=0, kw_only=True)
-    retry_on: RetryOn = field(default=(), kw_only=True)
-    memory_limit: int | str | None = field(default=None, kw_only=True)
-    start_timeout: float | None = field(default=None, kw_only=True)
-    chunksize: int | None = field(default=None, kw_only=True)
-    live: bool = field(default=False, kw_only=True)
-    trace: str | os.PathLike[str] | None = field(default=None, kw_only=True)
-    capture: bool | Callable[[OutputLine], object] = field(default=False, kw_only=True)
-    log_level: int | str | None = field(default=None, kw_only=True)
+    start_method: str = "fork"
+    name: str | None = None
+    task_timeout: float | None = None
+    retries: int = 0
+    retry_on: RetryOn = ()
+    memory_limit: int | str | None = None
+    start_timeout: float | None = None
+    chunksize: int | None = None
+    live: bool = False
+    trace: str | os.PathLike[str] | None = None
+    capture: bool | Callable[[OutputLine], object] = False
+    log_level: int | str | None = None
 
-    workers: int = field(init=False)
-    calls: CallOptions = field(init=False)
-    memory_bytes: int | None = field(init=False)
-    log_number: int | None = field(init=False)
+    workers: int = 0
+    calls: CallOptions = DEFAULTS
+    memory_bytes: int | None = None
+    log_number: int | None = None
 
-    def __post_init__(self) -> None:
-        settle = object.__setattr__  # the one way to complete an object that is frozen
-        settle(self, "workers", check_processes(cgroup.cpu_allowance() if self.processes is None else self.processes))
+    def checked(self) -> PoolOptions:
+        """Return these options with the derived ones.
+
+        Raises:
+            TypeError, ValueError: an option is of the wrong type or out of range.
+            OSError: the platform does not offer what an option needs.
+        """
+        workers = check_processes(cgroup.cpu_allowance() if self.processes is None else self.processes)
         tasks: Any = self.maxtasksperchild
         if tasks is not None and (not isinstance(tasks, int) or tasks <= 0):
             raise ValueError("maxtasksperchild must be a positive int or None")
@@ -151,19 +154,34 @@ class PoolOptions:
             raise TypeError("initializer must be a callable")
         if self.start_method not in START_METHODS:
             raise ValueError(f"start_method must be one of {', '.join(START_METHODS)}, not {self.start_method!r}")
-        settle(self, "calls", DEFAULTS.override(self.task_timeout, self.retries, self.retry_on, self.chunksize))
-        settle(self, "memory_bytes", None if self.memory_limit is None else parse_size(self.memory_limit))
-        if self.memory_bytes is not None and memory_usage_of(os.getpid()) is None:
+        calls = DEFAULTS.override(self.task_timeout, self.retries, self.retry_on, self.chunksize)
+        memory_bytes = None if self.memory_limit is None else parse_size(self.memory_limit)
+        if memory_bytes is not None and memory_usage_of(os.getpid()) is None:
             raise OSError(errno.ENOENT, "memory_limit needs /proc")
-        settle(self, "start_timeout", check_seconds(self.start_timeout, "start_timeout"))
-        settle(self, "capture", _check_capture(self.capture) or bool(self.live))
-        settle(self, "log_number", _check_log_level(self.log_level))
-        settle(self, "initargs", tuple(self.initargs))
+        return self._replace(
+            workers=workers,
+            calls=calls,
+            memory_bytes=memory_bytes,
+            start_timeout=check_seconds(self.start_timeout, "start_timeout"),
+            capture=_check_capture(self.capture) or bool(self.live),
+            log_number=_check_log_level(self.log_level),
+            initargs=tuple(self.initargs),
+        )
+
+
+_OPTION_NAMES = tuple(PoolOptions.__annotations__)
+
+POSITIONAL_OPTIONS = _OPTION_NAMES[:4]
+"""The options of a pool that may be positional, as those of `multiprocessing.Pool`."""
+
+DERIVED_OPTIONS = _OPTION_NAMES[-4:]
+"""What `PoolOptions.checked` adds to the options."""
 
 
 def names_of_options(*, keyword_only: bool = False) -> frozenset[str]:
     """Return the names of the parameters of `Pool`, or of those that cannot be positional."""
-    return frozenset(one.name for one in fields(PoolOptions) if one.init and (one.kw_only or not keyword_only))
+    left_out = DERIVED_OPTIONS + (POSITIONAL_OPTIONS if keyword_only else ())
+    return frozenset(_OPTION_NAMES).difference(left_out)
 
 
 def check_processes(processes: int) -> int:

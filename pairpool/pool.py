@@ -143,7 +143,7 @@ class Pool(PoolCalls):
                     trace=trace,
                     capture=capture,
                     log_level=log_level,
-                )
+                ).checked()
                 self._calls = self._options.calls
                 self._single_calls = self._calls.of_single_calls()
                 self._processes = self._options.workers

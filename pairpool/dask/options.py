@@ -27,7 +27,7 @@ def checked(options: Mapping[str, Any]) -> dict[str, Any]:
     start_method = options.get("start_method", "forkserver")
     if start_method not in ("fork", "forkserver"):
         raise ValueError(f"start_method must be fork or forkserver on a cluster, not {start_method!r}")
-    pool = PoolOptions(1, **options)
+    pool = PoolOptions(1, **options).checked()
     found: dict[str, Any] = {"start_method": "forkserver", "name": "on-a-node", **options}
     if pool.initializer is not None:
         pickled = cloudpickle.dumps((pool.initializer, pool.initargs))

@@ -23,7 +23,6 @@ from pairpool.master.jobs.base import Job, SingleCall, Target
 from pairpool.master.jobs.batch_size import UNBOUNDED
 from pairpool.master.jobs.call_options import CallOptions
 from pairpool.master.jobs.calls import Calls
-from pairpool.master.jobs.fed import FedJob
 from pairpool.master.jobs.intake import Gathered, Iteration, Source, Span, take_here
 from pairpool.master.jobs.map import MapJob
 from pairpool.master.jobs.stream import StreamJob, StreamSpec
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
 
     from pairpool.master.asyncio_driver import AsyncioDriver
+    from pairpool.master.jobs.fed import FedJob
     from pairpool.master.output_sinks import Sink
     from pairpool.master.statistics import PoolStats
     from pairpool.transport.segments import Shared
@@ -184,6 +184,8 @@ class Engine(EngineCore):
         Args:
             tell: called by the leader when there is something to read, or when the stream was cancelled.
         """
+        from pairpool.master.jobs.fed import FedJob  # only asyncio needs it
+
         job = FedJob(function, Mode.MAP, options, spec, self.serializer, tell)
         self._submit(job)
         return job

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from pairpool.linux import descriptors
 from pairpool.scoreboard.board import PoolWord, Scoreboard
@@ -11,11 +11,10 @@ from pairpool.scoreboard.board import PoolWord, Scoreboard
 __all__ = ["ScoreboardFiles", "WorkerSettings"]
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerSettings:
+class WorkerSettings(NamedTuple):
     """The number of workers of an engine, and their limits.
 
-    Attributes:
+    Args:
         processes: the number of workers to keep.
         maxtasks: tasks after which a worker is replaced; None for never.
         has_initializer: whether workers report when they are ready.
@@ -30,8 +29,7 @@ class WorkerSettings:
     start_timeout: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ScoreboardFiles:
+class ScoreboardFiles(NamedTuple):
     """A scoreboard, its memfd, and the memfd into which workers write their stacks at a fault."""
 
     board: Scoreboard

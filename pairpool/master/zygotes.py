@@ -1,4 +1,4 @@
-"""The master's side of a zygote that is a process of its own: a fork of this process, or a fresh interpreter.
+"""The master's side of a zygote that is a process of its own. `fresh_zygote.py` has the one in a fresh interpreter.
 
     supervisor ── request, reaped, want_spare ──► Zygote ── control pair ──► zygote process
                ◄── receive: Spawned, SpawnFailed ──┘
@@ -13,15 +13,12 @@ import itertools
 import os
 import select
 import signal
-import subprocess
-import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from pairpool.linux import children, cpython_private, descriptors, pidfds, signals
+from pairpool.linux import children, descriptors, pidfds
 from pairpool.linux.sigchld import sigchld
-from pairpool.master.preparation import send_preparation
 from pairpool.transport.channel import Channel, Lost
 from pairpool.transport.protocol import (
     HelloPacket,
@@ -36,7 +33,7 @@ from pairpool.transport.protocol import (
 from pairpool.transport.spawning import Body, Spawned, SpawnFailed
 from pairpool.transport.wire import ProtocolError
 
-__all__ = ["ForkedZygote", "FreshZygote", "Zygote", "serials"]
+__all__ = ["ForkedZygote", "Zygote", "serials"]
 
 serials = itertools.count(1)
 """One count for all zygotes of this process: no report about a worker of an old zygote can mean one of a new zygote."""
@@ -270,49 +267,3 @@ class ForkedZygote(ZygoteProcess):
             far.close()
             os.close(master)
         super().__init__(near, pid)
-
-
-class FreshZygote(ZygoteProcess):
-    """`start_method="forkserver"`: the zygote is a fresh interpreter that imports the program's main module.
-
-    Args:
-        main: importable name `module:function` of the zygote's main program.
-        factory: importable name `module:function` of what makes the workers' body from `fds` and `setup`.
-        fds: descriptors that the body needs.
-        setup: a pickle for the factory.
-    """
-
-    def __init__(self, main: str, factory: str, fds: list[int], setup: bytes) -> None:
-        near, far = Channel.pair()
-        module, _, function = main.partition(":")
-        code = (
-            f"import sys; sys.path[:] = {sys.path!r}; from {module} import {function}; "
-            f"{function}({far.fileno()}, {os.getpid()}, {factory!r}, {fds!r})"
-        )
-        mask = signals.hold_signals({signal.SIGINT})
-        try:
-            process = _Unwatched(
-                [sys.executable, *cpython_private.interpreter_flags(), "-c", code],
-                pass_fds=[far.fileno(), *fds],
-                stdin=subprocess.DEVNULL,
-            )
-        except BaseException:
-            near.close()
-            raise
-        finally:
-            signals.set_signal_mask(signal.SIG_SETMASK, mask)
-            far.close()
-        super().__init__(near, process.leave(), is_fresh=True)
-        try:
-            send_preparation(near, setup)
-        except Lost:
-            pass  # the zygote could not start; `receive` raises
-
-
-class _Unwatched(subprocess.Popen[bytes]):
-    """A process that others wait for, by its pid."""
-
-    def leave(self) -> int:
-        """Return the pid. After that, a copy of this object in a forked child does not complain that it still runs."""
-        self.returncode = 0
-        return self.pid

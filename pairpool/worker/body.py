@@ -14,7 +14,6 @@ from pairpool.scoreboard.fault_stacks import catch_faults
 from pairpool.scoreboard.stacks import offer_stack
 from pairpool.transport import capture
 from pairpool.transport.channel import Channel
-from pairpool.transport.child_pickles import remember_inherited
 from pairpool.transport.protocol import REPORT_SIGNAL
 from pairpool.worker import bootstrap
 from pairpool.worker.worker import Worker
@@ -62,6 +61,8 @@ def make_body(fds: list[int], setup: bytes) -> WorkerBody:
         fds: the scoreboard, the memfd for stacks, and the descriptors of the initializer's arguments.
         setup: the pickled master, arguments and daemon flag.
     """
+    from pairpool.transport.child_pickles import remember_inherited  # only fresh interpreters need it
+
     board_fd, stacks, *inherited = fds
     remember_inherited(inherited)
     master, arguments, daemon = pickle.loads(setup)

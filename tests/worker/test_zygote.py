@@ -22,7 +22,8 @@ from pairpool.linux import descriptors, forking, pidfds, process_tree
 from pairpool.linux.sigchld import sigchld
 from pairpool.master import direct_zygote
 from pairpool.master.direct_zygote import DirectZygote
-from pairpool.master.zygotes import ForkedZygote, FreshZygote, Zygote, ZygoteProcess
+from pairpool.master.fresh_zygote import FreshZygote
+from pairpool.master.zygotes import ForkedZygote, Zygote, ZygoteProcess
 from pairpool.transport.channel import Channel, Lost
 from pairpool.transport.protocol import TextPacket
 from pairpool.transport.spawning import Body, Spawned, SpawnFailed

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 import operator
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from pairpool.errors import WorkerDied
 
@@ -17,11 +16,10 @@ __all__ = ["DEFAULTS", "CallOptions", "RetryOn", "check_buffersize", "check_chun
 RetryOn: TypeAlias = "type[BaseException] | tuple[type[BaseException], ...]"
 
 
-@dataclass(frozen=True, slots=True)
-class CallOptions:
+class CallOptions(NamedTuple):
     """The options of one call. Make them with `override`, which checks them.
 
-    Attributes:
+    Args:
         task_timeout: seconds that one item may run; None for any time.
         retries: how often an item runs again if its worker died, or if it raised one of `retry_on`.
         retry_on: types of exceptions.
