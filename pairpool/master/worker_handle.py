@@ -39,8 +39,6 @@ class WorkerHandle(WorkerChannel):
         tasks_sent: tasks sent to the worker, as maxtasksperchild counts them.
         started: whether the initializer has returned.
         initializer_traceback: the traceback of the initializer, if it raised.
-        spawned_at: monotonic seconds at which the worker came.
-        inherited_bytes: private bytes that the worker had from the start.
         kill_reason: why the master kills the worker; None if it does not.
         inconsistent: whether an exception interrupted the engine while it changed this handle. The worker is killed.
         retiring: whether the worker gets no more batches.
@@ -68,19 +66,12 @@ class WorkerHandle(WorkerChannel):
         self.started = started
         self.is_first = is_first
         self.initializer_traceback: str | None = None
-        self.spawned_at = 0.0
-        self.inherited_bytes = 0
         self.kill_reason: KillReason | None = None
         self.inconsistent = False
         self.retiring = False
         descriptors.own(self.pidfd)
 
     # --- life -----------------------------------------------------------------------------------
-
-    def note_spawned(self, now: float, inherited_bytes: int) -> None:
-        """Note when the worker came, and the private bytes that it had then."""
-        self.spawned_at = now
-        self.inherited_bytes = inherited_bytes
 
     def initializer_returned(self) -> None:
         """Note that the worker is ready."""

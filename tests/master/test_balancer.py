@@ -296,7 +296,7 @@ def test_a_crash_amidst_short_items_is_blamed_on_one(make_pool: MakePool, how: s
 
 @pytest.mark.parametrize("items", [range(500), [*range(500)], tuple(range(500)), range(2**70, 2**70 + 500)], ids=str)
 def test_an_iterator_can_be_moved_to_its_end(items: Sequence[int]) -> None:
-    """What a worker's signal handler relies on, in this version of Python."""
+    """Check what the signal handler of a worker relies on, in this version of Python."""
     iterator: Any = iter(items)
     assert next(iterator) == items[0]
     assert length_hint(iterator) == 499
@@ -434,7 +434,7 @@ def test_a_worker_that_is_asked_while_it_reports_reports_once(pool: Pool, chunks
 
 
 class Alarm(Exception):
-    """What a task's own signal handler raises."""
+    """Raised by a signal handler of a task."""
 
 
 def raise_after_reports() -> None:

@@ -47,7 +47,7 @@ class Batch:
 
 @dataclass
 class Outcome:
-    """What a run came to; times in ns."""
+    """The figures of a run; times in ns."""
 
     makespan: int = 0
     finished: list[int] = field(default_factory=list)
