@@ -24,6 +24,24 @@ def test_the_import_is_light() -> None:
     assert not {"rich", "psutil", "cloudpickle", "numpy", "asyncio"}.intersection(modules)
 
 
+OPEN_FROM = f"import sys; sys.path.insert(0, {str(ROOT)!r})"
+OPEN = """
+import json, sys
+before = set(sys.modules)
+import pairpool
+with pairpool.Pool(1) as pool:
+    assert pool.apply(abs, (-1,)) == 1
+print(json.dumps(sorted(set(sys.modules) - before)))
+"""
+
+
+def test_a_pool_opens_without_modules_that_take_long_to_load() -> None:
+    done = subprocess.run([sys.executable, "-I", "-c", OPEN_FROM + OPEN], stdout=subprocess.PIPE, check=True)
+    loaded = set(json.loads(done.stdout))
+    assert "pairpool.master.engine" in loaded
+    assert not {"dataclasses", "inspect", "subprocess", "asyncio", "rich", "psutil"}.intersection(loaded)
+
+
 def test_the_version_is_the_one_of_the_distribution() -> None:
     import pairpool
 
