@@ -14,7 +14,6 @@ __all__ = [
     "BrokenExecutor",
     "CancelledError",
     "ClusterMismatch",
-    "DeathDetails",
     "InitializerFailed",
     "LargeCaptureWarning",
     "PoolInherited",
@@ -31,26 +30,31 @@ E = TypeVar("E", bound=BaseException)
 
 
 class DeathDetails(NamedTuple):
-    """The details of the end of a worker, from which `WorkerDied` and `TaskTimeout` take their attributes.
-
-    The fields have the meaning of the attributes of `WorkerDied`.
-    """
+    """The details of the end of a worker; see the attributes of `WorkerDied`."""
 
     exitcode: int | None = None
     reason: str = ""
+    stack: str = ""
+    doing: str = "running"
+    arguments: str = ""
     signal: str = ""
     cause: str = ""
     advice: str = ""
+
+
+class TimeoutDetails(NamedTuple):
+    """The details of a task that exceeded its time limit; see the attributes of `TaskTimeout`."""
+
     arguments: str = ""
-    doing: str = "running"
     stack: str = ""
-
-
-_NO_DETAILS = DeathDetails()
+    doing: str = "running"
 
 
 class WorkerDied(BrokenExecutor):
     """The worker process that was running this task ended before the task did. Only this task failed.
+
+    The arguments of the constructor after `pid` are `exitcode`, `reason`, `stack`, `doing`, `arguments`, `signal`,
+    `cause` and `advice`, by position or by name.
 
     Attributes:
         function: qualified name of the task's function.
@@ -69,22 +73,21 @@ class WorkerDied(BrokenExecutor):
             `pickling the result of` ...
     """
 
-    def __init__(
-        self, function: str, index: int, worker: int = -1, pid: int = 0, details: DeathDetails = _NO_DETAILS
-    ) -> None:
+    def __init__(self, function: str, index: int, worker: int = -1, pid: int = 0, *details: Any, **named: Any) -> None:
+        given = DeathDetails(*details, **named)
         self.function = function
         self.index = index
         self.worker = worker
         self.pid = pid
-        self.exitcode = details.exitcode
-        self.signal = details.signal
-        self.reason = details.reason
-        self.cause = details.cause
-        self.advice = details.advice
-        self.arguments = details.arguments
-        self.stack = details.stack
-        self.doing = details.doing
-        super().__init__(function, index, worker, pid, details)
+        self.exitcode = given.exitcode
+        self.signal = given.signal
+        self.reason = given.reason
+        self.cause = given.cause
+        self.advice = given.advice
+        self.arguments = given.arguments
+        self.stack = given.stack
+        self.doing = given.doing
+        super().__init__(function, index, worker, pid, *given)
 
     def __str__(self) -> str:
         item = f"item {self.index} of {self.function}"
@@ -100,6 +103,8 @@ class WorkerDied(BrokenExecutor):
 class TaskTimeout(TimeoutError):
     """A task ran for longer than its time limit. The task and every process that it had started were ended.
 
+    The arguments of the constructor after `pid` are `arguments`, `stack` and `doing`, by position or by name.
+
     Attributes:
         function: as in `WorkerDied`, like `index`, `arguments`, `worker` and `pid`.
         stack: the Python stack of the task at its limit.
@@ -114,19 +119,21 @@ class TaskTimeout(TimeoutError):
         limit: float = 0.0,
         worker: int = -1,
         pid: int = 0,
-        details: DeathDetails = _NO_DETAILS,
+        *details: str,
+        **named: str,
     ) -> None:
+        given = TimeoutDetails(*details, **named)
         self.function = function
         self.index = index
         self.limit = limit
         self.worker = worker
         self.pid = pid
-        self.arguments = details.arguments
-        self.stack = details.stack
-        self.doing = details.doing
+        self.arguments = given.arguments
+        self.stack = given.stack
+        self.doing = given.doing
         super().__init__()
         # Set `args` afterwards: with two or more arguments, the constructor of OSError reads an errno out of them.
-        self.args = (function, index, limit, worker, pid, details)
+        self.args = (function, index, limit, worker, pid, *given)
 
     def __str__(self) -> str:
         text = (

@@ -12,6 +12,7 @@ import os
 import warnings
 import weakref
 from collections.abc import Callable, Iterable
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pairpool.linux import interrupts, requirements
@@ -20,6 +21,7 @@ from pairpool.opening import descriptors_per_worker, open_engine
 from pairpool.options import PoolOptions, RetryOn, check_processes
 from pairpool.pool_calls import PoolCalls
 from pairpool.pool_processes import PoolProcess
+from pairpool.pool_streams import PoolStreams
 from pairpool.scoreboard.stacks import read_stacks
 
 if TYPE_CHECKING:
@@ -346,3 +348,14 @@ class Pool(PoolCalls):
 
     def _repopulate_pool(self) -> None:
         self._engine.pids()
+
+
+def _name_methods_after_pool() -> None:
+    """Let error texts say `Pool.map()`, although a base class of `Pool` defines the method."""
+    for part in (PoolCalls, PoolStreams):
+        for name, method in vars(part).items():
+            if isinstance(method, FunctionType):
+                setattr(method, "__qualname__", f"Pool.{name}")  # noqa: B010  # mypy does not allow the assignment
+
+
+_name_methods_after_pool()

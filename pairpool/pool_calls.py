@@ -150,6 +150,7 @@ class PoolCalls(PoolStreams):
             CancelledError: the pool was terminated meanwhile.
             ValueError: the pool is not running, or an argument is out of range.
         """
+        self._check_running()
         options = self._calls.override(task_timeout, retries, retry_on, chunksize, None, return_exceptions)
         return self._map(func, iterable, Mode.MAP, options)
 
@@ -187,6 +188,7 @@ class PoolCalls(PoolStreams):
         retry_on: RetryOn | None = None,
     ) -> list[R] | list[R | BaseException]:
         """Do as `map` does for a function of several arguments. Each item is unpacked: `func(*item)`."""
+        self._check_running()
         options = self._calls.override(task_timeout, retries, retry_on, chunksize, None, return_exceptions)
         return self._map(func, iterable, Mode.STAR, options)
 
@@ -233,6 +235,7 @@ class PoolCalls(PoolStreams):
 
         The items are pickled when their batches go out: do not change them before the result is there.
         """
+        self._check_running()
         result: MapResult[list[Any]] = MapResult(self, self._engine, callback, error_callback)
         options = self._calls.override(task_timeout, retries, retry_on, chunksize, None, return_exceptions)
         return self._start_map(result, func, iterable, Mode.MAP, options)
@@ -277,6 +280,7 @@ class PoolCalls(PoolStreams):
         retry_on: RetryOn | None = None,
     ) -> MapResult[list[R]] | MapResult[list[R | BaseException]]:
         """Start `starmap` and return at once."""
+        self._check_running()
         result: MapResult[list[Any]] = MapResult(self, self._engine, callback, error_callback)
         options = self._calls.override(task_timeout, retries, retry_on, chunksize, None, return_exceptions)
         return self._start_map(result, func, iterable, Mode.STAR, options)

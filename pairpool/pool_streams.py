@@ -76,6 +76,7 @@ class PoolStreams:
                 it is at least two items per worker. An input that waits for a result of this call needs `buffersize=1`.
             return_exceptions: yield exceptions instead of raising them.
         """
+        self._check_running()
         options = self._calls.override(task_timeout, retries, retry_on, chunksize, buffersize, return_exceptions)
         return self._stream(func, iterable, options, StreamSpec(ordered=True, total=length_of(iterable)))
 
@@ -116,6 +117,7 @@ class PoolStreams:
         retry_on: RetryOn | None = None,
     ) -> IMapIterator[R] | IMapIterator[R | BaseException]:
         """Do as `imap` does, with results in the order in which they are ready."""
+        self._check_running()
         options = self._calls.override(task_timeout, retries, retry_on, chunksize, buffersize, return_exceptions)
         return self._stream(func, iterable, options, StreamSpec(ordered=False, total=length_of(iterable)))
 

@@ -25,7 +25,7 @@ from pairpool.dask.connection import Client, connect
 from pairpool.dask.messages import CallContent, CallHead, ItemMode, NodeSetup, versions
 from pairpool.dask.node_pools import close_pool
 from pairpool.dask.nodes import Nodes
-from pairpool.dask.options import NodeOptions, checked, limits_of
+from pairpool.dask.options import NodeOptions, checked
 from pairpool.dask.packing import repeats
 from pairpool.dask.results import ClusterResult
 from pairpool.dask.stats import ClusterCallStats, ClusterStats
@@ -200,14 +200,13 @@ class ClusterPoolBase:
         limits: Limits,
     ) -> ClusterCall:
         """Make a call whose input is complete."""
-        checked_limits = limits_of(limits)
         self._check_call(func)
         sizer = BatchSizer(BATCH_TARGET_S, check_chunksize(chunksize))
         # the caller of map_async may change a list before its items are pickled, so it is copied
         items, error, _ = gather(iterable, is_left=True)
         source = CallItems(iter(items), len(items), error)
         shared = repeats() if sizer.fixed != 1 else None
-        batches = Batches(self._head(func, mode, checked_limits), source, sizer, shared)
+        batches = Batches(self._head(func, mode, limits), source, sizer, shared)
         return self._begin(batches, ClusterCallStats(_name_of(func), "map", source.total))
 
     def _stream(
@@ -219,11 +218,10 @@ class ClusterPoolBase:
         limits: Limits,
     ) -> ClusterCall:
         """Make a call whose input is read as the results are read."""
-        checked_limits = limits_of(limits)
         buffersize = check_buffersize(buffersize)
         self._check_call(func)
         sizer = BatchSizer(BATCH_TARGET_S, check_chunksize(chunksize))
-        head = self._head(func, ItemMode.MAP, checked_limits)
+        head = self._head(func, ItemMode.MAP, limits)
         source = CallItems(iter(iterable), length_of(iterable))
         return self._begin(
             Batches(head, source, sizer), ClusterCallStats(_name_of(func), "imap", source.total), buffersize

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pairpool.dask.messages import BatchOrder, BatchReport, CallContent, ItemMode, versions
 from pairpool.dask.node_pools import NodePool, node_address, pools
 from pairpool.dask.packing import Packer, unpack
-from pairpool.errors import TaskTimeout, WorkerDied, encoding_error, with_cause
+from pairpool.errors import DeathDetails, TaskTimeout, WorkerDied, encoding_error, with_cause
 from pairpool.transport.failures import error_for_each, safe
 
 if TYPE_CHECKING:
@@ -112,8 +112,9 @@ def _outcome_of(result: AsyncResult[Any]) -> Any:
 def _on_node(error: Any, node: str, index: int) -> BaseException:
     """Return an exception that names the node, and the index of the item in the whole call."""
     if isinstance(error, WorkerDied):
-        function, _index, worker, pid, details = error.args
-        named = WorkerDied(function, index, worker, pid, details._replace(reason=f"{details.reason} on node {node}"))
+        function, _index, worker, pid, *rest = error.args
+        details = DeathDetails(*rest)
+        named = WorkerDied(function, index, worker, pid, *details._replace(reason=f"{details.reason} on node {node}"))
         return with_cause(named, error.__cause__)
     if not isinstance(error, BaseException):
         raise AssertionError(f"neither a result nor an exception: {error!r}")

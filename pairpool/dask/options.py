@@ -8,7 +8,7 @@ from typing import Any, Literal
 import cloudpickle
 
 from pairpool.dask.node_functions import initialize
-from pairpool.options import DEFAULTS, ItemKeywords, Limits, PoolOptions, WorkerKeywords
+from pairpool.options import DEFAULTS, ItemKeywords, Limits, PoolOptions, RetryOn, WorkerKeywords
 
 __all__ = ["NodeOptions", "checked", "limits_of"]
 
@@ -35,10 +35,8 @@ def checked(options: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def limits_of(limits: Limits) -> Limits:
+def limits_of(task_timeout: float | None, retries: int | None, retry_on: RetryOn | None) -> Limits:
     """Return the limits of a call that override those of the pools on the nodes, checked."""
-    for name in limits:
-        if name not in Limits.__annotations__:
-            raise TypeError(f"{name} is not an option of a call on a cluster")
-    DEFAULTS.override(**limits)
-    return {name: value for name, value in limits.items() if value is not None}  # type: ignore[return-value]
+    DEFAULTS.override(task_timeout, retries, retry_on)
+    given: Limits = {"task_timeout": task_timeout, "retries": retries, "retry_on": retry_on}
+    return {name: value for name, value in given.items() if value is not None}  # type: ignore[return-value]

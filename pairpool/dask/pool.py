@@ -13,7 +13,7 @@ from pairpool.dask.cluster_call import ClusterCall
 from pairpool.dask.messages import ItemMode
 from pairpool.dask.options import limits_of
 from pairpool.dask.results import ClusterResult, ClusterStream
-from pairpool.options import Limits
+from pairpool.options import Limits, RetryOn
 
 __all__ = ["ClusterPool"]
 
@@ -84,9 +84,12 @@ class ClusterPool(ClusterPoolBase):
         chunksize: int | None = None,
         *,
         return_exceptions: bool = False,
-        **limits: Unpack[Limits],
+        task_timeout: float | None = None,
+        retries: int | None = None,
+        retry_on: RetryOn | None = None,
     ) -> list[R] | list[R | BaseException]:
         """Return `[func(x) for x in iterable]`, computed on the nodes, when all items have ended."""
+        limits = limits_of(task_timeout, retries, retry_on)
         return _collect(self._map(func, iterable, ItemMode.MAP, chunksize, limits), return_exceptions)
 
     @overload
@@ -118,9 +121,12 @@ class ClusterPool(ClusterPoolBase):
         chunksize: int | None = None,
         *,
         return_exceptions: bool = False,
-        **limits: Unpack[Limits],
+        task_timeout: float | None = None,
+        retries: int | None = None,
+        retry_on: RetryOn | None = None,
     ) -> list[R] | list[R | BaseException]:
         """Do the same as `map` with `func(*item)` for each item."""
+        limits = limits_of(task_timeout, retries, retry_on)
         return _collect(self._map(func, iterable, ItemMode.STAR, chunksize, limits), return_exceptions)
 
     @overload
@@ -155,7 +161,9 @@ class ClusterPool(ClusterPoolBase):
         *,
         buffersize: int | None = None,
         return_exceptions: bool = False,
-        **limits: Unpack[Limits],
+        task_timeout: float | None = None,
+        retries: int | None = None,
+        retry_on: RetryOn | None = None,
     ) -> ClusterStream[R] | ClusterStream[R | BaseException]:
         """Yield the results in the order of the input, as they become ready. The input may be endless.
 
@@ -165,6 +173,7 @@ class ClusterPool(ClusterPoolBase):
                 of work for all workers of a node. Before the first result, a batch has one item per worker. If the
                 input is slow, a batch goes out after 0.1 s with the items that are there, at least one.
         """
+        limits = limits_of(task_timeout, retries, retry_on)
         call = self._stream(func, iterable, chunksize, buffersize, limits)
         return ClusterStream(call, ordered=True, return_exceptions=return_exceptions)
 
@@ -200,9 +209,12 @@ class ClusterPool(ClusterPoolBase):
         *,
         buffersize: int | None = None,
         return_exceptions: bool = False,
-        **limits: Unpack[Limits],
+        task_timeout: float | None = None,
+        retries: int | None = None,
+        retry_on: RetryOn | None = None,
     ) -> ClusterStream[R] | ClusterStream[R | BaseException]:
         """Do the same as `imap`, but yield the results in the order in which they become ready."""
+        limits = limits_of(task_timeout, retries, retry_on)
         call = self._stream(func, iterable, chunksize, buffersize, limits)
         return ClusterStream(call, ordered=False, return_exceptions=return_exceptions)
 
@@ -211,10 +223,13 @@ class ClusterPool(ClusterPoolBase):
         func: Callable[..., R],
         args: Iterable[Any] = (),
         kwds: Mapping[str, Any] | None = None,
-        **limits: Unpack[Limits],
+        *,
+        task_timeout: float | None = None,
+        retries: int | None = None,
+        retry_on: RetryOn | None = None,
     ) -> R:
         """Return `func(*args, **kwds)`, computed on a node."""
-        result = self.apply_async(func, args, kwds, **limits)
+        result = self.apply_async(func, args, kwds, task_timeout=task_timeout, retries=retries, retry_on=retry_on)
         try:
             return result.get()
         except BaseException:
@@ -228,14 +243,17 @@ class ClusterPool(ClusterPoolBase):
         kwds: Mapping[str, Any] | None = None,
         callback: Callable[[R], object] | None = None,
         error_callback: Callable[[BaseException], object] | None = None,
-        **limits: Unpack[Limits],
+        *,
+        task_timeout: float | None = None,
+        retries: int | None = None,
+        retry_on: RetryOn | None = None,
     ) -> ClusterResult[R]:
         """Start `apply` and return at once. Many calls travel in one batch.
 
         Callbacks run in the thread that receives all single calls, so keep them short.
         """
         result = ClusterResult(self._call_batcher.on_cancelled, callback, error_callback)
-        self._submit(result, func, (tuple(args), dict(kwds or {})), limits_of(limits))
+        self._submit(result, func, (tuple(args), dict(kwds or {})), limits_of(task_timeout, retries, retry_on))
         return result
 
     def submit(self, func: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> ClusterResult[R]:
@@ -277,9 +295,12 @@ class ClusterPool(ClusterPoolBase):
         error_callback: Callable[[BaseException], object] | None = None,
         *,
         return_exceptions: bool = False,
-        **limits: Unpack[Limits],
+        task_timeout: float | None = None,
+        retries: int | None = None,
+        retry_on: RetryOn | None = None,
     ) -> ClusterResult[list[R]] | ClusterResult[list[R | BaseException]]:
         """Start `map` and return at once. Do not change an item before its batch went out and was pickled."""
+        limits = limits_of(task_timeout, retries, retry_on)
         call = self._map(func, iterable, ItemMode.MAP, chunksize, limits)
         result: ClusterResult[list[Any]] = ClusterResult(call.cancel, callback, error_callback)
         return self._in_background(result, lambda: _collect(call, return_exceptions))
@@ -319,9 +340,12 @@ class ClusterPool(ClusterPoolBase):
         error_callback: Callable[[BaseException], object] | None = None,
         *,
         return_exceptions: bool = False,
-        **limits: Unpack[Limits],
+        task_timeout: float | None = None,
+        retries: int | None = None,
+        retry_on: RetryOn | None = None,
     ) -> ClusterResult[list[R]] | ClusterResult[list[R | BaseException]]:
         """Start `starmap` and return at once. Each item is pickled when its batch goes out, as with `map_async`."""
+        limits = limits_of(task_timeout, retries, retry_on)
         call = self._map(func, iterable, ItemMode.STAR, chunksize, limits)
         result: ClusterResult[list[Any]] = ClusterResult(call.cancel, callback, error_callback)
         return self._in_background(result, lambda: _collect(call, return_exceptions))

@@ -54,10 +54,10 @@ def initializer_failed(traceback: str) -> BaseException:
 
 def lethal_function(function: str, index: int) -> BaseException:
     """Return the error of an item that is not sent, because its function kills the workers that unpickle it."""
-    from pairpool.errors import DeathDetails, WorkerDied
+    from pairpool.errors import WorkerDied
 
     reason = "every worker that unpickled the function died of it, one after the other"
-    return WorkerDied(function, index, details=DeathDetails(reason=reason, doing="unpickling the function of"))
+    return WorkerDied(function, index, reason=reason, doing="unpickling the function of")
 
 
 def died_at_startup(count: int) -> BaseException:

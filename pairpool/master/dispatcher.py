@@ -151,14 +151,13 @@ class Dispatcher:
         encoded = batch.encoded
         if encoded is None:
             try:
-                rest = batch.encode(self._serializer)
+                encoded = batch.encode(self._serializer)
             except Exception as error:
                 self._queue.fail(batch, error)
                 return True
+            rest = batch.fit(encoded)
             if rest is not None:
                 self._queue.put_back([rest])
-            encoded = batch.encoded
-            assert encoded is not None
         if len(batch.unpicklable) == batch.count:
             self._queue.deliver(batch, [None] * batch.count, batch.unpicklable)
             return True

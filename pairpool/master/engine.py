@@ -322,7 +322,7 @@ class Engine(EngineCore):
     def pids(self) -> list[int]:
         """Return the process numbers of the workers, once all that were asked for are there."""
         self.loop.run_once()
-        self.loop.wait(lambda: self.loop.ended or not self.supervisor.is_waiting)
+        self.loop.wait(lambda: self.loop.ended or not self.supervisor.awaited)
         members = self.workers.members
         return [members[number].pid for number in sorted(members)]
 
@@ -343,7 +343,7 @@ class Engine(EngineCore):
             resized = True
 
         self.loop.submit(action)
-        return lambda: self.loop.ended or (resized and not self.supervisor.is_waiting)
+        return lambda: self.loop.ended or (resized and not self.supervisor.awaited)
 
     def summarize(self, make: Callable[[PoolStats, Callable[[int], int]], T]) -> T:
         """Return what `make` makes of the statistics, and of a function that tells when a worker was ready.

@@ -311,7 +311,7 @@ class EngineCore:
 
     def has_no_workers_left(self) -> bool:
         """Return whether no worker is left and none was requested."""
-        return not self.workers.members and not self.workers.leaving and not self.supervisor.is_waiting
+        return not self.workers.members and not self.workers.leaving and not self.supervisor.awaited
 
     def terminate(self, *, grace: float | None = EXIT_GRACE_S) -> None:
         """End everything now. Workers with a task are killed, others exit, and calls that have not ended are cancelled.

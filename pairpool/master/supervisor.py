@@ -111,7 +111,7 @@ class Supervisor:
     def has_begun(self) -> bool:
         """Whether the first workers have arrived, or none will arrive."""
         is_enough = len(self._workers.members) >= self._workers.cores * WORKERS_PER_CORE_AT_START
-        return is_enough or not self.is_waiting or self._queue.broken is not None
+        return is_enough or not self.awaited or self._queue.broken is not None
 
     def finish_start(self) -> None:
         """End the start, after the first workers have arrived. Raise `OSError` if one of them could not be made."""
@@ -130,11 +130,6 @@ class Supervisor:
         """The number of workers that were requested and have not arrived."""
         return len(self._zygotes.requested)
 
-    @property
-    def is_waiting(self) -> bool:
-        """Whether workers that were requested have not arrived."""
-        return bool(self._zygotes.requested)
-
     def _request(self, number: int) -> None:
         self._clear(number)
         self._metrics.worker_requested(number)
@@ -142,6 +137,9 @@ class Supervisor:
             self._zygotes.request(number)
         except OSError as error:
             self._on_refused(number, error)
+            return
+        if not self.zygote.watched():  # the zygote is this process, and has answered at once
+            self._on_zygote(0)
 
     def _clear(self, number: int) -> None:
         """Show a place as empty on the scoreboard.
@@ -245,7 +243,9 @@ class Supervisor:
     def _retire_finished(self) -> None:
         """Retire the workers that hold nothing any more and get no more work."""
         while self._workers.finished:
+            self._workers.begin_update(self._workers.finished[-1])
             self.retire(self._workers.finished[-1])
+            self._workers.end_update()
             self._workers.finished.pop()
 
     def _note_progress(self) -> None:

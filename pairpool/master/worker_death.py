@@ -167,8 +167,8 @@ class WorkerDeath:
             stack=stack,
         )
         if reason is not None and reason.limit_s:
-            return TaskTimeout(function, index, reason.limit_s, worker.number, worker.pid, details)
-        return WorkerDied(function, index, worker.number, worker.pid, details)
+            return TaskTimeout(function, index, reason.limit_s, worker.number, worker.pid, arguments, stack, doing)
+        return WorkerDied(function, index, worker.number, worker.pid, *details)
 
     def initializer_error(self) -> BaseException:
         """Return the error of a pool whose worker ended in the initializer."""

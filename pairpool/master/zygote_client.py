@@ -99,8 +99,6 @@ class ZygoteClient:
         except OSError:
             self.requested.discard(number)
             raise
-        if not self.zygote.watched():  # the zygote is this process, and has answered at once
-            self._on_event(0)
 
     def receive(self) -> Spawned | SpawnFailed | None:
         """Return the next answer of the zygote, or None if there is none. Raise `Lost` if the zygote has ended."""

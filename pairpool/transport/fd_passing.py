@@ -140,10 +140,9 @@ class OutgoingFds:
         """Move all of these behind those of `total`."""
         if not self.fds:
             return
-        moved = list(self.fds)
+        total.borrow(self, self.fds, self.close_after_send)
         self.fds.clear()
         descriptors.disown(self._copies)
-        total.borrow(self, moved, self.close_after_send)
 
     def borrow(self, lender: OutgoingFds, fds: list[int], close_after_send: list[tuple[int, Closable]]) -> None:
         """Own the descriptors of another object until `give_back`."""

@@ -524,7 +524,7 @@ def test_wrong_arguments_are_refused_in_the_program(cluster: str, tmp_path: Path
         "ValueError: start_timeout must be positive, not 0",
         "ValueError: task_timeout must be positive, not -1",
         "TypeError: retry_on must be a type of exceptions or a tuple of such types, not 3",
-        "TypeError: memory_limit is not an option of a call on a cluster",
+        "TypeError: ClusterPool.imap() got an unexpected keyword argument 'memory_limit'",
     ]
 
 

@@ -141,6 +141,8 @@ def check_clear(error: BaseException) -> None:
         clear = bool(str(error))
     elif isinstance(error, RuntimeError):
         clear = "thread" in str(error)  # Python itself raises "can't start new thread"
+    elif isinstance(error, ImportError):
+        clear = "shared object" in str(error)  # Python itself raises it, for a library that cannot be mapped
     else:
         clear = isinstance(error, MemoryError)
     if not clear:

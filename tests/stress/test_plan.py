@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from pairpool import WorkerDied
-from pairpool.errors import DeathDetails
 from pairpool.stress import task_errors, tasks
 from pairpool.stress.clients import item_of
 from pairpool.stress.outcomes import Finding, index_of, judge
@@ -137,7 +136,7 @@ def test_a_payload_with_a_flipped_bit_is_wrong(counted: bytearray) -> None:
 
 
 def death(exitcode: int | None, stack: str = "") -> WorkerDied:
-    return WorkerDied("run", 0, 1, 4711, DeathDetails(exitcode, "a signal", stack=stack))
+    return WorkerDied("run", 0, 1, 4711, exitcode, "a signal", stack)
 
 
 def test_a_lethal_task_must_end_with_its_own_exit_status() -> None:

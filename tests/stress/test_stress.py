@@ -17,7 +17,6 @@ from rich.console import Console
 
 from pairpool import WorkerDied
 from pairpool.cli import main
-from pairpool.errors import DeathDetails
 from pairpool.stress import environment, report
 from pairpool.stress.checks import CampaignReport, Kill, Observations, Sample, check_campaign, excused
 from pairpool.stress.outcome_log import OutcomeLog
@@ -119,7 +118,7 @@ def breaches(made: CampaignReport) -> list[str]:
 
 
 def killed(pid: int, exitcode: int | None = -9) -> WorkerDied:
-    return WorkerDied("run", 0, 0, pid, DeathDetails(exitcode, "signal SIGKILL"))
+    return WorkerDied("run", 0, 0, pid, exitcode, "signal SIGKILL")
 
 
 def test_a_campaign_without_a_breach_passes() -> None:

@@ -135,7 +135,8 @@ def test_a_death_cuts_only_the_connection_of_that_worker(start_method: str, repo
         second = {str(pid).encode() for pid in outcomes[1:]}
         assert len(second) == 1
         assert [line.read() for line in lines] == [b"", *second, *second, *second]
-        assert open_here() == before - len(lines)
+        # A spare zygote may have come meanwhile, with two descriptors of its own.
+        assert open_here() - (before - len(lines)) in ((0,) if start_method == "direct" else (0, 2))
 
 
 def test_sockets_are_sent_again_when_a_worker_dies(make_pool: MakePool, reports: Reports, gate: Gate) -> None:

@@ -140,13 +140,14 @@ class Batch(BatchRun):
         """Take the function of the job, which changes if workers do not find the function by name."""
         self.function = self.job.function
 
-    def encode(self, serializer: Serializer) -> Batch | None:
-        """Pickle the items, which runs the caller's code. Items that cannot be pickled enter `unpicklable`.
-
-        A packet carries a limited number of descriptors. Return a new batch with the items that did not fit, or None.
-        """
+    def encode(self, serializer: Serializer) -> Encoded:
+        """Pickle the items, which runs the caller's code. Items that cannot be pickled enter `unpicklable`."""
         self.unpicklable = {}
         encoded = self.encoded = self.job.encode(self, serializer)
+        return encoded
+
+    def fit(self, encoded: Encoded) -> Batch | None:
+        """Keep the items whose descriptors fit into one packet. Return a new batch with the other items, or None."""
         if encoded.fds is None:
             return None
         rest = self.keep(encoded.fitting) if encoded.fitting >= 0 else None
