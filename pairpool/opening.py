@@ -105,15 +105,24 @@ def _start_capture(options: PoolOptions, engine: Engine) -> None:
 
 def _zygote_maker(options: PoolOptions, files: ScoreboardFiles, daemon: bool) -> Callable[[], Zygote]:
     """Return a function that makes the zygote, with the body that its workers run."""
-    if options.start_method == "forkserver":
-        return _fresh_zygote_maker(options, files, daemon)
-    stacks = files.stacks
-    body = WorkerBody(files.board, stacks.fileno(), os.getpid(), options.initializer, tuple(options.initargs), daemon)
-    if options.start_method == "fork":
-        return lambda: ForkedZygote(zygote.serve, body, keep=[stacks])
+    return _ZYGOTE_MAKERS[options.start_method](options, files, daemon)
+
+
+def _body(options: PoolOptions, files: ScoreboardFiles, daemon: bool) -> WorkerBody:
+    initializer, initargs = options.initializer, tuple(options.initargs)
+    return WorkerBody(files.board, files.stacks.fileno(), os.getpid(), initializer, initargs, daemon)
+
+
+def _forked_zygote_maker(options: PoolOptions, files: ScoreboardFiles, daemon: bool) -> Callable[[], Zygote]:
+    body = _body(options, files, daemon)
+    return lambda: ForkedZygote(zygote.serve, body, keep=[files.stacks])
+
+
+def _direct_zygote_maker(options: PoolOptions, files: ScoreboardFiles, daemon: bool) -> Callable[[], Zygote]:
     from pairpool.master.direct_zygote import DirectZygote
 
-    return lambda: DirectZygote(body, keep=[stacks])
+    body = _body(options, files, daemon)
+    return lambda: DirectZygote(body, keep=[files.stacks])
 
 
 def _fresh_zygote_maker(options: PoolOptions, files: ScoreboardFiles, daemon: bool) -> Callable[[], Zygote]:
@@ -133,3 +142,11 @@ def _fresh_zygote_maker(options: PoolOptions, files: ScoreboardFiles, daemon: bo
     main = f"{forkserver_main.__name__}:{forkserver_main.run_fresh_zygote.__name__}"
     factory = f"{make_body.__module__}:{make_body.__name__}"
     return lambda: FreshZygote(main, factory, [files.board_fd.fileno(), files.stacks.fileno(), *fds], setup)
+
+
+_ZYGOTE_MAKERS = {
+    "fork": _forked_zygote_maker,
+    "forkserver": _fresh_zygote_maker,
+    "direct": _direct_zygote_maker,
+}
+assert set(_ZYGOTE_MAKERS) == set(START_METHODS)

@@ -69,6 +69,26 @@ WALLS = (
 )
 """Imports that are forbidden although they point downwards: (importer, imported)."""
 
+USED_BY_FACES = {
+    "asyncio_driver": "drives an engine from asyncio",
+    "call_errors": "the errors of calls that ended early",
+    "engine": "the API",
+    "engine_core": "a constant of the API",
+    "engine_settings": "arguments of `Engine`",
+    "functions": "tells callables with state",
+    "jobs.base": "a type that `Engine` returns",
+    "jobs.call_options": "the options of calls",
+    "jobs.intake": "reads inputs, which `Engine` takes",
+    "jobs.stream": "a type that `Engine` takes and returns",
+    "output": "the sinks of captured output",
+    "output_sinks": "the sinks of captured output",
+    "statistics": "the counts behind a report",
+    "zygotes": "arguments of `Engine`",
+    "direct_zygote": "arguments of `Engine`",
+    "fresh_zygote": "arguments of `Engine`",
+}
+"""The modules of `pairpool.master` that modules above it may import, each with the reason."""
+
 FACES = (
     "pairpool.pool",
     "pairpool.pool_calls",
@@ -132,7 +152,7 @@ MEASURES: dict[str, tuple[int, Callable[[], list[str]]]] = {
 
 def test_every_module_has_a_layer() -> None:
     assert len(MODULES) > 100
-    assert modules_without_layer(MODULES, LAYERS) == [], "add it to LAYERS, and to the drawing in docs/design.md"
+    assert modules_without_layer(MODULES, LAYERS) == [], "add it to LAYERS, and to the table in docs/design.md"
 
 
 @pytest.mark.parametrize("measure", MEASURES)
@@ -140,6 +160,16 @@ def test_the_package_is_within_its_limits(measure: str) -> None:
     limit, find = MEASURES[measure]
     found = find()
     assert len(found) <= limit, f"{measure}: {len(found)}, and the limit is {limit}:\n" + "\n".join(found)
+
+
+def test_faces_import_the_engine_and_what_its_methods_take() -> None:
+    found = {
+        one.imported.removeprefix("pairpool.master.")
+        for one in IMPORTS
+        if one.imported.startswith("pairpool.master.") and not one.importer.startswith("pairpool.master")
+    }
+    assert "engine" in found
+    assert found - set(USED_BY_FACES) == set()
 
 
 def test_the_tests_mirror_the_package() -> None:

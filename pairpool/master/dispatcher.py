@@ -18,7 +18,6 @@ from pairpool.master.functions import Function
 from pairpool.master.jobs.base import Batch, Job
 from pairpool.master.jobs.batch_size import LONE_START_NS, MANY_ITEMS, UNBOUNDED
 from pairpool.master.jobs.map import MapJob
-from pairpool.master.jobs.stream import StreamJob
 from pairpool.master.parts import EngineParts
 from pairpool.master.shared_objects import SharedObjects
 from pairpool.master.worker_channel import WorkerChannel
@@ -86,8 +85,8 @@ class Dispatcher:
         self._leader_stays = leader_stays
         idle = len(workers.members) + 1
         while True:
-            while queue.sendable and (handle := self._with_room(queue.sendable[0])) is not None:
-                batch = queue.next_batch(min(workers.size, self._spread(queue.sendable[0])), self._allowance(handle))
+            while (first := queue.first) is not None and (handle := self._with_room(first)) is not None:
+                batch = queue.next_batch(min(workers.size, self._spread(first)), self._allowance(handle))
                 if batch is None or not self._send(batch, self._with_room):
                     break
             self._run_ahead()
@@ -111,8 +110,8 @@ class Dispatcher:
 
     def retry_after(self) -> float:
         """Return the seconds after which work that is held back is considered again."""
-        sizer = self._queue.sendable[0].sizer if self._queue.sendable else None
-        return SOON_DONE_WITHIN_S if sizer is None or sizer.is_known else LONE_START_NS / 1e9
+        first = self._queue.first
+        return SOON_DONE_WITHIN_S if first is None or first.sizer.is_known else LONE_START_NS / 1e9
 
     def _run_ahead(self) -> None:
         """Fill the workers' sockets with batches of streams, as far as a stream may be ahead of its reader.
@@ -120,8 +119,8 @@ class Dispatcher:
         A reader that computes between two results does not drive the loop meanwhile. The workers go on with the
         batches in their sockets.
         """
-        for job in list(self._queue.sendable):
-            while isinstance(job, StreamJob) and (handle := self._least_loaded(job)) is not None:
+        for job in self._queue.streams():
+            while (handle := self._least_loaded(job)) is not None:
                 batch = job.take(min(self._workers.size, self._spread(job)), self._allowance(handle))
                 if batch is None or not self._send(batch, self._least_loaded):
                     break

@@ -1,7 +1,7 @@
 """Count what a pool does, for the scoreboard, the report and the trace.
 
     JobQueue ─── call_began, items_ended, call_ended ─►              ┌─► Scoreboard: counts, calls, failures
-    Dispatcher ─ batch_began, batch_ran ─────────────────► Metrics ──┼─► PoolStats: `Pool.report()`
+    ReportReader batch_began, batch_ran ─────────────────► Metrics ──┼─► PoolStats: `Pool.report()`
     Supervisor ─ worker_requested, worker_arrived ─────►             └─► Trace: `Pool(trace=)`
     Reaper ───── item_lost, worker_left ───────────────►
 

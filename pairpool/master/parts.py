@@ -16,7 +16,7 @@ __all__ = ["EngineParts"]
 
 
 class EngineParts(NamedTuple):
-    """The parts that `Engine` makes once and passes to its dispatcher, its reaper and its supervisor."""
+    """The parts that `Engine` makes once and passes to its dispatcher, report reader, reaper and supervisor."""
 
     loop: EventLoop
     workers: WorkerSet

@@ -1,6 +1,6 @@
 """Settle what a dead worker leaves: its unread batches, its unfinished items, its descriptors.
 
-1. The dispatcher reads the reports that the worker had sent.
+1. The report reader reads the reports that the worker had sent.
 2. The reaper takes back the batches that the worker had not read. They run on other workers.
 3. The reaper attributes the death: the item that the worker was at fails, and the other items run again.
 4. The reaper returns the death. The supervisor decides whether another worker takes the place.

@@ -45,7 +45,7 @@ from pairpool.transport.protocol import (
 from pairpool.transport.received_fds import FdInbox
 from pairpool.transport.segments import SegmentFd
 from pairpool.transport.spawning import Spawned
-from pairpool.transport.wire import INLINE_LIMIT, Buffer, Recall
+from pairpool.transport.wire import INLINE_LIMIT, Buffer, ProtocolError, Recall
 
 __all__ = ["RecalledPackets", "WorkerChannel"]
 
@@ -290,10 +290,13 @@ class WorkerChannel:
             recalled.batches.append(packet.batch)
         elif isinstance(packet, SharePacket):
             self.known_functions -= self.known_segments.pop(packet.segment, set())
-        elif isinstance(packet, FunctionPacket) or (isinstance(packet, DescriptorsPacket) and not packet.batch):
+        elif isinstance(packet, FunctionPacket):
             self.known_functions.discard(packet.function)
+        elif isinstance(packet, DescriptorsPacket):
+            if not packet.batch:  # they belong to a function
+                self.known_functions.discard(packet.function)
         else:
-            assert recall is not Recall.NEVER, f"{packet} was recalled from a worker"
+            raise ProtocolError(f"{packet} was recalled, and nothing here says how to undo it")
         discard = discard_for(packet)
         if discard is not None:
             recalled.resend.append(_Outgoing(discard, [encode(discard)]))

@@ -10,7 +10,9 @@ fields, and what happens if a packet of this kind is recalled. The method `is_va
 arrives, against the bytes of its payload and the number of its descriptors. That number is -1 if the kernel dropped
 descriptors because the table of this process is full. A class without `is_valid` has no payload and no descriptors.
 
-To add a kind, write its class and add it to `Packet`.
+To add a kind, write its class and add it to `Packet`. If the master sends it to workers, add it to `PostedPacket` in
+`master/worker_channel.py`, with the field `captures_before`; the worker handles it in `worker/worker.py`. If a worker
+sends it, `master/reports.py` handles it. All sides refuse a kind that they do not handle.
 """
 
 from __future__ import annotations
@@ -28,7 +30,10 @@ REPORT_SIGNAL = signal.SIGURG
 
 
 class Flag:
-    """Bits of the field `flags`. Each packet class says which of them it can have."""
+    """Bits of the field `flags`, which is one byte. Different kinds of packets may use a bit in different ways.
+
+    Each packet class says which of them it can have.
+    """
 
     IN_SHM = 1  # the payload is in shared memory, and the packet carries a reference to it
     BY_VALUE = 2  # of a batch: an object in it travels by value, so objects in the results can do so, too

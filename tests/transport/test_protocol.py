@@ -151,3 +151,10 @@ def test_a_packet_without_a_whole_header_is_refused(size: int) -> None:
     assert bytes(far.receive()[1]) == b"next"
     near.close()
     far.close()
+
+
+def test_the_master_can_undo_every_kind_that_it_takes_back() -> None:
+    """A kind that is not sent again needs a branch in `WorkerChannel._undo`; add it here, too."""
+    undone = (Recall.TAKE_BACK, Recall.FORGET)
+    kinds = {cls for cls in TYPES if recall_of(cls(*range(len(cls._fields)))) in undone}
+    assert kinds == {BatchPacket, FunctionPacket, SharePacket, DescriptorsPacket}

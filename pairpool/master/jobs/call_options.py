@@ -61,7 +61,7 @@ class CallOptions(NamedTuple):
         timeout = check_seconds(task_timeout, "task_timeout")
         timeout = self.task_timeout if timeout is None else timeout
         size, buffer = check_chunksize(chunksize), check_buffersize(buffersize)
-        return CallOptions(
+        return self._replace(
             task_timeout=None if timeout == math.inf else timeout,
             retries=self.retries if retries is None else _check_retries(retries),
             retry_on=self.retry_on if retry_on is None else _check_retry_on(retry_on),
@@ -74,7 +74,7 @@ class CallOptions(NamedTuple):
         """Return the options of single calls. They travel in batches by time unless `chunksize` is 1."""
         if self.chunksize in (None, 1):
             return self
-        return CallOptions(self.task_timeout, self.retries, self.retry_on)
+        return self._replace(chunksize=None, buffersize=None, return_exceptions=False)
 
 
 DEFAULTS = CallOptions()

@@ -95,6 +95,15 @@ class JobQueue:
 
     # --- out ------------------------------------------------------------------------------------
 
+    @property
+    def first(self) -> Job | None:
+        """The job whose items go out next."""
+        return self.sendable[0] if self.sendable else None
+
+    def streams(self) -> list[StreamJob]:
+        """Return the streams that may have something to send, in the order in which they send."""
+        return [job for job in self.sendable if isinstance(job, StreamJob)]
+
     def next_batch(self, workers: int, at_most: int) -> Batch | None:
         """Return the next batch of the first job that has one. May run the callers' iterators.
 
