@@ -45,14 +45,16 @@ def _add_stress(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.add_argument("--workers", type=whole_number, default=8, metavar="N", help="processes of the pool (8)")
     parser.add_argument("--tasks", type=whole_number, default=200_000, metavar="N", help="tasks to run (200000)")
     parser.add_argument("--kills", type=count, default=500, metavar="N", help="signals to send (500)")
-    parser.add_argument("--seed", type=count, default=1, metavar="N", help="what the mix is drawn from (1)")
+    parser.add_argument("--seed", type=count, default=1, metavar="N", help="seed of the random mix (1)")
     parser.add_argument(
         "--start-method", choices=("fork", "forkserver", "direct"), default="fork", help="as for Pool (fork)"
     )
-    parser.add_argument("--chunksize", type=whole_number, metavar="N", help="items to a batch (automatic)")
+    parser.add_argument("--chunksize", type=whole_number, metavar="N", help="items per batch (automatic)")
     parser.add_argument("--clients", type=whole_number, default=3, metavar="N", help="threads that call the pool (3)")
-    parser.add_argument("--seconds", type=duration, metavar="S", help="deal no new tasks after so long")
-    parser.add_argument("--hang", type=duration, default=60.0, metavar="S", help="no task for so long is a hang (60)")
+    parser.add_argument("--seconds", type=duration, metavar="S", help="start no new tasks after this time")
+    parser.add_argument(
+        "--hang", type=duration, default=60.0, metavar="S", help="fail if no task starts or ends for this time (60)"
+    )
     parser.add_argument("--live", action="store_true", help="show the live view of the pool meanwhile")
     parser.add_argument("--json", metavar="FILE", help="write the report as JSON")
     parser.add_argument(
@@ -86,11 +88,11 @@ def _stress(arguments: argparse.Namespace) -> int:
 
 
 _STATUSES = """exit status:
-  0    it went well
+  0    success
   1    there is no such pool
   2    bad usage, several pools and none named, or no room for the output
   3    the pool belongs to another user
-  141  nobody reads the output"""
+  141  the reader of the output has gone"""
 
 
 def _add_top(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -98,11 +100,12 @@ def _add_top(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         "top",
         help="show what a running pool is doing, from outside",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Show any pool of yours on this machine, read from its status board, also one\n"
-        "that is stuck. q ends it. Without a terminal there is a line every interval.",
+        description="Show a running pool of yours on this machine. It is read from its scoreboard in\n"
+        "shared memory, so this works for a stuck pool, too. Press q to quit. Without a\n"
+        "terminal, print one line per interval.",
         epilog="examples:\n"
         "  pairpool top                  the only pool there is, or a list to choose from\n"
-        "  pairpool top 4711             the pool of this process, or which it works for\n"
+        "  pairpool top 4711             the pool of this process, master or worker\n"
         "  pairpool top crawler --once   one picture of the pool with this name\n"
         "  pairpool top --json | jq '.[].done'\n\n" + _STATUSES,
     )
@@ -127,9 +130,9 @@ def _add_stack(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="show the Python stacks of a pool's tasks",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Show the Python stack of each worker's task, the most recent call first. No task\n"
-        "ends or fails by it, not even one in an endless loop or in native code.",
+        "ends or fails because of it. This includes endless loops and native code.",
         epilog="examples:\n"
-        "  pairpool stack 4711        all workers of its pool; with a worker's pid, it\n"
+        "  pairpool stack 4711        all workers of this pool, or this one worker\n"
         "  pairpool stack crawler 3   worker 3\n\n" + _STATUSES,
     )
     parser.add_argument("pool", nargs="?", metavar="PID|NAME", help="a process, a pool's name, or PID:NAME")
@@ -161,13 +164,13 @@ def _seconds(text: str) -> float:
 def _add_timeline(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "timeline",
-        help="draw a trace, which Pool(trace=...) has written, as an SVG picture",
-        description="Draw a trace as an SVG picture: a lane a worker, tasks coloured by function, idle time white, "
-        "failures, deaths and replacements marked, and below how much of the workers was used. "
+        help="draw a trace of Pool(trace=...) as an SVG picture",
+        description="Draw a trace as an SVG picture: one lane per worker, tasks coloured by function, idle time white. "
+        "Failures, deaths and replacements are marked, and the share of busy workers is drawn below. "
         "Exit status: 0 drawn, 1 nothing to draw, 2 bad usage or a file that cannot be read or written.",
         epilog="example: pairpool timeline run.json -o run.svg --from 2 --to 5.5",
     )
-    parser.add_argument("trace", metavar="FILE", help="the trace; other programs' in the Chrome trace format do, too")
+    parser.add_argument("trace", metavar="FILE", help="a trace of pairpool, or any file in the Chrome trace format")
     parser.add_argument("-o", "--output", metavar="FILE", help="the picture; - is stdout (the trace's name, with .svg)")
     parser.add_argument("--width", type=_pixels, default=1200, metavar="N", help="pixels (1200)")
     parser.add_argument("--from", type=_seconds, dest="begin", metavar="S", help="first second to show (the first)")
@@ -198,7 +201,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    parser = argparse.ArgumentParser(prog="pairpool", description="A process pool for Linux, and what shows it.")
+    parser = argparse.ArgumentParser(
+        prog="pairpool", description="Watch, trace and test the process pools of pairpool."
+    )
     parser.add_argument("--version", action="version", version=_version())
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_top(commands)

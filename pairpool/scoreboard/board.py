@@ -224,9 +224,9 @@ class Scoreboard:
         """
         _magic, version, slots, _pid, _created = _read_head(fd)
         if version != VERSION:
-            raise BoardVersionError(f"a status board of version {version}; this pairpool reads version {VERSION}")
+            raise BoardVersionError(f"a scoreboard of version {version}; this pairpool reads version {VERSION}")
         if os.fstat(fd).st_size < _size(slots):
-            raise BoardVersionError("this status board is shorter than it says")
+            raise BoardVersionError("this scoreboard is shorter than its header says")
         access = mmap.ACCESS_DEFAULT if writable else mmap.ACCESS_READ
         return cls(mmap.mmap(fd, _size(slots), access=access), slots)
 
@@ -367,7 +367,7 @@ def owner_of(fd: int) -> int:
 def _read_head(fd: int) -> tuple[Any, ...]:
     head = os.pread(fd, _HEAD.size, 0)
     if len(head) < _HEAD.size or not head.startswith(MAGIC):
-        raise BoardVersionError("this is not a pairpool status board")
+        raise BoardVersionError("this is not a pairpool scoreboard")
     return _HEAD.unpack(head)
 
 

@@ -1,1 +1,1 @@
-"""What passes between the processes: packets and descriptors, large payloads, pickles, and the status board."""
+"""Move data between the processes: packets, descriptors, large payloads and pickles."""

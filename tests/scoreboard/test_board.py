@@ -1,4 +1,4 @@
-"""The status board: written here, read there, and refused where it is none."""
+"""One process writes the scoreboard, another reads it, and a file that is not a scoreboard is refused."""
 
 from __future__ import annotations
 
@@ -233,7 +233,7 @@ def test_a_board_of_another_version_is_refused(made: tuple[int, Scoreboard], mon
 )
 def test_other_files_are_refused(file: int, content: bytes) -> None:
     os.write(file, content)
-    with pytest.raises(BoardVersionError, match="not a pairpool status board"):
+    with pytest.raises(BoardVersionError, match="not a pairpool scoreboard"):
         Scoreboard.attach(file)
 
 

@@ -185,7 +185,7 @@ def made_up_board(content: bytes) -> Iterator[None]:
 
 def test_board_of_another_version(make_pool: MakePool) -> None:
     with made_up_board(struct.pack("<8sQQQQ", MAGIC, VERSION + 1, 8, os.getpid(), 0)):
-        with pytest.raises(NoPool, match=f"a status board of version {VERSION + 1}; this pairpool reads"):
+        with pytest.raises(NoPool, match=f"a scoreboard of version {VERSION + 1}; this pairpool reads"):
             find(str(os.getpid()))
         [found] = [one for one in pools() if one.pid == os.getpid()]
         assert found.problem
@@ -209,7 +209,7 @@ def test_things_that_are_no_boards(content: bytes) -> None:
 
 def test_board_that_is_too_short() -> None:
     head = struct.pack("<8sQQQQ", MAGIC, VERSION, 1 << 20, os.getpid(), 0)
-    with made_up_board(head), pytest.raises(NoPool, match="shorter than it says"):
+    with made_up_board(head), pytest.raises(NoPool, match="shorter than its header says"):
         find(str(os.getpid()))
 
 

@@ -461,7 +461,7 @@ def test_board_of_another_version() -> None:
         os.pwrite(fd, struct.pack("<8sQQQQ", MAGIC, VERSION + 1, 8, os.getpid(), 0), 0)
         ran = pairpool("top", os.getpid(), "--once")
         assert ran.returncode == 1
-        assert f"a status board of version {VERSION + 1}" in ran.stderr
+        assert f"a scoreboard of version {VERSION + 1}" in ran.stderr
         assert len(ran.stderr.splitlines()) == 1
         ran = pairpool("top", "--json")
         assert ran.returncode == 0

@@ -29,7 +29,7 @@ MICROSECOND = 1_000
 MILLISECOND = 1_000_000
 
 HAND_BACK = 10 * MILLISECOND
-"""After so long in one batch a worker hands back the items that it has not begun, as the master's dealer has it."""
+"""A worker hands back the items that it has not begun after this time in one batch, as in the master's dispatcher."""
 
 
 # --- a pool in miniature ------------------------------------------------------------------------------
@@ -59,7 +59,7 @@ class Outcome:
 
 
 class Simulation:
-    """A discrete-event run of one call over `workers`, with the rules of the dealer and no process.
+    """A discrete-event run of one call over `workers`, with the rules of the dispatcher and without processes.
 
     A worker holds the batch that it runs, and a second one while batches are short; one that has nothing gets the
     unread batch of another. Each batch costs its worker `overhead` ns, and each message takes `wire` ns.
