@@ -124,7 +124,7 @@ def _steps(first: int, last: int, factor: int) -> Iterable[int]:
         first *= factor
 
 
-FRESH = "would start a fresh interpreter for each worker"
+FRESH = "a fresh interpreter would start for each worker"
 MIB = 2**20
 
 CURVES: dict[str, Curve] = {
@@ -134,7 +134,7 @@ CURVES: dict[str, Curve] = {
             "map-items",
             "map: cost of an item by the number of items",
             "items",
-            "µs an item",
+            "µs per item",
             map_items,
             tuple(_steps(100, 10_000_000, 10)),
             without=SLOW_TO_START,
@@ -143,7 +143,7 @@ CURVES: dict[str, Curve] = {
             "imap_unordered-items",
             "imap_unordered: cost of an item by the number of items",
             "items",
-            "µs an item",
+            "µs per item",
             stream_items,
             tuple(_steps(100, 10_000_000, 10)),
             without=SLOW_TO_START,

@@ -20,7 +20,7 @@ VALUE = "value"
 OURS = "pairpool"
 STANDARD = "multiprocessing"
 
-SLOW_TO_START = {"ray": "left out, because it takes seconds to start"}
+SLOW_TO_START = {"ray": "the start takes seconds"}
 """For `Case.without`: libraries whose figure is not worth the time."""
 
 
@@ -60,7 +60,7 @@ class Case:
     without: Mapping[str, str] = field(default_factory=dict)
     """The libraries that are left out, with the reasons."""
 
-    remark: str = ""
+    remarks: tuple[str, ...] = ()
     is_total: bool = False
     """Whether the figure grows with the size. Then libraries with a cap cannot be compared."""
 

@@ -212,7 +212,7 @@ def items_figure(results: Results) -> Any:
         _lines(axes, results.curves_of(name))
         _log_axes(axes, _plain)
         _limit_line(axes, results, "pickle-lists", "limit: pickle", lambda value: value)
-        _titled(axes, CURVES[name].title.partition(":")[0], "items", "µs an item")
+        _titled(axes, CURVES[name].title.partition(":")[0], "items", "µs per item")
     _legend(figure, left)
     return figure
 
@@ -223,7 +223,7 @@ def workers_figure(results: Results) -> Any:
     _lines(left, curves)
     _titled(left, "from opening to the first result", "workers", "ms")
     _lines(right, curves, "task")
-    _titled(right, "tasks submitted one by one", "workers", "µs a task")
+    _titled(right, "tasks submitted one by one", "workers", "µs per task")
     for axes in (left, right):
         _log_axes(axes, _plain, base=2)
     _legend(figure, left)

@@ -23,12 +23,12 @@ GROUPS = {
 HEAD = """\
 # Benchmarks
 
-Made by `make bench`, which writes this page. Do not edit it; change `benchmarks/report.py`.
+`make bench` writes this page. Do not edit the page; change `benchmarks/report.py`.
 
 {about}
 Each figure is the median of {repeat} processes ({range}). Cases and libraries take turns. All figures of cases are
 costs: less is better. Pools have two workers unless the text says otherwise. A *limit* is the time that the machine
-needs for the least work of a case, measured in the same run.
+itself needs for the minimum work of a case. It is measured in the same run.
 
 """
 
@@ -110,16 +110,33 @@ def score(results: Results) -> str:
     for case in present(results):
         best, ours = results.best_peer(case.name, case.apart), results.spread(case.name, OURS)
         if best and ours and best[1].middle < ours.middle:
-            behind.append(f"{best[0]} in `{case.name}` ({number(ours.middle / best[1].middle)} ×)")
-    ahead = f"Another library is ahead: {', '.join(behind)}." if behind else "No other library is ahead in any case."
-    return f"{met} of {len(verdicts)} aims are met. {ahead}\n"
+            behind.append(
+                f"- {best[0]} in `{case.name}`: pairpool costs {number(ours.middle / best[1].middle)} times as much\n"
+            )
+    ahead = (
+        f"Another library is ahead in these cases:\n\n{''.join(behind)}"
+        if behind
+        else "No other library is ahead in any case.\n"
+    )
+    return f"{met} of {len(verdicts)} aims are met. {ahead}"
 
 
 def _size_text(case: Case) -> str:
-    if not case.caps:
-        return ""
     told = [f"{library} {size:,}" for library, size in case.caps.items()]
-    return f"Smaller sizes than {case.size:,}, because these libraries are slow: {', '.join(told)}."
+    return f"These libraries are slow, so their size is less than {case.size:,}: {', '.join(told)}."
+
+
+def _notes(results: Results, case: Case) -> Iterable[str]:
+    """Yield what the reader has to know about the figures of a case, and the reasons for missing figures."""
+    yield from case.remarks
+    if case.caps:
+        yield _size_text(case)
+    found: dict[str, list[str]] = {}
+    for library in results.libraries():
+        if reason := case.without.get(library) or results.trouble(case.name, library):
+            found.setdefault(reason, []).append(library)
+    for reason, libraries in found.items():
+        yield f"No figure for {', '.join(libraries)}: {reason}."
 
 
 def _details(results: Results, case: Case) -> str:
@@ -132,12 +149,8 @@ def _details(results: Results, case: Case) -> str:
     ]
     if case.limit and (limit := results.spread(case.limit, "limit")):
         rows.append([f"*limit*: {LIMITS[case.limit].title}", spread_text(limit), *("" for _ in fields[1:])])
-    notes = [case.remark + "." if case.remark else "", _size_text(case)]
-    for library in results.libraries():
-        reason = case.without.get(library) or results.trouble(case.name, library)
-        notes.append(f"{library}: {reason}." if reason else "")
-    told = " ".join(filter(None, notes))
-    return f"### {case.title} `{case.name}`\n\n{table(head, rows)}\n" + (f"{told}\n\n" if told else "")
+    told = "".join(f"- {note}\n" for note in _notes(results, case))
+    return f"### {case.title} `{case.name}`\n\n{table(head, rows)}\n" + (f"{told}\n" if told else "")
 
 
 def _limits(results: Results) -> str:
@@ -161,18 +174,18 @@ def _about(results: Results) -> str:
 
 def _missing(results: Results) -> str:
     """Return in words which points of the curves are missing, and why."""
-    found: dict[str, list[str]] = {}
+    found: dict[tuple[str, str], list[str]] = {}
     for curve in CURVES.values():
         if results.curves_of(curve.name):
             for library, reason in curve.without.items():
-                found.setdefault(f"`{curve.name}`, {reason}", []).append(library)
+                found.setdefault((curve.name, reason), []).append(library)
             for library, most in curve.caps.items():
-                found.setdefault(f"`{curve.name}` beyond {most:,}", []).append(library)
+                found.setdefault((curve.name, f"not measured above {most:,}"), []).append(library)
     for one in results.curves:
         if one.get("trouble"):
-            found.setdefault(f"`{one['curve']}`, {one['trouble']}", []).append(one["library"])
-    told = "; ".join(f"{what}: {', '.join(libraries)}" for what, libraries in found.items())
-    return f"Not measured: {told}.\n\n" if told else ""
+            found.setdefault((one["curve"], one["trouble"]), []).append(one["library"])
+    told = [f"- {', '.join(libraries)} in `{curve}`: {reason}.\n" for (curve, reason), libraries in found.items()]
+    return f"These figures are missing:\n\n{''.join(told)}\n" if told else ""
 
 
 def page(results: Results, figures: dict[str, str]) -> str:

@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 
 WORKERS = 8
 
-REMARK = (
-    "multiprocessing, ProcessPoolExecutor, billiard and pebble have no sharing: their 8 workers inherit the array when "
-    "they are forked, which counts here, and is impossible for an open pool; mpire does the same, and calls it "
-    "shared_objects; joblib maps the array from a file in shared memory; Ray puts it into its store"
+REMARKS = (
+    "multiprocessing, ProcessPoolExecutor, billiard and pebble have no sharing.",
+    "Their 8 workers inherit the array by fork, and the figure includes the fork. An open pool cannot do this.",
+    "mpire does the same with `shared_objects`.",
+    "joblib maps the array from a file in shared memory. Ray puts it into its store.",
 )
 
-WITHOUT = {"loky": "no sharing, and its workers inherit nothing"}
+WITHOUT = {"loky": "there is no sharing, and workers inherit nothing"}
 
 
 @dataclass

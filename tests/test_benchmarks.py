@@ -224,7 +224,7 @@ def test_the_summary_compares_pairpool_with_peers_limits_and_aims(results: Resul
     ]
     assert cells(text, "start-64")[4:] == ["no", "2", "", "≤ 0.8 × multiprocessing: **missed**, 2"]
     assert "1 of 3 aims" in report.score(results)
-    assert f"{STANDARD} in `start-64` (2 ×)" in report.score(results)
+    assert f"- {STANDARD} in `start-64`: pairpool costs 2 times as much" in report.score(results)
 
 
 def test_the_page_contains_every_library_and_every_failure(results: Results) -> None:
@@ -235,9 +235,9 @@ def test_the_page_contains_every_library_and_every_failure(results: Results) -> 
         "![Calls and maps of tasks that do nothing](calls.svg)",
         "![cost by the number of items](items.svg)",
         "ray 500",
-        "pebble: killed after 120 s.",
-        "ray: would start a fresh interpreter for each worker.",
-        "`map-items`, it fell over: pebble",
+        "No figure for pebble: killed after 120 s.",
+        "ray: a fresh interpreter would start for each worker.",
+        "- pebble in `map-items`: it fell over.",
         LIMITS["ping-pong"].title,
     ):
         assert words in text

@@ -101,17 +101,17 @@ CASES = (
         group="arrays",
         aims=(Aim(0.08, "multiprocessing"), Aim(6, "limit")),
         limit="memcpy-warm",
-        remark="the result is read-only with Ray, and writable with all others",
+        remarks=("The result is read-only with Ray, and writable with all others.",),
     ),
     Case(
         "arrays-small",
         "10,000 arrays of 8 KiB there and back",
-        "µs an array",
+        "µs per array",
         arrays_small,
         size=10_000,
         group="arrays",
         aims=(Aim(0.4, "multiprocessing"),),
-        remark="chunks as in [map]",
+        remarks=("The chunk sizes are those of `map`.",),
     ),
     Case(
         "share",
@@ -124,7 +124,7 @@ CASES = (
         limit="memfd-write",
         fields={"alone": "the sharing alone, ms"},
         without=sharing.WITHOUT,
-        remark=sharing.REMARK,
+        remarks=sharing.REMARKS,
     ),
     Case(
         "share-memory",
@@ -135,7 +135,10 @@ CASES = (
         group="memory",
         aims=(Aim(1.05 * 256),),
         without=sharing.WITHOUT,
-        remark="proportional set size of the program and all its processes, without the program's own array; "
-        "if the workers inherit the array, the workers count, too",
+        remarks=(
+            "The figure is the proportional set size of the program and all its processes.",
+            "The program's own array is not included.",
+            "If the workers inherit the array, the memory of the workers counts, too.",
+        ),
     ),
 )

@@ -108,10 +108,15 @@ def streaming_by_chunks(ordered: bool) -> Callable[[Peer, int], Values]:
     return run
 
 
+BEST_CHUNKS = (
+    "Each run tries the chunk sizes 10, 100, 1,000 and 5,000. The figure is the best of the four.",
+    "pairpool runs four times with its default. Again, the figure is the best of the four.",
+)
+
 NO_CHUNKS = {
-    "ProcessPoolExecutor": "no unordered map with chunks",
-    "loky": "no unordered map with chunks",
-    "pebble": "no unordered map with chunks",
+    "ProcessPoolExecutor": "there is no unordered map with chunks",
+    "loky": "there is no unordered map with chunks",
+    "pebble": "there is no unordered map with chunks",
     **SLOW_TO_START,
 }
 
@@ -130,43 +135,45 @@ CASES = (
     Case(
         "submit",
         "many calls submitted, then all results",
-        "µs a call",
+        "µs per call",
         submit,
         size=5000,
         group="calls",
         aims=(Aim(0.25, "multiprocessing"),),
         limit="packets",
         caps={"ray": 1000},
-        remark="joblib submits a list of calls, which it divides into batches",
+        remarks=("joblib submits a list of calls, which it divides into batches.",),
     ),
     Case(
         "map",
         "map over 300,000 ints",
-        "µs an item",
+        "µs per item",
         map_ints,
         size=300_000,
         group="calls",
         aims=(Aim(0.75, "multiprocessing"), Aim(1.5, "limit")),
         limit="pickle-lists",
         caps={"joblib": 100_000},
-        remark="ProcessPoolExecutor, loky and pebble, which would send item by item, use multiprocessing's chunk size",
+        remarks=(
+            "ProcessPoolExecutor, loky and pebble use multiprocessing's chunk size. By default they send item by item.",
+        ),
     ),
     Case(
         "imap_unordered",
         "imap_unordered, no-ops, defaults",
-        "µs an item",
+        "µs per item",
         streaming(ordered=False),
         size=20_000,
         group="calls",
         aims=(Aim(0.03, "multiprocessing"),),
         limit="pickle-lists",
         caps={"ProcessPoolExecutor": 5000, "loky": 5000, "ray": 1000},
-        remark="ProcessPoolExecutor, loky and pebble use as_completed over submitted calls",
+        remarks=("ProcessPoolExecutor, loky and pebble use `as_completed` over submitted calls.",),
     ),
     Case(
         "imap",
         "imap, no-ops, defaults",
-        "µs an item",
+        "µs per item",
         streaming(ordered=True),
         size=20_000,
         group="calls",
@@ -178,25 +185,25 @@ CASES = (
     Case(
         "imap_unordered-chunked",
         "imap_unordered, the others at their best chunk size",
-        "µs an item",
+        "µs per item",
         streaming_by_chunks(ordered=False),
         size=20_000,
         group="calls",
         aims=(Aim(0.7, "multiprocessing"),),
         limit="pickle-lists",
         without=NO_CHUNKS,
-        remark="the best of 10, 100, 1,000 and 5,000 in each run; for pairpool the best of four with its default",
+        remarks=BEST_CHUNKS,
     ),
     Case(
         "imap-chunked",
         "imap, the others at their best chunk size",
-        "µs an item",
+        "µs per item",
         streaming_by_chunks(ordered=True),
         size=20_000,
         group="calls",
         aims=(Aim(0.7, "multiprocessing"),),
         limit="pickle-lists",
         without=SLOW_TO_START,
-        remark="the best of 10, 100, 1,000 and 5,000 in each run; for pairpool the best of four with its default",
+        remarks=BEST_CHUNKS,
     ),
 )

@@ -93,9 +93,9 @@ CASES = (
             **dict.fromkeys(("ProcessPoolExecutor", "mpire", "pebble", "billiard"), 50_000),
         },
         without={
-            "loky": "leaves semaphores behind when it is killed, and keeps calls as ProcessPoolExecutor does",
-            "joblib": "no call without waiting",
-            "ray": "calls wait in another process",
+            "loky": "it leaves semaphores behind when it is killed, and it stores calls as ProcessPoolExecutor does",
+            "joblib": "it has no call that returns before the end",
+            "ray": "its calls wait in another process",
         },
     ),
 )

@@ -86,7 +86,7 @@ def thousand(peer: Peer, size: int) -> Values:
     return {"value": started, "first": first, "item": many / size * 1e6, "ratio": many / few}
 
 
-FRESH_INTERPRETERS = dict.fromkeys(("loky", "joblib", "ray"), "would start a fresh interpreter for each worker")
+FRESH_INTERPRETERS = dict.fromkeys(("loky", "joblib", "ray"), "a fresh interpreter would start for each worker")
 
 CASES = (
     Case(
@@ -104,20 +104,23 @@ CASES = (
         start(64),
         group="pools",
         aims=(Aim(0.8, "multiprocessing"),),
-        without={"ray": FRESH_INTERPRETERS["ray"], "joblib": "its workers are loky's"},
+        without={"ray": FRESH_INTERPRETERS["ray"], "joblib": "its workers are those of loky"},
     ),
     Case(
         "open-close",
         "50 pools of 2 workers, one after the other",
-        "ms each",
+        "ms per pool",
         open_close,
         size=50,
         group="pools",
         aims=(Aim(0, field="descriptors"), Aim(512, field="memory")),
         fields={"descriptors": "descriptors more", "memory": "KiB more"},
         caps={"loky": 10, "joblib": 10, "mpire": 15, "pebble": 15, "billiard": 5},
-        without={"ray": "seconds each"},
-        remark="descriptors and memory of the program: growth from the first fifth of the pools to the last one",
+        without={"ray": "each pool takes seconds"},
+        remarks=(
+            "Descriptors and memory are those of the program.",
+            "They show the growth from the first fifth of the pools to the last fifth.",
+        ),
     ),
     Case(
         "thousand",
@@ -129,15 +132,15 @@ CASES = (
         aims=(Aim(2), Aim(2, field="ratio")),
         fields={
             "first": "s to the first result",
-            "item": "map of 100,000 no-ops, µs an item",
+            "item": "map of 100,000 no-ops, µs per item",
             "ratio": "× the same map with 2 workers",
         },
         without={
             **FRESH_INTERPRETERS,
-            "ProcessPoolExecutor": "left out",
-            "mpire": "left out",
-            "pebble": "left out",
-            "billiard": "left out",
+            "ProcessPoolExecutor": "not run",
+            "mpire": "not run",
+            "pebble": "not run",
+            "billiard": "not run",
         },
     ),
 )
