@@ -56,7 +56,7 @@ def _repeat(work: Callable[[], object]) -> float:
     return (time.perf_counter() - begin) / times
 
 
-CASES = {"no-ops, µs per item": no_ops, "1 ms tasks, ms each": milliseconds}
+CASES = {"no-ops, µs per item": no_ops, "1 ms tasks, ms per task": milliseconds}
 
 
 def child(case: str, way: str) -> None:
