@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -47,3 +48,15 @@ def test_the_version_is_the_one_of_the_distribution() -> None:
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert pairpool.__version__ == project["version"]
+
+
+def test_the_page_on_faults_names_tests_that_exist() -> None:
+    page = (ROOT / "docs" / "faults.md").read_text()
+    sources = {path.relative_to(ROOT).as_posix(): path.read_text() for path in (ROOT / "tests").rglob("*.py")}
+    files = set(re.findall(r"`([\w/]*test_\w+\.py)`", page))
+    tests = set(re.findall(r"`(test_\w+)`", page))
+    assert len(files) > 20
+    assert len(tests) > 50
+    assert [name for name in files if not any(path.endswith(f"/{name}") for path in sources)] == []
+    defined = set(re.findall(r"def (test_\w+)\(", "\n".join(sources.values())))
+    assert tests - defined == set()
