@@ -6,15 +6,34 @@ Facts, and the consequences:
   each owned descriptor is closed in every child, unless the child is meant to have it.
 - A descriptor that is opened while a standard stream is closed gets the number 0, 1 or 2. Then prints would reach it,
   and a program that is started would get another file in its place. So `above_standard` moves it.
+- An access to a mapping beyond the end of its file raises SIGBUS, which ends the process (mmap(2)). A process that has
+  the descriptor can shorten the file, unless the file is sealed (fcntl(2), F_ADD_SEALS). Seals cannot be removed. So
+  memory that several processes map is sealed before another process has it, and readers refuse files without the seals.
+- A sealed file can still get holes. The next access to a hole finds a new page of zero bytes.
+- Only memfds with ordinary pages are accepted. A hole in a file of huge pages raises SIGBUS if no huge page is free.
 """
 
 from __future__ import annotations
 
 import fcntl
+import functools
 import os
+import stat
 from typing import Protocol
 
-__all__ = ["Closable", "Descriptor", "above_standard", "disown", "memfd", "own"]
+__all__ = [
+    "Closable",
+    "Descriptor",
+    "above_standard",
+    "disown",
+    "fixed_memfd",
+    "fixed_size",
+    "is_memfd",
+    "memfd",
+    "own",
+]
+
+_FIXED_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
 class Closable(Protocol):
@@ -90,3 +109,44 @@ def memfd(name: str, size: int) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def fixed_memfd(name: str, size: int) -> int:
+    """Do as `memfd` does, and seal the size: no process can make the file shorter or longer from now on."""
+    fd = memfd(name, size)
+    try:
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _FIXED_SEALS)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def fixed_size(fd: int) -> int:
+    """Return the size of a file that `fixed_memfd` has made, in any process. Return -1 for all other files."""
+    status = os.fstat(fd)
+    if not is_memfd(status):
+        return -1
+    try:
+        seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    except OSError:
+        return -1  # the file has no seals
+    return status.st_size if seals == _FIXED_SEALS else -1
+
+
+def is_memfd(status: os.stat_result) -> bool:
+    """Return whether a file is a memfd with ordinary pages, or other memory of the same file system.
+
+    Memfds are regular files on a file system of the kernel that is not mounted, and they have no name.
+    """
+    return stat.S_ISREG(status.st_mode) and status.st_nlink == 0 and status.st_dev == _memfd_device()
+
+
+@functools.cache
+def _memfd_device() -> int:
+    """Return the device number of the file system of memfds."""
+    fd = os.memfd_create("pairpool-device", os.MFD_CLOEXEC)
+    try:
+        return os.fstat(fd).st_dev
+    finally:
+        os.close(fd)

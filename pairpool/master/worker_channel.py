@@ -108,6 +108,7 @@ class WorkerChannel:
         self.known_segments: dict[int, set[int]] = {}
         self._payload_buffers = PayloadBuffers()
         self._payload_reader = PayloadReader()
+        self._batch_buffers: dict[int, PayloadBuffer] = {}
         self.fd_inbox = FdInbox()
         self.captures_sent = 0
         self.eof_sent = False
@@ -139,6 +140,8 @@ class WorkerChannel:
         if isinstance(packet, BatchPacket | FunctionPacket):
             if packet.size > INLINE_LIMIT:
                 buffer = self._payload_buffers.put(pieces, packet.size)
+                if isinstance(packet, BatchPacket):
+                    self._batch_buffers[packet.batch] = buffer
                 packet = packet._replace(flags=packet.flags | Flag.IN_SHM)
                 pieces = [buffer.reference()]
             if fds is not None:
@@ -231,6 +234,14 @@ class WorkerChannel:
         else:
             use(payload)
 
+    def frees_payload_of(self, batch: int) -> bool:
+        """Return whether the worker has freed the shared memory of a batch that it has finished.
+
+        A worker that has not done so must get no more batches: each large one would take new memory.
+        """
+        buffer = self._batch_buffers.pop(batch, None)
+        return buffer is None or not buffer.busy
+
     # --- recall ---------------------------------------------------------------------------------
 
     def recall_packets(self) -> RecalledPackets:
@@ -288,6 +299,7 @@ class WorkerChannel:
             recalled.resend.append(outgoing)
         elif isinstance(packet, BatchPacket):
             recalled.batches.append(packet.batch)
+            self._batch_buffers.pop(packet.batch, None)
         elif isinstance(packet, SharePacket):
             self.known_functions -= self.known_segments.pop(packet.segment, set())
         elif isinstance(packet, FunctionPacket):

@@ -117,7 +117,8 @@ class WorkerHandle(WorkerChannel):
 
     def finish_first(self) -> None:
         """Note that the worker has reported the whole batch that it ran."""
-        self.held.popleft()
+        if not self.frees_payload_of(self.held.popleft().number):
+            self.retire()
 
     def take_held(self) -> list[Batch]:
         """Return all batches that the worker held. The handle holds none from now on."""

@@ -59,6 +59,9 @@ _HEAD = struct.Struct("<8sQQQQ")
 _CALL_RECORD = struct.Struct("<8Q")
 _FAILURE = struct.Struct("<5Q")
 
+MAX_SLOTS = 1 << 16
+"""A scoreboard with more slots is refused, because it would take too much time and memory to show."""
+
 NOTHING = (1 << 64) - 1
 """An index that no item has: in `Word.ITEM` between items, in `Word.LIMIT` if no limit is set."""
 
@@ -202,7 +205,7 @@ class Scoreboard:
     @classmethod
     def create(cls, slots: int, name: str, now: int) -> tuple[int, Scoreboard]:
         """Return a memfd and a new scoreboard on it, for `slots` workers. `now` is the monotonic time in ns."""
-        fd = descriptors.memfd(MEMFD, _size(slots))
+        fd = descriptors.fixed_memfd(MEMFD, _size(slots))
         try:
             board = cls(mmap.mmap(fd, _size(slots)), slots)
         except BaseException:
@@ -225,8 +228,11 @@ class Scoreboard:
         _magic, version, slots, _pid, _created = _read_head(fd)
         if version != VERSION:
             raise BoardVersionError(f"a scoreboard of version {version}; this pairpool reads version {VERSION}")
-        if os.fstat(fd).st_size < _size(slots):
-            raise BoardVersionError("this scoreboard is shorter than its header says")
+        size = descriptors.fixed_size(fd)
+        if size < 0:
+            raise BoardVersionError("this is not a scoreboard: its size can change")
+        if slots > MAX_SLOTS or size != _size(slots):
+            raise BoardVersionError(f"this is not a scoreboard: {slots} workers do not fit into its {size} bytes")
         access = mmap.ACCESS_DEFAULT if writable else mmap.ACCESS_READ
         return cls(mmap.mmap(fd, _size(slots), access=access), slots)
 

@@ -20,7 +20,12 @@ Consequences:
 
 A buffer belongs to the side that writes it, and has a number. Its memfd is sent once; later packets name the number.
 The first word of the buffer is its busy flag. The writer sets the flag, and the reader clears it after the copy. So no
-message has to say that the buffer is free. Buffers above KEPT_UP_TO_BYTES are used once.
+message has to say that the buffer is free. Buffers above KEPT_UP_TO_BYTES are used once, and so are all buffers if the
+reader has KEPT_BUFFERS others. So the memory that the reader keeps mapped is bounded.
+
+The reader does not trust the writer, which can be a worker with a broken task. It refuses a memfd that can be made
+shorter, because an access beyond the end of the file would end the reader by SIGBUS. It checks each field of the
+reference. The writer does not trust the words that the reader stores: they decide only which buffer is used next.
 
 An idle worker frees the memory of the buffers in both directions, without the master's help. It knows which of its own
 buffers are free. For a buffer of the master, this is the protocol:
@@ -35,6 +40,8 @@ sees the store of the other.
 
 from __future__ import annotations
 
+import errno
+import itertools
 import mmap
 import os
 import struct
@@ -42,7 +49,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from pairpool.linux import descriptors
-from pairpool.transport.wire import Buffer
+from pairpool.transport.wire import Buffer, ProtocolError
 
 __all__ = ["RECLAIM_OFFSET", "PayloadBuffer", "PayloadBuffers", "PayloadReader", "pwrite_all"]
 
@@ -54,8 +61,12 @@ SMALLEST_CAPACITY_BYTES = 1 << 20
 KEPT_UP_TO_BYTES = 128 << 20
 """A buffer with a larger capacity is used once and then freed."""
 
+KEPT_BUFFERS = 32
+"""Buffers of one writer that are used more than once. They have the numbers below this one."""
+
 _REFERENCE = struct.Struct("<IIQ")
 _WORD = struct.Struct("<Q")
+_WORD_MASK = (1 << 64) - 1
 
 BUSY_OFFSET, WRITING_OFFSET, RECLAIM_OFFSET, FREED_COUNT_OFFSET = 0, 8, 16, 24
 """Words of a buffer: it holds an unread payload; the writer uses it; the reader wants to free its memory; how many
@@ -93,7 +104,7 @@ class PayloadBuffer:
         self.number = number
         capacity = 1 << (size - 1).bit_length() if size <= KEPT_UP_TO_BYTES else size
         self.capacity = max(SMALLEST_CAPACITY_BYTES, capacity)
-        self.fd = descriptors.Descriptor(descriptors.memfd("pairpool-payload", DATA_OFFSET + self.capacity))
+        self.fd = descriptors.Descriptor(descriptors.fixed_memfd("pairpool-payload", DATA_OFFSET + self.capacity))
         try:
             self._map = mmap.mmap(self.fd.fd, DATA_OFFSET + self.capacity)
         except BaseException:
@@ -108,7 +119,7 @@ class PayloadBuffer:
     @property
     def one_shot(self) -> bool:
         """Whether the buffer is used for one payload only."""
-        return self.capacity > KEPT_UP_TO_BYTES
+        return self.capacity > KEPT_UP_TO_BYTES or self.number >= KEPT_BUFFERS
 
     @property
     def busy(self) -> bool:
@@ -190,7 +201,6 @@ class PayloadBuffers:
 
     def __init__(self) -> None:
         self._buffers: dict[int, PayloadBuffer] = {}
-        self._next = 0
 
     def put(self, pieces: Sequence[Buffer], size: int) -> PayloadBuffer:
         """Write `size` bytes to a free buffer. Create or replace a buffer if needed.
@@ -215,13 +225,13 @@ class PayloadBuffers:
         for buffer in sorted(fitting, key=lambda buffer: buffer.capacity):
             if buffer.begin_writing():
                 return buffer
-            free.remove(buffer)
-        number = self._next
+            free.insert(0, buffer)  # replaced below: a reader whose word stays set must not make the buffers pile up
+            break
         if free:  # replace a buffer that is too small, under its number: this bounds the memory that is kept warm
             number = free[0].number
             self._drop(free[0])
         else:
-            self._next += 1
+            number = next(number for number in itertools.count() if number not in self._buffers)
         buffer = self._buffers[number] = PayloadBuffer(number, size)
         buffer.begin_writing()
         return buffer
@@ -261,31 +271,57 @@ class PayloadReader:
     def __init__(self) -> None:
         self._maps: dict[int, mmap.mmap] = {}
 
-    def read(self, reference: Buffer, size: int, fds: list[int], use: Callable[[memoryview], None]) -> None:
-        """Call `use` with a view of the payload of `size` bytes. The view is released when `use` returns.
+    def read(self, reference: Buffer, size: int, fds: list[int], consume: Callable[[memoryview], None]) -> None:
+        """Call `consume` with a view of the payload of `size` bytes. The view is released when `consume` returns.
 
         Args:
             reference: the bytes by which the packet names the buffer.
             fds: holds the memfd if it came with this packet. The memfd is closed.
+
+        Raises:
+            ProtocolError: the reference or the memfd is not one that a `PayloadBuffers` sends.
+            OSError: this process can open no more files.
         """
-        number, is_used_once, capacity = _REFERENCE.unpack_from(reference)
+        number, use, capacity = _REFERENCE.unpack_from(reference)
         if fds:
-            fd = fds.pop()
-            self._forget(number)
-            try:
-                self._maps[number] = mmap.mmap(fd, DATA_OFFSET + capacity)
-            finally:
-                os.close(fd)
-        mapped = self._maps[number]
+            mapped = self._map(number, use, capacity, fds.pop())
+        elif number in self._maps and use == _KEEP:
+            mapped = self._maps[number]
+        else:
+            raise ProtocolError(f"a packet names the shared buffer {number}, which has not been sent")
+        if not size <= capacity == len(mapped) - DATA_OFFSET:
+            there = len(mapped) - DATA_OFFSET
+            raise ProtocolError(f"a packet says {size} of {capacity} bytes in a shared buffer of {there} bytes")
         try:
             with memoryview(mapped) as whole, whole[DATA_OFFSET : DATA_OFFSET + size] as content:
-                use(content)
+                consume(content)
         finally:
-            if is_used_once:
+            if use == _USE_ONCE:
                 _free_memory(mapped)
             _WORD.pack_into(mapped, BUSY_OFFSET, 0)
-            if is_used_once:
-                self._forget(number)
+            if use == _USE_ONCE:
+                _unmap(mapped)
+
+    def _map(self, number: int, use: int, capacity: int, fd: int) -> mmap.mmap:
+        """Map a buffer that has come with a packet, in place of the one that had its number. Close the memfd."""
+        try:
+            self._forget(number)
+            is_kept = number < KEPT_BUFFERS and capacity <= KEPT_UP_TO_BYTES
+            if use != _USE_ONCE and not (use == _KEEP and is_kept):
+                raise ProtocolError(f"a packet keeps the shared buffer {number} of {capacity} bytes: more than allowed")
+            if descriptors.fixed_size(fd) != DATA_OFFSET + capacity:
+                raise ProtocolError(f"the shared buffer {number} can be resized, or it does not have {capacity} bytes")
+            try:
+                mapped = mmap.mmap(fd, DATA_OFFSET + capacity)
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE):
+                    raise
+                raise ProtocolError(f"the shared buffer {number} cannot be mapped: {error.strerror}") from None
+        finally:
+            os.close(fd)
+        if use == _KEEP:
+            self._maps[number] = mapped
+        return mapped
 
     @property
     def is_warm(self) -> bool:
@@ -301,23 +337,26 @@ class PayloadReader:
         for mapped in maps:
             if not (_WORD.unpack_from(mapped, WRITING_OFFSET)[0] or _WORD.unpack_from(mapped, BUSY_OFFSET)[0]):
                 freed_count = _WORD.unpack_from(mapped, FREED_COUNT_OFFSET)[0]
-                _WORD.pack_into(mapped, FREED_COUNT_OFFSET, freed_count + 1)
+                _WORD.pack_into(mapped, FREED_COUNT_OFFSET, freed_count + 1 & _WORD_MASK)
                 _free_memory(mapped)
             _WORD.pack_into(mapped, RECLAIM_OFFSET, 0)
 
     def _forget(self, number: int) -> None:
         mapped = self._maps.pop(number, None)
-        if mapped is None:
-            return
-        try:
-            mapped.close()
-        except BufferError:
-            pass  # the traceback of a failed unpickling has a view of the mapping, which is closed with that view
+        if mapped is not None:
+            _unmap(mapped)
 
     def close(self) -> None:
         """Unmap all buffers."""
         for number in list(self._maps):
             self._forget(number)
+
+
+def _unmap(mapped: mmap.mmap) -> None:
+    try:
+        mapped.close()
+    except BufferError:
+        pass  # the traceback of a failed unpickling has a view of the mapping, which is closed with that view
 
 
 def _free_memory(mapped: mmap.mmap) -> None:

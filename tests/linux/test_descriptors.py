@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -128,3 +129,32 @@ def test_a_memfd_that_cannot_grow_is_closed(monkeypatch: pytest.MonkeyPatch) -> 
 
 def _no_memory(_fd: int, _size: int) -> None:
     raise MemoryError
+
+
+def test_the_size_of_a_fixed_memfd_is_fixed() -> None:
+    fd = descriptors.fixed_memfd("a-name", 12_345)
+    try:
+        assert descriptors.fixed_size(fd) == 12_345
+        for size in (0, 12_346):
+            with pytest.raises(PermissionError):
+                os.ftruncate(fd, size)
+    finally:
+        os.close(fd)
+
+
+def test_other_files_have_no_fixed_size(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(100))
+    for fd in (descriptors.memfd("a-name", 100), os.open(path, os.O_RDONLY), os.open("/dev/null", os.O_RDONLY)):
+        try:
+            assert descriptors.fixed_size(fd) == -1
+        finally:
+            os.close(fd)
+
+
+def test_a_memfd_that_cannot_be_sealed_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = os.listdir("/proc/self/fd")
+    monkeypatch.setattr(descriptors, "_FIXED_SEALS", -1)
+    with pytest.raises(OSError, match="Invalid argument"):
+        descriptors.fixed_memfd("a-name", 1)
+    assert os.listdir("/proc/self/fd") == before

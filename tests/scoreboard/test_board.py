@@ -21,6 +21,7 @@ from pairpool.scoreboard.board import (
     NOTHING,
     SLOT_SIZE,
     SLOT_WORDS,
+    TEXT_SIZE,
     VERSION,
     BoardVersionError,
     Scoreboard,
@@ -237,13 +238,47 @@ def test_other_files_are_refused(file: int, content: bytes) -> None:
         Scoreboard.attach(file)
 
 
-@pytest.mark.parametrize("slots", [2, 1000, 1 << 40, (1 << 64) - 1])
-def test_a_board_that_is_shorter_than_it_says_is_refused(file: int, slots: int) -> None:
+@pytest.mark.parametrize("slots", [0, 2, 1000, 1 << 33, 1 << 40, (1 << 64) - 1])
+def test_a_board_that_has_another_size_than_it_says_is_refused(made: tuple[int, Scoreboard], slots: int) -> None:
     """`top` looks at files of other processes: it needs one kind of error for all that is no board."""
-    head = board_module._HEAD.pack(MAGIC, VERSION, slots, os.getpid(), 0)
-    os.write(file, head.ljust(BOARD_HEADER_SIZE + SLOT_SIZE, b"\0"))
-    with pytest.raises(BoardVersionError):
-        Scoreboard.attach(file)
+    fd, _board = made
+    os.pwrite(fd, board_module._HEAD.pack(MAGIC, VERSION, slots, os.getpid(), 0), 0)
+    with pytest.raises(BoardVersionError, match=f"{slots} workers do not fit"):
+        Scoreboard.attach(fd)
+
+
+def test_a_sparse_board_of_too_many_workers_is_refused() -> None:
+    slots = 1 << 33
+    fd = descriptors.fixed_memfd("pairpool-board", BOARD_HEADER_SIZE + slots * (SLOT_SIZE + TEXT_SIZE))
+    try:
+        os.pwrite(fd, board_module._HEAD.pack(MAGIC, VERSION, slots, os.getpid(), 0), 0)
+        with pytest.raises(BoardVersionError, match="do not fit"):
+            Scoreboard.attach(fd)
+    finally:
+        os.close(fd)
+
+
+def test_a_board_that_can_be_made_shorter_is_refused() -> None:
+    """An access beyond the end of a mapped file ends the process by SIGBUS."""
+    fd, board = Scoreboard.create(3, "a pool", BORN)
+    content = os.pread(fd, os.fstat(fd).st_size, 0)
+    board.close()
+    os.close(fd)
+    forged = descriptors.memfd("pairpool-board", len(content))
+    try:
+        os.pwrite(forged, content, 0)
+        with pytest.raises(BoardVersionError, match="its size can change"):
+            Scoreboard.attach(forged)
+    finally:
+        os.close(forged)
+
+
+def test_a_board_cannot_be_resized(made: tuple[int, Scoreboard]) -> None:
+    fd, board = made
+    for size in (0, 1 << 30):
+        with pytest.raises(PermissionError):
+            os.ftruncate(fd, size)
+    assert board.name == "a pool"
 
 
 # --- the end ------------------------------------------------------------------------------------------

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import array
 import errno
+import fcntl
 import mmap
 import os
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pairpool.linux import descriptors
 from pairpool.transport import payload_shm, warm_memory
-from pairpool.transport.payload_shm import RECLAIM_OFFSET, PayloadBuffer, PayloadBuffers, PayloadReader
+from pairpool.transport.payload_shm import DATA_OFFSET, RECLAIM_OFFSET, PayloadBuffer, PayloadBuffers, PayloadReader
 from pairpool.transport.warm_memory import WarmMemory
-from pairpool.transport.wire import Buffer
+from pairpool.transport.wire import Buffer, ProtocolError
 
 SMALLEST_CAPACITY = 1 << 12
 HUGE_PAGES_FROM = 1 << 14
@@ -408,7 +411,132 @@ def test_a_buffer_is_not_written_while_it_is_freed(direction: Direction) -> None
     buffer = direction.put_and_read(bytes(HUGE_PAGES_FROM))
     struct.pack_into("<Q", buffer._map, RECLAIM_OFFSET, 1)
     assert direction.put_and_read(b"meanwhile") is not buffer
-    struct.pack_into("<Q", buffer._map, RECLAIM_OFFSET, 0)
+
+
+def test_a_reader_that_always_frees_memory_does_not_make_buffers_pile_up(
+    direction: Direction, opened: Callable[[], Open]
+) -> None:
+    for _ in range(10):
+        buffer = direction.put_and_read(b"x")
+        struct.pack_into("<Q", buffer._map, RECLAIM_OFFSET, 1)
+    assert opened().files == 1
+
+
+# --- a writer that is not to be trusted ---------------------------------------------------------------
+
+REFERENCE = struct.Struct("<IIQ")
+KEEP, USE_ONCE = 0, 1
+
+
+def sealed(size: int, seals: int) -> int:
+    fd = descriptors.memfd("pairpool-payload", size)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+    return fd
+
+
+def read_by_force(direction: Direction, reference: bytes, size: int, fds: list[int]) -> None:
+    """Read a payload that must be refused, and check that its memfd is closed."""
+    number = fds[0] if fds else -1
+    with pytest.raises(ProtocolError):
+        direction.reader.read(reference, size, fds, lambda _content: pytest.fail("the payload was used"))
+    assert not fds
+    if number >= 0:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(number)
+
+
+ALL_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+GOOD = DATA_OFFSET + SMALLEST_CAPACITY
+
+
+@pytest.mark.parametrize("use", [KEEP, USE_ONCE])
+@pytest.mark.parametrize(
+    ("size", "seals"),
+    [
+        (GOOD, 0),
+        (GOOD, fcntl.F_SEAL_GROW),
+        (GOOD, fcntl.F_SEAL_SHRINK),
+        (GOOD, ALL_SEALS | fcntl.F_SEAL_WRITE),
+        (GOOD - 1, ALL_SEALS),
+        (GOOD + 1, ALL_SEALS),
+        (0, ALL_SEALS),
+    ],
+)
+def test_a_memfd_that_can_be_resized_or_has_another_size_is_refused(
+    direction: Direction, opened: Callable[[], Open], size: int, seals: int, use: int
+) -> None:
+    read_by_force(direction, REFERENCE.pack(0, use, SMALLEST_CAPACITY), 10, [sealed(size, seals)])
+    assert opened() == Open(0, 0)
+    direction.put_and_read(b"it works again")
+
+
+def test_a_memfd_that_is_open_for_reading_only_is_refused(direction: Direction) -> None:
+    buffer = direction.put(b"x")
+    read_only = os.open(f"/proc/self/fd/{buffer.fd.fileno()}", os.O_RDONLY | os.O_CLOEXEC)
+    read_by_force(direction, buffer.reference(), 1, [read_only])
+
+
+def test_other_files_are_refused(direction: Direction, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(GOOD))
+    for fd in (os.open(path, os.O_RDWR | os.O_CLOEXEC), os.open("/dev/zero", os.O_RDWR | os.O_CLOEXEC)):
+        read_by_force(direction, REFERENCE.pack(0, KEEP, SMALLEST_CAPACITY), 10, [fd])
+    assert path.read_bytes() == bytes(GOOD)
+
+
+@pytest.mark.parametrize(
+    ("number", "use", "capacity", "size"),
+    [
+        (0, KEEP, SMALLEST_CAPACITY, SMALLEST_CAPACITY + 1),
+        (0, KEEP, SMALLEST_CAPACITY, (1 << 64) - 1),
+        (0, KEEP, SMALLEST_CAPACITY - 1, 1),
+        (0, KEEP, (1 << 64) - 1, 1),
+        (0, KEEP, 0, 0),
+        (0, 2, SMALLEST_CAPACITY, 1),
+        (payload_shm.KEPT_BUFFERS, KEEP, SMALLEST_CAPACITY, 1),
+        ((1 << 32) - 1, KEEP, SMALLEST_CAPACITY, 1),
+    ],
+)
+@pytest.mark.parametrize("is_known", [False, True])
+def test_a_wrong_reference_is_refused(
+    direction: Direction, number: int, use: int, capacity: int, size: int, is_known: bool
+) -> None:
+    buffer = direction.put_and_read(b"x")
+    fds = [] if is_known else [os.dup(buffer.fd.fileno())]
+    read_by_force(direction, REFERENCE.pack(number, use, capacity), size, fds)
+
+
+def test_a_buffer_above_the_limit_is_not_kept(direction: Direction) -> None:
+    fd = sealed(DATA_OFFSET + KEPT_UP_TO + 1, ALL_SEALS)
+    read_by_force(direction, REFERENCE.pack(0, KEEP, KEPT_UP_TO + 1), 1, [fd])
+
+
+def test_a_buffer_that_was_used_once_is_unknown(direction: Direction) -> None:
+    buffer = direction.put_and_read(bytes(KEPT_UP_TO + 1))
+    read_by_force(direction, buffer.reference(), 1, [])
+
+
+def test_buffers_beyond_those_that_are_kept_are_used_once(direction: Direction, opened: Callable[[], Open]) -> None:
+    payloads = [str(number).encode() for number in range(payload_shm.KEPT_BUFFERS + 3)]
+    packets = [direction.send(direction.put(payload)) for payload in payloads]
+    assert [direction.read(packet, len(payload)) for packet, payload in zip(packets, payloads, strict=True)] == payloads
+    assert len(direction.reader._maps) == payload_shm.KEPT_BUFFERS
+    direction.put_and_read(b"free buffers that are used once are closed")
+    assert opened().files == payload_shm.KEPT_BUFFERS
+
+
+def test_a_buffer_with_holes_is_read(direction: Direction) -> None:
+    """A task can take the pages away from its own payload: the reader finds zeros."""
+    buffer = direction.put(b"x" * SMALLEST_CAPACITY)
+    buffer._map.madvise(mmap.MADV_REMOVE)
+    assert direction.read(direction.send(buffer), SMALLEST_CAPACITY) == bytes(SMALLEST_CAPACITY)
+
+
+def test_the_memfd_of_a_buffer_cannot_be_resized(direction: Direction) -> None:
+    buffer = direction.put(b"x")
+    for size in (0, DATA_OFFSET + buffer.capacity + 1):
+        with pytest.raises(PermissionError):
+            os.ftruncate(buffer.fd.fileno(), size)
 
 
 def test_an_idle_writer_frees_the_memory_of_its_buffers(direction: Direction) -> None:
