@@ -110,7 +110,7 @@ FOREIGN_WRITES: dict[str, str] = {
     "pairpool/errors.py: error.__cause__": "with_cause, the only place that sets a cause",
     "pairpool/linux/children.py: sys.stdin": "documented; multiprocessing replaces it in the same way",
     "pairpool/pool.py: setattr(method, '__qualname__', f'Pool.{name}')": "error texts name `Pool`",
-    "pairpool/transport/capture.py: setattr(sys, name, own[-1] if own else _open(number))": "streams of a worker",
+    "pairpool/transport/capture.py: setattr(sys, name, stream)": "streams of a worker",
     "pairpool/transport/log_records.py: logger.propagate": "the documented way to set it",
     "pairpool/view/screen.py: setattr(sys, name, stream)": "streams that share the terminal with the live view",
     "pairpool/joblib.py: func.items": "the batch belongs to joblib, which calls whatever its field `items` contains",

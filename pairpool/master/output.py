@@ -13,140 +13,27 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import select
 import socket
-import struct
 import sys
-import termios
 import threading
 from collections import deque
-from typing import NamedTuple, Protocol
 
 from pairpool.linux import descriptors
 from pairpool.master.output_sinks import OutputRefused, Sink
-from pairpool.output_lines import LineCutter, OutputLine
-from pairpool.transport import log_records
+from pairpool.master.output_sources import Captured, LogSource, OutputSource, PipeSource
 from pairpool.transport.capture import LOG, STREAMS, CaptureFd
 from pairpool.transport.protocol import CapturePacket
-from pairpool.transport.wire import PACKET_LIMIT
 
 __all__ = ["Collector"]
 
-PIPE_READ_BYTES = 1 << 16
-"""Bytes that one read of a pipe takes at most: the default capacity of a pipe."""
-
-LOG_RECORDS_PER_TURN = 64
-"""Log records of one worker that are read before the next worker's turn."""
-
-SMALLEST_PACKET_BYTES = 256
-"""Bytes that a packet takes at least in the buffer of a socket."""
+MAX_REPORTS = 100
+"""Sources whose exceptions are logged at most. A source is a sink, the name of a logger, or all damaged records."""
 
 EVENTS_PER_TURN = 64
 """Descriptors that one turn of the thread reads at most."""
-
-
-# --- sources ------------------------------------------------------------------------------------------
-
-
-class _Captured(NamedTuple):
-    """Lines and records that were read and not yet handed over."""
-
-    lines: list[OutputLine]
-    records: list[logging.LogRecord]
-
-
-class _Source(Protocol):
-    """The end of a pipe or socket that the thread reads. No method waits."""
-
-    def fileno(self) -> int: ...
-
-    def take(self, captured: _Captured) -> bool:
-        """Read some of the waiting data. Return False at the end of file."""
-
-    def take_all(self, captured: _Captured) -> bool:
-        """Read all data that waits at the time of the call. Return False at the end of file."""
-
-    def close(self, captured: _Captured) -> None:
-        """Add the last line, even if it has no end, and close the descriptor."""
-
-
-class _Pipe:
-    """The pipe of one stream of one worker."""
-
-    def __init__(self, fd: int, worker: int, pid: int, stream: str) -> None:
-        self._fd = descriptors.Descriptor(fd)
-        self._worker = worker
-        self._pid = pid
-        self._stream = stream
-        self._cutter = LineCutter()
-        descriptors.own(self._fd)
-
-    def fileno(self) -> int:
-        return self._fd.fileno()
-
-    def take(self, captured: _Captured) -> bool:
-        try:
-            data = os.read(self.fileno(), PIPE_READ_BYTES)
-        except BlockingIOError:
-            return True
-        self._add(self._cutter.feed(data), captured)
-        return bool(data)
-
-    def take_all(self, captured: _Captured) -> bool:
-        waiting = bytearray(4)
-        fcntl.ioctl(self.fileno(), termios.FIONREAD, waiting)
-        rounds = 1 + struct.unpack("i", waiting)[0] // PIPE_READ_BYTES
-        return all(self.take(captured) for _round in range(rounds))
-
-    def _add(self, texts: list[str], captured: _Captured) -> None:
-        captured.lines.extend(OutputLine(self._worker, self._pid, self._stream, text) for text in texts)
-
-    def close(self, captured: _Captured) -> None:
-        self._add(self._cutter.flush(), captured)
-        descriptors.disown(self._fd)
-        self._fd.close()
-
-
-class _Log:
-    """The socket with the log records of one worker."""
-
-    def __init__(self, sock: socket.socket, worker: int) -> None:
-        self._sock = sock
-        self._worker = worker
-        self._at_most = max(
-            LOG_RECORDS_PER_TURN, sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) // SMALLEST_PACKET_BYTES
-        )
-        descriptors.own(sock)
-
-    def fileno(self) -> int:
-        return self._sock.fileno()
-
-    def take(self, captured: _Captured) -> bool:
-        return self._receive(LOG_RECORDS_PER_TURN, captured)
-
-    def take_all(self, captured: _Captured) -> bool:
-        return self._receive(self._at_most, captured)
-
-    def _receive(self, at_most: int, captured: _Captured) -> bool:
-        buffer = bytearray(PACKET_LIMIT)
-        for _record in range(at_most):
-            try:
-                size = self._sock.recv_into(buffer, 0, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                return True
-            except ConnectionResetError:
-                return False
-            if not size:
-                return False
-            captured.records.append(log_records.unpack(memoryview(buffer)[:size], self._worker))
-        return True
-
-    def close(self, _haul: _Captured) -> None:
-        descriptors.disown(self._sock)
-        self._sock.close()
 
 
 def _raise_above(near: int, far: int) -> tuple[int, CaptureFd]:
@@ -158,6 +45,30 @@ def _raise_above(near: int, far: int) -> tuple[int, CaptureFd]:
         raise
     writer = CaptureFd(far)
     return descriptors.above_standard(near), writer
+
+
+class _PassingLogger(logging.Logger):
+    """Handles one record whose logger the program does not have, as a logger without settings of its own would.
+
+    Registered loggers live as long as the program. So the names in records of tasks cannot fill its memory.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.parent = logging.root
+        while "." in name:
+            name = name.rpartition(".")[0]
+            known = logging.root.manager.loggerDict.get(name)
+            if isinstance(known, logging.Logger):
+                self.parent = known
+                break
+
+
+def _logger_of(name: str | None) -> logging.Logger:
+    if not name or name == logging.root.name:
+        return logging.root
+    known = logging.root.manager.loggerDict.get(name)
+    return known if isinstance(known, logging.Logger) else _PassingLogger(name)
 
 
 # --- the collector ------------------------------------------------------------------------------------
@@ -179,9 +90,9 @@ class Collector:
         self.sink = sink
         self.streams = streams
         self.level = level
-        self._sources: dict[int, _Source] = {}
+        self._sources: dict[int, OutputSource] = {}
         self._settle_requests: deque[threading.Event] = deque()
-        self._reported: object = None  # the sink or logger whose exception was logged last
+        self._reported: set[object] = set()  # the sinks and names of loggers whose exceptions were logged
         self._closing = False
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
@@ -218,21 +129,21 @@ class Collector:
                 near, writer = _raise_above(*os.pipe2(os.O_CLOEXEC))
                 os.set_blocking(near, False)
                 packets.append((CapturePacket(number), writer))
-                self._watch(_Pipe(near, worker, pid, name))
+                self._watch(PipeSource(near, worker, pid, name))
         if log and self.level is not None:
             one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             near, writer = _raise_above(one.detach(), other.detach())
             packets.append((CapturePacket(LOG, self.level), writer))
-            self._watch(_Log(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, near), worker))
+            self._watch(LogSource(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, near), worker, pid))
         return packets
 
-    def _watch(self, source: _Source) -> None:
+    def _watch(self, source: OutputSource) -> None:
         self._sources[source.fileno()] = source
         try:
             self._epoll.register(source.fileno(), select.EPOLLIN)
         except BaseException:
             del self._sources[source.fileno()]
-            source.close(_Captured([], []))
+            source.close(Captured([], [], []))
             raise
 
     def redirect(self, sink: Sink) -> None:
@@ -284,67 +195,87 @@ class Collector:
             self._finish()
 
     def _turn(self) -> None:
-        captured = _Captured([], [])
+        captured = Captured([], [], [])
         asked: list[threading.Event] = []
         for fd, _events in self._epoll.poll(-1, EVENTS_PER_TURN):
             if fd == self._wakeup.fileno():
                 os.eventfd_read(fd)
                 asked = self._take_settle_requests()
                 continue
-            source = self._sources[fd]
-            if not source.take(captured):
-                self._drop(source, captured)
+            self._read(self._sources[fd], captured, everything=False)
         if asked:
             for source in list(self._sources.values()):
-                if not source.take_all(captured):
-                    self._drop(source, captured)
+                self._read(source, captured, everything=True)
         self._hand_over(captured)
         for done in asked:
             done.set()
 
+    def _read(self, source: OutputSource, captured: Captured, *, everything: bool) -> None:
+        """Read from a source, and drop it at its end, or if the kernel refuses to read from it."""
+        try:
+            goes_on = source.take_all(captured) if everything else source.take(captured)
+        except OSError as error:
+            goes_on = False
+            self._report(type(source), "reading the output of a worker", error)
+        except Exception as error:  # there is no memory at the moment
+            goes_on = True
+            self._report(type(source), "reading the output of a worker", error)
+        if not goes_on:
+            self._drop(source, captured)
+
     def _take_settle_requests(self) -> list[threading.Event]:
         return [self._settle_requests.popleft() for _event in range(len(self._settle_requests))]
 
-    def _drop(self, source: _Source, captured: _Captured) -> None:
+    def _drop(self, source: OutputSource, captured: Captured) -> None:
         del self._sources[source.fileno()]
         self._epoll.unregister(source.fileno())
         source.close(captured)
 
-    def _hand_over(self, captured: _Captured) -> None:
+    def _hand_over(self, captured: Captured) -> None:
         if captured.lines:
             sink = self.sink
             try:
                 sink(captured.lines)
             except BaseException as error:  # if this thread ended, workers would wait for ever for a reader
-                self._report(sink, "the sink of captured output", error)
+                self._report(id(sink), "the sink of captured output", error)
         for record in captured.records:
-            logger = logging.getLogger(record.name)
             try:
+                logger = _logger_of(record.name)
                 if logger.isEnabledFor(record.levelno):
                     logger.handle(record)
             except BaseException as error:
-                self._report(logger, f"logger {record.name!r}, given a worker's record,", error)
+                self._report(record.name, f"logger {record.name!r}, given a worker's record,", error)
+        if captured.bad:
+            text = f"log records are dropped, because tasks have damaged them; the first is of {captured.bad[0]}"
+            self._report(LogSource, text, None)
 
-    def _report(self, source: object, what: str, error: BaseException) -> None:
-        """Log an exception of a sink or logger. Log nothing if the last one logged came from the same source."""
-        if self._reported is not source:
-            self._reported = source
-            log = logging.getLogger("pairpool")
+    def _report(self, source: object, what: str, error: BaseException | None) -> None:
+        """Log an exception of a sink or logger, or a bad record: once for each source."""
+        if source in self._reported or len(self._reported) > MAX_REPORTS:
+            return
+        self._reported.add(source)
+        log = logging.getLogger("pairpool")
+        try:
+            if error is None:
+                log.warning("%s", what)
+            elif isinstance(error, OutputRefused):
+                log.warning("%s", error)
+            else:
+                log.error("%s raised an exception; output goes on", what, exc_info=error)
+        except BaseException:  # raised by a logging filter of the program, which must not end this thread
             try:
-                if isinstance(error, OutputRefused):
-                    log.warning("%s", error)
-                else:
-                    log.error("%s raised an exception; output goes on", what, exc_info=error)
-            except BaseException:  # raised by a logging filter of the program, which must not end this thread
                 sys.excepthook(*sys.exc_info())
+            except BaseException:
+                pass  # the hook of the program fails, too: nothing is left that could report it
 
     def _finish(self) -> None:
         if self._over.is_set():
             return
         for source in list(self._sources.values()):
-            captured = _Captured([], [])
-            source.take_all(captured)
-            self._drop(source, captured)
+            captured = Captured([], [], [])
+            self._read(source, captured, everything=True)
+            if source.fileno() >= 0:
+                self._drop(source, captured)
             self._hand_over(captured)
         self._over.set()
         with self._lock:

@@ -8,20 +8,27 @@ Facts about the kernel and C (pipe(7), dup2(2), setvbuf(3)), and their consequen
   lost.
 - Python and C write whole blocks to a pipe, and lines to a terminal: here both are set to write lines.
 - Programs that a task starts inherit descriptors 1 and 2, so their output is captured, too.
+- A task can close descriptors 1 and 2 and its Python streams. The worker keeps duplicates, and `mend` repairs the
+  streams after each batch. So prints of later tasks do not fail.
+- A socket that a task has shut down stays so. Then the worker ends after the batch, and another takes its place.
 """
 
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import io
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pairpool.linux import descriptors
 from pairpool.transport.protocol import CapturePacket
 
-__all__ = ["LOG", "STDERR", "STDOUT", "STREAMS", "CaptureFd", "serve", "finish"]
+if TYPE_CHECKING:
+    from pairpool.transport.log_records import RecordSender
+
+__all__ = ["LOG", "STDERR", "STDOUT", "STREAMS", "CaptureFd", "finish", "mend", "serve"]
 
 STDOUT, STDERR, LOG = 1, 2, 3
 """The streams that are captured: the values of the field `stream` of a CAPTURE packet."""
@@ -63,7 +70,10 @@ class CaptureFd:
 
 # --- in a worker --------------------------------------------------------------------------------------
 
-_captured = False
+_duplicates: dict[int, tuple[descriptors.Descriptor, int]] = {}
+"""For each stream that is captured: a duplicate of its descriptor, and the inode of its pipe."""
+
+_sender: RecordSender | None = None
 
 
 def serve(packet: CapturePacket, fds: list[int], inherited: tuple[Any, Any]) -> None:
@@ -72,25 +82,67 @@ def serve(packet: CapturePacket, fds: list[int], inherited: tuple[Any, Any]) -> 
     Args:
         inherited: `sys.stdout` and `sys.stderr` when the worker started. Objects that a task put in their place stay.
     """
+    global _sender
     if not fds:
         return  # the descriptor was lost in a recall, so the output stays where it goes now
     fd = fds.pop()
     if packet.stream == LOG:
         from pairpool.transport import log_records
 
-        log_records.install(descriptors.above_standard(fd), packet.level)
+        _sender = log_records.install(descriptors.above_standard(fd), packet.level)
     else:
         _take_stream(packet.stream, fd, inherited[packet.stream - 1])
 
 
 def finish() -> None:
     """Write what C's buffers still hold, because C treats the end of a worker as a crash and would drop it."""
-    if _captured:
+    if _duplicates:
         ctypes.CDLL(None).fflush(None)
 
 
+def mend() -> bool:
+    """Open the captured streams again that a task has closed; return False if the log socket cannot be mended."""
+    for number, (duplicate, inode) in _duplicates.items():
+        try:
+            fcntl.fcntl(number, fcntl.F_GETFD)
+        except OSError:
+            _reopen(number, duplicate.fileno(), inode)
+        name = STREAMS[number]
+        stream = getattr(sys, name)
+        if type(stream) is io.TextIOWrapper and _is_closed(stream):
+            _put_stream(name, _open(number))
+    return _sender is None or _sender.is_intact()
+
+
+def _reopen(number: int, duplicate: int, inode: int) -> None:
+    try:
+        if os.fstat(duplicate).st_ino == inode:
+            os.dup2(duplicate, number)
+    except OSError:
+        pass  # a task has closed the duplicate, too: prints fail, as they do in any process without streams
+
+
+def _is_closed(stream: io.TextIOWrapper) -> bool:
+    try:
+        return stream.closed
+    except ValueError:
+        return True  # its buffer was detached
+
+
+def _keep_duplicate(number: int) -> None:
+    before = _duplicates.pop(number, None)
+    if before is not None:
+        descriptors.disown(before[0])
+        before[0].close()
+    try:
+        duplicate = descriptors.Descriptor(fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 3))
+    except OSError:
+        duplicate = descriptors.Descriptor(-1)  # there is no room for it, so the stream cannot be mended
+    descriptors.own(duplicate)
+    _duplicates[number] = duplicate, os.fstat(number).st_ino
+
+
 def _take_stream(number: int, fd: int, inherited: Any) -> None:
-    global _captured
     name = STREAMS[number]
     stream, original = getattr(sys, name), getattr(sys, f"__{name}__")
     own = [one for one in (stream, original) if _is_over(one, number) and _write_by_lines(one)]
@@ -99,10 +151,14 @@ def _take_stream(number: int, fd: int, inherited: Any) -> None:
     else:
         os.dup2(fd, number)
         os.close(fd)
-    _captured = True
+    _keep_duplicate(number)
     _write_c_by_lines(name)
     if stream is inherited and stream not in own:
-        setattr(sys, name, own[-1] if own else _open(number))
+        _put_stream(name, own[-1] if own else _open(number))
+
+
+def _put_stream(name: str, stream: Any) -> None:
+    setattr(sys, name, stream)
 
 
 def _is_over(stream: Any, number: int) -> bool:

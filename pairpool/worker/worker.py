@@ -136,6 +136,8 @@ class Worker:
             self.runner.run(packet, loaded, began)
         del loaded  # after the results are pickled, because a finalizer of an item can change what they contain
         words[Word.STATE] = State.IDLE
+        if not capture.mend():
+            raise Lost("a task has shut down the socket of log records")
 
     def _serve_other(self, packet: PacketForWorker, payload: memoryview, fds: list[int]) -> None:
         if isinstance(packet, FunctionPacket):
