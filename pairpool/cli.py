@@ -56,6 +56,9 @@ def _add_stress(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "--hang", type=duration, default=60.0, metavar="S", help="fail if no task starts or ends for this time (60)"
     )
     parser.add_argument("--live", action="store_true", help="show the live view of the pool meanwhile")
+    parser.add_argument("--hostile", action="store_true", help="attack the pool from inside its tasks instead")
+    parser.add_argument("--packets", type=count, default=100_000, metavar="N", help="hostile packets to send (100000)")
+    parser.add_argument("--boards", type=count, default=10_000, metavar="N", help="hostile scribbles (10000)")
     parser.add_argument("--json", metavar="FILE", help="write the report as JSON")
     parser.add_argument(
         "--memory-log", metavar="FILE", help="write seconds, rss, descriptors and tasks ended as CSV, once a second"
@@ -66,6 +69,8 @@ def _add_stress(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 def _stress(arguments: argparse.Namespace) -> int:
     from pairpool.stress.campaign import CampaignOptions, run
 
+    if arguments.hostile:
+        return _besiege(arguments)
     options = CampaignOptions(
         workers=arguments.workers,
         tasks=arguments.tasks,
@@ -85,6 +90,13 @@ def _stress(arguments: argparse.Namespace) -> int:
         print(f"pairpool stress: {error}", file=sys.stderr)
         return 2
     return run(options, arguments.json, arguments.memory_log)
+
+
+def _besiege(arguments: argparse.Namespace) -> int:
+    from pairpool.stress.hostile.siege import HostileOptions, besiege
+
+    names = ("workers", "packets", "boards", "seed", "start_method", "seconds", "hang")
+    return besiege(HostileOptions(**{name: getattr(arguments, name) for name in names}), arguments.json)
 
 
 _STATUSES = """exit status:

@@ -111,6 +111,7 @@ FOREIGN_WRITES: dict[str, str] = {
     "pairpool/linux/children.py: sys.stdin": "documented; multiprocessing replaces it in the same way",
     "pairpool/pool.py: setattr(method, '__qualname__', f'Pool.{name}')": "error texts name `Pool`",
     "pairpool/transport/capture.py: setattr(sys, name, stream)": "streams of a worker",
+    "pairpool/stress/hostile/round.py: sys.excepthook": "documented; it shows errors that no call gets",
     "pairpool/transport/log_records.py: logger.propagate": "the documented way to set it",
     "pairpool/view/screen.py: setattr(sys, name, stream)": "streams that share the terminal with the live view",
     "pairpool/joblib.py: func.items": "the batch belongs to joblib, which calls whatever its field `items` contains",
@@ -176,7 +177,7 @@ def test_the_tests_mirror_the_package() -> None:
     there = {module.name.partition(".")[2].partition(".")[0] for module in MODULES}
     folders = {path.parent.name for path in (ROOT / "tests").glob("*/__init__.py")}
     files = {path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")}
-    assert folders - there == {"examples", "faults", "support", "typing", "values"}
+    assert folders - there == {"examples", "faults", "hostile", "support", "typing", "values"}
     assert files - there == {"benchmarks", "docs", "house", "leftovers", "project", "swap"}
 
 

@@ -1,0 +1,74 @@
+"""What each attack did: one row per attack, in memory of the campaign that outlives the master and the workers."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from typing import NamedTuple, Self
+
+__all__ = ["HOSTILE_MARK", "MASTER", "AttackRow", "Record"]
+
+HOSTILE_MARK = "PAIRPOOL_HOSTILE"
+"""Environment variable of a hostile campaign, `name:pid:fd`: the memfd of the record. It marks all its processes."""
+
+MASTER = "PAIRPOOL_HOSTILE_MASTER"
+"""Environment variable with the pid of the master."""
+
+_ROW = struct.Struct("<16sII")
+"""Name of the last deed, packets, boards."""
+
+
+class AttackRow(NamedTuple):
+    """One attack: the last thing that it did, and how much it did."""
+
+    deed: str
+    packets: int
+    boards: int
+
+
+class Record:
+    """The rows of all attacks of a round.
+
+    Args:
+        fd: the memfd; closed with this object.
+        first: the number of the first attack of the round.
+    """
+
+    def __init__(self, fd: int, first: int) -> None:
+        self._fd = fd
+        self._first = first
+        self._map = mmap.mmap(fd, 0)
+
+    @classmethod
+    def create(cls, name: str, first: int, rows: int) -> Self:
+        """Return a record in a new memfd."""
+        fd = os.memfd_create(name)
+        os.set_inheritable(fd, False)
+        os.posix_fallocate(fd, 0, rows * _ROW.size)
+        return cls(fd, first)
+
+    @classmethod
+    def attach(cls, first: int) -> Self:
+        """Return the record of the campaign to which this process belongs."""
+        _name, process, fd = os.environ[HOSTILE_MARK].split(":")
+        return cls(os.open(f"/proc/{process}/fd/{fd}", os.O_RDWR | os.O_CLOEXEC), first)
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def note(self, number: int, deed: str, *, packets: int = 0, boards: int = 0) -> None:
+        """Add to the row of an attack."""
+        at = (number - self._first) * _ROW.size
+        _deed, old_packets, old_boards = _ROW.unpack_from(self._map, at)
+        _ROW.pack_into(self._map, at, deed.encode()[:16], old_packets + packets, old_boards + boards)
+
+    def row(self, number: int) -> AttackRow:
+        """Return what an attack did."""
+        deed, packets, boards = _ROW.unpack_from(self._map, (number - self._first) * _ROW.size)
+        return AttackRow(deed.rstrip(b"\0").decode(), packets, boards)
+
+    def close(self) -> None:
+        """Unmap the memory, and close the memfd."""
+        self._map.close()
+        os.close(self._fd)

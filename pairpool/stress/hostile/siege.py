@@ -1,0 +1,159 @@
+"""Run a hostile campaign: rounds of attacks, each with a master of its own, until there were enough of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pairpool.stress import environment
+from pairpool.stress.hostile import tables
+from pairpool.stress.hostile.record import HOSTILE_MARK, Record
+from pairpool.stress.hostile.reports import RoundOrder, RoundReport, SiegeReport
+
+__all__ = ["HostileOptions", "besiege"]
+
+ROUND_ATTACKS = {"packets": 1200, "own board": 600, "any board": 600}
+"""Attacks of one round, by front."""
+
+BREACHES_ALLOWED = 20
+"""Breaches after which no further round begins."""
+
+ROUND_LIMIT_FACTOR = 20
+"""How many times the limit of a call a round may take, before its master counts as hung."""
+
+LAST_WORDS = 1500
+"""Characters of a master's error output that are shown if it dies."""
+
+
+@dataclass(frozen=True)
+class HostileOptions:
+    """The options of the command line.
+
+    Attributes:
+        packets, boards: the number of packets and of scribbles after which the campaign ends.
+        seconds: no round begins after this time.
+        hang: seconds in which each call must end.
+    """
+
+    workers: int = 4
+    packets: int = 100_000
+    boards: int = 10_000
+    seed: int = 1
+    start_method: str = "fork"
+    seconds: float | None = None
+    hang: float = 60.0
+
+
+class _Siege:
+    """A campaign in progress."""
+
+    def __init__(self, options: HostileOptions) -> None:
+        self._options = options
+        self._tag = f"pairpool-hostile-{os.getpid()}-{time.monotonic_ns()}"
+        self._began_s = time.monotonic()
+        self.report = SiegeReport(order=asdict(options))
+
+    def run(self) -> None:
+        """Run rounds until there were enough packets and boards."""
+        first = 0
+        for front in self._fronts():
+            self._run_round(self._order(first, front))
+            first += ROUND_ATTACKS[front]
+        self.report.end(time.monotonic() - self._began_s)
+
+    def _fronts(self) -> Iterator[str]:
+        """Yield what the next round attacks, until nothing is left to do."""
+        report, options = self.report, self._options
+        boards = 0
+        while len(report.breaches) < BREACHES_ALLOWED:
+            if options.seconds is not None and time.monotonic() - self._began_s > options.seconds and report.rounds:
+                return
+            wants = report.packets < options.packets, report.boards < options.boards
+            if wants[0] and (not wants[1] or report.packets * options.boards <= report.boards * options.packets):
+                yield "packets"
+            elif wants[1]:
+                boards += 1
+                yield "own board" if boards % 2 else "any board"
+            else:
+                return
+
+    def _order(self, first: int, front: str) -> RoundOrder:
+        options = self._options
+        attacks = ROUND_ATTACKS[front]
+        return RoundOrder(
+            options.seed, first, attacks, front, options.start_method, options.workers, options.hang, -1, self._tag
+        )
+
+    def _run_round(self, order: RoundOrder) -> None:
+        record = Record.create(self._tag, order.first, order.attacks)
+        try:
+            found, death = self._run_master(order, record)
+            self.report.add(order, record, found, death)
+        finally:
+            environment.end_all(self._tag)
+            record.close()
+
+    def _run_master(self, order: RoundOrder, record: Record) -> tuple[RoundReport, str]:
+        """Run the master of a round. Return its report, and in words how it died, if it did."""
+        report_fd, words_fd = os.memfd_create("report"), os.memfd_create("words")
+        try:
+            described = json.dumps({**asdict(order), "report_fd": report_fd})
+            environ = {**os.environ, HOSTILE_MARK: f"{self._tag}:{os.getpid()}:{record.fileno()}"}
+            environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+            process = subprocess.Popen(
+                [sys.executable, "-X", "faulthandler", "-m", "pairpool.stress.hostile.round", described],
+                stdin=subprocess.DEVNULL,
+                stdout=words_fd,
+                stderr=words_fd,
+                env=environ,
+                pass_fds=[report_fd],
+            )
+            death = self._await_end(process, order)
+            text = _content(report_fd).decode()
+            found = RoundReport(**json.loads(text)) if text else RoundReport()
+            death = death or ("" if text else "the master left no report")
+            if death:
+                death += "; the end of its output:\n" + _content(words_fd)[-LAST_WORDS:].decode(errors="replace")
+            return found, death
+        finally:
+            os.close(report_fd)
+            os.close(words_fd)
+
+    def _await_end(self, process: subprocess.Popen[bytes], order: RoundOrder) -> str:
+        """Wait for the end of a master. Return how it died; empty if it ended as it should."""
+        limit_s = ROUND_LIMIT_FACTOR * order.limit_s
+        try:
+            status = process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGABRT)  # shows its stacks
+            process.wait()
+            return f"the master had not ended after {limit_s:g} s"
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        if status == 0:
+            return ""
+        reason = signal.Signals(-status).name if status < 0 else f"exit status {status}"
+        return f"the master died: {reason}"
+
+
+def _content(fd: int) -> bytes:
+    return os.pread(fd, os.fstat(fd).st_size, 0)
+
+
+def besiege(options: HostileOptions, json_file: str | None = None) -> int:
+    """Run a campaign and print its report. Return the exit status: 0 passed, 1 failed."""
+    siege = _Siege(options)
+    siege.run()
+    if json_file is not None:
+        Path(json_file).write_text(json.dumps(asdict(siege.report), indent=2) + "\n")
+    tables.show_siege(siege.report)
+    return 0 if siege.report.passed else 1
