@@ -3,7 +3,7 @@
 # make pytest    the tests only, in WORKERS processes; ARGS="-n 0 -k name" runs some of them in one process
 # make test-all  the tests on every CPython >= 3.11 found on PATH and under ~/.pyenv
 # make docs      build the documentation in site/
-# make stress    kill workers of running pools for a minute, 20 s per start method
+# make stress    kill workers of running pools for a minute, 20 s per start method; ARGS="--hostile" lets tasks attack the pool
 # make bench     compare pairpool with other pools and with the machine's limits in half an hour; ARGS="--quick" is one round
 # make clean     remove what the other targets have made
 #
@@ -70,10 +70,11 @@ docs: $(VENV)/docs.stamp
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --clean
 	@echo "site/index.html is the first page; with search: python3 -m http.server --directory site"
 
+STRESS_MIX := $(if $(findstring --hostile,$(ARGS)),,--tasks 80000 --kills 160 --chunksize 1 --seconds 20)
+
 stress: $(VENV)/demo.stamp
 	@for method in fork forkserver direct; do \
-		$(BIN)/python -m pairpool stress --workers 4 --tasks 80000 --kills 160 --chunksize 1 --seconds 20 \
-			--start-method $$method $(ARGS) || exit 1; \
+		$(BIN)/python -m pairpool stress --workers 4 $(STRESS_MIX) --start-method $$method $(ARGS) || exit 1; \
 	done
 
 bench: $(VENV)/bench.stamp

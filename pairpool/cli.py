@@ -56,14 +56,30 @@ def _add_stress(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "--hang", type=duration, default=60.0, metavar="S", help="fail if no task starts or ends for this time (60)"
     )
     parser.add_argument("--live", action="store_true", help="show the live view of the pool meanwhile")
-    parser.add_argument("--hostile", action="store_true", help="attack the pool from inside its tasks instead")
-    parser.add_argument("--packets", type=count, default=100_000, metavar="N", help="hostile packets to send (100000)")
-    parser.add_argument("--boards", type=count, default=10_000, metavar="N", help="hostile scribbles (10000)")
+    _add_hostile(parser)
     parser.add_argument("--json", metavar="FILE", help="write the report as JSON")
     parser.add_argument(
         "--memory-log", metavar="FILE", help="write seconds, rss, descriptors and tasks ended as CSV, once a second"
     )
     parser.set_defaults(run=_stress)
+
+
+def _add_hostile(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--hostile",
+        action="store_true",
+        help="let tasks attack the pool instead, and check that they harm nothing else",
+    )
+    parser.add_argument(
+        "--packets", type=count, default=100_000, metavar="N", help="with --hostile: packets to send (100000)"
+    )
+    parser.add_argument(
+        "--boards",
+        type=count,
+        default=10_000,
+        metavar="N",
+        help="with --hostile: times to scribble on the scoreboard (10000)",
+    )
 
 
 def _stress(arguments: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""What attacks are made of: the same seed makes the same packets, and every kind of packet occurs."""
+"""The parts of attacks: the same seed makes the same packets, and every kind of packet occurs."""
 
 from __future__ import annotations
 

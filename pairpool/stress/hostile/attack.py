@@ -69,11 +69,11 @@ def open_file(item: int) -> Any:
 
 
 class Orders(NamedTuple):
-    """What all attacks of a round have in common.
+    """The part of an attack's order that is the same for all attacks of a round.
 
     Attributes:
-        seed: with the number of an attack, it determines all deeds.
-        first: the number of the first attack of the round, for the record.
+        seed: determines all deeds of an attack, together with its number.
+        first: the number of the first attack of the round. The record needs it.
         front: `packets`, `own board` or `any board`.
     """
 

@@ -50,7 +50,7 @@ def take_shared(data: bytes, item: int) -> tuple[int, int]:
 
 
 class Verdicts:
-    """What the innocent calls of a round have seen. Any thread may call the methods.
+    """The results of checking the innocent calls of a round. Any thread may call the methods.
 
     Args:
         may_end: whether an innocent item may end with `WorkerDied` or `TaskTimeout`.

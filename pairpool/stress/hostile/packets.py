@@ -39,7 +39,7 @@ SHORT_MEMFD, FIT_MEMFD, LONG_MEMFD = "short memfd", "fitting memfd", "sparse mem
 
 
 class Facts(NamedTuple):
-    """What a task knows of its batch: its number, the index of its first item, and the number of its items."""
+    """The facts that a task knows of its batch: number, index of the first item, number of items."""
 
     batch: int
     first: int
@@ -50,16 +50,18 @@ class Shot(NamedTuple):
     """One packet to send.
 
     Attributes:
-        shape: the name of the function that made it.
+        shape: the name of its kind.
+        data: the packet.
         fds: the kinds of the descriptors that go with it; see `odd_fds.py`.
-        forges: whether the master may take it for a report of the attacker's own batch. Then the values are wrong.
+        forges: whether the master may accept it as a report of the attacker's own batch, with wrong values.
+        memfd: the content of attached memfds.
     """
 
     shape: str
     data: bytes
     fds: tuple[str, ...] = ()
     forges: bool = False
-    memfd: bytes = b""  # the content of attached memfds
+    memfd: bytes = b""
 
 
 Shape = Callable[[Dice, Facts], Shot]

@@ -23,7 +23,7 @@ __all__ = ["Reach", "memfds_of", "reach"]
 
 
 class Reach(NamedTuple):
-    """What a task can reach.
+    """The objects of its worker that a task can reach.
 
     Attributes:
         channel: the worker's end of the pair.

@@ -1,4 +1,4 @@
-"""What each attack did: one row per attack, in memory of the campaign that outlives the master and the workers."""
+"""The record of a round: one row per attack. Its memory belongs to the campaign, so it outlives the master."""
 
 from __future__ import annotations
 

@@ -13,10 +13,12 @@ __all__ = ["RoundOrder", "RoundReport", "SiegeReport"]
 
 @dataclass(frozen=True)
 class RoundOrder:
-    """What a round is to do.
+    """The order of a round.
 
     Attributes:
-        first, attacks: the number of the first attack, and how many attacks there are.
+        seed: determines all attacks.
+        first: the number of the first attack.
+        attacks: how many attacks there are.
         front: as in `attack.Orders`.
         limit_s: seconds in which each call must end.
         report_fd: the descriptor for the report.
@@ -36,12 +38,13 @@ class RoundOrder:
 
 @dataclass(frozen=True)
 class RoundReport:
-    """What a round has seen.
+    """The report of a round.
 
     Attributes:
-        outcomes: how each attack ended: its number and one word.
+        outcomes: number and end of each attack.
         misused: attacks whose `WorkerDied` says that the channel was misused.
-        calls, items: calls of others that were checked, and their items.
+        calls: calls of others that were checked.
+        items: their items.
         ended: innocent items that ended with `WorkerDied` or `TaskTimeout`.
     """
 
@@ -56,7 +59,7 @@ class RoundReport:
 
 @dataclass
 class SiegeReport:
-    """What a campaign has seen. `--json` writes it; the keys are stable.
+    """The report of a campaign. `--json` writes it; the keys are stable.
 
     Attributes:
         deeds: for each last deed of an attack, how many of these attacks ended in which way.
