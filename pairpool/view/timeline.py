@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import sys
 from collections.abc import Sequence
 
@@ -132,15 +133,15 @@ def run(path: str, output: str | None, width: int, begin: float | None, end: flo
 
     0: the picture is drawn. 1: there is nothing to draw. 2: the trace cannot be read, or the picture cannot be written.
     """
-
+    put = _put
     if output is None:
-        output = os.path.splitext(path)[0] + ".svg"
+        output, put = os.path.splitext(path)[0] + ".svg", _replace
     try:
         if output != "-" and os.path.exists(output) and os.path.samefile(path, output):
             raise ValueError(f"{output} is the trace itself: name another file with -o")
         with TraceReader(path) as reader:
             text, remarks = draw(reader, width, begin, end)
-        _put(text.encode(), output)
+        put(text.encode(), output)
     except NothingToDraw as nothing:
         return _complain(nothing, 1)
     except OSError as error:
@@ -155,6 +156,26 @@ def run(path: str, output: str | None, width: int, begin: float | None, end: flo
 def _complain(text: object, status: int) -> int:
     print(f"pairpool timeline: {text}", file=sys.stderr)
     return status
+
+
+def _replace(data: bytes, output: str) -> None:
+    """Write a file that the user has not named.
+
+    The directory may belong to another user. So the file is new and then takes the name, in place of any link.
+    """
+    directory, name = os.path.split(output)
+    new = os.path.join(directory, f".{name}.{secrets.token_hex(8)}")
+    try:
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        try:
+            with open(fd, "wb") as file:
+                file.write(data)
+            os.rename(new, output)
+        except BaseException:
+            os.unlink(new)
+            raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, output) from None
 
 
 def _put(data: bytes, output: str) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 from array import array
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -440,6 +442,30 @@ def test_what_cannot_be_read_or_written(path: Path, tmp_path: Path, capfd: pytes
         "pairpool timeline: /dev/full: No space left on device",
         f"pairpool timeline: {tmp_path}: Is a directory",
     ]
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_a_picture_beside_the_trace_replaces_a_link(path: Path, tmp_path: Path, link: Callable[..., None]) -> None:
+    """The directory of a trace may belong to another user, who must not choose the file that is written."""
+    victim = tmp_path / "victim"
+    victim.write_text("not a picture")
+    picture = small(path).with_suffix(".svg")
+    link(victim, picture)
+    assert run(path) == 0
+    assert victim.read_text() == "not a picture"
+    assert not picture.is_symlink()
+    assert picture.read_text().startswith("<svg")
+    assert sorted(os.listdir(tmp_path)) == sorted((path.name, picture.name, "victim"))
+
+
+def test_a_picture_that_cannot_take_its_name_leaves_nothing(
+    path: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    picture = small(path).with_suffix(".svg")
+    picture.mkdir()
+    assert run(path) == 2
+    assert capfd.readouterr().err == f"pairpool timeline: {picture}: Is a directory\n"
+    assert sorted(os.listdir(tmp_path)) == sorted((path.name, picture.name))
 
 
 @pytest.mark.parametrize(
