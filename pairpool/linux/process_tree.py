@@ -73,7 +73,7 @@ def _children_by_scan(parent: int) -> list[int]:
     for name in os.listdir("/proc"):
         if name.isdigit():
             try:
-                with open(f"/proc/{name}/stat") as file:
+                with open(f"/proc/{name}/stat", errors="replace") as file:  # its name may be any bytes
                     fields = file.read().rpartition(")")[2].split()
             except (FileNotFoundError, ProcessLookupError):
                 continue

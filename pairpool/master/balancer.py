@@ -33,7 +33,7 @@ from pairpool.master.jobs.base import Job
 from pairpool.master.jobs.map import MapJob
 from pairpool.master.jobs.queue import JobQueue
 from pairpool.master.workers import WorkerHandle, WorkerSet
-from pairpool.scoreboard.board import NOTHING, State, Word
+from pairpool.scoreboard.board import State, Word
 
 __all__ = ["HAND_BACK_AFTER_S", "Balancer"]
 
@@ -92,9 +92,9 @@ class Balancer:
         words = handle.slot.words
         item = words[Word.ITEM]
         is_running = words[Word.STATE] in (State.RUNNING, State.KEEPING)
-        if words[Word.BATCH] != batch.number or not is_running or item == NOTHING:
-            return
         end, bound = batch.first + batch.count, words[Word.BOUND]
+        if words[Word.BATCH] != batch.number or not is_running or not batch.first <= item < end:
+            return  # it is not at an item of the batch, or its task has stored these words
         if now - batch.running_since <= HAND_BACK_AFTER_S:
             return
         limit = batch.limit

@@ -6,7 +6,8 @@ import time
 from typing import NamedTuple
 
 from pairpool.linux import descriptors
-from pairpool.scoreboard.board import PoolWord, Scoreboard
+from pairpool.scoreboard.board import PoolWord
+from pairpool.scoreboard.master_board import MasterScoreboard
 
 __all__ = ["ScoreboardFiles", "WorkerSettings"]
 
@@ -32,15 +33,15 @@ class WorkerSettings(NamedTuple):
 class ScoreboardFiles(NamedTuple):
     """A scoreboard, its memfd, and the memfd into which workers write their stacks at a fault."""
 
-    board: Scoreboard
+    board: MasterScoreboard
     board_fd: descriptors.Descriptor
     stacks: descriptors.Descriptor
 
     @classmethod
     def create(cls, slots: int, name: str, method: int) -> ScoreboardFiles:
         """Create a scoreboard for a pool of this name and start method."""
-        number, board = Scoreboard.create(slots, name, time.monotonic_ns())
-        board.pool[PoolWord.METHOD] = method
+        number, board = MasterScoreboard.create(slots, name, time.monotonic_ns())
+        board.store(PoolWord.METHOD, method)
         files = cls(
             board, descriptors.Descriptor(number), descriptors.Descriptor(descriptors.memfd("pairpool-stacks", 0))
         )

@@ -27,10 +27,10 @@ from pairpool.scoreboard.board import (
     CallRecord,
     FailureRecord,
     PoolWord,
-    Scoreboard,
     State,
     Word,
 )
+from pairpool.scoreboard.master_board import MasterScoreboard
 from pairpool.trace_events import LostItem, RanBatch, Trace
 from pairpool.transport.failures import safe, short_call, short_repr
 from pairpool.transport.items import Pickles, for_display
@@ -75,10 +75,11 @@ class Metrics:
         statistics: the counts of the report.
     """
 
-    def __init__(self, scoreboard: Scoreboard, functions: Functions, trace: Trace | None = None) -> None:
+    def __init__(self, scoreboard: MasterScoreboard, functions: Functions, trace: Trace | None = None) -> None:
         self._scoreboard = scoreboard
-        self._words = scoreboard.pool
+        self._own, self._shown = scoreboard.own.pool, scoreboard.pool
         self._functions = functions
+        self._store = scoreboard.store
         self.trace = trace
         self.statistics = PoolStats(scoreboard.created)
         self._done = 0
@@ -92,7 +93,7 @@ class Metrics:
     def call_began(self, job: Job, others: int) -> None:
         """Count a call that was made while `others` other calls had not ended."""
         job.register(next(self._call_numbers), time.monotonic_ns())
-        self._words[PoolWord.CALLS] = others + 1
+        self._store(PoolWord.CALLS, others + 1)
         if not others:
             self.statistics.work_began(job.began_ns)
         if self.trace is not None:
@@ -101,18 +102,18 @@ class Metrics:
 
     def items_ended(self, batch: Batch, failed: Mapping[int, BaseException]) -> None:
         """Count the items of a batch, which have all ended; `failed` has the errors by offset."""
-        count, words = batch.count, self._words
+        count, own, shown = batch.count, self._own, self._shown
         batch.job.count_ended(count, len(failed))
         self._done += count
-        words[PoolWord.DONE] = self._done
+        own[PoolWord.DONE] = shown[PoolWord.DONE] = self._done
         second = int(time.monotonic())
         if second != self._second:
             self._second = second
             self._second_word = self._scoreboard.begin_second(second)
-        words[self._second_word] += count
+        own[self._second_word] = shown[self._second_word] = own[self._second_word] + count
         if failed:
             self._failed += len(failed)
-            words[PoolWord.FAILED] = self._failed
+            own[PoolWord.FAILED] = shown[PoolWord.FAILED] = self._failed
             self._count_failures(batch, failed)
 
     def _count_failures(self, batch: Batch, failed: Mapping[int, BaseException]) -> None:
@@ -141,9 +142,10 @@ class Metrics:
 
     def call_ended(self, job: Job, others: int) -> None:
         """Note that a call has ended while `others` other calls have not."""
-        self._words[PoolWord.CALLS] = others
+        self._store(PoolWord.CALLS, others)
         if not others:
-            self._words[PoolWord.LISTED] = self._words[PoolWord.PENDING] = 0
+            self._store(PoolWord.LISTED, 0)
+            self._store(PoolWord.PENDING, 0)
             self.statistics.work_ended(time.monotonic_ns())
         if self.trace is not None:
             self.trace.call_ended(job.number, time.monotonic_ns(), job.items_ended, job.items_failed)
@@ -151,9 +153,9 @@ class Metrics:
     def refresh(self, unfinished: Iterable[Job]) -> None:
         """Write the calls that have not ended to the scoreboard. Called some times per second, and on request."""
         jobs = list(unfinished)
-        self._words[PoolWord.CALLS] = len(jobs)
-        self._words[PoolWord.PENDING] = sum(max(0, job.handed_in - job.items_ended) for job in jobs)
-        self._words[PoolWord.COUNTED] = self._done
+        self._store(PoolWord.CALLS, len(jobs))
+        self._store(PoolWord.PENDING, sum(max(0, job.handed_in - job.items_ended) for job in jobs))
+        self._store(PoolWord.COUNTED, self._done)
         self._scoreboard.write_calls([self._record(job) for job in jobs[:CALLS]])
 
     def _record(self, job: Job) -> CallRecord:
@@ -186,7 +188,8 @@ class Metrics:
             item, number = words[Word.ITEM], words[Word.BATCH]
             if now - words[Word.STARTED] < SHOW_ARGUMENT_AFTER_NS or words[Word.STATE] == State.IDLE:
                 continue
-            if (words[Word.SHOWN_BATCH], words[Word.SHOWN_ITEM]) == (number, item):
+            own = worker.slot.own
+            if (own[Word.SHOWN_BATCH], own[Word.SHOWN_ITEM]) == (number, item):
                 continue
             batch = next((one for one in worker.held if one.number == number), None)
             if batch is not None and 0 <= item - batch.first < batch.count:
@@ -269,7 +272,8 @@ class Metrics:
 
     def item_lost(self, worker: WorkerHandle, batch: Batch, error: BaseException) -> None:
         """Count the only item of a batch, which ended with its worker."""
-        now, began = time.monotonic_ns(), worker.slot.words[Word.STARTED]
+        now = time.monotonic_ns()
+        began = min(max(worker.slot.words[Word.STARTED], self.statistics.created), now)  # the task may have stored it
         length = max(1, now - began)
         name = self.name_of(batch, 0)
         self._count_duration(worker.number, batch, 0, name, length)
@@ -282,18 +286,18 @@ class Metrics:
 
     def set_processes(self, processes: int) -> None:
         """Show the number of workers that the pool keeps from now on."""
-        self._words[PoolWord.PROCESSES] = processes
+        self._store(PoolWord.PROCESSES, processes)
 
     def worker_requested(self, number: int) -> None:
         """Count the time of a place from the request for a worker on."""
-        self._words[PoolWord.PLACES] = max(self._words[PoolWord.PLACES], number + 1)
+        self._store(PoolWord.PLACES, max(self._own[PoolWord.PLACES], number + 1))
         self.statistics.slot(number).worker_requested(time.monotonic_ns())
 
     def worker_arrived(self, worker: WorkerHandle) -> None:
         """Record a new worker in the trace."""
         if self.trace is not None:
-            words = worker.slot.words
-            self.trace.worker_began(worker.number, worker.pid, time.monotonic_ns(), words[Word.REPLACED])
+            replaced = worker.slot.own[Word.REPLACED]
+            self.trace.worker_began(worker.number, worker.pid, time.monotonic_ns(), replaced)
 
     def worker_left(self, worker: WorkerHandle, reason: str) -> None:
         """End the time of a worker that died for this reason; an empty reason means that it was retired."""
@@ -307,7 +311,7 @@ class Metrics:
 
     def closing(self) -> None:
         """Show that the pool takes no more calls."""
-        self._words[PoolWord.STATE] = PoolWord.STATES.index("CLOSE")
+        self._store(PoolWord.STATE, PoolWord.STATES.index("CLOSE"))
 
     def close(self) -> None:
         """Show that the pool has ended, and end the trace."""
@@ -315,8 +319,8 @@ class Metrics:
         for number, slot in self.statistics.slots.items():
             slot.worker_left(self._scoreboard.slot(number).words[Word.READY], now, died=False)
         self.statistics.end(now)
-        self._words[PoolWord.ENDED] = now
-        self._words[PoolWord.STATE] = PoolWord.STATES.index("TERMINATE")
+        self._store(PoolWord.ENDED, now)
+        self._store(PoolWord.STATE, PoolWord.STATES.index("TERMINATE"))
         if self.trace is not None:
             descriptors.disown(self.trace)
             self.trace.close()

@@ -9,7 +9,7 @@ from pairpool.master.jobs.queue import JobQueue
 from pairpool.master.metrics import Metrics
 from pairpool.master.watchdog import Watchdog
 from pairpool.master.workers import WorkerSet
-from pairpool.scoreboard.board import Scoreboard
+from pairpool.scoreboard.master_board import MasterScoreboard
 from pairpool.transport.serializer import Serializer
 
 __all__ = ["EngineParts"]
@@ -24,4 +24,4 @@ class EngineParts(NamedTuple):
     watchdog: Watchdog
     metrics: Metrics
     serializer: Serializer
-    scoreboard: Scoreboard
+    scoreboard: MasterScoreboard

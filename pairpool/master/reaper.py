@@ -58,7 +58,7 @@ class Reaper:
             unfinished = worker.take_held()
             death = WorkerDeath(worker, self._stacks.fileno(), self._oom)
             self._settle(death, unfinished, recalled)
-            worker.slot.words[Word.PID] = 0
+            worker.slot.store(Word.PID, 0)
         self._watchdog.forget(worker)
         self._loop.unwatch(worker.pidfd.fileno())
         self._workers.remove(worker)

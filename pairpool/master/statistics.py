@@ -126,12 +126,12 @@ class SlotStats:
         """End the time of the present worker, if there is one.
 
         Args:
-            ready: monotonic ns when the worker could first take work; 0 if it never could.
+            ready: monotonic ns when the worker could first take work, as it says; 0 if it never could.
             now: monotonic ns.
             died: whether the worker died, and was not retired.
         """
         if self.requested_at:
-            self.starting += max(0, (ready or now) - self.requested_at)
+            self.starting += max(0, (min(ready, now) or now) - self.requested_at)
             self.present += now - self.requested_at
         self.requested_at = 0
         self.deaths += died

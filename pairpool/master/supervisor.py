@@ -200,7 +200,7 @@ class Supervisor:
         self._workers.add(worker)
         self._loop.watch(worker.channel.fileno(), lambda events: self._on_packets(worker, events))
         self._loop.watch(worker.pidfd.fileno(), lambda _events: self._on_death(worker))
-        worker.slot.words[Word.PID] = worker.pid
+        worker.slot.store(Word.PID, worker.pid)
         self._filled.add(worker.number)
         self._watchdog.enlist(worker)
         self._metrics.worker_arrived(worker)
@@ -288,7 +288,7 @@ class Supervisor:
         self._workers.take_off_duty(worker)
         self._metrics.worker_left(worker, "")
         if worker.number < self.processes and not self._is_done:
-            worker.slot.words[Word.REPLACED] += 1
+            worker.slot.store(Word.REPLACED, worker.slot.own[Word.REPLACED] + 1)
             self._request(worker.number)
         else:
             self._clear(worker.number)
@@ -362,7 +362,7 @@ class Supervisor:
             if self._policy.died_at_startup(self.processes):
                 self.break_down(call_errors.died_at_startup(self._policy.startup_deaths))
                 return
-        words[Word.REPLACED] += 1
+        worker.slot.store(Word.REPLACED, worker.slot.own[Word.REPLACED] + 1)
         self._request(number)
 
     def _is_filled(self, number: int) -> bool:

@@ -184,7 +184,7 @@ class Watchdog:
         usage = memory_usage_of(worker.pid)
         if usage is None:
             return
-        worker.slot.words[Word.RSS] = usage.resident
+        worker.slot.store(Word.RSS, usage.resident)
         used = usage.private - self._inherited_bytes(worker)
         if self.memory_limit is None or used <= self.memory_limit:
             return

@@ -114,7 +114,7 @@ class WorkerDeath:
                 _ADVICE_RETRY,
             )
         if number == signal.SIGKILL and oom.advanced():
-            return _out_of_memory(self.worker.slot.words[Word.RSS], oom.limit()), _ADVICE_MEMORY
+            return _out_of_memory(self.worker.slot.own[Word.RSS], oom.limit()), _ADVICE_MEMORY
         if number in _SENT:
             return f"killed from outside: somebody sent it {signal.Signals(number).name}", _ADVICE_RETRY
         if number:

@@ -10,7 +10,8 @@ from pairpool.master.jobs.base import Batch, Target
 from pairpool.master.kill_reason import KillReason
 from pairpool.master.worker_channel import WorkerChannel
 from pairpool.master.zygotes import Zygote
-from pairpool.scoreboard.board import NOTHING, Slot, Word
+from pairpool.scoreboard.board import NOTHING, Word
+from pairpool.scoreboard.master_board import MasterSlot
 from pairpool.transport.protocol import REPORT_SIGNAL
 from pairpool.transport.spawning import Spawned
 
@@ -47,7 +48,7 @@ class WorkerHandle(WorkerChannel):
     def __init__(
         self,
         spawned: Spawned,
-        slot: Slot,
+        slot: MasterSlot,
         zygote: Zygote,
         fd_blocked: dict[WorkerChannel, None],
         *,
@@ -154,10 +155,10 @@ class WorkerHandle(WorkerChannel):
     def set_limit(self, batch: Batch, index: int, now: float) -> None:
         """Tell the worker not to begin the item at `index` nor any later item of the batch that it runs."""
         batch.set_limit(index, now)
-        self.slot.words[Word.LIMIT] = index
+        self.slot.store(Word.LIMIT, index)
 
     def clear_limit(self) -> None:
-        self.slot.words[Word.LIMIT] = NOTHING
+        self.slot.store(Word.LIMIT, NOTHING)
 
     def request_partial_report(self, batch: Batch, now: float) -> None:
         """Ask the worker to report the finished items of the batch that it runs."""

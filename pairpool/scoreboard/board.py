@@ -30,6 +30,7 @@ __all__ = [
     "Slot",
     "State",
     "Word",
+    "board_size",
     "owner_of",
 ]
 
@@ -59,8 +60,8 @@ _HEAD = struct.Struct("<8sQQQQ")
 _CALL_RECORD = struct.Struct("<8Q")
 _FAILURE = struct.Struct("<5Q")
 
-MAX_SLOTS = 1 << 16
-"""A scoreboard with more slots is refused, because it would take too much time and memory to show."""
+MAX_SLOTS = 1 << 20
+"""No scoreboard has more slots."""
 
 NOTHING = (1 << 64) - 1
 """An index that no item has: in `Word.ITEM` between items, in `Word.LIMIT` if no limit is set."""
@@ -205,9 +206,9 @@ class Scoreboard:
     @classmethod
     def create(cls, slots: int, name: str, now: int) -> tuple[int, Scoreboard]:
         """Return a memfd and a new scoreboard on it, for `slots` workers. `now` is the monotonic time in ns."""
-        fd = descriptors.fixed_memfd(MEMFD, _size(slots))
+        fd = descriptors.fixed_memfd(MEMFD, board_size(slots))
         try:
-            board = cls(mmap.mmap(fd, _size(slots)), slots)
+            board = cls(mmap.mmap(fd, board_size(slots)), slots)
         except BaseException:
             os.close(fd)
             raise
@@ -216,14 +217,15 @@ class Scoreboard:
         return fd, board
 
     @classmethod
-    def attach(cls, fd: int, *, writable: bool = True) -> Scoreboard:
+    def attach(cls, fd: int, *, writable: bool = True, max_slots: int = MAX_SLOTS) -> Scoreboard:
         """Return the scoreboard on a memfd that another process made. The caller keeps the descriptor.
 
         Args:
             writable: whether this process may write to the scoreboard.
+            max_slots: a scoreboard with more slots is refused.
 
         Raises:
-            BoardVersionError: the memfd has no scoreboard, or one of another version.
+            BoardVersionError: the memfd has no scoreboard, one of another version, or one whose size can change.
         """
         _magic, version, slots, _pid, _created = _read_head(fd)
         if version != VERSION:
@@ -231,10 +233,12 @@ class Scoreboard:
         size = descriptors.fixed_size(fd)
         if size < 0:
             raise BoardVersionError("this is not a scoreboard: its size can change")
-        if slots > MAX_SLOTS or size != _size(slots):
+        if size != board_size(slots):
             raise BoardVersionError(f"this is not a scoreboard: {slots} workers do not fit into its {size} bytes")
+        if slots > max_slots:
+            raise BoardVersionError(f"a scoreboard for {slots} workers; more than {max_slots} are not shown")
         access = mmap.ACCESS_DEFAULT if writable else mmap.ACCESS_READ
-        return cls(mmap.mmap(fd, _size(slots), access=access), slots)
+        return cls(mmap.mmap(fd, board_size(slots), access=access), slots)
 
     def remains(self) -> Scoreboard:
         """Return a private copy without the workers: what remains of a pool that has ended."""
@@ -253,6 +257,19 @@ class Scoreboard:
         if view is None:
             view = self._real_views[number] = self._reals[number * SLOT_WORDS : (number + 1) * SLOT_WORDS]
         return view
+
+    @property
+    def own(self) -> Scoreboard:
+        """The scoreboard with the words that the master writes: this one, except in the master."""
+        return self
+
+    def head(self, size: int) -> bytes:
+        """Return the first bytes."""
+        return bytes(self._bytes[:size])
+
+    def write_head(self, head: bytes) -> None:
+        """Replace the first bytes."""
+        self._bytes[: len(head)] = head
 
     @property
     def name(self) -> str:
@@ -377,5 +394,6 @@ def _read_head(fd: int) -> tuple[Any, ...]:
     return _HEAD.unpack(head)
 
 
-def _size(slots: int) -> int:
+def board_size(slots: int) -> int:
+    """Return the number of bytes of a scoreboard."""
     return BOARD_HEADER_SIZE + slots * (SLOT_SIZE + TEXT_SIZE)

@@ -14,6 +14,15 @@
   only to a process that catches them and has the memfd open. exec(2) resets the handlers and closes the memfd. A
   process that a task forks has both, but no reader signals it.
 - As with any signal that Python handles, a system call in native code can return early, with EINTR.
+
+The reader can be root, and the process can be hostile:
+
+- The reader empties the memfd, so it must be a memfd of the process (`foreign_memfds`). The reader reads it with pread,
+  up to a limit. A file that shrinks does not disturb pread.
+- The pidfd is opened first. If the process is still there after the checks, they were about the process that the pidfd
+  means. A process that calls exec between the check and the signal gets the signal without a handler, and ends.
+- The lock, the answer and the signal can fail or stay away. Each is tried until the deadline, and none is waited for.
+- All texts can be forged, so they are printed without control characters.
 """
 
 from __future__ import annotations
@@ -27,7 +36,7 @@ import time
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from pairpool.linux import descriptors, pidfds
+from pairpool.linux import descriptors, foreign_memfds, pidfds
 from pairpool.linux.interrupts import allow_signals, defer_signals
 
 __all__ = [
@@ -37,6 +46,7 @@ __all__ = [
     "WORKER_FILES",
     "clean",
     "offer_stack",
+    "printable",
     "read_stack",
     "read_stacks",
     "show_threads",
@@ -67,7 +77,6 @@ IDLE = "idle"
 WORKER_FILES = "/pairpool/worker/"
 """In the path of each file whose frames are the worker's own, below those of a task."""
 
-_LINK = f"/memfd:{STACK_MEMFD} (deleted)"
 LOOPS = ("run_timed", "run_limited", "run_short")
 """The functions of `worker/loops.py` that run the items of a batch; the frames above them belong to a task."""
 WAITS = ("next_packet", "_await_packet", "_cool_down", "_receive")
@@ -120,7 +129,7 @@ def read_stacks(pids: Iterable[int], timeout: float = 1.0) -> dict[int, str]:
     """Return the Python stacks of these workers' tasks, by pid, the most recent call first. The tasks go on.
 
     The stack of a worker without a task is `idle`. If there is no stack within `timeout` seconds, a text in brackets
-    says why. Raise `PermissionError` for processes of other users.
+    says why. Raise `PermissionError` if the kernel lets this user look at none of the processes.
     """
     with defer_signals():
         inquiries = [_Inquiry(pid) for pid in pids]
@@ -133,6 +142,8 @@ def read_stacks(pids: Iterable[int], timeout: float = 1.0) -> dict[int, str]:
                     break
                 with allow_signals():
                     time.sleep(CHECK_EVERY_S)
+            if inquiries and all(one.is_forbidden for one in inquiries):
+                raise PermissionError(errno.EPERM, "the kernel does not let you look at these processes")
             return {one.pid: one.text() for one in inquiries}
         finally:
             for one in inquiries:
@@ -159,7 +170,7 @@ class _Signals(NamedTuple):
 def _signals_of(pid: int) -> _Signals | None:
     """Return the signals of a process, or None if it has ended."""
     try:
-        with open(f"/proc/{pid}/status") as file:
+        with open(f"/proc/{pid}/status", errors="replace") as file:
             fields = dict(line.split(":", 1) for line in file)
     except (FileNotFoundError, ProcessLookupError):
         return None
@@ -183,6 +194,7 @@ class _Inquiry:
         self._others = 0
         self._content = b""
         self._reason = ""
+        self.is_forbidden = False
 
     def close(self) -> None:
         """Close all descriptors, which releases the lock."""
@@ -194,7 +206,7 @@ class _Inquiry:
     def text(self) -> str:
         """Return the stack, or the reason why there is none."""
         if self._content:
-            stack = clean(self._content.decode("utf-8", "replace"))
+            stack = clean(printable(self._content.decode("utf-8", "replace")))
             if self._others and self._asked == MAIN and self._content.startswith(b"Stack"):
                 stack += f"\n  (other threads, which cannot be looked at meanwhile: {self._others})"
             return stack
@@ -202,11 +214,23 @@ class _Inquiry:
 
     def advance(self) -> bool:
         """Take the next step if it is possible now. Return True after the last step."""
+        try:
+            return self._advance()
+        except (FileNotFoundError, ProcessLookupError):
+            self._reason = "the worker has ended"
+        except PermissionError:
+            self.is_forbidden = not self._asked
+            self._reason = "the kernel does not let you look at the worker"
+        except OSError as error:
+            self._reason = f"the worker cannot be asked: {error.strerror}"
+        return True
+
+    def _advance(self) -> bool:
+        if self._file < 0 and not self._open():
+            return True
         seen = _signals_of(self.pid)
         if seen is None:
             self._reason = "the worker has ended"
-            return True
-        if self._file < 0 and not self._open():
             return True
         if self._asked:
             return self._look(seen)
@@ -221,18 +245,16 @@ class _Inquiry:
 
     def _open(self) -> bool:
         """Open the memfd that the worker writes its answers to; return False if that is impossible."""
-        directory = f"/proc/{self.pid}/fd"
-        try:
-            self._pidfd = os.pidfd_open(self.pid)
-            for name in os.listdir(directory):
-                if _link(f"{directory}/{name}") == _LINK:
-                    self._file = os.open(f"{directory}/{name}", os.O_RDWR | os.O_CLOEXEC)
-                    return True
-        except (FileNotFoundError, ProcessLookupError):
+        self._pidfd = os.pidfd_open(self.pid)
+        if _signals_of(self.pid) is None:
             self._reason = "the worker has ended"
             return False
-        self._reason = "the worker is starting, or its task has closed what it answers with"
-        return False
+        self._file = foreign_memfds.find_memfd(self.pid, STACK_MEMFD, writable=True)
+        if pidfds.has_ended(self._pidfd):
+            self._reason = "the worker has ended"
+        elif self._file < 0:
+            self._reason = "the worker is starting, or its task has closed what it answers with"
+        return not self._reason
 
     def _ask(self, seen: _Signals) -> bool:
         """Send the signal; return False if that is impossible."""
@@ -244,9 +266,8 @@ class _Inquiry:
         if self._asked == 0:
             os.ftruncate(self._file, 0)
         self._asked = number
-        if not seen.has(seen.pending, number) and not _send(self._pidfd, number):
-            self._reason = "the worker has ended"
-            return False
+        if not seen.has(seen.pending, number):
+            _send(self._pidfd, number)
         return True
 
     def _look(self, seen: _Signals) -> bool:
@@ -298,30 +319,26 @@ def _cpu_time_of(pid: int) -> int:
         return time.monotonic_ns()
 
 
-def _link(path: str) -> str:
+def _send(pidfd: int, number: int) -> None:
+    """Signal the main thread of a process. Raise `OSError` if the process has ended, or if its queue is full."""
     try:
-        return os.readlink(path)
-    except FileNotFoundError:
-        return ""  # closed since it was listed
-
-
-def _send(pidfd: int, number: int) -> bool:
-    """Signal the main thread of a process; return False if the process has ended."""
-    try:
-        try:
-            signal.pidfd_send_signal(pidfd, number, None, pidfds.PIDFD_SIGNAL_THREAD)
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-            signal.pidfd_send_signal(
-                pidfd, number
-            )  # before Linux 6.9 to the process; its main thread nearly always receives the signal
-    except ProcessLookupError:
-        return False
-    return True
+        signal.pidfd_send_signal(pidfd, number, None, pidfds.PIDFD_SIGNAL_THREAD)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        # Before Linux 6.9 only to the process. Its main thread nearly always receives the signal.
+        signal.pidfd_send_signal(pidfd, number)
 
 
 # --- from a dump to the frames of a task ------------------------------------------------------------
+
+
+def printable(text: str) -> str:
+    """Return a text without control characters except line ends. A process can write any text in place of its stack."""
+    return "\n".join(
+        line if line.isprintable() else "".join(char if char.isprintable() else "?" for char in line)
+        for line in text.split("\n")
+    )
 
 
 def clean(dump: str) -> str:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
 from pairpool.linux import pidfds, process_tree
+from pairpool.scoreboard.stacks import printable
 from pairpool.stress.tasks import LEFT
 
 __all__ = [
@@ -112,11 +113,15 @@ class Leftover(NamedTuple):
 
 
 def _marked(tag: str) -> list[Leftover]:
-    """Return the living processes that carry the mark of the campaign, except this process."""
-    me = os.getpid()
+    """Return the living processes that carry the mark of the campaign, except this process.
+
+    The campaign does not change its user. The processes of other users are not looked at, because reading the memory
+    of a process can take for ever, and its texts can be anything.
+    """
+    me, user = os.getpid(), os.geteuid()
     found = []
     for name in os.listdir("/proc"):
-        if not name.isdigit() or int(name) == me:
+        if not name.isdigit() or int(name) == me or not _is_of(name, user):
             continue
         fields = _read(f"/proc/{name}/stat").rpartition(")")[2].split()
         if not fields or fields[0] in "ZX":
@@ -125,9 +130,16 @@ def _marked(tag: str) -> list[Leftover]:
         if tag in traces:
             worker = traces.partition(f"{LEFT}=")[2].partition(";")[0]
             command = _read(f"/proc/{name}/cmdline").replace("\0", " ").strip()
-            text = f"process {name} (child of {fields[1]}, state {fields[0]}): {command}"
+            text = f"process {name} (child of {fields[1]}, state {fields[0]}): {printable(command)}"
             found.append(Leftover(int(name), int(worker) if worker.isdigit() else 0, text))
     return found
+
+
+def _is_of(pid: str, user: int) -> bool:
+    try:
+        return os.stat(f"/proc/{pid}").st_uid == user
+    except FileNotFoundError:
+        return False
 
 
 def _zombie() -> int:

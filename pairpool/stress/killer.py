@@ -22,7 +22,7 @@ import time
 from collections import deque
 from typing import NamedTuple
 
-from pairpool.linux import pidfds, process_tree
+from pairpool.linux import foreign_memfds, pidfds, process_tree
 from pairpool.scoreboard.board import MEMFD, Scoreboard, Word
 
 __all__ = ["KILL", "READY", "STOP", "main"]
@@ -61,26 +61,21 @@ class Victim(NamedTuple):
 def open_scoreboard(master: int) -> Scoreboard | None:
     """Return the scoreboard of the pool of a process; None if there is none yet."""
     try:
-        for name in os.listdir(f"/proc/{master}/fd"):
-            path = f"/proc/{master}/fd/{name}"
-            try:
-                if os.readlink(path).startswith(f"/memfd:{MEMFD}"):
-                    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-                    try:
-                        return Scoreboard.attach(fd)
-                    finally:
-                        os.close(fd)
-            except FileNotFoundError:
-                continue
+        fd = foreign_memfds.find_memfd(master, MEMFD, writable=False)
     except (FileNotFoundError, ProcessLookupError):
-        pass
-    return None
+        return None
+    if fd < 0:
+        return None
+    try:
+        return Scoreboard.attach(fd, writable=False)
+    finally:
+        os.close(fd)
 
 
 def parent_and_state(pid: int) -> tuple[int, str]:
     """Return the parent of a process and its state letter, as in proc(5); `(0, "")` if the process is gone."""
     try:
-        with open(f"/proc/{pid}/stat") as file:
+        with open(f"/proc/{pid}/stat", errors="replace") as file:
             fields = file.read().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return 0, ""
@@ -90,7 +85,7 @@ def parent_and_state(pid: int) -> tuple[int, str]:
 def scoreboard_inode(pid: int) -> int | None:
     """Return the inode of the scoreboard that a process has mapped; None if it has mapped none."""
     try:
-        with open(f"/proc/{pid}/maps") as file:
+        with open(f"/proc/{pid}/maps", errors="replace") as file:
             for line in file:
                 if f"memfd:{MEMFD}" in line:
                     return int(line.split()[4])

@@ -7,22 +7,38 @@
 - Workers and zygotes have the scoreboard mapped. /proc/PID/maps names its inode, which leads to the master.
 - The kernel lets users look at their own processes only, and root at all processes (ptrace(2), "access mode checking").
 - The mapping here stays readable after the end of the pool, and does not delay the pool.
+
+The processes are not trusted, because root can look at the processes of all users. A process can show any file with any
+content. So a file is checked before it is opened (`foreign_memfds`), its size must be sealed, and its numbers have
+bounds. A scoreboard that cannot be read is a `FoundPool` with a problem. It does not disturb the search for others.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import pwd
+import threading
 import time
 from dataclasses import dataclass, replace
 
-from pairpool.linux import pidfds
+from pairpool.linux import foreign_memfds, pidfds
+from pairpool.linux.foreign_memfds import NotTrusted
 from pairpool.scoreboard import snapshot
 from pairpool.scoreboard.board import MEMFD, BoardVersionError, PoolWord, Scoreboard, owner_of
 from pairpool.status import PoolStatus
 from pairpool.view.text import clean
 
 __all__ = ["FoundPool", "NoPool", "NotPermitted", "SeveralPools", "PoolObserver", "find", "pools"]
+
+MAX_WORKERS = 1 << 14
+"""A pool with more room for workers is not shown."""
+
+MAX_POOLS_PER_PROCESS = 64
+"""Scoreboards of one process that are looked at."""
+
+MAPS_WITHIN_S = 2.0
+"""Seconds for the kernel to list the mappings of a process. It waits for a page fault that does not end."""
 
 _BOARD_LINK = f"/memfd:{MEMFD} (deleted)"
 
@@ -104,6 +120,7 @@ def find(what: str) -> FoundPool:
 
 
 def _one(what: str, found: list[FoundPool]) -> FoundPool:
+    found = [one for one in found if not one.problem] or found
     if len(found) > 1:
         raise SeveralPools(f"{what} means several pools", found)
     if found[0].problem:
@@ -126,8 +143,7 @@ def _find_by_pid(pid: int) -> list[FoundPool]:
 
 def _not_yours(pid: int) -> str:
     try:
-        with open(f"/proc/{pid}/status") as file:
-            owner = next(int(line.split()[2]) for line in file if line.startswith("Uid:"))
+        owner = foreign_memfds.users_of(pid)[1]
     except (FileNotFoundError, ProcessLookupError):
         return f"process {pid} has just ended"
     if owner == os.geteuid():
@@ -149,18 +165,18 @@ def _processes() -> list[int]:
 def _pools_of(pid: int) -> list[FoundPool]:
     """Return the pools whose master this process is."""
     found: list[FoundPool] = []
-    directory = f"/proc/{pid}/fd"
-    for name in os.listdir(directory):
+    for number in itertools.islice(foreign_memfds.numbers_named(pid, MEMFD), MAX_POOLS_PER_PROCESS):
         try:
-            if os.readlink(f"{directory}/{name}") != _BOARD_LINK:
-                continue
-            fd = os.open(f"{directory}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+            fd = foreign_memfds.open_memfd(pid, number, MEMFD)
         except FileNotFoundError:
             continue  # the descriptor was closed since it was listed
-        try:
-            pool = _read_header(pid, int(name), fd)
-        finally:
-            os.close(fd)
+        except NotTrusted as error:
+            pool: FoundPool | None = FoundPool(pid, "", number, (0, 0), f"not a scoreboard: {error}")
+        else:
+            try:
+                pool = _read_header(pid, number, fd)
+            finally:
+                os.close(fd)
         if pool is not None and pool.file not in [one.file for one in found]:
             found.append(pool)
     return found
@@ -176,7 +192,7 @@ def _read_header(pid: int, number: int, fd: int) -> FoundPool | None:
     except BoardVersionError:
         return None  # the scoreboard is not ready yet, or it is another file of the same name
     try:
-        board = Scoreboard.attach(fd, writable=False)
+        board = Scoreboard.attach(fd, writable=False, max_slots=MAX_WORKERS)
     except BoardVersionError as error:
         return FoundPool(pid, "", number, file, str(error))
     try:
@@ -187,14 +203,38 @@ def _read_header(pid: int, number: int, fd: int) -> FoundPool | None:
 
 def _pools_around(pid: int) -> list[FoundPool]:
     """Return the pools whose scoreboard this process has mapped. It works for them, or was forked by their master."""
-    files = set()
-    with open(f"/proc/{pid}/maps") as lines:
-        for line in lines:
-            if line.rstrip().endswith(_BOARD_LINK):
-                _addresses, _modes, _offset, device, inode = line.split()[:5]
-                major, minor = (int(part, 16) for part in device.split(":"))
-                files.add((os.makedev(major, minor), int(inode)))
+    files = _mapped_boards(pid)
     return [replace(one, worker=_worker_number(one, pid)) for one in pools() if one.file in files]
+
+
+def _mapped_boards(pid: int) -> set[tuple[int, int]]:
+    """Return device and inode of the scoreboards that a process has mapped.
+
+    A thread reads the list, because the kernel waits while a page fault of the process does not end. A process can
+    cause that with a file system of its own. The thread ends with this program.
+    """
+    files: set[tuple[int, int]] = set()
+    errors: list[OSError] = []
+
+    def read() -> None:
+        try:
+            with open(f"/proc/{pid}/maps", errors="replace") as lines:
+                for line in lines:
+                    if line.rstrip().endswith(_BOARD_LINK):
+                        _addresses, _modes, _offset, device, inode = line.split()[:5]
+                        major, minor = (int(part, 16) for part in device.split(":"))
+                        files.add((os.makedev(major, minor), int(inode)))
+        except OSError as error:
+            errors.append(error)
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    reader.join(MAPS_WITHIN_S)
+    if errors:
+        raise errors[0]
+    if reader.is_alive():
+        raise NoPool(f"the kernel has not listed the mappings of process {pid} within {MAPS_WITHIN_S:g} s")
+    return files
 
 
 def _worker_number(found: FoundPool, pid: int) -> int | None:
@@ -233,8 +273,8 @@ class PoolObserver:
     def _map(self) -> Scoreboard:
         found = self.found
         try:
-            fd = os.open(f"/proc/{found.pid}/fd/{found.fd}", os.O_RDONLY | os.O_CLOEXEC)
-        except (FileNotFoundError, ProcessLookupError):
+            fd = foreign_memfds.open_memfd(found.pid, found.fd, MEMFD)
+        except (FileNotFoundError, ProcessLookupError, NotTrusted):
             raise NoPool(f"pool {found} has just ended") from None
         except PermissionError:
             raise NotPermitted(_not_yours(found.pid)) from None
@@ -242,7 +282,9 @@ class PoolObserver:
             status = os.fstat(fd)
             if (status.st_dev, status.st_ino) != found.file:
                 raise NoPool(f"pool {found} has just ended")
-            return Scoreboard.attach(fd, writable=False)
+            return Scoreboard.attach(fd, writable=False, max_slots=MAX_WORKERS)
+        except BoardVersionError as error:
+            raise NoPool(f"pool {found} cannot be read: {error}") from None
         finally:
             os.close(fd)
 
@@ -267,7 +309,7 @@ class PoolObserver:
     def _is_held(self) -> bool:
         """Tell whether the master still has the scoreboard. execve(2) closes it, and a pool closes it at its end."""
         try:
-            return os.readlink(f"/proc/{self.found.pid}/fd/{self.found.fd}") == _BOARD_LINK
+            return foreign_memfds.is_named(self.found.pid, self.found.fd, MEMFD)
         except (FileNotFoundError, ProcessLookupError):
             return bool(self._board.pool[PoolWord.ENDED]) or pidfds.has_ended(self._pidfd)
 

@@ -84,6 +84,8 @@ def _print_json(what: str | None) -> int:
                 observers.append(PoolObserver(found))
             except NoPool:
                 continue  # the pool has ended since it was listed
+            except OSError as error:  # not permitted any more, or too many files are open
+                print(f"process {found.pid} is left out: {error}", file=sys.stderr)
         print(json.dumps([as_json(status) for status in _measured(observers)], indent=2))
     finally:
         for observer in observers:

@@ -252,7 +252,7 @@ def test_a_sparse_board_of_too_many_workers_is_refused() -> None:
     fd = descriptors.fixed_memfd("pairpool-board", BOARD_HEADER_SIZE + slots * (SLOT_SIZE + TEXT_SIZE))
     try:
         os.pwrite(fd, board_module._HEAD.pack(MAGIC, VERSION, slots, os.getpid(), 0), 0)
-        with pytest.raises(BoardVersionError, match="do not fit"):
+        with pytest.raises(BoardVersionError, match="more than 1048576 are not shown"):
             Scoreboard.attach(fd)
     finally:
         os.close(fd)
