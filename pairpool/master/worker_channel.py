@@ -108,7 +108,7 @@ class WorkerChannel:
         self.known_segments: dict[int, set[int]] = {}
         self._payload_buffers = PayloadBuffers()
         self._payload_reader = PayloadReader()
-        self._batch_buffers: dict[int, PayloadBuffer] = {}
+        self._batch_buffers: dict[int, tuple[PayloadBuffer, int]] = {}
         self.fd_inbox = FdInbox()
         self.captures_sent = 0
         self.eof_sent = False
@@ -141,7 +141,7 @@ class WorkerChannel:
             if packet.size > INLINE_LIMIT:
                 buffer = self._payload_buffers.put(pieces, packet.size)
                 if isinstance(packet, BatchPacket):
-                    self._batch_buffers[packet.batch] = buffer
+                    self._batch_buffers[packet.batch] = buffer, buffer.payloads
                 packet = packet._replace(flags=packet.flags | Flag.IN_SHM)
                 pieces = [buffer.reference()]
             if fds is not None:
@@ -239,8 +239,8 @@ class WorkerChannel:
 
         A worker that has not done so must get no more batches: each large one would take new memory.
         """
-        buffer = self._batch_buffers.pop(batch, None)
-        return buffer is None or not buffer.busy
+        found = self._batch_buffers.pop(batch, None)
+        return found is None or not found[0].holds(found[1])
 
     # --- recall ---------------------------------------------------------------------------------
 

@@ -96,9 +96,10 @@ class PayloadBuffer:
         capacity: bytes of payload that fit.
         fd: the memfd.
         known: whether the reader has the memfd.
+        payloads: how many payloads have been written; -1 after the end.
     """
 
-    __slots__ = ("_freed_count", "_map", "_view", "_warm", "capacity", "fd", "known", "number")
+    __slots__ = ("_freed_count", "_map", "_view", "_warm", "capacity", "fd", "known", "number", "payloads")
 
     def __init__(self, number: int, size: int) -> None:
         self.number = number
@@ -115,6 +116,7 @@ class PayloadBuffer:
         self._warm = 0  # bytes from the start whose pages exist
         self._freed_count = 0
         self.known = False
+        self.payloads = 0
 
     @property
     def one_shot(self) -> bool:
@@ -139,6 +141,7 @@ class PayloadBuffer:
 
     def write(self, pieces: Sequence[Buffer]) -> None:
         """Write the pieces one after the other, and set the busy flag."""
+        self.payloads += 1
         at = 0
         for piece in pieces:
             if at + len(piece) <= self._warm and type(piece) is not memoryview:
@@ -188,8 +191,13 @@ class PayloadBuffer:
             self._warm = 0
             _free_memory(self._map)
 
+    def holds(self, payload: int) -> bool:
+        """Return whether the buffer still holds the payload that was the last one when `payloads` had this value."""
+        return self.payloads == payload and self.busy
+
     def close(self) -> None:
         """Close the memfd and the mapping."""
+        self.payloads = -1
         descriptors.disown(self.fd)
         self.fd.close()
         self._view.release()

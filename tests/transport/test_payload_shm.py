@@ -544,3 +544,15 @@ def test_an_idle_writer_frees_the_memory_of_its_buffers(direction: Direction) ->
     direction.buffers.give_back()
     assert os.stat(f"/proc/self/fd/{buffer.fd.fileno()}").st_blocks * 512 <= 8192
     assert direction.put_and_read(b"after") is buffer
+
+
+def test_a_buffer_tells_whether_it_holds_a_certain_payload(direction: Direction) -> None:
+    buffer = direction.put(b"first")
+    first = buffer.payloads
+    assert buffer.holds(first)
+    direction.read(direction.send(buffer), 5)
+    assert not buffer.holds(first)
+    assert direction.put(b"second") is buffer
+    assert not buffer.holds(first), "the payload is another one"
+    direction.buffers.close()
+    assert not buffer.holds(first + 1)
