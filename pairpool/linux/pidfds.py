@@ -32,7 +32,9 @@ __all__ = [
     "send_signal",
     "state_of",
     "wait_ended",
+    "wait_group_gone",
     "wait_released",
+    "wait_stopped",
 ]
 
 SIGKILL = signal.SIGKILL
@@ -99,6 +101,17 @@ def wait_released(pid: int, patience: float = 0.1) -> None:
         time.sleep(_RECHECK_EVERY_S)
 
 
+def wait_group_gone(leader: int, patience: float = 0.1) -> None:
+    """Wait at most `patience` seconds until a group whose processes were killed has none left."""
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(leader, 0)
+        except (ProcessLookupError, PermissionError):
+            return
+        time.sleep(_RECHECK_EVERY_S)
+
+
 def exit_status(pidfd: int, patience: float = 0.05) -> int | None:
     """Return the wait status of a process that ended without a wait(2); None if the kernel does not report it.
 
@@ -131,10 +144,14 @@ def halt(pidfd: int, pid: int, patience: float = 0.005) -> bool:
     if state_of(pid) in "TtZX":
         return False
     send_signal(pidfd, signal.SIGSTOP)
-    deadline = time.monotonic() + patience
+    wait_stopped(pid, time.monotonic() + patience)
+    return True
+
+
+def wait_stopped(pid: int, deadline: float) -> None:
+    """Wait until a process that was sent SIGSTOP has stopped or ended, or until the deadline."""
     while state_of(pid) not in "TtZX" and time.monotonic() < deadline:
         time.sleep(_RECHECK_EVERY_S)
-    return True
 
 
 def state_of(pid: int) -> str:

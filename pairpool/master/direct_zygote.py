@@ -4,9 +4,10 @@ The price:
 
 - `subprocess.run(["false"]).returncode` is 0 in the master meanwhile.
 - A worker that is replaced is forked from the program as it is then, with its threads.
-- The master is no subreaper: what a task has started is found by its worker's process group. A program in a session of
-  its own outlives a worker that is killed. All programs that tasks have started outlive a master that is killed by
-  SIGKILL.
+- The master is no subreaper. A worker that exits kills its descendants before. If the master kills a worker, it kills
+  the worker's descendants first. Orphans among them are found by the worker's process group.
+- A process in a session of its own outlives a worker that crashes, or a worker that is killed after the parent of the
+  process has ended. All programs that tasks have started outlive a master that is killed by SIGKILL.
 - Only the main thread can set SIGCHLD (signal(7)).
 """
 
@@ -16,7 +17,7 @@ import os
 from collections import deque
 from collections.abc import Sequence
 
-from pairpool.linux import children, descriptors, pidfds
+from pairpool.linux import children, descriptors, pidfds, process_tree
 from pairpool.linux.sigchld import sigchld
 from pairpool.master.zygotes import CLOSE_PATIENCE_S, Zygote, serials
 from pairpool.transport.channel import Channel
@@ -79,6 +80,13 @@ class DirectZygote:
     def wait(self, timeout: float | None) -> None:
         """Return at once: every request was answered at once."""
 
+    def end_descendants(self, serial: int) -> None:
+        """Stop a worker that is about to be killed, and kill its descendants while their parents identify them."""
+        pid, handle = self._children.get(serial, (0, None))
+        if handle is not None and not pidfds.has_ended(handle.fileno()):
+            pidfds.halt(handle.fileno(), pid)
+            process_tree.kill_descendants_of(pid)
+
     def reaped(self, serial: int) -> None:
         """Kill what a worker left running, which is in its process group."""
         pid, handle = self._children.pop(serial, (0, None))
@@ -105,4 +113,5 @@ class DirectZygote:
                 self.reaped(serial)
             for pid in self._ended:
                 pidfds.wait_released(pid)
+                pidfds.wait_group_gone(pid)
             sigchld.release()

@@ -141,7 +141,7 @@ class Watchdog:
     def _kill_if_due(self, worker: WorkerHandle, now: float) -> None:
         at = self._kill_at.get(worker, now)
         if at <= now:
-            pidfds.send_signal(worker.pidfd.fileno(), signal.SIGKILL)
+            worker.kill()
         else:
             self.at = min(self.at, at)
 
@@ -236,6 +236,7 @@ class Watchdog:
 
     def _abort(self, worker: WorkerHandle, reason: KillReason) -> None:
         worker.kill_for(reason)
+        worker.end_descendants()
         pidfds.abort(worker.pidfd.fileno(), worker.pid)
         self._kill_at[worker] = time.monotonic() + ABORT_WITHIN_S
         self.expect(ABORT_WITHIN_S)
@@ -254,7 +255,7 @@ class Watchdog:
         was_running = pidfds.halt(worker.pidfd.fileno(), worker.pid)
         position = _position_of(worker)
         if position.batch == batch.number and position.state in _AT_WORK and item in (None, position.item):
-            pidfds.send_signal(worker.pidfd.fileno(), signal.SIGKILL)
+            worker.kill()
             return True
         if was_running:
             pidfds.send_signal(worker.pidfd.fileno(), signal.SIGCONT)

@@ -88,7 +88,12 @@ class WorkerHandle(WorkerChannel):
 
     def kill(self) -> None:
         """End the worker at once."""
+        self.end_descendants()
         pidfds.send_signal(self.pidfd.fileno(), signal.SIGKILL)
+
+    def end_descendants(self) -> None:
+        """Kill what the worker has started, if that cannot be found after its death. The worker may be stopped then."""
+        self.zygote.end_descendants(self.serial)
 
     def kill_for(self, reason: KillReason) -> None:
         """Note why the worker is killed."""

@@ -69,6 +69,9 @@ class Zygote(Protocol):
     def wait(self, timeout: float | None) -> None:
         """Wait until `receive` has something or the zygote has ended."""
 
+    def end_descendants(self, serial: int) -> None:
+        """Kill what a worker has started, if that cannot be found after the death of the worker."""
+
     def reaped(self, serial: int) -> None:
         """Tell that a worker has ended, so that the processes that it left are ended too."""
 
@@ -128,6 +131,9 @@ class ZygoteProcess:
 
     def request(self, slot: int) -> None:
         self._post(SpawnPacket(next(serials), slot))
+
+    def end_descendants(self, serial: int) -> None:
+        """Do nothing: the zygote adopts them when the worker has ended."""
 
     def reaped(self, serial: int) -> None:
         try:

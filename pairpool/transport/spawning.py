@@ -52,7 +52,8 @@ def fork_worker(body: Body, slot: int, serial: int, *, own_group: bool = False, 
     The child is killed when its parent ends, if the forking thread is the parent's main thread.
 
     Args:
-        own_group: whether the child leads a process group, by which its children can be found when it has ended.
+        own_group: whether the child leads a process group, by which its descendants can be found when it has ended.
+            At the end of `body` the child kills all its descendants.
         by_zygote: whether this process is a zygote.
 
     Raises:
@@ -68,7 +69,12 @@ def fork_worker(body: Body, slot: int, serial: int, *, own_group: bool = False, 
             os.setpgid(0, 0)
         if in_main_thread:
             process_tree.die_with_parent(parent)
-        return body(far, slot, serial)
+        try:
+            return body(far, slot, serial)
+        finally:
+            if own_group:  # the parent may be no subreaper, and then it finds descendants of other groups only now
+                process_tree.adopt_orphans()
+                process_tree.kill_children(keep=set())
 
     pid = 0
     try:

@@ -166,3 +166,63 @@ def test_kill_children_gives_up_after_its_patience() -> None:
 
     pid, *left = in_child(impatient)
     assert left == [pid]
+
+
+def test_kill_children_finds_a_process_that_an_incomplete_list_left_out() -> None:
+    """A child that ends during a read of the list can hide another child. Two reads in a row count."""
+
+    def kill() -> tuple[list[int], list[int]]:
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        pid = os.fork()
+        if pid == 0:
+            signal.pause()
+        gone = os.fork()
+        if gone == 0:
+            os._exit(0)
+        handle = os.pidfd_open(pid)
+        complete, lists = process_tree.children_of, iter([[gone]])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(process_tree, "children_of", lambda parent: next(lists, None) or complete(parent))
+            process_tree.kill_children(keep=set())
+        return [pid] if not pidfds.has_ended(handle) else [], process_tree.children_of(os.getpid())
+
+    assert in_child(kill) == ([], [])
+
+
+def test_a_process_that_is_no_descendant_any_more_is_not_signalled() -> None:
+    """A list can name a pid that another process has by now."""
+
+    def kill() -> bool:
+        with forked(until_eof) as stranger:  # a child, but not of the process whose descendants end
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(process_tree, "children_of", lambda parent: [stranger.pid] if parent == 1 else [])
+                process_tree.kill_descendants_of(1)
+            return not pidfds.wait_ended(stranger.pidfd.fileno(), 0.1)
+
+    assert in_child(kill)
+
+
+def test_descendants_of_another_process_are_killed_without_the_process() -> None:
+    def kill() -> tuple[list[bool], bool]:
+        reading, writing = os.pipe()
+        root = os.fork()
+        if root == 0:
+            for _ in range(3):
+                if os.fork():
+                    break
+            os.setpgid(0, 0)
+            os.write(writing, b"%d " % os.getpid())
+            signal.pause()
+        pids = b""
+        while pids.count(b" ") < 4:
+            pids += os.read(reading, 100)
+        handles = {pid: os.pidfd_open(pid) for pid in map(int, pids.split())}
+        pidfds.halt(handles[root], root)
+        process_tree.kill_descendants_of(root)
+        ended = [pidfds.has_ended(handle) for pid, handle in handles.items() if pid != root]
+        lives = not pidfds.has_ended(handles[root])
+        os.kill(root, signal.SIGKILL)
+        os.waitpid(root, 0)
+        return ended, lives
+
+    assert in_child(kill) == ([True] * 3, True)
