@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -32,7 +33,7 @@ def order(**changes: Any) -> RoundOrder:
 
 
 def test_a_wrong_value_of_an_innocent_item_is_a_breach() -> None:
-    verdicts = Verdicts(may_end=True)
+    verdicts = Verdicts(lambda _pid: True)
     verdicts.check("map", [1, 2], [1, 2])
     assert (verdicts.breaches, verdicts.calls, verdicts.items) == ([], 1, 2)
     verdicts.check("map", [1, 3], [1, 2])
@@ -46,15 +47,15 @@ def test_a_wrong_value_of_an_innocent_item_is_a_breach() -> None:
 
 
 @pytest.mark.parametrize("may_end", [True, False])
-def test_an_innocent_item_may_end_only_if_a_scoreboard_was_forged(may_end: bool) -> None:
-    verdicts = Verdicts(may_end=may_end)
-    verdicts.check("map", [WorkerDied("f", 0)], [1])
+def test_an_innocent_item_may_end_only_in_a_worker_that_an_attack_could_harm(may_end: bool) -> None:
+    verdicts = Verdicts(lambda pid: may_end and pid == 17)
+    verdicts.check("map", [WorkerDied("f", 0, 0, 17)], [1])
     assert bool(verdicts.breaches) is not may_end
     assert verdicts.ended == ({"WorkerDied": 1} if may_end else {})
 
 
 def test_breaches_that_differ_in_numbers_only_are_recorded_once() -> None:
-    verdicts = Verdicts(may_end=False)
+    verdicts = Verdicts(lambda _pid: False)
     for number in range(3):
         verdicts.breach(f"call {number} failed")
     assert verdicts.breaches == ["call 0 failed"]
@@ -66,7 +67,10 @@ def test_the_record_of_a_round_counts_what_attacks_did() -> None:
         record.note(11, "began")
         record.note(11, "noise", packets=2)
         record.note(11, "a deed with a long name", packets=1, boards=3)
-        assert record.row(11) == ("a deed with a lo", 3, 3)
+        assert record.row(11) == ("a deed with a lo", 3, 3, os.getpid(), False)
+        assert not record.outlived_attack(os.getpid())
+        record.end(11)
+        assert record.outlived_attack(os.getpid())
         report = SiegeReport()
         report.add(order(), record, RoundReport(outcomes=[(11, "WorkerDied")], calls=4), "")
     finally:

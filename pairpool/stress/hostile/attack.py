@@ -96,6 +96,7 @@ def attack(number: int, orders: Orders, *, may_forge: bool = True) -> str:
         _send_packets(record, number, dice, found, may_forge=may_forge)
     else:
         _scribble(record, number, dice, found, only_own=orders.front == "own board")
+    record.end(number)
     return f"attack {number} returned"
 
 

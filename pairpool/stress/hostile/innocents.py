@@ -53,15 +53,16 @@ class Verdicts:
     """The results of checking the innocent calls of a round. Any thread may call the methods.
 
     Args:
-        may_end: whether an innocent item may end with `WorkerDied` or `TaskTimeout`.
+        may_end: whether an innocent item may end with `WorkerDied` or `TaskTimeout` in this worker, given by its pid.
 
     Attributes:
-        calls, items: how many were checked.
+        calls: the number of calls that were checked.
+        items: their items.
         ended: innocent items that ended with `WorkerDied` or `TaskTimeout`, by the name of the exception.
         breaches: what must not happen, in words.
     """
 
-    def __init__(self, *, may_end: bool) -> None:
+    def __init__(self, may_end: Callable[[int], bool]) -> None:
         self._lock = threading.Lock()
         self._may_end = may_end
         self._seen: set[str] = set()
@@ -92,7 +93,7 @@ class Verdicts:
         if len(got) != len(expected):
             self.breach(f"{call}: {len(got)} outcomes of {len(expected)} items")
         for position, (one, right) in enumerate(zip(got, expected, strict=False)):
-            if isinstance(one, WorkerDied | TaskTimeout) and self._may_end:
+            if isinstance(one, WorkerDied | TaskTimeout) and self._may_end(one.pid):
                 with self._lock:
                     self.ended[type(one).__name__] += 1
             elif isinstance(one, BaseException):

@@ -42,6 +42,7 @@ class RoundReport:
 
     Attributes:
         outcomes: number and end of each attack.
+        exceptions: exceptions of other types that attacks ended with.
         misused: attacks whose `WorkerDied` says that the channel was misused.
         calls: calls of others that were checked.
         items: their items.
@@ -49,6 +50,7 @@ class RoundReport:
     """
 
     outcomes: list[tuple[int, str]] = field(default_factory=list)
+    exceptions: dict[str, int] = field(default_factory=dict)
     misused: int = 0
     calls: int = 0
     items: int = 0
@@ -63,9 +65,10 @@ class SiegeReport:
 
     Attributes:
         deeds: for each last deed of an attack, how many of these attacks ended in which way.
+        exceptions: exceptions of other types that attacks ended with.
         misused: attacks that ended with `WorkerDied` because the channel was misused.
         calls, items: calls of others that were checked, and their items.
-        ended: items of others that ended with `WorkerDied` or `TaskTimeout` because a scoreboard was forged.
+        ended: items of others that ended with `WorkerDied` or `TaskTimeout` because of an attack on the scoreboard or in the same worker.
         masters_died: masters that died or hung.
         breaches: what must not happen, with the numbers of the attacks of the round.
     """
@@ -77,6 +80,7 @@ class SiegeReport:
     packets: int = 0
     boards: int = 0
     deeds: dict[str, dict[str, int]] = field(default_factory=dict)
+    exceptions: dict[str, int] = field(default_factory=dict)
     misused: int = 0
     calls: int = 0
     items: int = 0
@@ -99,6 +103,7 @@ class SiegeReport:
         self.misused += found.misused
         self.calls += found.calls
         self.items += found.items
+        self.exceptions = dict(Counter(self.exceptions) + Counter(found.exceptions))
         self.ended = dict(Counter(self.ended) + Counter(found.ended))
         self.masters_died += death != ""
         self.breaches += [f"{_where(order)}: {text}" for text in [*found.breaches, death] if text]

@@ -27,7 +27,7 @@ from pairpool.stress.checks import GROWTH_ALLOWED_BYTES, GROWTH_ALLOWED_DESCRIPT
 from pairpool.stress.hostile import attack
 from pairpool.stress.hostile.dice import Dice
 from pairpool.stress.hostile.innocents import Innocents, Verdicts, describe
-from pairpool.stress.hostile.record import MASTER
+from pairpool.stress.hostile.record import MASTER, Record
 from pairpool.stress.hostile.reports import RoundOrder, RoundReport
 
 __all__ = ["main"]
@@ -48,9 +48,11 @@ class Round:
 
     def __init__(self, order: RoundOrder) -> None:
         self._order = order
-        self._verdicts = Verdicts(may_end=order.front == "any board")
+        self._record = Record.attach(order.first)
+        self._verdicts = Verdicts(self._may_end)
         self._dice = Dice(order.seed, order.first)
         self._outcomes: dict[int, str] = {}
+        self._exceptions: Counter[str] = Counter()
         self._misused = 0
         self._memory: list[int] = []
         self._descriptors: list[int] = []
@@ -66,7 +68,7 @@ class Round:
         except Exception as error:
             self._verdicts.breach(f"the pool raised {describe(error)}")
         else:
-            excused = {-1} if self._order.start_method == "direct" else set()
+            excused = {os.getppid()}  # the campaign has the mark, too
             left, _orphans = environment.leftovers(before, self._order.tag, excused)
             for text in left:
                 self._verdicts.breach(f"left behind: {text}")
@@ -75,6 +77,7 @@ class Round:
         _check_growth(verdicts, "descriptors", self._descriptors, GROWTH_ALLOWED_DESCRIPTORS)
         return RoundReport(
             list(self._outcomes.items()),
+            dict(self._exceptions),
             self._misused,
             verdicts.calls,
             verdicts.items,
@@ -82,6 +85,14 @@ class Round:
             verdicts.breaches,
             time.monotonic() - began,
         )
+
+    def _may_end(self, pid: int) -> bool:
+        """Whether an innocent item in this worker may end with an error.
+
+        An attack can leave anything behind in its own process, such as a packet that the master has not read yet. And
+        an attack that writes to the words of other workers can make the master believe that they are at fault.
+        """
+        return self._order.front == "any board" or self._record.outlived_attack(pid)
 
     def on_stray_error(self, error: BaseException) -> None:
         """Record an exception that reached no caller, such as one in the pool's own thread."""
@@ -165,6 +176,7 @@ class Round:
         if isinstance(outcome, BaseException):
             if type(outcome).__module__.startswith("pairpool."):
                 self._verdicts.breach(f"attack {number} ended with {describe(outcome)}")
+            self._exceptions[type(outcome).__name__] += 1
             return "exception"
         return "returned" if outcome == f"attack {number} returned" else "forged"
 

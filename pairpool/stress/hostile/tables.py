@@ -33,7 +33,9 @@ def _facts(report: SiegeReport) -> Table:
     table.add_row("attacks", f"{report.attacks:,}: {report.packets:,} packets, {report.boards:,} boards")
     table.add_row("WorkerDied", f"{died:,}, of these {report.misused:,} because the channel was misused")
     table.add_row("calls of others", f"{report.calls:,} calls with {report.items:,} items were checked")
-    table.add_row("items of others", f"ended by a forged scoreboard: {ended}")
+    exceptions = ", ".join(f"{count:,} {name}" for name, count in sorted(report.exceptions.items())) or "none"
+    table.add_row("exceptions", f"of attacks: {exceptions}")
+    table.add_row("items of others", f"ended by a forged scoreboard, or after an attack in their worker: {ended}")
     table.add_row("masters", f"{report.masters_died:,} died or hung")
     table.add_row("time", f"{report.seconds:,.1f} s")
     return table
