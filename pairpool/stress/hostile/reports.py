@@ -68,7 +68,7 @@ class SiegeReport:
         exceptions: exceptions of other types that attacks ended with.
         misused: attacks that ended with `WorkerDied` because the channel was misused.
         calls, items: calls of others that were checked, and their items.
-        ended: items of others that ended with `WorkerDied` or `TaskTimeout` because of an attack on the scoreboard or in the same worker.
+        ended: items of others that ended with `WorkerDied` or `TaskTimeout` after an attack.
         masters_died: masters that died or hung.
         breaches: what must not happen, with the numbers of the attacks of the round.
     """

@@ -13,6 +13,7 @@ import os
 import resource
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from multiprocessing import TimeoutError as PoolTimeout
