@@ -140,12 +140,21 @@ class Round:
         try:
             outcomes = self._attack_among_others(pool, numbers) if is_mixed else self._attack_alone(pool, numbers)
         except (PoolTimeout, TimeoutError):
-            raise Hang(f"attacks {numbers} have not ended after {self._order.limit_s:g} s") from None
+            raise Hang(
+                f"attacks have not ended after {self._order.limit_s:g} s: {self._open_attacks(numbers)}"
+            ) from None
         except Exception as error:
             self._verdicts.breach(f"the call with attacks {numbers} raised {describe(error)}")
             return
         for number, outcome in zip(numbers, outcomes, strict=True):
             self._outcomes[number] = self._name_of(number, outcome)
+
+    def _open_attacks(self, numbers: range) -> str:
+        """Return the attacks that have not returned, each with its last deed."""
+        rows = [(number, self._record.row(number)) for number in numbers]
+        is_open = [f"{number} ({row.deed}, pid {row.pid})" for number, row in rows if row.deed and not row.is_over]
+        begun = sum(row.deed != "" for _number, row in rows)
+        return f"{', '.join(is_open) or 'none'} have not returned; {len(rows) - begun} of {len(rows)} have not begun"
 
     def _attack_alone(self, pool: Pool, numbers: range) -> list[Any]:
         one = functools.partial(attack.attack, orders=self._orders())
