@@ -28,6 +28,7 @@ __all__ = [
     "disown",
     "fixed_memfd",
     "fixed_size",
+    "identity",
     "is_memfd",
     "memfd",
     "own",
@@ -72,6 +73,12 @@ def above_standard(fd: int) -> int:
         return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
     finally:
         os.close(fd)
+
+
+def identity(fd: int) -> tuple[int, int]:
+    """Return what names the file behind a descriptor: its device and its inode. Raise `OSError` if none is open."""
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino
 
 
 _owned: dict[int, Closable] = {}

@@ -79,7 +79,7 @@ class Dispatcher:
             leader_stays: whether a thread waits in the loop and sends the rest later. If not, all that fits is sent.
         """
         queue, workers = self._queue, self._workers
-        for channel in list(workers.fd_blocked):
+        for channel in list(workers.troubles.fd_blocked):
             self.flush(channel)
         self.holds_back = False
         self._leader_stays = leader_stays
@@ -161,7 +161,7 @@ class Dispatcher:
             self._queue.deliver(batch, [None] * batch.count, batch.unpicklable)
             return True
         # While descriptors cannot be sent, keep no copies of further descriptors than necessary.
-        is_fd_blocked = encoded.fds is not None and bool(self._workers.fd_blocked)
+        is_fd_blocked = encoded.fds is not None and bool(self._workers.troubles.fd_blocked)
         handle = None if is_fd_blocked else choose(batch.job)
         if handle is None:
             if isinstance(batch.job, MapJob) and any(type(piece) is memoryview for piece in encoded.pieces):

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pairpool.linux import descriptors, forking, requirements
 from pairpool.master import call_errors
+from pairpool.master.answers import Question
 from pairpool.master.balancer import HAND_BACK_AFTER_S, Balancer
 from pairpool.master.cancellation import Cancellation
 from pairpool.master.dispatcher import FD_RETRY_INTERVAL_S, Dispatcher
@@ -29,6 +30,7 @@ from pairpool.master.event_loop import EventLoop
 from pairpool.master.functions import Functions
 from pairpool.master.jobs.base import Target
 from pairpool.master.jobs.queue import JobQueue
+from pairpool.master.lost_work import LostWork
 from pairpool.master.metrics import Metrics
 from pairpool.master.parts import EngineParts
 from pairpool.master.reaper import Reaper
@@ -53,6 +55,9 @@ __all__ = ["EXIT_GRACE_S", "EngineCore"]
 
 T = TypeVar("T")
 
+LEADER_ANSWERS_WITHIN_S = 1.0
+"""Seconds after which a thread does not wait for the leader's answer to a question that only reads."""
+
 EXIT_GRACE_S = 1.0
 """Seconds that workers without a task get to exit by themselves before they are killed."""
 
@@ -74,11 +79,10 @@ class EngineCore:
         settings: WorkerSettings,
         trace: Trace | None = None,
     ) -> None:
-        board, stacks = files.board, files.stacks
         self.identity = forking.Identity()
-        self.board = board
+        self.board = files.board
         self.board_fd = files.board_fd
-        self._owned = (files.board_fd, stacks)
+        self._owned = (files.board_fd, files.stacks)
         self._at_end: list[Callable[[], object]] = []
         self._dropped: deque[Target] = deque()  # single calls whose callers have gone
         zygote = fork_zygote(make_zygote)
@@ -92,33 +96,36 @@ class EngineCore:
         self.functions = Functions(serializer)
         self.workers = WorkerSet()
         self.watchdog = Watchdog(self.workers, settings.memory_limit, settings.start_timeout)
-        self.metrics = Metrics(board, self.functions, trace)
+        self.metrics = Metrics(files.board, self.functions, trace)
         self.queue = JobQueue(
             self.functions, self.metrics, self._forget_functions, self.loop.would_deadlock, memory.give_back
         )
         self.shared_objects = SharedObjects(self.queue, self.workers, self.loop, serializer)
-        parts = EngineParts(self.loop, self.workers, self.queue, self.watchdog, self.metrics, serializer, board)
+        parts = EngineParts(self.loop, self.workers, self.queue, self.watchdog, self.metrics, serializer, files.board)
         self.balancer = Balancer(self.queue, self.workers)
+        self.lost_work = LostWork(self.queue, self.workers)
         self.dispatcher = Dispatcher(parts, self.balancer, self.shared_objects, settings.maxtasks)
+        self._reports = ReportReader(parts, self.dispatcher.flush)
         self.supervisor = Supervisor(
             settings.processes,
             settings.has_initializer,
             parts,
             ZygoteClient(zygote, make_zygote, self.loop, serializer),
-            ReportReader(parts, self.dispatcher.flush),
-            Reaper(parts, stacks),
+            self._reports,
+            Reaper(parts, files.stacks),
         )
         self.cancellation = Cancellation(self.queue, self.workers, self.watchdog)
         self._remains: Scoreboard | None = None  # what is left of the scoreboard when the pool has ended
-        self._board_lock = threading.Lock()
         self._driver: DriverThread | None = None
-        self._driver_lock = threading.Lock()
+        self._board_lock, self._driver_lock = threading.Lock(), threading.Lock()
 
     # --- what each turn of the loop does --------------------------------------------------------
 
     def prepare(self, stays: bool) -> float:
         lacking = self.supervisor.request_missing()
         self.dispatcher.dispatch(stays)
+        if self.workers.troubles.shut_down:
+            self._reports.end_shut_down()
         watchdog = self.watchdog
         if self.queue.unfinished:
             watchdog.expect_work()
@@ -126,6 +133,7 @@ class EngineCore:
             left = watchdog.at - time.monotonic()
             if left <= 0:
                 watchdog.look()
+                self.lost_work.look()
                 self.write_board()
                 self.supervisor.zygote.want_spare()
                 left = watchdog.at - time.monotonic()
@@ -135,7 +143,7 @@ class EngineCore:
             left = min(left, self.dispatcher.retry_after())
         elif self.workers.watched or self.cancellation.pending_kills or lacking:
             left = min(left, HAND_BACK_AFTER_S)
-        if self.workers.fd_blocked:
+        if self.workers.troubles.fd_blocked:
             left = min(left, FD_RETRY_INTERVAL_S)
         return max(0.0, left) if left < math.inf else -1.0
 
@@ -179,21 +187,24 @@ class EngineCore:
 
     def _ask(self, question: Callable[[], bool]) -> bool:
         """Have the leader answer a question. Return False if the pool ends meanwhile."""
-        verdict: list[bool] = []
-        self.loop.submit(lambda: verdict.append(question()))
-        self.loop.wait(lambda: bool(verdict) or self.loop.ended)
-        return verdict[:1] == [True]
+        asked = Question(question)
+        self.loop.submit(asked)
+        self.loop.wait(lambda: asked.is_answered or self.loop.ended)
+        return asked.is_answered and asked.answer()
 
     def inquire(self, question: Callable[[], T]) -> T:
-        """Return the answer to a question about what only the leader may read. An ended pool answers at once."""
-        answers: list[T] = []
+        """Return the answer to a question about what only the leader may read. An ended pool answers at once.
+
+        If the leader runs code of the caller for long, such as the input of a stream, this thread answers: nothing else
+        changes meanwhile.
+        """
+        asked = Question(question)
         if not self.loop.ended:
-            self.loop.submit(lambda: answers.append(question()))
-            self.loop.wait(lambda: bool(answers) or self.loop.ended)
-        if not answers:
-            self.loop.over.wait()  # the pool ends in another thread
-            answers.append(question())
-        return answers[0]
+            self.loop.submit(asked)
+            self.loop.wait(lambda: asked.is_answered or self.loop.ended, LEADER_ANSWERS_WITHIN_S)
+        if not asked.is_answered and self.loop.ended:
+            self.loop.over.wait(LEADER_ANSWERS_WITHIN_S)  # the pool ends in another thread
+        return asked.answer() if asked.is_answered else question()
 
     def ready_at(self, number: int) -> int:
         """Return when the present worker of this number could first take work (monotonic ns); 0 if it cannot yet."""

@@ -7,15 +7,17 @@ result packet = header + [stamps] + [failures] + values
 from __future__ import annotations
 
 import pickle
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from pairpool.linux.interrupts import is_own
 from pairpool.transport import fd_passing, received_fds
-from pairpool.transport.failures import Failure, Fault, error_for_each
-from pairpool.transport.payload import EACH, each_item, load_all, load_item
+from pairpool.transport.failures import Failure, Fault, error_for_each, unpack_failures
+from pairpool.transport.payload import EACH, Entry, complete_items, load_all, load_item
 from pairpool.transport.protocol import Flag, ResultPacket
 from pairpool.transport.stamps import Stamps
+from pairpool.transport.wire import ProtocolError
 
 __all__ = ["BatchOutcome", "error_of", "read_outcome", "truncated_outcome", "without_first"]
 
@@ -44,14 +46,19 @@ def read_outcome(
     Args:
         has_a_reader: for a report with descriptors: returns whether somebody wants the value of the item at this
             offset. The descriptors of other items are closed. For a report without descriptors it is None.
+
+    Raises:
+        ProtocolError: the content is not that of a report on this number of items.
     """
     failures: list[Failure] = []
     stamps = None
     if packet.flags & Flag.STAMPED:
         size = Stamps.size(packet.item_count)
         stamps, content = Stamps.unpack(content[:size]), content[size:]
+        if not stamps.is_possible(time.monotonic_ns()):
+            raise ProtocolError("a report has times that cannot be")
     if packet.flags & Flag.FAILURES:
-        failures = [Failure(*one) for one in pickle.loads(content[: packet.failures_size])]
+        failures = unpack_failures(content[: packet.failures_size], packet.item_count)
         content = content[packet.failures_size :]
     values: list[Any] = []
     failed: dict[int, BaseException] = {}
@@ -66,7 +73,10 @@ def read_outcome(
             values = [None] * packet.item_count
             failed = dict(enumerate(error_for_each(error, packet.item_count)))
     else:
-        values, failed = _read_each(content, has_a_reader, has_descriptors=bool(packet.descriptors))
+        entries = complete_items(content, packet.item_count)
+        values, failed = _read_each(entries, has_a_reader, has_descriptors=bool(packet.descriptors))
+    if type(values) is not list or len(values) != packet.item_count:
+        raise ProtocolError(f"a report of {packet.item_count} items has another number of values")
     for failure in failures:
         failed[failure.offset] = error_of(failure)
     retryable = [one for one in failures if one.missing is not None or one.fault == Fault.ROOM]
@@ -74,12 +84,12 @@ def read_outcome(
 
 
 def _read_each(
-    content: memoryview, has_a_reader: Callable[[int], bool] | None, *, has_descriptors: bool
+    entries: list[Entry], has_a_reader: Callable[[int], bool] | None, *, has_descriptors: bool
 ) -> tuple[list[Any], dict[int, BaseException]]:
     """Unpickle results that were pickled one by one; return the values, and the errors by offset."""
     values: list[Any] = []
     failed: dict[int, BaseException] = {}
-    for offset, (pickled, buffers, place) in enumerate(each_item(content)):
+    for offset, (pickled, buffers, place) in enumerate(entries):
         is_read = has_a_reader is None or has_a_reader(offset)
         try:
             if has_descriptors:

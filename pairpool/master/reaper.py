@@ -19,6 +19,10 @@ from pairpool.scoreboard.board import Word
 
 __all__ = ["Reaper"]
 
+MAX_UNEXPLAINED_DEATHS = 4
+"""Workers that may die of a batch without a sign of the item that they were at. Such deaths are rare: a kill between
+two steps of the worker. If there are more, a task hides them, so the items run alone, and then they fail."""
+
 OUTSIDE_KILL_WEIGHT = 0.25
 """Weight of a death during the unpickling of a function, if another process may have killed the worker (else 1)."""
 
@@ -88,8 +92,12 @@ class Reaper:
         offset = death.failed_item(batch, unfinished)
         if offset is None and batch.is_handed_over:
             offset = 0  # the worker was about to run the only item, and the item's descriptors are gone with the worker
+        if offset is None and batch is unfinished[0] and not death.went_with_zygote:
+            batch.count_unexplained_death()
+            if batch.unexplained_deaths > MAX_UNEXPLAINED_DEATHS and batch.count == 1:
+                offset = 0
         if offset is None:
-            if death.is_in_doubt(batch):
+            if death.is_in_doubt(batch, unfinished) or batch.unexplained_deaths > MAX_UNEXPLAINED_DEATHS:
                 batch.mark_individual()
             self._queue.put_back([batch])
             return

@@ -8,6 +8,7 @@ socket of the worker ──► ReportReader ── deliver ──► JobQueue
 from __future__ import annotations
 
 import functools
+import os
 import select
 import time
 from collections.abc import Callable
@@ -15,10 +16,12 @@ from typing import Any
 
 from pairpool.master.functions import Function
 from pairpool.master.jobs.base import Batch, Job
+from pairpool.master.kill_reason import KillReason, channel_misused, limit_changed
 from pairpool.master.outcome import BatchOutcome, read_outcome, truncated_outcome, without_first
 from pairpool.master.parts import EngineParts
+from pairpool.master.report_checks import LimitChanged, check_ahead, check_report
 from pairpool.master.workers import WorkerHandle
-from pairpool.transport.channel import Cut
+from pairpool.transport.channel import Cut, Lost
 from pairpool.transport.failures import Failure, Fault
 from pairpool.transport.protocol import (
     DescriptorsPacket,
@@ -35,8 +38,14 @@ from pairpool.transport.wire import ProtocolError
 __all__ = ["ReportReader"]
 
 
+PACKETS_PER_TURN = 256
+"""Packets of one worker that a turn of the event loop handles at most, so that no worker can keep the master busy."""
+
+
 class ReportReader:
     """Receives the packets of the workers.
+
+    A packet that no worker sends ends its worker (`channel_misused`). Other workers and calls go on.
 
     Args:
         flush: sends the packets that wait for a worker whose socket has room.
@@ -67,47 +76,75 @@ class ReportReader:
     def drain(self, handle: WorkerHandle, *, everything: bool) -> None:
         """Process the packets of one worker: as many as it owes, or all that have arrived."""
         workers = self._workers
-        while not (handle.eof_sent or self._loop.ended):  # another thread may change either
+        for _ in range(PACKETS_PER_TURN):
+            if handle.eof_sent or handle.is_misused or self._loop.ended:  # another thread may change them
+                break
             workers.begin_update(handle)
+            fds: list[int] = []
             try:
                 received = handle.receive()
+                if received is None:
+                    break
+                packet, payload, fds = received
+                if not self._on_packet(handle, packet, payload, fds):
+                    break
             except Cut as cut:
                 self._on_cut(handle, cut.packet)
                 continue
-            if received is None or not self._on_packet(handle, *received):
-                break
+            except Lost:
+                self._on_misuse(handle, "it was shut down")
+            except ProtocolError as error:
+                for fd in fds:
+                    os.close(fd)
+                self._on_misuse(handle, str(error))
+            except LimitChanged:
+                self._end(handle, limit_changed())
             workers.end_update()
             if not handle.held and not everything:
                 break
         workers.end_update()
+
+    def end_shut_down(self) -> None:
+        """End the workers whose channels a task has shut down, so that nothing can be sent to them."""
+        shut_down = self._workers.troubles.shut_down
+        for handle in [one for one in self._workers if one in shut_down]:
+            self._on_misuse(handle, "it was shut down")
+        shut_down.clear()
+
+    def _on_misuse(self, handle: WorkerHandle, what: str) -> None:
+        """End a worker because a task has misused its channel."""
+        self._end(handle, channel_misused(what))
+
+    def _end(self, handle: WorkerHandle, reason: KillReason) -> None:
+        """Read no more of a worker, and kill it. The supervisor acts on its death."""
+        handle.stop_reading()
+        self._loop.unwatch(handle.channel.fileno())
+        self._workers.kill_for(handle, handle.kill_reason or reason)
 
     def _on_packet(self, handle: WorkerHandle, packet: Packet, payload: memoryview, fds: list[int]) -> bool:
         """Process one packet. Return whether the packets behind it may be read."""
         if type(packet) is ResultPacket:
             if handle.inconsistent and (not handle.held or handle.held[0].number != packet.batch):
                 return False  # an exception interrupted the engine after an earlier report had been received
-            self._on_result(handle, packet, self._read(handle, packet, payload, fds))
+            batch = check_report(handle, packet)
+            self._on_result(handle, batch, packet, self._read(handle, packet, payload, fds))
         elif isinstance(packet, DescriptorsPacket):
+            check_ahead(handle, packet)
             handle.fd_inbox.keep(packet, fds)
         elif isinstance(packet, DiscardDescriptorsPacket):
             handle.fd_inbox.discard(packet)
         elif isinstance(packet, ReceivedPacket):
-            self._on_received(handle, packet)
-        elif isinstance(packet, ReadyPacket):
+            # The descriptors of the item now belong to the worker, which is about to run the item.
+            check_ahead(handle, packet).hand_over()
+        elif isinstance(packet, ReadyPacket) and not handle.is_ready:
             handle.initializer_returned()
             self.initializers_returned += 1
-        elif isinstance(packet, InitFailedPacket):
+        elif isinstance(packet, InitFailedPacket) and not handle.is_ready:
             handle.initializer_failed(bytes(payload).decode("utf-8", "replace"))
             return False
         else:
-            raise ProtocolError(f"worker {handle.number} (pid {handle.pid}) has sent {packet}")
+            raise ProtocolError(f"it sent {packet}")
         return True
-
-    def _on_received(self, handle: WorkerHandle, packet: ReceivedPacket) -> None:
-        """Close the descriptors of an item that move to the worker: the worker is about to run the item."""
-        batch = handle.holds(packet.batch)
-        if batch is not None:
-            batch.hand_over()
 
     def _on_cut(self, handle: WorkerHandle, packet: Packet) -> None:
         """Process a packet whose descriptors are lost because this process has no room for them."""
@@ -115,7 +152,7 @@ class ReportReader:
             handle.fd_inbox.lose(packet)
         elif isinstance(packet, ResultPacket):
             handle.retire()  # the worker assumes that the master has a shared memory whose descriptor may be lost
-            self._on_result(handle, packet, truncated_outcome(packet))
+            self._on_result(handle, check_report(handle, packet), packet, truncated_outcome(packet))
 
     def _read(self, handle: WorkerHandle, packet: ResultPacket, payload: memoryview, fds: list[int]) -> BatchOutcome:
         outcome = BatchOutcome([], {}, [], None)
@@ -140,15 +177,11 @@ class ReportReader:
 
     # --- results --------------------------------------------------------------------------------
 
-    def _on_result(self, handle: WorkerHandle, packet: ResultPacket, outcome: BatchOutcome) -> None:
-        batch = handle.held[0]
-        assert batch.number == packet.batch, "a worker reported a batch that it does not hold"
+    def _on_result(self, handle: WorkerHandle, batch: Batch, packet: ResultPacket, outcome: BatchOutcome) -> None:
         if self._loop.ended:
             return  # the caller's own code ended the pool while its result was unpickled
         known = batch.first - packet.first
-        if known:
-            # A signal handler in the task raised after the worker sent a partial report and before it noted that.
-            # So these items come a second time.
+        if known:  # these items come a second time, see `report_checks.py`
             outcome = without_first(outcome, known)
             packet = packet._replace(item_count=packet.item_count - known)
         values, failed, missing, stamps = outcome

@@ -195,8 +195,8 @@ class Supervisor:
     def _enlist(self, spawned: Spawned) -> None:
         self._policy.fork_succeeded()
         slot, is_first = self._scoreboard.slot(spawned.slot), spawned.slot not in self._filled
-        fd_blocked, started = self._workers.fd_blocked, not self._has_initializer
-        worker = WorkerHandle(spawned, slot, self.zygote, fd_blocked, started=started, is_first=is_first)
+        troubles, started = self._workers.troubles, not self._has_initializer
+        worker = WorkerHandle(spawned, slot, self.zygote, troubles, started=started, is_first=is_first)
         self._workers.add(worker)
         self._loop.watch(worker.channel.fileno(), lambda events: self._on_packets(worker, events))
         self._loop.watch(worker.pidfd.fileno(), lambda _events: self._on_death(worker))

@@ -47,7 +47,7 @@ from pairpool.transport.segments import SegmentFd
 from pairpool.transport.spawning import Spawned
 from pairpool.transport.wire import INLINE_LIMIT, Buffer, ProtocolError, Recall
 
-__all__ = ["RecalledPackets", "WorkerChannel"]
+__all__ = ["ChannelTroubles", "RecalledPackets", "WorkerChannel"]
 
 MAX_PIECES = 8
 """Pieces of a packet that the kernel gathers; more of them are joined first."""
@@ -85,12 +85,25 @@ class RecalledPackets(NamedTuple):
     resend: list[_Outgoing]
 
 
+class ChannelTroubles:
+    """The channels of a pool that need attention. Dictionaries without values, because they keep the order.
+
+    Attributes:
+        fd_blocked: channels on which descriptors cannot be sent now, because too many are in flight.
+        shut_down: channels that a task has shut down.
+    """
+
+    def __init__(self) -> None:
+        self.fd_blocked: dict[WorkerChannel, None] = {}
+        self.shut_down: dict[WorkerChannel, None] = {}
+
+
 class WorkerChannel:
     """Both ends of a worker's pair, the packets that wait, and what the worker has been sent.
 
     Args:
         spawned: what the zygote handed over. The channel owns its descriptors from here on.
-        fd_blocked: the set in which fd-blocked channels are noted, shared by all workers of a pool.
+        troubles: where the channel is noted if it needs attention, shared by all workers of a pool.
 
     Attributes:
         channel: the master's end of the pair.
@@ -101,7 +114,7 @@ class WorkerChannel:
         eof_sent: whether the ends are closed, so that the worker exits.
     """
 
-    def __init__(self, spawned: Spawned, fd_blocked: dict[WorkerChannel, None]) -> None:
+    def __init__(self, spawned: Spawned, troubles: ChannelTroubles) -> None:
         self.channel = spawned.near
         self.worker_end = spawned.far
         self.known_functions: set[int] = set()
@@ -113,7 +126,8 @@ class WorkerChannel:
         self.captures_sent = 0
         self.eof_sent = False
         self._outbox: deque[_Outgoing] = deque()
-        self._fd_blocked = fd_blocked
+        self._fd_blocked = troubles.fd_blocked
+        self._shut_down = troubles.shut_down
         for end in (self.channel, self.worker_end):
             descriptors.own(end)
 
@@ -192,6 +206,9 @@ class WorkerChannel:
         try:
             if not self.channel.send_packet(pieces, fds, wait=False):
                 return False
+        except Lost:  # a task has shut the worker's end down: a closed end could not be the reason, see 2. above
+            self._shut_down[self] = None
+            return False
         except OSError as error:
             if error.errno != errno.ETOOMANYREFS:
                 raise
@@ -212,7 +229,10 @@ class WorkerChannel:
     def receive(self) -> tuple[Packet, memoryview, list[int]] | None:
         """Return the next packet from the worker, or None if there is none now.
 
-        Raise `Cut` if the descriptors of the packet are lost.
+        Raises:
+            Cut: the descriptors of the packet are lost.
+            Lost: a task has shut the channel down.
+            ProtocolError: it is no packet.
         """
         try:
             return self.channel.receive(wait=False)
@@ -221,9 +241,11 @@ class WorkerChannel:
 
     def has_packet(self) -> bool:
         """Return whether the worker has sent a packet that was not received."""
-        poller = select.poll()
-        poller.register(self.channel.fileno(), select.POLLIN)
-        return bool(poller.poll(0))
+        return _is_readable(self.channel.fileno())
+
+    def has_unread(self) -> bool:
+        """Return whether a packet waits for the worker in its socket."""
+        return _is_readable(self.worker_end.fileno())
 
     def content(
         self, packet: ResultPacket, payload: memoryview, fds: list[int], use: Callable[[memoryview], None]
@@ -319,6 +341,7 @@ class WorkerChannel:
         """Let the worker see the end of file, so that it exits."""
         self.eof_sent = True
         self._fd_blocked.pop(self, None)
+        self._shut_down.pop(self, None)
         for end in (self.channel, self.worker_end):
             descriptors.disown(end)
             end.close()
@@ -330,3 +353,9 @@ class WorkerChannel:
         self._payload_reader.close()
         self.fd_inbox.close()
         self._outbox.clear()
+
+
+def _is_readable(fd: int) -> bool:
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    return bool(poller.poll(0))

@@ -18,7 +18,7 @@ from pairpool.linux import pidfds
 from pairpool.linux.cgroup import OomCounter
 from pairpool.linux.memory import format_size
 from pairpool.master.jobs.base import Batch
-from pairpool.master.kill_reason import KillReason
+from pairpool.master.kill_reason import Blame, KillReason
 from pairpool.master.workers import WorkerHandle
 from pairpool.scoreboard.board import State, Word
 from pairpool.scoreboard.fault_stacks import read_fault_stack, task_frames
@@ -99,7 +99,14 @@ class WorkerDeath:
     @property
     def function_being_loaded(self) -> int | None:
         """The number of the function that the worker was unpickling; None if it was not unpickling a function."""
-        return self._function if self._state == State.FUNCTION else None
+        return self._function if self._state == State.FUNCTION and self.blame is Blame.POSITION else None
+
+    @property
+    def blame(self) -> Blame:
+        """The item that is to blame for the death."""
+        if self.kill_reason is not None:
+            return self.kill_reason.blame
+        return Blame.BATCH if self._state == State.CHANNEL_LOST else Blame.POSITION
 
     def _explain(self, oom: OomCounter) -> tuple[str, str]:
         """Return the likely cause, and the advice."""
@@ -107,6 +114,8 @@ class WorkerDeath:
             return self.kill_reason.cause, self.kill_reason.advice
         if self.went_with_zygote:
             return "the zygote, which forks the workers, was ended, and takes all its workers with it", _ADVICE_RETRY
+        if self._state == State.CHANNEL_LOST:
+            return "a task closed the descriptor of its worker's channel, or put another file in its place", _ADVICE_FD
         number = self.signal
         if self.worker.inconsistent and number == signal.SIGKILL:
             return (
@@ -130,16 +139,20 @@ class WorkerDeath:
         Args:
             unfinished: all batches that the worker had read and not reported, in order.
         """
+        if self.blame is not Blame.POSITION:
+            return 0 if self.is_in_doubt(batch, unfinished) and batch.count == 1 else None
         if batch.number != self._batch:
             is_earlier = self._batch in [one.number for one in unfinished[unfinished.index(batch) + 1 :]]
             return 0 if is_earlier and batch.count == 1 else None
         offset = self._item - batch.first
         if self._state in _AT_ITEM and 0 <= offset < batch.count:
             return offset
-        return 0 if self.is_in_doubt(batch) and batch.count == 1 else None
+        return 0 if self.is_in_doubt(batch, unfinished) and batch.count == 1 else None
 
-    def is_in_doubt(self, batch: Batch) -> bool:
+    def is_in_doubt(self, batch: Batch, unfinished: list[Batch]) -> bool:
         """Whether the worker was at the batch as a whole, so that any of its items may have ended the worker."""
+        if self.blame is not Blame.POSITION:
+            return self.blame is Blame.BATCH and batch is unfinished[0]
         return batch.number == self._batch and self._state in (State.LOADING, State.SAVING, State.SENDING)
 
     def error(self, function: str, index: int, arguments: str) -> BaseException:
@@ -206,6 +219,7 @@ _ADVICE_RETRY = "nothing in the task need be wrong: retries=1 would run such ite
 _ADVICE_MEMORY = "use fewer workers or smaller items; memory_limit= ends such items before the kernel does"
 _ADVICE_FAULT = "look at the native code that the stack below leads to; retries= helps only if the fault is a rare one"
 _ADVICE_FAULT_NO_STACK = "look at the native code that the task calls; retries= helps only if the fault is a rare one"
+_ADVICE_FD = "look for a descriptor that is closed twice, or closed by somebody who has not opened it"
 _ADVICE_EXIT = "raise an exception instead, which the caller gets; sys.exit() is such a one"
 
 

@@ -8,7 +8,7 @@ from collections import deque
 from pairpool.linux import descriptors, pidfds
 from pairpool.master.jobs.base import Batch, Target
 from pairpool.master.kill_reason import KillReason
-from pairpool.master.worker_channel import WorkerChannel
+from pairpool.master.worker_channel import ChannelTroubles, WorkerChannel
 from pairpool.master.zygotes import Zygote
 from pairpool.scoreboard.board import NOTHING, Word
 from pairpool.scoreboard.master_board import MasterSlot
@@ -31,18 +31,21 @@ class WorkerHandle(WorkerChannel):
         spawned: what the zygote handed over. The handle owns its descriptors from here on.
         slot: the part of the scoreboard that belongs to the worker.
         zygote: the process that forked the worker.
-        fd_blocked: see `WorkerChannel`.
+        troubles: see `WorkerChannel`.
         started: whether the worker is ready, because it has no initializer.
         is_first: whether the worker is the first one in its place, and not a replacement.
 
     Attributes:
         held: the batches that the worker has and has not reported. It runs the first of them.
         tasks_sent: tasks sent to the worker, as maxtasksperchild counts them.
-        started: whether the initializer has returned.
+        started: whether the initializer has returned, or there is none.
+        is_ready: whether the worker has said that its initializer has returned.
         initializer_traceback: the traceback of the initializer, if it raised.
         kill_reason: why the master kills the worker; None if it does not.
         inconsistent: whether an exception interrupted the engine while it changed this handle. The worker is killed.
         retiring: whether the worker gets no more batches.
+        is_misused: whether the worker's packets are not read any more, because a task has misused the channel.
+        is_aside: whether the worker gets no batches now, because it does not read its packets.
     """
 
     def __init__(
@@ -50,12 +53,12 @@ class WorkerHandle(WorkerChannel):
         spawned: Spawned,
         slot: MasterSlot,
         zygote: Zygote,
-        fd_blocked: dict[WorkerChannel, None],
+        troubles: ChannelTroubles,
         *,
         started: bool,
         is_first: bool,
     ) -> None:
-        super().__init__(spawned, fd_blocked)
+        super().__init__(spawned, troubles)
         self.number = spawned.slot
         self.serial = spawned.serial
         self.pid = spawned.pid
@@ -65,18 +68,21 @@ class WorkerHandle(WorkerChannel):
         self.held: deque[Batch] = deque()
         self.tasks_sent = 0
         self.started = started
+        self.is_ready = False
         self.is_first = is_first
         self.initializer_traceback: str | None = None
         self.kill_reason: KillReason | None = None
         self.inconsistent = False
         self.retiring = False
+        self.is_misused = False
+        self.is_aside = False
         descriptors.own(self.pidfd)
 
     # --- life -----------------------------------------------------------------------------------
 
     def initializer_returned(self) -> None:
         """Note that the worker is ready."""
-        self.started = True
+        self.started = self.is_ready = True
 
     def initializer_failed(self, traceback: str) -> None:
         """Keep the traceback. The worker ends by itself, and the supervisor acts on its death."""
@@ -85,6 +91,10 @@ class WorkerHandle(WorkerChannel):
     def retire(self) -> None:
         """Give the worker no more batches."""
         self.retiring = True
+
+    def set_aside(self, aside: bool) -> None:
+        """Give the worker no batches for now, or give it batches again."""
+        self.is_aside = aside
 
     def kill(self) -> None:
         """End the worker at once."""
@@ -96,8 +106,13 @@ class WorkerHandle(WorkerChannel):
         self.zygote.end_descendants(self.serial)
 
     def kill_for(self, reason: KillReason) -> None:
-        """Note why the worker is killed."""
+        """Note why the worker is killed. It gets no more batches."""
         self.kill_reason = reason
+        self.retiring = True
+
+    def stop_reading(self) -> None:
+        """Read no packet of the worker any more, because a task has misused the channel."""
+        self.is_misused = True
 
     def kill_inconsistent(self) -> None:
         """Kill the worker because an exception interrupted a change of this handle."""
@@ -115,7 +130,7 @@ class WorkerHandle(WorkerChannel):
     def hold(self, batch: Batch) -> None:
         """Note that the batch is sent to the worker."""
         self.held.append(batch)
-        batch.assigned_to(self.number)
+        batch.assigned_to(self.number, batch.first, batch.count)
 
     def drop(self, batch: Batch) -> None:
         """Note that the batch could not be sent."""
@@ -131,10 +146,6 @@ class WorkerHandle(WorkerChannel):
         held = list(self.held)
         self.held.clear()
         return held
-
-    def holds(self, number: int) -> Batch | None:
-        """Return the batch with this number if the worker holds it."""
-        return next((batch for batch in self.held if batch.number == number), None)
 
     def count_sent(self, tasks: int, maxtasks: int) -> None:
         """Count tasks that were sent. After `maxtasks` of them, the worker retires."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import signal
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
 from pairpool.linux import cgroup, pidfds
 from pairpool.master.jobs.base import Batch
-from pairpool.master.worker_channel import WorkerChannel
+from pairpool.master.kill_reason import KillReason
+from pairpool.master.worker_channel import ChannelTroubles
 from pairpool.master.worker_handle import WorkerHandle
 
 __all__ = ["SOON_DONE_WITHIN_S", "WorkerHandle", "WorkerSet"]
@@ -34,7 +36,7 @@ class WorkerSet:
         leaving: the workers that were told to exit and have not ended.
         watched: the workers that run a batch of several items, which may take long.
         empty: the workers on duty that hold no batch, in the order in which they became empty.
-        fd_blocked: the workers that cannot be sent descriptors now, because too many are in flight.
+        troubles: the workers whose channels need attention.
     """
 
     def __init__(self) -> None:
@@ -42,7 +44,7 @@ class WorkerSet:
         self.finished: list[WorkerHandle] = []
         self.leaving: list[WorkerHandle] = []
         self.watched: dict[WorkerHandle, None] = {}
-        self.fd_blocked: dict[WorkerChannel, None] = {}
+        self.troubles = ChannelTroubles()
         self.empty: OrderedDict[WorkerHandle, None] = OrderedDict()
         self._with_one_batch: dict[WorkerHandle, None] = {}
         self._recent: dict[WorkerHandle, float] = {}  # when workers began what they run, the earliest first
@@ -113,7 +115,7 @@ class WorkerSet:
         if not handle.held:
             self.watched.pop(handle, None)
             self._recent.pop(handle, None)
-        if handle.retiring or not self.is_on_duty(handle):
+        if handle.retiring or handle.is_aside or not self.is_on_duty(handle):
             return
         if not handle.held:
             self.empty[handle] = None
@@ -157,7 +159,8 @@ class WorkerSet:
         This is for work that no caller waits for yet.
         """
         among = self.members.values() if self.may_wake(spread, now) else self._recent
-        on_duty = [handle for handle in itertools.islice(among, MAX_WORKERS_COMPARED) if not handle.retiring]
+        compared = itertools.islice(among, MAX_WORKERS_COMPARED)
+        on_duty = [handle for handle in compared if not (handle.retiring or handle.is_aside)]
         handle = min(on_duty, key=lambda one: len(one.held), default=None)
         return handle if handle is not None and len(handle.held) < at_most else None
 
@@ -165,8 +168,8 @@ class WorkerSet:
         """Note that a worker runs this batch from `now` on."""
         self._recent.pop(handle, None)
         self._recent[handle] = now
+        batch.started(now)
         if batch.count > 1 and batch.job.sizer.chunksize is None:
-            batch.started(now)
             self.watched[handle] = None
 
     def unwatch(self, handle: WorkerHandle) -> None:
@@ -174,6 +177,12 @@ class WorkerSet:
         self.watched.pop(handle, None)
 
     # --- the end --------------------------------------------------------------------------------
+
+    def kill_for(self, handle: WorkerHandle, reason: KillReason) -> None:
+        """Kill a worker for a reason that its death will tell. It gets no more batches."""
+        handle.kill_for(reason)
+        self.place(handle)
+        handle.kill()
 
     def take_off_duty(self, handle: WorkerHandle) -> None:
         """Give a worker no more batches and let it exit."""
@@ -212,6 +221,7 @@ class WorkerSet:
         for handle in workers:
             if not (is_busy(handle) or handle.eof_sent):
                 handle.send_eof()
+                pidfds.send_signal(handle.pidfd.fileno(), signal.SIGCONT)  # a stopped worker could not exit
         deadline = None if grace is None else time.monotonic() + grace
         for handle in workers:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())

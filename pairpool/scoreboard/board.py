@@ -159,8 +159,9 @@ class State:
     FUNCTION = 6  # unpickling a function, whose number is in FUNCTION
     SENDING = 7
     KEEPING = 8  # pickling the result of the item in ITEM, before the next item is run
+    CHANNEL_LOST = 9  # ending, because a task has closed the channel or has put another file in its place
 
-    NAMES = ("empty", "starting", "idle", "loading", "running", "saving", "loading", "sending", "saving")
+    NAMES = ("empty", "starting", "idle", "loading", "running", "saving", "loading", "sending", "saving", "ending")
 
 
 class Slot:

@@ -95,7 +95,7 @@ def offer_stack() -> None:
     """Answer readers from now on. A worker calls this once."""
     global _fd, _file
     _fd = descriptors.memfd(STACK_MEMFD, 0)
-    _file = _identity(_fd)
+    _file = descriptors.identity(_fd)
     fcntl.fcntl(_fd, fcntl.F_SETFL, os.O_APPEND)  # because a reader truncates the file
     faulthandler.register(MAIN, file=_fd, all_threads=False, chain=False)
     signal.signal(ALL, show_threads)
@@ -104,17 +104,12 @@ def offer_stack() -> None:
 def show_threads(_number: int, _frame: object) -> None:
     """Write the stacks of all threads. The GIL is held, so no frame changes meanwhile."""
     try:
-        if _identity(_fd) == _file:  # a task can have closed the memfd and opened another file
+        if descriptors.identity(_fd) == _file:  # a task can have closed the memfd and opened another file
             os.ftruncate(_fd, 0)
             faulthandler.dump_traceback(_fd, all_threads=True)
             os.write(_fd, END)
     except OSError:
         pass  # the memfd is closed, or there is no memory; the interrupted task must not see this error
-
-
-def _identity(fd: int) -> tuple[int, int]:
-    status = os.fstat(fd)
-    return status.st_dev, status.st_ino
 
 
 # --- outside ----------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from pairpool.linux import descriptors
 from pairpool.transport import wire
 from pairpool.transport.protocol import Packet, encode
-from pairpool.transport.wire import MAX_DESCRIPTORS, PACKET_LIMIT, Buffer
+from pairpool.transport.wire import MAX_DESCRIPTORS, PACKET_LIMIT, Buffer, ProtocolError
 
 __all__ = ["Channel", "Cut", "Lost"]
 
@@ -145,8 +145,7 @@ class Channel:
             Lost: end of file, because the other side has closed its end or died.
             BlockingIOError: no packet is there and `wait` is not set.
             Cut: descriptors of the packet were lost.
-            ProtocolError: the other side has sent something that is no packet.
-            OSError: the packet was cut off.
+            ProtocolError: the other side has sent something that is no packet, or more than fits into one.
         """
         if self._buffer is None:
             self._buffer = mmap.mmap(-1, PACKET_LIMIT, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -167,7 +166,7 @@ class Channel:
             fds.extend(array.array("i", data[: len(data) - len(data) % 4]))
         try:
             if flags & socket.MSG_TRUNC:
-                raise OSError(errno.EMSGSIZE, f"a packet did not fit into {PACKET_LIMIT} bytes")
+                raise ProtocolError(f"a packet did not fit into {PACKET_LIMIT} bytes")
             if flags & socket.MSG_CTRUNC:
                 raise Cut(wire.decode(view, size, -1), view[wire.HEADER_SIZE : size])
             return wire.decode(view, size, len(fds)), view[wire.HEADER_SIZE : size], fds

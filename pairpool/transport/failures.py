@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from pairpool.transport.fd_reducers import BUILDERS
 from pairpool.transport.serializer import Serializer
-from pairpool.transport.wire import Buffer
+from pairpool.transport.wire import Buffer, ProtocolError
 
 __all__ = [
     "Failure",
@@ -23,6 +23,7 @@ __all__ = [
     "safe",
     "short_call",
     "short_repr",
+    "unpack_failures",
 ]
 
 
@@ -56,6 +57,28 @@ class Failure(NamedTuple):
     text: str
     remote: str
     missing: str | None = None
+
+
+def unpack_failures(content: Buffer, count: int) -> list[Failure]:
+    """Return the failures of a report on `count` items. Raise `ProtocolError` if it cannot have such failures."""
+    try:
+        entries = list(pickle.loads(content))
+    except Exception as error:
+        raise ProtocolError(f"the failures of a report cannot be read: {type(error).__name__}") from None
+    if not all(_is_failure(entry, count) for entry in entries):
+        raise ProtocolError("a report has impossible failures")
+    return [Failure(*entry) for entry in entries]
+
+
+def _is_failure(entry: Any, count: int) -> bool:
+    """Return whether these are the fields of a `Failure` in a report on `count` items."""
+    kinds: tuple[Any, ...] = (int, int, (bytes, type(None)), str, str, str, (str, type(None)))
+    return (
+        type(entry) is tuple
+        and len(entry) == len(kinds)
+        and all(isinstance(field, kind) for field, kind in zip(entry, kinds, strict=True))
+        and 0 <= entry[0] < count
+    )
 
 
 def safe(text: Callable[[], str]) -> str:

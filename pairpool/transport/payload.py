@@ -27,7 +27,7 @@ from pairpool.transport.fd_passing import OutgoingFds
 from pairpool.transport.items import Failed, Part, Pickled, Pickles, pickled_list
 from pairpool.transport.segments import Segment, closed_error
 from pairpool.transport.warm_memory import process_memory
-from pairpool.transport.wire import FORMATS, Buffer
+from pairpool.transport.wire import FORMATS, Buffer, ProtocolError
 
 __all__ = [
     "BULK",
@@ -35,8 +35,10 @@ __all__ = [
     "SHARING",
     "WHOLE",
     "Encoded",
+    "Entry",
     "assembled",
     "bulk",
+    "complete_items",
     "each_item",
     "load_all",
     "load_item",
@@ -52,6 +54,10 @@ _U64 = struct.Struct("<Q")
 _COUNT_BITS = 32
 _COUNT_MASK = (1 << _COUNT_BITS) - 1
 """Mask for the lower half of a word of the table: the number of an item's buffers. The upper half counts its fds."""
+
+
+Entry = tuple[memoryview, list[memoryview], int]
+"""An item of an EACH payload: views of its pickle and of its buffers, and the place of its first descriptor."""
 
 
 class Encoded(NamedTuple):
@@ -229,7 +235,7 @@ class _PayloadBuilder:
 # --- taking apart -----------------------------------------------------------------------------------------
 
 
-def each_item(payload: memoryview) -> Iterator[tuple[memoryview, list[memoryview], int]]:
+def each_item(payload: memoryview) -> Iterator[Entry]:
     """Yield each item of an EACH payload: views of its pickle and buffers, and the place of its first descriptor.
 
     An empty pickle takes the place of a missing item.
@@ -250,6 +256,20 @@ def each_item(payload: memoryview) -> Iterator[tuple[memoryview, list[memoryview
         index += 2 + buffers
         yield pickled, views, place
         place += counts >> _COUNT_BITS
+
+
+def complete_items(payload: memoryview, count: int) -> list[Entry]:
+    """Return the items of an EACH payload that has exactly `count` items. Raise `ProtocolError` if it has not."""
+    try:
+        words = _U64.unpack_from(payload)[0]
+        if words > len(payload) // 8:
+            raise ValueError(f"a table of {words} words")
+        entries = list(each_item(payload))
+    except (IndexError, ValueError, struct.error, TypeError) as error:
+        raise ProtocolError(f"a payload has no table of lengths: {error}") from None
+    if len(entries) != count:
+        raise ProtocolError(f"a payload has {len(entries)} items, and not {count}")
+    return entries
 
 
 def load_single(encoded: Encoded) -> Any:

@@ -22,6 +22,11 @@ class Stamps(NamedTuple):
         """Return the nanoseconds that each item took."""
         return [end - start for start, end in itertools.pairwise([*self.starts, self.ended])]
 
+    def is_possible(self, now: int) -> bool:
+        """Return whether the first and the last times are in order, and not after `now`."""
+        first, last = (self.starts[0], self.starts[-1]) if self.starts else (self.began, self.began)
+        return self.began <= first <= last <= self.ended <= now
+
     def pack(self) -> bytes:
         """Return the stamps as they stand at the beginning of a payload."""
         return array("Q", (self.began, *self.starts, self.ended)).tobytes()

@@ -27,6 +27,7 @@ from pairpool.transport.stamps import Stamps
 from pairpool.worker.functions import BrokenFunction, FunctionFailed, FunctionTable, StatefulFunction, release
 from pairpool.worker.loading import LoadedItems, Missing
 from pairpool.worker.loops import ResultKeeper, is_in_task, run_limited, run_short, run_timed
+from pairpool.worker.own_process import OwnProcess
 from pairpool.worker.reports import Report, ReportSender
 
 __all__ = ["BatchRunner"]
@@ -46,21 +47,29 @@ class BatchRunner:
 
     Args:
         words: the worker's slot of the scoreboard.
+        own: checked when an item raises, because the task may have forked.
     """
 
     def __init__(
-        self, words: memoryview, serializer: Serializer, functions: FunctionTable, sender: ReportSender
+        self,
+        words: memoryview,
+        serializer: Serializer,
+        functions: FunctionTable,
+        sender: ReportSender,
+        own: OwnProcess,
     ) -> None:
         self._words = words
         self._serializer = serializer
         self._functions = functions
         self._sender = sender
+        self._own = own
         self._keeper = ResultKeeper(words, serializer, self._fail_result)
         self._failures: list[Failure] = []
         self._sharing_took_ns = 0
         self._running: tuple[BatchPacket, list[Any]] | None = None
         self._reported = 0  # items of the batch that partial reports have reported
         self._remaining: Any = None  # the iterator of `run_short`
+        self._loop_items: Any = None  # the iterator of the loop that runs
 
     def run(self, packet: BatchPacket, loaded: LoadedItems, began: int) -> None:
         """Run a batch and report it.
@@ -90,7 +99,13 @@ class BatchRunner:
             words[Word.STARTED] = ended
         words[Word.STATE] = State.SAVING
         words[Word.ITEM] = NOTHING
-        self._report(packet, values, began, ended)
+        self._report(packet, values, began, ended, is_ready=is_ready)
+
+    def end_loop_in_child(self) -> None:
+        """End the loop after the present item, in a child that the item has forked."""
+        self._running = None
+        if self._loop_items is not None:
+            self._loop_items.__setstate__(sys.maxsize)
 
     def refuse(self, packet: BatchPacket, error: OSError) -> None:
         """Report all items of a batch as failed, because this process can open no more files."""
@@ -125,7 +140,7 @@ class BatchRunner:
             plain = function
             function = lambda item: None if item is Missing else plain(item)  # noqa: E731
         is_timed = packet.flags & (Flag.TIMED | Flag.STAMPED)
-        remaining = iter(items)
+        remaining = self._loop_items = iter(items)
         loop = run_timed if is_timed or packet.item_count <= TIMED_UP_TO_ITEMS else run_limited
         if packet.item_count >= SHORT_FROM_ITEMS and not is_timed:
             self._remaining = remaining
@@ -136,6 +151,7 @@ class BatchRunner:
                 loop(function, remaining, self._words, packet.first + len(values), values, self._keeper)
                 break
             except BaseException as error:
+                self._own.check_process(error)
                 taken = len(items) - length_hint(remaining)
                 if len(values) == taken:  # a signal handler raised between two items: the error counts for the first
                     values.pop()
@@ -144,7 +160,7 @@ class BatchRunner:
                 else:
                     self._failures.append(describe_failure(self._serializer, len(values), Fault.RAISED, error))
             values.append(self._keeper.nothing)
-        self._remaining = None
+        self._remaining = self._loop_items = None
 
     def _function_of(self, packet: BatchPacket) -> Callable[[Any], Any]:
         """Return the function of a batch as a function of one argument."""
@@ -225,7 +241,7 @@ class BatchRunner:
 
     # --- the report -----------------------------------------------------------------------------
 
-    def _report(self, packet: BatchPacket, values: list[Any], began: int, ended: int) -> None:
+    def _report(self, packet: BatchPacket, values: list[Any], began: int, ended: int, *, is_ready: bool) -> None:
         failures, self._failures = self._failures, []
         kept, values = values, self._keeper.take(values)
         self._keeper.begin([])
@@ -245,7 +261,8 @@ class BatchRunner:
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
                 _flush(stream)
-        report = Report(packet.batch, first, count, took, self._sharing_took_ns // 1000)
+        sharing = self._sharing_took_ns // 1000
+        report = Report(packet.batch, first, count, took, sharing, is_not_ready=not is_ready)
         stamps = self._take_stamps(packet, count, began, ended)
         try:
             self._sender.send(report, encoded, failures, stamps)

@@ -16,6 +16,7 @@ from pairpool.transport.payload import BULK, Encoded
 from pairpool.transport.protocol import Flag, ReceivedPacket, ResultPacket
 from pairpool.transport.stamps import Stamps
 from pairpool.transport.wire import INLINE_LIMIT, Buffer
+from pairpool.worker.own_process import OwnProcess
 from pairpool.worker.payloads import Payloads
 
 __all__ = ["Report", "ReportSender"]
@@ -30,6 +31,7 @@ class Report(NamedTuple):
     took_ns: int = 0
     sharing_took_us: int = 0
     is_partial: bool = False
+    is_not_ready: bool = False  # no item was run, because a function or a segment had not arrived
 
 
 class ReportSender:
@@ -37,15 +39,18 @@ class ReportSender:
 
     Args:
         words: the worker's slot of the scoreboard.
+        own: checked before each report, because the task may have forked or closed the channel.
     """
 
-    def __init__(self, channel: Channel, words: memoryview, payloads: Payloads) -> None:
+    def __init__(self, channel: Channel, words: memoryview, payloads: Payloads, own: OwnProcess) -> None:
         self._channel = channel
+        self._own = own
         self._words = words
         self._payloads = payloads
 
     def confirm(self, batch: int) -> None:
         """Tell the master that it can close the descriptors of a batch, because the batch is about to run."""
+        self._own.check()
         self._channel.send(ReceivedPacket(batch))
 
     def send(
@@ -57,8 +62,13 @@ class ReportSender:
             OSError: there is no descriptor for shared memory.
             MemoryError: there is no memory for the payload.
         """
+        self._own.check()
         pieces: list[Buffer] = []
-        flags, size, failures_size = Flag.PARTIAL if report.is_partial else 0, 0, 0
+        flags, size, failures_size = 0, 0, 0
+        if report.is_partial:
+            flags = Flag.PARTIAL
+        elif report.is_not_ready:
+            flags = Flag.NOT_READY
         if stamps is not None:
             pieces.append(stamps.pack())
             flags, size = flags | Flag.STAMPED, len(pieces[0])
@@ -74,7 +84,7 @@ class ReportSender:
             if encoded.fds is not None:
                 fds = list(encoded.fds.fds)
         size += failures_size
-        batch, first, count, took, sharing, is_partial = report
+        batch, first, count, took, sharing, is_partial, _is_not_ready = report
         packet = ResultPacket(flags, format, batch, first, count, failures_size, len(fds), took, sharing, size)
         if size > INLINE_LIMIT:
             self._send_large(packet, pieces, fds, is_partial)

@@ -37,6 +37,7 @@ from pairpool.transport.wire import INLINE_LIMIT
 from pairpool.worker.batch_runner import BatchRunner
 from pairpool.worker.functions import FunctionTable
 from pairpool.worker.loading import load_items
+from pairpool.worker.own_process import OwnProcess
 from pairpool.worker.packet_source import PacketForWorker, PacketSource
 from pairpool.worker.payloads import Payloads
 from pairpool.worker.reports import ReportSender
@@ -67,8 +68,9 @@ class Worker:
         self._payloads = Payloads()
         self._source = PacketSource(channel, self._payloads)
         self._functions = FunctionTable(self._words, self._serializer, self._payloads)
-        sender = ReportSender(channel, self._words, self._payloads)
-        self.runner = BatchRunner(self._words, self._serializer, self._functions, sender)
+        self._own = OwnProcess(channel, self._words, lambda: self.runner.end_loop_in_child())
+        sender = ReportSender(channel, self._words, self._payloads, self._own)
+        self.runner = BatchRunner(self._words, self._serializer, self._functions, sender, self._own)
         self._streams = sys.stdout, sys.stderr
 
     def run(self) -> int:
@@ -109,10 +111,13 @@ class Worker:
         self._words[Word.STATE] = State.STARTING
         try:
             self._initializer(*self._initargs)
-        except BaseException:
+        except BaseException as error:
+            self._own.check_process(error)
             text = safe(traceback.format_exc)
+            self._own.check()
             self._channel.send(InitFailedPacket(), text.encode("utf-8", "replace")[-INLINE_LIMIT:])
             return False
+        self._own.check()
         self._words[Word.STATE] = State.IDLE
         self._channel.send(ReadyPacket())
         return True
@@ -142,6 +147,7 @@ class Worker:
     def _serve_other(self, packet: PacketForWorker, payload: memoryview, fds: list[int]) -> None:
         if isinstance(packet, FunctionPacket):
             self._functions.learn(packet, payload, fds)
+            self._own.check()
         elif isinstance(packet, ForgetPacket):
             self._functions.forget(packet.function)
         elif isinstance(packet, SharePacket):

@@ -123,7 +123,7 @@ if __name__ == "__main__":
         spare = pool.apply_async(work.use, (7,))
         pool._engine.inquire(lambda: None)
         crew = pool._engine.workers
-        print(len(crew.fd_blocked) > 0)
+        print(len(crew.troubles.fd_blocked) > 0)
         if sys.argv[2] == "recall":
             print(spare.cancel())
         began = time.process_time()

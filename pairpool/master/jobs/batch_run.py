@@ -16,6 +16,9 @@ class BatchRun:
         report_requests: partial reports that were requested since the worker reported last.
         first_report_request: monotonic seconds of the first of these requests.
         next_report_request: monotonic seconds before which no other report is requested.
+        sent_from, sent_until: indices of the items that the worker got last; the second is exclusive.
+        not_ready: how often workers have sent the batch back because a function or a segment had not arrived.
+        unexplained_deaths: how many workers have died of this batch without a sign of the item that they were at.
     """
 
     __slots__ = (
@@ -23,8 +26,12 @@ class BatchRun:
         "limit",
         "limit_set_at",
         "next_report_request",
+        "not_ready",
         "report_requests",
         "running_since",
+        "sent_from",
+        "sent_until",
+        "unexplained_deaths",
         "worker",
     )
 
@@ -36,10 +43,14 @@ class BatchRun:
         self.report_requests = 0
         self.first_report_request = 0.0
         self.next_report_request = 0.0
+        self.sent_from = self.sent_until = 0
+        self.not_ready = 0
+        self.unexplained_deaths = 0
 
-    def assigned_to(self, worker: int | None) -> None:
-        """Note the number of the worker that gets the batch."""
+    def assigned_to(self, worker: int | None, first: int, count: int) -> None:
+        """Note the number of the worker that gets the batch, and the items that it gets."""
         self.worker = worker
+        self.sent_from, self.sent_until = first, first + count
 
     def started(self, now: float) -> None:
         """Note that the worker runs this batch from `now` on."""
@@ -59,6 +70,14 @@ class BatchRun:
             self.first_report_request = now
         self.next_report_request = next_at
         self.report_requests += 1
+
+    def returned_not_ready(self) -> None:
+        """Note that the worker has sent the batch back because a function or a segment had not arrived."""
+        self.not_ready += 1
+
+    def count_unexplained_death(self) -> None:
+        """Note that a worker has died of this batch without a sign of the item that it was at."""
+        self.unexplained_deaths += 1
 
     def reported(self) -> None:
         """Note that the worker has answered the requests."""

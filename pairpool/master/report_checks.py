@@ -1,0 +1,71 @@
+"""Check a report against the batch that it is about.
+
+`transport/protocol.py` checks each field of a packet by itself. This module checks what only the master can know: which
+batch the worker holds, which items it got, and which of them it has reported.
+
+1. A worker runs its batches in order. So a report is about the first batch that it holds.
+2. A report begins at the first item that is not reported. Exception: a signal handler in the task can raise after the
+   worker has sent a partial report and before it has noted that. Then these items come a second time.
+3. A partial report ends before the end of the batch, because a later item runs.
+4. The last report ends at the end of the batch, or at a limit that the master has set. It can be empty if a function or
+   a segment had not arrived.
+"""
+
+from __future__ import annotations
+
+from pairpool.master.jobs.base import Batch
+from pairpool.master.worker_handle import WorkerHandle
+from pairpool.transport.protocol import DescriptorsPacket, Flag, ReceivedPacket, ResultPacket
+from pairpool.transport.wire import ProtocolError
+
+__all__ = ["LimitChanged", "check_ahead", "check_report"]
+
+MAX_NOT_READY = 20
+"""How often a batch may come back because a function or a segment had not arrived. Each time they are sent again."""
+
+
+class LimitChanged(Exception):
+    """A worker stopped before an item although the master had not told it to."""
+
+
+def check_report(handle: WorkerHandle, packet: ResultPacket) -> Batch:
+    """Return the batch that a report is about.
+
+    Raises:
+        ProtocolError: the worker cannot have sent such a report.
+        LimitChanged: the report ends too early.
+    """
+    batch = _first_held(handle, packet.batch)
+    known = batch.first - packet.first
+    end = packet.first + packet.item_count
+    if not batch.sent_from <= packet.first <= batch.first <= end <= batch.sent_until:
+        raise ProtocolError(
+            f"it reported items {packet.first} to {end - 1} of a batch whose items {batch.first} to "
+            f"{batch.sent_until - 1} were not reported"
+        )
+    if packet.flags & Flag.PARTIAL:
+        if packet.item_count < 1 or end >= batch.sent_until or end > batch.first + batch.count:
+            raise ProtocolError("a partial report covers no item, or all of them")
+    elif packet.item_count - known < batch.count:
+        if packet.flags & Flag.NOT_READY and packet.item_count == known == 0 and batch.not_ready < MAX_NOT_READY:
+            batch.returned_not_ready()
+        elif not batch.limit or end < batch.limit:
+            raise LimitChanged
+    return batch
+
+
+def check_ahead(handle: WorkerHandle, packet: DescriptorsPacket | ReceivedPacket) -> Batch:
+    """Return the batch that a packet ahead of a report is about. Raise `ProtocolError` if the worker cannot send it."""
+    batch = _first_held(handle, packet.batch)
+    if isinstance(packet, DescriptorsPacket):
+        if packet.function:
+            raise ProtocolError("descriptors came for a function")
+    elif batch.is_handed_over or batch.count != 1:
+        raise ProtocolError("it confirmed a batch that needs no confirmation")
+    return batch
+
+
+def _first_held(handle: WorkerHandle, number: int) -> Batch:
+    if not handle.held or handle.held[0].number != number:
+        raise ProtocolError(f"it reported batch {number}, which it does not run")
+    return handle.held[0]
