@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from typing import NamedTuple
 
-__all__ = ["Blame", "KillReason", "channel_misused", "limit_changed", "work_not_begun"]
+__all__ = ["Blame", "KillReason", "channel_misused", "work_not_begun", "work_returned"]
 
 
 class Blame(enum.Enum):
@@ -20,7 +20,7 @@ class KillReason(NamedTuple):
     """The reason, and the item that the worker was running then.
 
     Attributes:
-        batch, item: the item that exceeded a limit; 0 if the reason is not a limit.
+        batch, item: the item that exceeded a limit. With `Blame.BATCH`: the number of the batch, and 0.
         limit_s: the time limit in seconds; 0 if the reason is another one.
     """
 
@@ -32,25 +32,29 @@ class KillReason(NamedTuple):
     blame: Blame = Blame.POSITION
 
 
-def channel_misused(what: str) -> KillReason:
-    """Return the reason for a worker that sent something that no worker sends."""
+def channel_misused(what: str, batch: int) -> KillReason:
+    """Return the reason for a worker that sent something that no worker sends.
+
+    Args:
+        batch: number of the batch that the worker had begun; 0 for none.
+    """
     return KillReason(
-        0,
+        batch,
         0,
         0.0,
         f"its channel was misused: {what}",
         "look for code that writes to, reads from or closes descriptors that it has not opened",
-        Blame.BATCH,
+        Blame.BATCH if batch else Blame.NOBODY,
     )
 
 
-def limit_changed() -> KillReason:
-    """Return the reason for a worker that stopped before an item although the master had not told it to."""
+def work_returned() -> KillReason:
+    """Return the reason for a worker that returns a batch again and again without running an item."""
     return KillReason(
         0,
         0,
         0.0,
-        "it stopped before an item that it was to run: a task changed the scoreboard, or lied in a report",
+        "it returned its work again and again: a task changed the scoreboard, or lied in a report",
         "look for code that writes to memory that it has not allocated",
         Blame.NOBODY,
     )

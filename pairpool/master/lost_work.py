@@ -34,7 +34,7 @@ RECALL_AFTER_S = 1.0
 KILL_AFTER_S = 5.0
 """Seconds after which an idle worker that has not begun its batch, or does not read, is killed."""
 
-_IDLE = (State.EMPTY, State.IDLE)
+_NOT_BEGUN = (State.EMPTY, State.IDLE)
 """States of a worker that has no batch, or has not read the one that it was sent. A new worker is EMPTY."""
 
 
@@ -55,7 +55,7 @@ class LostWork:
         for worker in list(self._aside_since):
             self._look_at_aside(worker, now)
         for worker in list(self._workers.members.values()):
-            if worker.held and worker.kill_reason is None and worker.slot.words[Word.STATE] in _IDLE:
+            if worker.held and worker.kill_reason is None and worker.slot.words[Word.STATE] in _NOT_BEGUN:
                 self._look_at_idle(worker, now)
 
     def _look_at_idle(self, worker: WorkerHandle, now: float) -> None:

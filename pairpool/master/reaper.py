@@ -97,7 +97,7 @@ class Reaper:
             if batch.unexplained_deaths > MAX_UNEXPLAINED_DEATHS and batch.count == 1:
                 offset = 0
         if offset is None:
-            if death.is_in_doubt(batch, unfinished) or batch.unexplained_deaths > MAX_UNEXPLAINED_DEATHS:
+            if death.is_in_doubt(batch) or batch.unexplained_deaths > MAX_UNEXPLAINED_DEATHS:
                 batch.mark_individual()
             self._queue.put_back([batch])
             return

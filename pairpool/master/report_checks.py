@@ -7,8 +7,9 @@ batch the worker holds, which items it got, and which of them it has reported.
 2. A report begins at the first item that is not reported. Exception: a signal handler in the task can raise after the
    worker has sent a partial report and before it has noted that. Then these items come a second time.
 3. A partial report ends before the end of the batch, because a later item runs.
-4. The last report ends at the end of the batch, or at a limit that the master has set. It can be empty if a function or
-   a segment had not arrived.
+4. The last report can end before the end of the batch: at a limit that the master has set. It can be empty if a
+   function or a segment had not arrived. A task can cause both by a change of the scoreboard. So the number of empty
+   reports is bounded.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from pairpool.master.worker_handle import WorkerHandle
 from pairpool.transport.protocol import DescriptorsPacket, Flag, ReceivedPacket, ResultPacket
 from pairpool.transport.wire import ProtocolError
 
-__all__ = ["LimitChanged", "check_ahead", "check_report"]
+__all__ = ["WorkReturned", "check_ahead", "check_report"]
 
-MAX_NOT_READY = 20
-"""How often a batch may come back because a function or a segment had not arrived. Each time they are sent again."""
+MAX_RETURNS = 20
+"""How often a batch may come back without an item that was run. Functions and segments are sent again each time."""
 
 
-class LimitChanged(Exception):
-    """A worker stopped before an item although the master had not told it to."""
+class WorkReturned(Exception):
+    """A worker returns a batch again and again without running an item."""
 
 
 def check_report(handle: WorkerHandle, packet: ResultPacket) -> Batch:
@@ -33,7 +34,7 @@ def check_report(handle: WorkerHandle, packet: ResultPacket) -> Batch:
 
     Raises:
         ProtocolError: the worker cannot have sent such a report.
-        LimitChanged: the report ends too early.
+        WorkReturned: the batch has come back too often.
     """
     batch = _first_held(handle, packet.batch)
     known = batch.first - packet.first
@@ -46,11 +47,8 @@ def check_report(handle: WorkerHandle, packet: ResultPacket) -> Batch:
     if packet.flags & Flag.PARTIAL:
         if packet.item_count < 1 or end >= batch.sent_until or end > batch.first + batch.count:
             raise ProtocolError("a partial report covers no item, or all of them")
-    elif packet.item_count - known < batch.count:
-        if packet.flags & Flag.NOT_READY and packet.item_count == known == 0 and batch.not_ready < MAX_NOT_READY:
-            batch.returned_not_ready()
-        elif not batch.limit or end < batch.limit:
-            raise LimitChanged
+    elif packet.item_count == known and batch.returns >= MAX_RETURNS:
+        raise WorkReturned
     return batch
 
 

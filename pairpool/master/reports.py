@@ -16,11 +16,12 @@ from typing import Any
 
 from pairpool.master.functions import Function
 from pairpool.master.jobs.base import Batch, Job
-from pairpool.master.kill_reason import KillReason, channel_misused, limit_changed
+from pairpool.master.kill_reason import KillReason, channel_misused, work_returned
 from pairpool.master.outcome import BatchOutcome, read_outcome, truncated_outcome, without_first
 from pairpool.master.parts import EngineParts
-from pairpool.master.report_checks import LimitChanged, check_ahead, check_report
+from pairpool.master.report_checks import WorkReturned, check_ahead, check_report
 from pairpool.master.workers import WorkerHandle
+from pairpool.scoreboard.board import Word
 from pairpool.transport.channel import Cut, Lost
 from pairpool.transport.failures import Failure, Fault
 from pairpool.transport.protocol import (
@@ -97,8 +98,8 @@ class ReportReader:
                 for fd in fds:
                     os.close(fd)
                 self._on_misuse(handle, str(error))
-            except LimitChanged:
-                self._end(handle, limit_changed())
+            except WorkReturned:
+                self._end(handle, work_returned())
             workers.end_update()
             if not handle.held and not everything:
                 break
@@ -113,7 +114,9 @@ class ReportReader:
 
     def _on_misuse(self, handle: WorkerHandle, what: str) -> None:
         """End a worker because a task has misused its channel."""
-        self._end(handle, channel_misused(what))
+        head = handle.held[0].number if handle.held else 0
+        has_begun = handle.slot.words[Word.BATCH] == head
+        self._end(handle, channel_misused(what, head if has_begun else 0))
 
     def _end(self, handle: WorkerHandle, reason: KillReason) -> None:
         """Read no more of a worker, and kill it. The supervisor acts on its death."""
@@ -204,7 +207,7 @@ class ReportReader:
         job.sizer.learn(count, packet.took_ns, 1000 * packet.sharing_took_us)
         job.sizer.learn_bytes(max(1, count), packet.size)
         if count < batch.count:
-            self._queue.put_back([batch.keep(count)])
+            self._put_back_rest(batch, count)
         elif count > batch.count:
             del values[batch.count :]
         failed.update(batch.unpicklable)
@@ -214,6 +217,13 @@ class ReportReader:
             self._deliver(batch, values, failed, missing)
         else:
             job.close_empty(batch)
+
+    def _put_back_rest(self, batch: Batch, count: int) -> None:
+        """Put the items back that a worker has not begun. They get a new number, so no late report can mean them."""
+        rest = batch.keep(count)
+        if not count:
+            rest.returned_like(batch)
+        self._queue.put_back([rest])
 
     def _deliver(
         self, batch: Batch, values: list[Any], failed: dict[int, BaseException], missing: list[Failure]
@@ -228,8 +238,8 @@ class ReportReader:
         self.reports_handled += 1
         if self._queue.functions.crash_counts:
             self._queue.functions.clear_crash_counts(batch.function_numbers())
-        if batch.limit:
-            handle.clear_limit()
+        handle.fd_inbox.close()
+        handle.clear_limit()
         self._workers.unwatch(handle)
         if self._watchdog.is_too_large(handle):
             handle.retire()

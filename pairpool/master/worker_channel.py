@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import select
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -122,7 +123,7 @@ class WorkerChannel:
         self._payload_buffers = PayloadBuffers()
         self._payload_reader = PayloadReader()
         self._batch_buffers: dict[int, tuple[PayloadBuffer, int]] = {}
-        self.fd_inbox = FdInbox()
+        self.fd_inbox = FdInbox(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
         self.captures_sent = 0
         self.eof_sent = False
         self._outbox: deque[_Outgoing] = deque()

@@ -140,19 +140,20 @@ class WorkerDeath:
             unfinished: all batches that the worker had read and not reported, in order.
         """
         if self.blame is not Blame.POSITION:
-            return 0 if self.is_in_doubt(batch, unfinished) and batch.count == 1 else None
+            return 0 if self.is_in_doubt(batch) and batch.count == 1 else None
         if batch.number != self._batch:
             is_earlier = self._batch in [one.number for one in unfinished[unfinished.index(batch) + 1 :]]
             return 0 if is_earlier and batch.count == 1 else None
         offset = self._item - batch.first
         if self._state in _AT_ITEM and 0 <= offset < batch.count:
             return offset
-        return 0 if self.is_in_doubt(batch, unfinished) and batch.count == 1 else None
+        return 0 if self.is_in_doubt(batch) and batch.count == 1 else None
 
-    def is_in_doubt(self, batch: Batch, unfinished: list[Batch]) -> bool:
+    def is_in_doubt(self, batch: Batch) -> bool:
         """Whether the worker was at the batch as a whole, so that any of its items may have ended the worker."""
         if self.blame is not Blame.POSITION:
-            return self.blame is Blame.BATCH and batch is unfinished[0]
+            number = self._batch if self.kill_reason is None else self.kill_reason.batch
+            return self.blame is Blame.BATCH and batch.number == number
         return batch.number == self._batch and self._state in (State.LOADING, State.SAVING, State.SENDING)
 
     def error(self, function: str, index: int, arguments: str) -> BaseException:

@@ -219,9 +219,11 @@ class WorkerSet:
         workers = list(self)
         self.kill(is_busy)
         for handle in workers:
-            if not (is_busy(handle) or handle.eof_sent):
+            if is_busy(handle):
+                continue
+            if not handle.eof_sent:
                 handle.send_eof()
-                pidfds.send_signal(handle.pidfd.fileno(), signal.SIGCONT)  # a stopped worker could not exit
+            pidfds.send_signal(handle.pidfd.fileno(), signal.SIGCONT)  # a stopped worker could not exit
         deadline = None if grace is None else time.monotonic() + grace
         for handle in workers:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())

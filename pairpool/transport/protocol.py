@@ -38,7 +38,6 @@ class Flag:
     IN_SHM = 1  # the payload is in shared memory, and the packet carries a reference to it
     BY_VALUE = 2  # of a batch: an object in it travels by value, so objects in the results can do so, too
     HAS_STATE = 2  # of a function: it contains objects that a task can change
-    NOT_READY = 2  # of a result: the worker ran no item, because a function or a segment had not arrived
     FAILURES = 4  # of a result: the payload contains a list of failures
     TIMED = 8  # of a batch: its items have a time limit, so the start of each is stored on the scoreboard
     PARTIAL = 16  # of a result: it reports finished items while a later item of the batch runs
@@ -80,7 +79,7 @@ def _has_descriptors(flags: int, announced: int, found: int) -> bool:
 
 
 _BATCH_FLAGS = Flag.IN_SHM | Flag.BY_VALUE | Flag.TIMED | Flag.SPIN | Flag.STAMPED | Flag.CONFIRM
-_RESULT_FLAGS = Flag.IN_SHM | Flag.FAILURES | Flag.PARTIAL | Flag.STAMPED | Flag.NOT_READY
+_RESULT_FLAGS = Flag.IN_SHM | Flag.FAILURES | Flag.PARTIAL | Flag.STAMPED
 
 
 @packet(12, "flags mode format function number first count descriptors captures size", recall=Recall.TAKE_BACK)

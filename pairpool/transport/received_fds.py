@@ -10,6 +10,7 @@ item fails to load, `undo` closes the objects that were made for it.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from typing import Any, Self, TypeVar
@@ -25,16 +26,22 @@ T = TypeVar("T")
 
 
 class FdInbox:
-    """Descriptors that came ahead of the packets that need them."""
+    """Descriptors that came ahead of the packets that need them.
 
-    def __init__(self) -> None:
+    Args:
+        at_most: number of descriptors to keep for one packet. If more come, all are closed, as if they were lost.
+    """
+
+    def __init__(self, at_most: int = sys.maxsize) -> None:
+        self._at_most = at_most
         self._early: dict[tuple[int, int], list[int] | None] = {}  # None if some of them were lost
 
     def keep(self, packet: DescriptorsPacket, fds: list[int]) -> None:
         """Store what a packet has brought, until the packet that needs it arrives."""
         early = self._early.setdefault((packet.function, packet.batch), [])
-        if early is None:
+        if early is None or len(early) + len(fds) > self._at_most:
             _close(fds)
+            self.lose(packet)
         else:
             early += fds
 

@@ -99,7 +99,7 @@ class BatchRunner:
             words[Word.STARTED] = ended
         words[Word.STATE] = State.SAVING
         words[Word.ITEM] = NOTHING
-        self._report(packet, values, began, ended, is_ready=is_ready)
+        self._report(packet, values, began, ended)
 
     def end_loop_in_child(self) -> None:
         """End the loop after the present item, in a child that the item has forked."""
@@ -241,7 +241,7 @@ class BatchRunner:
 
     # --- the report -----------------------------------------------------------------------------
 
-    def _report(self, packet: BatchPacket, values: list[Any], began: int, ended: int, *, is_ready: bool) -> None:
+    def _report(self, packet: BatchPacket, values: list[Any], began: int, ended: int) -> None:
         failures, self._failures = self._failures, []
         kept, values = values, self._keeper.take(values)
         self._keeper.begin([])
@@ -261,8 +261,7 @@ class BatchRunner:
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
                 _flush(stream)
-        sharing = self._sharing_took_ns // 1000
-        report = Report(packet.batch, first, count, took, sharing, is_not_ready=not is_ready)
+        report = Report(packet.batch, first, count, took, self._sharing_took_ns // 1000)
         stamps = self._take_stamps(packet, count, began, ended)
         try:
             self._sender.send(report, encoded, failures, stamps)

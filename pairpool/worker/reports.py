@@ -31,7 +31,6 @@ class Report(NamedTuple):
     took_ns: int = 0
     sharing_took_us: int = 0
     is_partial: bool = False
-    is_not_ready: bool = False  # no item was run, because a function or a segment had not arrived
 
 
 class ReportSender:
@@ -64,11 +63,7 @@ class ReportSender:
         """
         self._own.check()
         pieces: list[Buffer] = []
-        flags, size, failures_size = 0, 0, 0
-        if report.is_partial:
-            flags = Flag.PARTIAL
-        elif report.is_not_ready:
-            flags = Flag.NOT_READY
+        flags, size, failures_size = Flag.PARTIAL if report.is_partial else 0, 0, 0
         if stamps is not None:
             pieces.append(stamps.pack())
             flags, size = flags | Flag.STAMPED, len(pieces[0])
@@ -84,7 +79,7 @@ class ReportSender:
             if encoded.fds is not None:
                 fds = list(encoded.fds.fds)
         size += failures_size
-        batch, first, count, took, sharing, is_partial, _is_not_ready = report
+        batch, first, count, took, sharing, is_partial = report
         packet = ResultPacket(flags, format, batch, first, count, failures_size, len(fds), took, sharing, size)
         if size > INLINE_LIMIT:
             self._send_large(packet, pieces, fds, is_partial)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from pairpool.transport import channel as channel_module
 from pairpool.transport.channel import Channel, Lost
 from pairpool.transport.protocol import Packet, TextPacket, encode
-from pairpool.transport.wire import HEADER_SIZE, INLINE_LIMIT, MAX_DESCRIPTORS, Buffer
+from pairpool.transport.wire import HEADER_SIZE, INLINE_LIMIT, MAX_DESCRIPTORS, Buffer, ProtocolError
 from tests.support.children import forked
 
 TEXT = TextPacket()
@@ -175,7 +175,7 @@ def test_a_truncated_packet_raises(pair: Pair, monkeypatch: pytest.MonkeyPatch) 
     near.send(TEXT, bytes(101), [near.fileno()])  # the descriptor arrives, and must be closed
     near.send(numbered(3))
     assert len(far.receive()[1]) == 100
-    with pytest.raises(OSError, match="a packet did not fit"):
+    with pytest.raises(ProtocolError, match="a packet did not fit"):
         far.receive()
     assert number_of(far.receive()[0]) == 3
 

@@ -17,7 +17,7 @@ class BatchRun:
         first_report_request: monotonic seconds of the first of these requests.
         next_report_request: monotonic seconds before which no other report is requested.
         sent_from, sent_until: indices of the items that the worker got last; the second is exclusive.
-        not_ready: how often workers have sent the batch back because a function or a segment had not arrived.
+        returns: how often workers have sent the batch back without an item that was run.
         unexplained_deaths: how many workers have died of this batch without a sign of the item that they were at.
     """
 
@@ -26,8 +26,8 @@ class BatchRun:
         "limit",
         "limit_set_at",
         "next_report_request",
-        "not_ready",
         "report_requests",
+        "returns",
         "running_since",
         "sent_from",
         "sent_until",
@@ -44,7 +44,7 @@ class BatchRun:
         self.first_report_request = 0.0
         self.next_report_request = 0.0
         self.sent_from = self.sent_until = 0
-        self.not_ready = 0
+        self.returns = 0
         self.unexplained_deaths = 0
 
     def assigned_to(self, worker: int | None, first: int, count: int) -> None:
@@ -71,9 +71,10 @@ class BatchRun:
         self.next_report_request = next_at
         self.report_requests += 1
 
-    def returned_not_ready(self) -> None:
-        """Note that the worker has sent the batch back because a function or a segment had not arrived."""
-        self.not_ready += 1
+    def returned_like(self, earlier: BatchRun) -> None:
+        """Note that these items were sent back without being run, as `earlier`, which had another number."""
+        self.returns = earlier.returns + 1
+        self.unexplained_deaths = earlier.unexplained_deaths
 
     def count_unexplained_death(self) -> None:
         """Note that a worker has died of this batch without a sign of the item that it was at."""

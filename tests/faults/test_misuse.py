@@ -1,0 +1,201 @@
+"""Test tasks that misuse their worker: its channel, its memory, its process. Only their own items may suffer."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from pairpool import Pool, WorkerDied
+from pairpool.linux import process_tree
+from tests.support.misuse import (
+    BREACHES,
+    HARMLESS,
+    breach,
+    close_channel_twice,
+    fork_and_return,
+    fork_natively_and_raise,
+    scribble_limit,
+    square_slowly,
+    steal_packets,
+)
+from tests.support.pools import MakePool, pids_of
+from tests.support.waiting import PATIENCE
+
+SQUARES = [x * x for x in range(60)]
+
+
+def outcome_beside_others(pool: Pool, task: Any, *args: Any) -> Any:
+    """Return the outcome of a task, with 60 other items before, beside and after it. These must all be right."""
+    beside = pool.map_async(square_slowly, range(60), chunksize=1)
+    calls = [pool.apply_async(square_slowly, (x,)) for x in range(60)]
+    bad = pool.apply_async(task, args)
+    after = pool.map_async(square_slowly, range(60))
+    try:
+        outcome = bad.get(PATIENCE)
+    except WorkerDied as error:
+        outcome = error
+    assert beside.get(PATIENCE) == SQUARES
+    assert [call.get(PATIENCE) for call in calls] == SQUARES
+    assert after.get(PATIENCE) == SQUARES
+    assert pool.map(square_slowly, range(60)) == SQUARES
+    return outcome
+
+
+@pytest.mark.parametrize("name", BREACHES)
+def test_a_breach_of_the_protocol_fails_its_item_alone(start_method: str, make_pool: MakePool, name: str) -> None:
+    pool = make_pool(2)
+    outcome = outcome_beside_others(pool, breach, name)
+    assert isinstance(outcome, WorkerDied)
+    assert outcome.function.endswith("breach")
+    assert "its channel was misused" in outcome.cause or (name == "no item" and "stopped before" in outcome.cause)
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_a_harmless_deed_harms_no_other_item(start_method: str, make_pool: MakePool, name: str) -> None:
+    pool = make_pool(2)
+    before = len(os.listdir("/proc/self/fd"))
+    outcome = outcome_beside_others(pool, breach, name)
+    assert outcome == "done" or isinstance(outcome, WorkerDied)
+    pool.map(square_slowly, range(60))
+    assert len(os.listdir("/proc/self/fd")) <= before + 8
+
+
+def test_a_breach_in_a_batch_of_many_items_fails_one_item(make_pool: MakePool) -> None:
+    pool = make_pool(2)
+    names = ["one byte" if x == 13 else "descriptors to discard" for x in range(40)]
+    found = pool.map(breach, names, chunksize=20, return_exceptions=True)
+    assert [type(one) for one in found] == [WorkerDied if x == 13 else str for x in range(40)]
+    error: Any = found[13]
+    assert error.index == 13
+
+
+def test_a_breach_without_a_task_ends_only_the_worker(make_pool: MakePool) -> None:
+    """A thread that a task left behind sends something while its worker is idle."""
+    pool = make_pool(1)
+    (pid,) = pids_of(pool)
+    pool.apply(leave_a_thread_that_breaches)
+    deadline = time.monotonic() + PATIENCE
+    while pids_of(pool) == [pid]:
+        assert time.monotonic() < deadline
+    assert pool.map(square_slowly, range(60)) == SQUARES
+    assert pids_of(pool) != [pid]
+
+
+def leave_a_thread_that_breaches() -> None:
+    from tests.support.misuse import worker_of_this_task
+
+    channel = worker_of_this_task()._channel
+    threading.Timer(0.05, lambda: channel.sock.send(b"\xff" * 100)).start()
+
+
+# --- forks ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["raise", "return", "exit"])
+@pytest.mark.parametrize("chunksize", [1, 8])
+def test_a_forked_child_that_leaves_its_task_ends(
+    start_method: str, make_pool: MakePool, capfd: pytest.CaptureFixture[str], how: str, chunksize: int
+) -> None:
+    pool = make_pool(2)
+    found = pool.starmap(fork_and_return, [(x, how) for x in range(16)], chunksize=chunksize)
+    assert found == SQUARES[:16]
+    assert pool.map(square_slowly, range(60)) == SQUARES
+    pool.close()
+    pool.join()
+    errors = capfd.readouterr().err
+    assert errors.count("had forked, left the task") == 16
+    assert errors.count("RuntimeError: escaped in the child") == (16 if how == "raise" else 0)
+
+
+def test_a_child_that_native_code_forked_ends_too(make_pool: MakePool, capfd: pytest.CaptureFixture[str]) -> None:
+    pool = make_pool(2)
+    assert pool.map(fork_natively_and_raise, range(16), chunksize=4) == SQUARES[:16]
+    pool.close()
+    pool.join()
+    assert capfd.readouterr().err.count("had forked, left the task") == 16
+
+
+# --- the channel's descriptor ---------------------------------------------------------------------------
+
+
+def test_a_closed_channel_is_the_cause_of_the_death(start_method: str, make_pool: MakePool) -> None:
+    outcome = outcome_beside_others(make_pool(2), close_channel_twice, 0)
+    assert isinstance(outcome, WorkerDied)
+    assert "closed the descriptor of its worker's channel" in outcome.cause
+
+
+def test_a_connection_in_place_of_the_channel_gets_no_result(start_method: str, make_pool: MakePool) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(PATIENCE)
+        outcome = outcome_beside_others(make_pool(2), close_channel_twice, server.getsockname()[1])
+        connection, _address = server.accept()
+        with connection:
+            connection.settimeout(PATIENCE)
+            assert connection.recv(100) == b""
+    assert isinstance(outcome, WorkerDied)
+    assert "put another file in its place" in outcome.cause
+
+
+# --- the scoreboard -------------------------------------------------------------------------------------
+
+
+def test_a_limit_that_a_task_sets_costs_no_item(start_method: str, make_pool: MakePool) -> None:
+    pool = make_pool(2)
+    assert outcome_beside_others(pool, scribble_limit, 3) == 9
+    assert pool.map(scribble_limit, range(20), chunksize=5) == SQUARES[:20]
+
+
+# --- work that is not begun -----------------------------------------------------------------------------
+
+
+def test_a_stopped_idle_worker_loses_no_item(start_method: str, make_pool: MakePool) -> None:
+    pool = make_pool(3)
+    assert pool.map(square_slowly, range(60), chunksize=1) == SQUARES
+    stopped = min(pids_of(pool))
+    os.kill(stopped, signal.SIGSTOP)
+    for _ in range(2):
+        assert pool.map_async(square_slowly, range(60), chunksize=1).get(PATIENCE) == SQUARES
+    os.kill(stopped, signal.SIGCONT)
+    pool.close()
+    pool.join()
+
+
+def test_a_pool_whose_workers_are_all_stopped_replaces_them(make_pool: MakePool) -> None:
+    pool = make_pool(1)
+    (pid,) = pids_of(pool)
+    os.kill(pid, signal.SIGSTOP)
+    assert pool.map_async(square_slowly, range(60)).get(PATIENCE) == SQUARES
+    assert pids_of(pool) != [pid]
+
+
+def test_a_worker_that_goes_on_gets_work_again(make_pool: MakePool) -> None:
+    pool = make_pool(1)
+    (pid,) = pids_of(pool)
+    os.kill(pid, signal.SIGSTOP)
+    result = pool.map_async(square_slowly, range(60))
+    with pytest.raises(multiprocessing.TimeoutError):
+        result.get(2)
+    os.kill(pid, signal.SIGCONT)
+    assert result.get(PATIENCE) == SQUARES
+    assert pids_of(pool) == [pid]
+
+
+def test_a_stolen_packet_costs_no_item(make_pool: MakePool) -> None:
+    pool = make_pool(2)
+    outcome_beside_others(pool, steal_packets, 5)
+
+
+def test_a_stopped_worker_does_not_keep_a_pool_from_closing(start_method: str, make_pool: MakePool) -> None:
+    pool = make_pool(2)
+    pids = pids_of(pool)
+    os.kill(pids[0], signal.SIGSTOP)
+    pool.close()
+    pool.join()
+    assert not set(pids) & set(process_tree.children_of(os.getpid()))
