@@ -7,7 +7,8 @@ batch the worker holds, which items it got, and which of them it has reported.
 2. A report begins at the first item that is not reported. Exception: a signal handler in the task can raise after the
    worker has sent a partial report and before it has noted that. Then these items come a second time.
 3. A partial report ends before the end of the batch, because a later item runs.
-4. The last report can end before the end of the batch: at a limit that the master has set. It can be empty if a
+4. While a worker runs an item, it sends no last report.
+5. The last report can end before the end of the batch: at a limit that the master has set. It can be empty if a
    function or a segment had not arrived. A task can cause both by a change of the scoreboard. So the number of empty
    reports is bounded.
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 from pairpool.master.jobs.base import Batch
 from pairpool.master.worker_handle import WorkerHandle
+from pairpool.scoreboard.board import State, Word
 from pairpool.transport.protocol import DescriptorsPacket, Flag, ReceivedPacket, ResultPacket
 from pairpool.transport.wire import ProtocolError
 
@@ -23,6 +25,9 @@ __all__ = ["WorkReturned", "check_ahead", "check_report"]
 
 MAX_RETURNS = 20
 """How often a batch may come back without an item that was run. Functions and segments are sent again each time."""
+
+_AT_WORK = (State.LOADING, State.RUNNING, State.KEEPING, State.SAVING)
+"""States of a worker that has more to do in its batch. Before the last report it stores SENDING."""
 
 
 class WorkReturned(Exception):
@@ -37,6 +42,7 @@ def check_report(handle: WorkerHandle, packet: ResultPacket) -> Batch:
         WorkReturned: the batch has come back too often.
     """
     batch = _first_held(handle, packet.batch)
+    words = handle.slot.words
     known = batch.first - packet.first
     end = packet.first + packet.item_count
     if not batch.sent_from <= packet.first <= batch.first <= end <= batch.sent_until:
@@ -47,6 +53,8 @@ def check_report(handle: WorkerHandle, packet: ResultPacket) -> Batch:
     if packet.flags & Flag.PARTIAL:
         if packet.item_count < 1 or end >= batch.sent_until or end > batch.first + batch.count:
             raise ProtocolError("a partial report covers no item, or all of them")
+    elif words[Word.STATE] in _AT_WORK and words[Word.BATCH] == batch.number:
+        raise ProtocolError("it reported a whole batch while it ran an item of the batch")
     elif packet.item_count == known and batch.returns >= MAX_RETURNS:
         raise WorkReturned
     return batch
