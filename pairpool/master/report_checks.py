@@ -26,8 +26,9 @@ __all__ = ["WorkReturned", "check_ahead", "check_report"]
 MAX_RETURNS = 20
 """How often a batch may come back without an item that was run. Functions and segments are sent again each time."""
 
-_AT_WORK = (State.LOADING, State.RUNNING, State.KEEPING, State.SAVING)
-"""States of a worker that has more to do in its batch. Before the last report it stores SENDING."""
+_AT_WORK = (State.RUNNING, State.KEEPING, State.SAVING)
+"""States of a worker that has more to do in its batch. It stores SENDING before the last report of the batch, and the
+number of the next batch before it is at work again. So a reader that takes the state first sees no mix of both."""
 
 
 class WorkReturned(Exception):

@@ -283,6 +283,8 @@ class WorkerChannel:
                 packet, payload, fds = self.worker_end.receive(wait=False)
             except Cut as cut:  # the lost descriptors are copies: those that they were made of are still here
                 self._undo_sending(cut.packet, cut.payload, None, recalled)
+            except ProtocolError:
+                continue  # a task has found the master's end, and has sent something to its own worker
             except (OSError, Lost):
                 break  # no packet is left; or the kernel has no memory for one now, and it stays with the worker
             else:
