@@ -24,6 +24,7 @@ from typing import Protocol
 __all__ = [
     "Closable",
     "Descriptor",
+    "OwnFile",
     "above_standard",
     "disown",
     "fixed_memfd",
@@ -63,6 +64,30 @@ class Descriptor:
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
+
+
+class OwnFile(Descriptor):
+    """A descriptor that notices when other code has closed its number, and perhaps opened another file there."""
+
+    __slots__ = ("_identity",)
+
+    def __init__(self, fd: int) -> None:
+        super().__init__(fd)
+        self._identity = identity(fd)
+
+    def is_ours(self) -> bool:
+        """Return whether the number still means the file that it meant at the beginning."""
+        try:
+            return identity(self.fd) == self._identity
+        except OSError:
+            return False
+
+    def close(self) -> None:
+        """Close the file, unless other code has closed its number."""
+        if self.is_ours():
+            super().close()
+        else:
+            self.detach()
 
 
 def above_standard(fd: int) -> int:

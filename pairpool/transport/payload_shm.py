@@ -105,7 +105,7 @@ class PayloadBuffer:
         self.number = number
         capacity = 1 << (size - 1).bit_length() if size <= KEPT_UP_TO_BYTES else size
         self.capacity = max(SMALLEST_CAPACITY_BYTES, capacity)
-        self.fd = descriptors.Descriptor(descriptors.fixed_memfd("pairpool-payload", DATA_OFFSET + self.capacity))
+        self.fd = descriptors.OwnFile(descriptors.fixed_memfd("pairpool-payload", DATA_OFFSET + self.capacity))
         try:
             self._map = mmap.mmap(self.fd.fd, DATA_OFFSET + self.capacity)
         except BaseException:
@@ -231,6 +231,10 @@ class PayloadBuffers:
             self._drop(buffer)
         fitting = (buffer for buffer in free if buffer.capacity >= size)
         for buffer in sorted(fitting, key=lambda buffer: buffer.capacity):
+            if not buffer.fd.is_ours():  # a task has closed its number, and may have opened another file there
+                free.remove(buffer)
+                self._drop(buffer)
+                continue
             if buffer.begin_writing():
                 return buffer
             free.insert(0, buffer)  # replaced below: a reader whose word stays set must not make the buffers pile up

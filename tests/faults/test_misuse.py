@@ -8,6 +8,7 @@ import signal
 import socket
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,8 +20,10 @@ from tests.support.misuse import (
     HARMLESS,
     breach,
     close_channel_twice,
+    close_payload_buffer_twice,
     fork_and_return,
     fork_natively_and_raise,
+    large_result,
     scribble_limit,
     square_slowly,
     steal_packets,
@@ -141,6 +144,16 @@ def test_a_connection_in_place_of_the_channel_gets_no_result(start_method: str, 
             assert connection.recv(100) == b""
     assert isinstance(outcome, WorkerDied)
     assert "put another file in its place" in outcome.cause
+
+
+def test_a_file_in_place_of_a_payload_buffer_stays_as_it_is(make_pool: MakePool, tmp_path: Path) -> None:
+    pool = make_pool(1)
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    assert pool.apply(large_result) == b"\x07" * (1 << 20)
+    assert pool.apply(close_payload_buffer_twice, (str(victim),)) == b"\x07" * (1 << 20)
+    assert pool.apply(large_result) == b"\x07" * (1 << 20)
+    assert victim.read_bytes() == b"precious"
 
 
 # --- the scoreboard -------------------------------------------------------------------------------------

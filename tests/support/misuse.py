@@ -31,8 +31,10 @@ __all__ = [
     "BREACHES",
     "breach",
     "close_channel_twice",
+    "close_payload_buffer_twice",
     "fork_and_return",
     "fork_natively_and_raise",
+    "large_result",
     "scribble_limit",
     "square_slowly",
     "steal_packets",
@@ -182,6 +184,26 @@ def close_channel_twice(port: int) -> str:
         connection = socket.create_connection(("127.0.0.1", port))
         assert connection.detach() == number
     return "the secret result"
+
+
+def close_payload_buffer_twice(path: str) -> bytes:
+    """Close the memfd of the last large result, let a file take its number, and return another large result."""
+    for number in map(int, os.listdir("/proc/self/fd")):
+        if number > 2 and "pairpool-payload" in _target_of(number):
+            os.close(number)
+            assert os.open(path, os.O_RDWR) == number
+    return large_result()
+
+
+def _target_of(number: int) -> str:
+    try:
+        return os.readlink(f"/proc/self/fd/{number}")
+    except FileNotFoundError:
+        return ""
+
+
+def large_result() -> bytes:
+    return b"\x07" * (1 << 20)
 
 
 def steal_packets(x: int) -> int:
