@@ -60,6 +60,8 @@ class Reaper:
             self._loop.unwatch(worker.channel.fileno())
             recalled = worker.recall()
             unfinished = worker.take_held()
+            if unfinished:
+                worker.received()
             death = WorkerDeath(worker, self._stacks.fileno(), self._oom)
             self._settle(death, unfinished, recalled)
             worker.slot.store(Word.PID, 0)
@@ -78,9 +80,12 @@ class Reaper:
             self._queue.put_back(recalled)
             self._queue.put_back(unfinished)
             return
-        if death.function_being_loaded is not None and not death.went_with_zygote:
+        number = death.function_being_loaded
+        # A worker loads a function before it reads the batch that needs it. In a batch, a task has stored this state.
+        if number is not None and not unfinished and any(number in one.function_numbers() for one in recalled):
             weight = OUTSIDE_KILL_WEIGHT if death.is_from_outside else 1.0
-            self._queue.functions.count_crash(death.function_being_loaded, weight)
+            if not death.went_with_zygote:
+                self._queue.functions.count_crash(number, weight)
         self._queue.put_back(recalled)
         for batch in unfinished:
             self._attribute(death, batch, unfinished)

@@ -356,8 +356,8 @@ class Supervisor:
             return
         if number >= self.processes or self._is_filled(number):
             return
-        words = worker.slot.words
-        if words[Word.STATE] == State.EMPTY and not worker.zygote.is_gone:
+        is_startup_death = worker.slot.words[Word.STATE] == State.EMPTY and not worker.has_received
+        if is_startup_death and not worker.zygote.is_gone:
             self._note_progress()
             if self._policy.died_at_startup(self.processes):
                 self.break_down(call_errors.died_at_startup(self._policy.startup_deaths))

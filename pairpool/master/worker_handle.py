@@ -40,6 +40,7 @@ class WorkerHandle(WorkerChannel):
         tasks_sent: tasks sent to the worker, as maxtasksperchild counts them.
         started: whether the initializer has returned, or there is none.
         is_ready: whether the worker has said that its initializer has returned.
+        has_received: whether the worker is known to have read a packet.
         initializer_traceback: the traceback of the initializer, if it raised.
         kill_reason: why the master kills the worker; None if it does not.
         inconsistent: whether an exception interrupted the engine while it changed this handle. The worker is killed.
@@ -68,7 +69,7 @@ class WorkerHandle(WorkerChannel):
         self.held: deque[Batch] = deque()
         self.tasks_sent = 0
         self.started = started
-        self.is_ready = False
+        self.is_ready = self.has_received = False
         self.is_first = is_first
         self.initializer_traceback: str | None = None
         self.kill_reason: KillReason | None = None
@@ -82,7 +83,11 @@ class WorkerHandle(WorkerChannel):
 
     def initializer_returned(self) -> None:
         """Note that the worker is ready."""
-        self.started = self.is_ready = True
+        self.started = self.is_ready = self.has_received = True
+
+    def received(self) -> None:
+        """Note that the worker has read a packet."""
+        self.has_received = True
 
     def initializer_failed(self, traceback: str) -> None:
         """Keep the traceback. The worker ends by itself, and the supervisor acts on its death."""
@@ -138,6 +143,7 @@ class WorkerHandle(WorkerChannel):
 
     def finish_first(self) -> None:
         """Note that the worker has reported the whole batch that it ran."""
+        self.has_received = True
         if not self.frees_payload_of(self.held.popleft().number):
             self.retire()
 

@@ -68,6 +68,7 @@ class BatchRunner:
         self._sharing_took_ns = 0
         self._running: tuple[BatchPacket, list[Any]] | None = None
         self._reported = 0  # items of the batch that partial reports have reported
+        self._done = self._failed = 0
         self._remaining: Any = None  # the iterator of `run_short`
         self._loop_items: Any = None  # the iterator of the loop that runs
 
@@ -234,12 +235,17 @@ class BatchRunner:
             return  # the report at the end of the batch covers these items, too
         self._reported = len(values)
         self._failures = [one for one in self._failures if one.offset >= len(values)]
-        self._words[Word.DONE] += len(finished)
-        self._words[Word.FAILED] += len(failures)
+        self._count(len(finished), len(failures))
         values[done:] = [None] * len(finished)
         _drop(finished, encoded)
 
     # --- the report -----------------------------------------------------------------------------
+
+    def _count(self, done: int, failed: int) -> None:
+        """Show items that have ended. The counts are kept here, because a task can overwrite the scoreboard."""
+        self._done += done
+        self._failed += failed
+        self._words[Word.DONE], self._words[Word.FAILED] = self._done, self._failed
 
     def _report(self, packet: BatchPacket, values: list[Any], began: int, ended: int) -> None:
         failures, self._failures = self._failures, []
@@ -256,8 +262,7 @@ class BatchRunner:
         took = time.monotonic_ns() - began
         encoded = self._save(packet, first, values, failures)
         _drop(values, encoded)
-        self._words[Word.DONE] += count
-        self._words[Word.FAILED] += len(failures)
+        self._count(count, len(failures))
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
                 _flush(stream)

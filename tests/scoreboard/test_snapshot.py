@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import random
 from collections.abc import Iterator
 
 import pytest
@@ -12,7 +14,10 @@ from pairpool.scoreboard.board import (
     CALLS,
     FAILURES,
     NOTHING,
+    POOL_AT,
+    POOL_WORDS,
     SECONDS,
+    SLOT_WORDS,
     CallRecord,
     FailureRecord,
     PoolWord,
@@ -20,6 +25,9 @@ from pairpool.scoreboard.board import (
     State,
     Word,
 )
+from pairpool.view.table import headline_plain, render
+from pairpool.view.top import as_json, farewell
+from pairpool.view.usage import Sampler
 
 SECOND = 1_000_000_000
 BORN = 1_000 * SECOND
@@ -182,3 +190,40 @@ def test_a_board_that_is_only_read(board: Scoreboard) -> None:
         seen.pool[PoolWord.DONE] = 4
     seen.close()
     other.close()
+
+
+NUMBERS = [0, 1, 3, 8, 9, 1 << 22, (1 << 22) + 1, 1 << 32, 1 << 63, NOTHING - 1, NOTHING]
+REALS = [0.0, -0.0, float("nan"), float("inf"), -float("inf"), 5e-324, 1.7e308, -1.0, 0.5]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_status_can_be_shown_whatever_the_memory_contains(seed: int) -> None:
+    noise = random.Random(seed)
+    fd, board = Scoreboard.create(4, "a pool", BORN)
+    os.close(fd)
+    try:
+        if seed % 2:
+            content = noise.randbytes(len(board._bytes) - POOL_AT)
+            board._bytes[POOL_AT:] = content
+        for word in range(POOL_WORDS):
+            board.pool[word] = noise.choice(NUMBERS)
+        board.pool[PoolWord.ENDED] = noise.choice([0, 0, 0, 1, NOTHING])
+        for number in range(4):
+            words, reals = board.slot(number).words, board.reals(number)
+            for word in range(SLOT_WORDS):
+                words[word] = noise.choice(NUMBERS)
+            words[Word.PID], words[Word.STATE] = 1 + number, noise.randrange(10)
+            words[Word.TOLD_BATCH], words[Word.TOLD_ITEM] = words[Word.BATCH], words[Word.ITEM]
+            reals[Word.PROGRESS], reals[Word.TOTAL] = noise.choice(REALS), noise.choice(REALS)
+        status = snapshot.take(board, NOW)
+        assert len(status.workers) <= 4
+        assert all(0 <= worker.pid <= 1 << 22 for worker in status.workers)
+        for width in (1, 40, 80, 200):
+            for ascii in (False, True):
+                assert len(render(status, width, 30, ascii=ascii).lines) <= 30
+        for text in (headline_plain(status), farewell(status), render(status, 200, None).text.replace("\n", "")):
+            assert text.isprintable()
+        json.loads(json.dumps(as_json(status)), parse_constant=pytest.fail)
+        Sampler().fill(status)
+    finally:
+        board.close()
