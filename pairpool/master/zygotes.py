@@ -13,11 +13,12 @@ import itertools
 import os
 import select
 import signal
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from pairpool.linux import children, descriptors, pidfds
+from pairpool.linux import children, descriptors, pidfds, process_tree
 from pairpool.linux.sigchld import sigchld
 from pairpool.transport.channel import Channel, Lost
 from pairpool.transport.protocol import (
@@ -40,6 +41,9 @@ serials = itertools.count(1)
 
 CLOSE_PATIENCE_S = 10.0
 """Seconds that a zygote has to end before it is killed."""
+
+CONTINUE_EVERY_S = 0.1
+"""Seconds after which a zygote that has not ended is continued again, in case another process has stopped it."""
 
 
 class Zygote(Protocol):
@@ -218,10 +222,21 @@ class ZygoteProcess:
             self._spare.close(patience)
             self._spare = None
         self._control.close()
-        if not pidfds.wait_ended(self.pidfd.fileno(), patience):
+        if not self._await_end(time.monotonic() + patience):
+            pidfds.halt(self.pidfd.fileno(), self.pid)
+            process_tree.kill_descendants_of(self.pid)
             pidfds.send_signal(self.pidfd.fileno(), signal.SIGKILL)
         _wait_for_child(self.pid)
         self.pidfd.close()
+
+    def _await_end(self, deadline: float) -> bool:
+        """Wait for the end of the zygote, and continue it whenever it is stopped; return whether it has ended."""
+        pidfds.send_signal(self.pidfd.fileno(), signal.SIGCONT)
+        while not pidfds.wait_ended(self.pidfd.fileno(), min(CONTINUE_EVERY_S, deadline - time.monotonic())):
+            if time.monotonic() >= deadline:
+                return False
+            pidfds.send_signal(self.pidfd.fileno(), signal.SIGCONT)
+        return True
 
 
 def _wait_for_child(pid: int) -> None:

@@ -15,6 +15,9 @@ from pairpool.view.trace_reader import Event
 
 __all__ = ["CoreUsage", "LaneKey", "Survey", "SurveyLane", "arguments", "core_usage", "coverage", "lane_key", "times"]
 
+MAX_SPANS = 65_536
+"""Busy times that a lane keeps. Above that number neighbours are joined, so memory does not grow with the trace."""
+
 LaneKey = tuple[int | str, int | str]
 """The identity of a lane: process id and thread id."""
 
@@ -25,7 +28,8 @@ class SurveyLane:
 
     Attributes:
         label: the text beside the lane.
-        begins, ends: when tasks began and ended here, in the order of the file.
+        begins, ends: when tasks began and ended here. Above `MAX_SPANS`, neighbours are joined.
+        busy: how long tasks ran between each begin and end.
         started: when workers started here.
         gone: when workers ended here.
         closed: when the place was given up: its last worker was retired and was not replaced.
@@ -34,6 +38,7 @@ class SurveyLane:
     label: str = ""
     begins: array[float] = field(default_factory=lambda: array("d"))
     ends: array[float] = field(default_factory=lambda: array("d"))
+    busy: array[float] = field(default_factory=lambda: array("d"))
     started: array[float] = field(default_factory=lambda: array("d"))
     gone: array[float] = field(default_factory=lambda: array("d"))
     closed: float = inf
@@ -42,6 +47,22 @@ class SurveyLane:
         """Note that the worker ran something from `begin` to `end`."""
         self.begins.append(begin)
         self.ends.append(end)
+        self.busy.append(end - begin)
+        if len(self.begins) >= MAX_SPANS:
+            self._join_neighbours()
+
+    def _join_neighbours(self) -> None:
+        """Halve the number of spans. A joined span covers two and the gap between them, and sums their busy times."""
+        begins, ends, busy = (array("d") for _ in range(3))
+        for number, (begin, end, time) in enumerate(self.work()):
+            if number % 2:
+                ends[-1] = end
+                busy[-1] += time
+            else:
+                begins.append(begin)
+                ends.append(end)
+                busy.append(time)
+        self.begins, self.ends, self.busy = begins, ends, busy
 
     def worker_started(self, when: float) -> None:
         """Note that a worker started here."""
@@ -55,19 +76,20 @@ class SurveyLane:
 
     def with_label(self, label: str) -> SurveyLane:
         """Return this lane with a label."""
-        return SurveyLane(label, self.begins, self.ends, self.started, self.gone, self.closed)
+        return SurveyLane(label, self.begins, self.ends, self.busy, self.started, self.gone, self.closed)
 
     @property
     def opened(self) -> float:
         """When the place was made. It lies before all times if the trace does not say."""
         return min(self.started) if self.started else -inf
 
-    def work(self) -> Iterator[tuple[float, float]]:
-        """Yield the busy times: in order, without overlaps."""
+    def work(self) -> Iterator[tuple[float, float, float]]:
+        """Yield begin, end and busy time of each span: in order, without overlaps."""
         until = -inf
-        for begin, end in sorted(zip(self.begins, self.ends, strict=True)):
+        for begin, end, busy in sorted(zip(self.begins, self.ends, self.busy, strict=True)):
             if end > until:
-                yield max(begin, until), end
+                first = max(begin, until)
+                yield first, end, busy if first == begin else busy * (end - first) / (end - begin)
                 until = end
 
     def lives(self) -> Iterator[tuple[float, float]]:
@@ -193,21 +215,27 @@ def arguments(event: Event) -> Event:
 
 def coverage(spans: Iterable[tuple[float, float]], begin: float, end: float, parts: int) -> list[float]:
     """Divide the time from `begin` to `end` into equal parts, and return how much of each the spans cover, in µs."""
+    return _shares(((first, last, last - first) for first, last in spans), begin, end, parts)
+
+
+def _shares(spans: Iterable[tuple[float, float, float]], begin: float, end: float, parts: int) -> list[float]:
+    """Do the same as `coverage` for spans that are busy only for a part of their time."""
     sums = [0.0] * parts
     size = (end - begin) / parts
-    for first, last in spans:
+    for first, last, busy in spans:
+        share = busy / (last - first) if busy != last - first else 1.0
         first, last = max(first, begin), min(last, end)
         if not last > first:
             continue
         low = min(parts - 1, int((first - begin) / size))
         high = min(parts - 1, int((last - begin) / size))
         if low == high:
-            sums[low] += last - first
+            sums[low] += (last - first) * share
             continue
-        sums[low] += begin + (low + 1) * size - first
-        sums[high] += last - (begin + high * size)
+        sums[low] += (begin + (low + 1) * size - first) * share
+        sums[high] += (last - (begin + high * size)) * share
         for part in range(low + 1, high):
-            sums[part] += size
+            sums[part] += size * share
     return sums
 
 
@@ -219,7 +247,7 @@ def core_usage(lanes: Sequence[SurveyLane], begin: float, end: float, parts: int
     """
     work = [0.0] * parts
     for lane in lanes:
-        for part, covered in enumerate(coverage(lane.work(), begin, end, parts)):
+        for part, covered in enumerate(_shares(lane.work(), begin, end, parts)):
             work[part] += covered
     places = coverage(((lane.opened, lane.closed) for lane in lanes), begin, end, parts)
     shares = tuple(min(1.0, used / there) if there else 0.0 for used, there in zip(work, places, strict=True))

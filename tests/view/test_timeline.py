@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from pairpool import cli
 from pairpool.trace_events import LostItem, RanBatch
-from pairpool.view import timeline_rows
+from pairpool.view import survey, timeline_rows
 from pairpool.view.survey import Survey, SurveyLane, core_usage, coverage
 from pairpool.view.timeline import draw
 from pairpool.view.timeline_rows import Canvas
@@ -71,8 +71,10 @@ def path(tmp_path: Path) -> Path:
 def lane(
     work: list[tuple[float, float]], started: list[float], gone: list[float], closed: float = math.inf
 ) -> SurveyLane:
-    begins, ends = (array("d", [span[side] for span in work]) for side in (0, 1))
-    return SurveyLane("", begins, ends, array("d", started), array("d", gone), closed)
+    made = SurveyLane("", started=array("d", started), gone=array("d", gone), closed=closed)
+    for begin, end in work:
+        made.add_work(begin, end)
+    return made
 
 
 def test_coverage_is_exact() -> None:
@@ -109,6 +111,15 @@ def test_usage_counts_nested_and_overlapping_spans_once() -> None:
     assert core_usage([lane([(1.0, 2.0), (0.0, 5.0), (3.0, 7.0), (0.0, 1.0)], [], [])], 0.0, 10.0, 1).average == 0.7
 
 
+def test_the_memory_of_a_survey_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(survey, "MAX_SPANS", 100)
+    long = lane([(2.0 * number, 2.0 * number + 1 + number % 2) for number in range(10_000)], [], [])
+    assert len(long.begins) == len(long.ends) == len(long.busy) < 100
+    used = core_usage([long], 0.0, 20_000.0, 10)
+    assert used.average == pytest.approx(0.75)
+    assert used.shares == pytest.approx([0.75] * 10, abs=0.01)
+
+
 def test_a_survey_of_a_trace(path: Path) -> None:
     writer = write(path)
     writer.worker_began(1, 11, SECOND, 0)
@@ -127,7 +138,7 @@ def test_a_survey_of_a_trace(path: Path) -> None:
     assert found.functions == {"f": 3e6, "g": 1e6}
     first, second = found.lanes.values()
     assert (first.label, second.label) == ("worker 0", "worker 1")
-    assert list(second.work()) == [(2e6, 4e6), (5e6, 6e6)]
+    assert list(second.work()) == [(2e6, 4e6, 2e6), (5e6, 6e6, 1e6)]
     assert list(second.lives()) == [(1e6, 6e6), (7e6, 9e6)]
     assert (second.opened, second.closed) == (1e6, 9e6)
     assert (first.opened, first.closed) == (1e6, math.inf)

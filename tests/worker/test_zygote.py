@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -505,6 +506,33 @@ def test_a_zygote_that_does_not_end_is_killed() -> None:
         pidfds.send_signal(made.pidfd.fileno(), signal.SIGSTOP)
         made.close(patience=0.0)
         assert wait_for_end(worker.pidfd.fileno())
+
+
+@pytest.mark.parametrize("how", [fork_zygote, _fresh], ids=["forked", "fresh"])
+def test_a_stopped_zygote_ends_at_once(how: Callable[[Body], ZygoteProcess]) -> None:
+    with ExitStack() as stack:
+        made = stack.enter_context(closing(how(with_descendants)))
+        worker = stack.enter_context(worker_of(made))
+        report = told(worker.near) if how is fork_zygote else ()
+        below = [stack.enter_context(watching(pid)) for pid in (*report, worker.pid)]
+        assert isinstance(made, ZygoteProcess)
+        pidfds.halt(made.pidfd.fileno(), made.pid)
+        began = time.monotonic()
+        made.close()
+        assert time.monotonic() - began < 2.0
+        assert all(map(pidfds.has_ended, below))
+
+
+def test_a_zygote_that_cannot_end_is_killed_with_all_descendants(monkeypatch: pytest.MonkeyPatch) -> None:
+    with ExitStack() as stack:
+        made = stack.enter_context(closing(fork_zygote(with_descendants)))
+        worker = stack.enter_context(worker_of(made))
+        below = [stack.enter_context(watching(pid)) for pid in (*told(worker.near), worker.pid)]
+        assert isinstance(made, ZygoteProcess)
+        monkeypatch.setattr(signal, "SIGCONT", signal.SIGSTOP)  # as if another process stopped it again and again
+        pidfds.halt(made.pidfd.fileno(), made.pid)
+        made.close(patience=0.0)
+        assert all(map(pidfds.has_ended, below))
 
 
 def test_closing_reaps_the_zygote() -> None:
