@@ -19,6 +19,7 @@ __all__ = [
     "describe_failure",
     "error_for_each",
     "missing_module",
+    "pack_failures",
     "rebuild_exception",
     "safe",
     "short_call",
@@ -57,6 +58,32 @@ class Failure(NamedTuple):
     text: str
     remote: str
     missing: str | None = None
+
+
+MAX_FAILURES_BYTES = (1 << 32) - 1
+"""Bytes of the pickled failures of one report: the header counts them in 4 bytes."""
+
+CUT_TEXT_CHARS = 10_000
+"""Characters that are left of each text of a failure that is too large."""
+
+
+def pack_failures(failures: list[Failure]) -> bytes:
+    """Return the failures as bytes. If they are too many bytes, the largest arrive without the exception's object."""
+    packed = pickle.dumps([tuple(failure) for failure in failures], 5)
+    if len(packed) <= MAX_FAILURES_BYTES:
+        return packed
+    share = MAX_FAILURES_BYTES // len(failures)
+    return pickle.dumps([tuple(_without_bulk(failure, share)) for failure in failures], 5)
+
+
+def _without_bulk(failure: Failure, share: int) -> Failure:
+    """Return a failure that takes at most `share` bytes. Texts of the larger ones are cut to fit."""
+    size = len(failure.pickled or b"") + 4 * (len(failure.kind) + len(failure.text) + len(failure.remote)) + 200
+    if size <= share:
+        return failure
+    left = min(CUT_TEXT_CHARS, share // 16)
+    text = f"{failure.text[:left]} [the exception is too large to be sent: about {size:,} bytes]"
+    return failure._replace(pickled=None, kind=failure.kind[:left], text=text, remote=failure.remote[-left:])
 
 
 def unpack_failures(content: Buffer, count: int) -> list[Failure]:

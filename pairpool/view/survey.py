@@ -15,7 +15,7 @@ from pairpool.view.trace_reader import Event
 
 __all__ = ["CoreUsage", "LaneKey", "Survey", "SurveyLane", "arguments", "core_usage", "coverage", "lane_key", "times"]
 
-MAX_SPANS = 65_536
+MAX_SPANS = 16_384
 """Busy times that a lane keeps. Above that number neighbours are joined, so memory does not grow with the trace."""
 
 LaneKey = tuple[int | str, int | str]

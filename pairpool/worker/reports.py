@@ -5,13 +5,12 @@ Each is one RESULT packet. Its payload is times, failures and values, in this or
 
 from __future__ import annotations
 
-import pickle
 from typing import NamedTuple
 
 from pairpool.scoreboard.board import State, Word
 from pairpool.transport import fd_passing
 from pairpool.transport.channel import Channel
-from pairpool.transport.failures import Failure
+from pairpool.transport.failures import Failure, pack_failures
 from pairpool.transport.payload import BULK, Encoded
 from pairpool.transport.protocol import Flag, ReceivedPacket, ResultPacket
 from pairpool.transport.stamps import Stamps
@@ -68,7 +67,7 @@ class ReportSender:
             pieces.append(stamps.pack())
             flags, size = flags | Flag.STAMPED, len(pieces[0])
         if failures:
-            pieces.append(pickle.dumps([tuple(failure) for failure in failures], 5))
+            pieces.append(pack_failures(failures))
             flags, failures_size = flags | Flag.FAILURES, len(pieces[-1])
         format = BULK
         fds: list[int] = []
