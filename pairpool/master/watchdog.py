@@ -166,7 +166,8 @@ class Watchdog:
             return
         limit = batch.job.options.task_timeout
         allowed = limit if position.state == State.RUNNING else max(limit, PICKLING_AT_LEAST_S)
-        due = position.started / 1e9 + allowed
+        started = position.started / 1e9
+        due = (started if started <= now else batch.running_since) + allowed  # a task can have stored a later start
         half = due - limit / 2
         if now < half:
             self.at = min(self.at, half)
@@ -216,7 +217,7 @@ class Watchdog:
         """
         if not batch.report_requests:
             finished = batch.count if position.state == State.SAVING else position.item - batch.first
-            if position.state == State.LOADING or finished > batch.count or not batch.has_waiting(finished):
+            if position.state == State.LOADING or not 0 <= finished <= batch.count or not batch.has_waiting(finished):
                 return False
         if not batch.report_requests or now >= batch.next_report_request:
             worker.request_partial_report(batch, now)

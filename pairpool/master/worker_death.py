@@ -22,6 +22,7 @@ from pairpool.master.kill_reason import Blame, KillReason
 from pairpool.master.workers import WorkerHandle
 from pairpool.scoreboard.board import State, Word
 from pairpool.scoreboard.fault_stacks import read_fault_stack, task_frames
+from pairpool.scoreboard.stacks import printable
 
 __all__ = ["WorkerDeath"]
 
@@ -62,7 +63,7 @@ class WorkerDeath:
         self._function = words[Word.FUNCTION]
         self._status, self.went_with_zygote = _read_status(worker)
         report = read_fault_stack(stacks, worker.number)
-        self.stack = task_frames(report.split(b"\0", 1)[0].decode("utf-8", "replace"))
+        self.stack = task_frames(printable(report.split(b"\0", 1)[0].decode("utf-8", "replace")))
         self.cause, self.advice = self._explain(oom)
 
     @property

@@ -5,13 +5,15 @@ from __future__ import annotations
 import gc
 import os
 import random
+import signal
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pairpool import WorkerDied
+from pairpool import TaskTimeout, WorkerDied
 from pairpool.scoreboard.board import BOARD_HEADER_SIZE, POOL_AT, SLOT_SIZE, State, Word
 from pairpool.transport import payload_shm
 from pairpool.transport.payload_shm import BUSY_OFFSET, PayloadReader
@@ -222,3 +224,36 @@ def fill_header() -> None:
     for number in range(2):
         words = slot(number)
         words[Word.PID] = words[Word.REPLACED] = words[Word.RSS] = 7
+
+
+def claim_a_late_start(path: str) -> None:
+    """Let this item seem to have begun in the far future, and never end."""
+    for number in range(2):
+        slot(number)[Word.STARTED] = 1 << 63
+    with open(path):  # a FIFO without a writer
+        pass
+
+
+def test_a_time_limit_does_not_trust_a_start_in_the_future(make_pool: MakePool, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    pool = make_pool(1, task_timeout=0.2)
+    with pytest.raises(TaskTimeout):
+        pool.apply(claim_a_late_start, (str(tmp_path / "fifo"),))
+
+
+def leave_a_forged_stack(_item: object) -> None:
+    """Write control characters where the stack of a crash belongs, make the file enormous, and crash."""
+    path = next(memfds("self", "pairpool-stacks"))
+    fd = os.open(path, os.O_RDWR)
+    os.pwrite(fd, b"\x1b]0;evil\x07 stack\n  File \x9b1A", 0)
+    os.ftruncate(fd, 1 << 50)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_the_stack_of_a_crash_has_no_control_characters(make_pool: MakePool) -> None:
+    pool = make_pool(1)
+    with pytest.raises(WorkerDied) as caught:
+        pool.apply(leave_a_forged_stack, (0,))
+    assert "evil" in caught.value.stack
+    assert all(char.isprintable() or char == "\n" for char in str(caught.value))
+    assert pool.apply(square, (3,)) == 9
