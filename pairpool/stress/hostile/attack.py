@@ -92,11 +92,13 @@ def attack(number: int, orders: Orders, *, may_forge: bool = True) -> str:
     dice = Dice(orders.seed, number)
     record.note(number, "began")
     found = reach()
-    if orders.front == "packets":
-        _send_packets(record, number, dice, found, may_forge=may_forge)
-    else:
-        _scribble(record, number, dice, found, only_own=orders.front == "own board")
-    record.end(number)
+    try:
+        if orders.front == "packets":
+            _send_packets(record, number, dice, found, may_forge=may_forge)
+        else:
+            _scribble(record, number, dice, found, only_own=orders.front == "own board")
+    finally:
+        record.end(number)
     return f"attack {number} returned"
 
 
