@@ -56,7 +56,7 @@ class _Siege:
 
     def __init__(self, options: HostileOptions) -> None:
         self._options = options
-        self._tag = f"pairpool-hostile-{os.getpid()}-{time.monotonic_ns()}"
+        self._tag = f"hostile-{os.getpid()}-{time.monotonic_ns()}"
         self._began_s = time.monotonic()
         self.report = SiegeReport(order=asdict(options))
 
