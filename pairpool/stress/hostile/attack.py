@@ -97,7 +97,7 @@ def attack(number: int, orders: Orders, *, may_forge: bool = True) -> str:
         else:
             _scribble(record, number, dice, found, only_own=orders.front == "own board")
     finally:
-        record.end(number)
+        record.go_on()
     return f"attack {number} returned"
 
 

@@ -1,4 +1,4 @@
-"""The record of a round: one row per attack. Its memory belongs to the campaign, so it outlives the master."""
+"""The record of a round: one row per attack, and one byte per process. Its memory belongs to the campaign, so it outlives the master."""
 
 from __future__ import annotations
 
@@ -15,23 +15,29 @@ HOSTILE_MARK = "PAIRPOOL_HOSTILE"
 MASTER = "PAIRPOOL_HOSTILE_MASTER"
 """Environment variable with the pid of the master."""
 
-_ROW = struct.Struct("<16sIIII")
-"""Name of the last deed, packets, boards, pid of the worker, whether the worker goes on."""
+_ROW = struct.Struct("<16sIII")
+"""Name of the last deed, packets, boards, pid of the worker."""
+
+MAX_PID = 1 << 22
+"""The kernel's limit of pids (PID_MAX_LIMIT)."""
 
 
 class AttackRow(NamedTuple):
     """One attack: the last thing that it did, and how much it did.
 
     Attributes:
-        pid: the worker that ran it.
-        is_over: whether the attack has returned, so that its worker goes on to other items.
+        pid: the worker that ran it last. An attack that forges an empty report runs again.
     """
 
     deed: str
     packets: int
     boards: int
     pid: int
-    is_over: bool
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a worker has begun the attack."""
+        return self.deed != ""
 
 
 class Record:
@@ -45,7 +51,6 @@ class Record:
     def __init__(self, fd: int, first: int) -> None:
         self._fd = fd
         self._first = first
-        self._rows = os.fstat(fd).st_size // _ROW.size
         self._map = mmap.mmap(fd, 0)
 
     @classmethod
@@ -53,7 +58,7 @@ class Record:
         """Return a record in a new memfd."""
         fd = os.memfd_create(name)
         os.set_inheritable(fd, False)
-        os.posix_fallocate(fd, 0, rows * _ROW.size)
+        os.ftruncate(fd, MAX_PID + rows * _ROW.size)  # only pages that are written take memory
         return cls(fd, first)
 
     @classmethod
@@ -65,26 +70,27 @@ class Record:
     def fileno(self) -> int:
         return self._fd
 
+    def _at(self, number: int) -> int:
+        return MAX_PID + (number - self._first) * _ROW.size
+
     def note(self, number: int, deed: str, *, packets: int = 0, boards: int = 0) -> None:
         """Add to the row of an attack."""
-        at = (number - self._first) * _ROW.size
-        old = _ROW.unpack_from(self._map, at)
-        _ROW.pack_into(self._map, at, deed.encode()[:16], old[1] + packets, old[2] + boards, old[3] or os.getpid(), 0)
-
-    def end(self, number: int) -> None:
-        """Note that an attack is about to return."""
-        at = (number - self._first) * _ROW.size
-        _ROW.pack_into(self._map, at, *_ROW.unpack_from(self._map, at)[:4], 1)
+        _deed, old_packets, old_boards, _pid = _ROW.unpack_from(self._map, self._at(number))
+        row = deed.encode()[:16], old_packets + packets, old_boards + boards, os.getpid()
+        _ROW.pack_into(self._map, self._at(number), *row)
 
     def row(self, number: int) -> AttackRow:
         """Return what an attack did."""
-        deed, packets, boards, pid, is_over = _ROW.unpack_from(self._map, (number - self._first) * _ROW.size)
-        return AttackRow(deed.rstrip(b"\0").decode(), packets, boards, pid, bool(is_over))
+        deed, packets, boards, pid = _ROW.unpack_from(self._map, self._at(number))
+        return AttackRow(deed.rstrip(b"\0").decode(), packets, boards, pid)
 
-    def outlived_attack(self, pid: int) -> bool:
-        """Whether a worker has gone on to other items after an attack."""
-        rows = map(self.row, range(self._first, self._first + self._rows))
-        return any(row.pid == pid and row.is_over for row in rows)
+    def go_on(self) -> None:
+        """Note that an attack is about to return, so that this process goes on to other items."""
+        self._map[os.getpid()] = 1
+
+    def has_gone_on(self, pid: int) -> bool:
+        """Whether a process has gone on to other items after an attack."""
+        return self._map[pid] != 0
 
     def close(self) -> None:
         """Unmap the memory, and close the memfd."""

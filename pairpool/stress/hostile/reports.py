@@ -110,7 +110,7 @@ class SiegeReport:
         outcomes = dict(found.outcomes)
         for number in range(order.first, order.first + order.attacks):
             row = record.row(number)
-            self.attacks += row.deed != ""
+            self.attacks += row.has_begun
             self.packets += row.packets
             self.boards += row.boards
             outcome = outcomes.get(number)

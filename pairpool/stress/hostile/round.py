@@ -93,7 +93,7 @@ class Round:
         An attack can leave anything behind in its own process, such as a packet that the master has not read yet. And
         an attack that writes to the words of other workers can make the master believe that they are at fault.
         """
-        return self._order.front == "any board" or self._record.outlived_attack(pid)
+        return self._order.front == "any board" or self._record.has_gone_on(pid)
 
     def on_stray_error(self, error: BaseException) -> None:
         """Record an exception that reached no caller, such as one in the pool's own thread."""
@@ -152,8 +152,12 @@ class Round:
     def _open_attacks(self, numbers: range) -> str:
         """Return the attacks that have not returned, each with its last deed."""
         rows = [(number, self._record.row(number)) for number in numbers]
-        is_open = [f"{number} ({row.deed}, pid {row.pid})" for number, row in rows if row.deed and not row.is_over]
-        begun = sum(row.deed != "" for _number, row in rows)
+        is_open = [
+            f"{number} ({row.deed}, pid {row.pid})"
+            for number, row in rows
+            if row.has_begun and not self._record.has_gone_on(row.pid) and os.path.exists(f"/proc/{row.pid}")
+        ]
+        begun = sum(row.has_begun for _number, row in rows)
         return f"{', '.join(is_open) or 'none'} have not returned; {len(rows) - begun} of {len(rows)} have not begun"
 
     def _attack_alone(self, pool: Pool, numbers: range) -> list[Any]:
