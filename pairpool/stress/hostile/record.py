@@ -1,4 +1,4 @@
-"""The record of a round: one row per attack, and one byte per process. Its memory belongs to the campaign, so it outlives the master."""
+"""The record of a round: one row per attack, one byte per process. The campaign owns the memory, so it stays."""
 
 from __future__ import annotations
 
