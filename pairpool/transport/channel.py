@@ -31,6 +31,9 @@ from pairpool.transport.wire import MAX_DESCRIPTORS, PACKET_LIMIT, Buffer, Proto
 
 __all__ = ["Channel", "Cut", "Lost"]
 
+SCM_PIDFD = 4
+"""The kind of ancillary data that contains a pidfd of the sender (unix(7), SO_PASSPIDFD, Linux 6.5)."""
+
 RESEND_AFTER_S = 0.001
 """Seconds before a packet that the kernel had no room for is sent again."""
 
@@ -161,9 +164,7 @@ class Channel:
             if not size:
                 raise Lost
             return wire.decode(view, size, 0), view[wire.HEADER_SIZE : size], []
-        fds: list[int] = []
-        for _level, _type, data in ancillary:
-            fds.extend(array.array("i", data[: len(data) - len(data) % 4]))
+        fds = _descriptors_in(ancillary)
         try:
             if flags & socket.MSG_TRUNC:
                 raise ProtocolError(f"a packet did not fit into {PACKET_LIMIT} bytes")
@@ -174,6 +175,24 @@ class Channel:
             for fd in fds:
                 os.close(fd)
             raise
+
+
+def _descriptors_in(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    """Return the descriptors of a packet, and close a pidfd that the kernel has added.
+
+    A task can set options of its socket, which the master's copy of the worker's end shares. Then the kernel adds the
+    sender's pid and user to each packet, for example. These are numbers, but not descriptors of this process.
+    """
+    fds: list[int] = []
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind in (socket.SCM_RIGHTS, SCM_PIDFD):
+            numbers = array.array("i", data[: len(data) - len(data) % 4])
+            if kind == SCM_PIDFD:
+                for fd in numbers:
+                    os.close(fd)
+            else:
+                fds.extend(numbers)
+    return fds
 
 
 _FDS_SPACE = socket.CMSG_SPACE(MAX_DESCRIPTORS * 4)

@@ -236,6 +236,29 @@ def test_descriptors_pass_in_order_and_close_on_exec(pair: Pair) -> None:
             os.close(fd)
 
 
+@pytest.mark.parametrize("option", [socket.SO_PASSCRED, 76, 35])  # SO_PASSPIDFD, SO_TIMESTAMPNS
+def test_data_that_the_kernel_adds_are_no_descriptors(pair: Pair, option: int) -> None:
+    """A task can set options of its socket. Credentials taken for descriptors would close files of the reader."""
+    near, far = pair
+    try:
+        far.sock.setsockopt(socket.SOL_SOCKET, option, 1)
+    except OSError:
+        pytest.skip("this kernel does not have the option")
+    reader, writer = os.pipe()
+    before = os.listdir("/proc/self/fd")
+    near.send(TEXT, b"plain")
+    packet, payload, fds = far.receive()
+    assert (packet, bytes(payload), fds) == (TEXT, b"plain", [])
+    near.send(TEXT, b"with a descriptor", [writer])
+    packet, payload, fds = far.receive()
+    assert (packet, bytes(payload), len(fds)) == (TEXT, b"with a descriptor", 1)
+    for fd in fds:
+        os.close(fd)
+    assert os.listdir("/proc/self/fd") == before
+    os.close(reader)
+    os.close(writer)
+
+
 def test_both_ends_close_on_exec(pair: Pair) -> None:
     assert [os.get_inheritable(end.fileno()) for end in pair] == [False, False]
 

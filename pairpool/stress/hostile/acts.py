@@ -26,6 +26,7 @@ Act = Callable[[Dice, Reach], None]
 SOL_SOCKET_ATTACH_FILTER = 26
 SOL_SOCKET_LOCK_FILTER = 44
 SOL_SOCKET_PEEK_OFF = 42
+SOL_SOCKET_PASS_PIDFD = 76
 
 DRY_S = 0.002
 """Seconds that a thief waits for a packet."""
@@ -90,7 +91,9 @@ def _make_nonblocking(_dice: Dice, reach: Reach) -> None:
 
 def _set_options(dice: Dice, reach: Reach) -> None:
     """Set options of the socket, which the master's copy of the worker's end shares."""
-    option = dice.pick((socket.SO_RCVBUF, socket.SO_RCVLOWAT, socket.SO_PASSCRED, SOL_SOCKET_PEEK_OFF))
+    option = dice.pick(
+        (socket.SO_RCVBUF, socket.SO_RCVLOWAT, socket.SO_PASSCRED, SOL_SOCKET_PEEK_OFF, SOL_SOCKET_PASS_PIDFD)
+    )
     try:
         reach.channel.setsockopt(socket.SOL_SOCKET, option, dice.pick((0, 1, 4096)))
         if dice.one_in(2):

@@ -7,6 +7,8 @@ import os
 import struct
 from typing import NamedTuple, Self
 
+from pairpool.scoreboard.snapshot import MAX_PID
+
 __all__ = ["HOSTILE_MARK", "MASTER", "AttackRow", "Record"]
 
 HOSTILE_MARK = "PAIRPOOL_HOSTILE"
@@ -17,9 +19,6 @@ MASTER = "PAIRPOOL_HOSTILE_MASTER"
 
 _ROW = struct.Struct("<16sIII")
 """Name of the last deed, packets, boards, pid of the worker."""
-
-MAX_PID = 1 << 22
-"""The kernel's limit of pids (PID_MAX_LIMIT)."""
 
 
 class AttackRow(NamedTuple):
