@@ -53,10 +53,13 @@ def numbers_named(pid: int, name: str) -> Iterator[int]:
     with os.scandir(f"/proc/{pid}/fd") as entries:
         for entry in itertools.islice(entries, DESCRIPTORS_LOOKED_AT):
             try:
-                if is_named(pid, int(entry.name), name):
-                    yield int(entry.name)
-            except FileNotFoundError:
-                continue  # the descriptor was closed since it was listed
+                is_found = is_named(pid, int(entry.name), name)
+            except (PermissionError, ProcessLookupError):
+                raise
+            except OSError:
+                continue  # the descriptor was closed since it was listed, or its file has a path that is too long
+            if is_found:
+                yield int(entry.name)
 
 
 def find_memfd(pid: int, name: str, *, writable: bool) -> int:

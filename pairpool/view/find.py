@@ -93,8 +93,8 @@ def pools() -> list[FoundPool]:
     for pid in _processes():
         try:
             found += _pools_of(pid)
-        except (FileNotFoundError, ProcessLookupError, PermissionError):
-            continue  # the process has ended, or belongs to another user
+        except OSError:
+            continue  # the process has ended, belongs to another user, or cannot be looked at for another reason
     return sorted(found, key=lambda one: (one.pid, one.name))
 
 

@@ -16,6 +16,7 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -209,6 +210,18 @@ def odd_name(_argument: str) -> None:
     catch()
     descriptors.memfd(STACK_MEMFD, 0)
     libc.prctl(15, b"\xff\xfe: (x) R\n")
+
+
+def deep_path(_argument: str) -> None:
+    """Show a pool, and a file whose path is too long for readlink(2)."""
+    with tempfile.TemporaryDirectory() as directory:
+        os.chdir(directory)
+        for _ in range(30):
+            os.mkdir("d" * 200)
+            os.chdir("d" * 200)
+        os.dup2(os.open(".", os.O_RDONLY), 40)
+        os.chdir("/")
+    _show_worker(Scoreboard.create(8, "deep", time.monotonic_ns())[1])
 
 
 def leased_board(_argument: str) -> None:

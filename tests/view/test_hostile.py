@@ -86,7 +86,7 @@ def test_a_board_that_cannot_be_read_is_one_line(good: Engine, act: str) -> None
         assert pairpool("stack", own("good")).returncode == 0
 
 
-@pytest.mark.parametrize("act", ["large_board", *(f"noisy_board {seed}" for seed in range(3)), "odd_name"])
+@pytest.mark.parametrize("act", ["large_board", *(f"noisy_board {seed}" for seed in range(3)), "odd_name", "deep_path"])
 def test_a_board_with_any_content_is_shown(good: Engine, act: str) -> None:
     name, _, argument = act.partition(" ")
     with hostile(name, argument) as pid:
