@@ -101,9 +101,8 @@ def wait_released(pid: int, patience: float = 0.1) -> None:
         time.sleep(_RECHECK_EVERY_S)
 
 
-def wait_group_gone(leader: int, patience: float = 0.1) -> None:
-    """Wait at most `patience` seconds until a group whose processes were killed has none left."""
-    deadline = time.monotonic() + patience
+def wait_group_gone(leader: int, deadline: float) -> None:
+    """Wait until a group whose processes were killed has none left, or until the deadline."""
     while time.monotonic() < deadline:
         try:
             os.killpg(leader, 0)

@@ -28,7 +28,14 @@ from collections.abc import Callable, Container, Iterator
 
 from pairpool.linux.pidfds import has_ended, send_signal, wait_ended, wait_stopped
 
-__all__ = ["adopt_orphans", "children_of", "die_with_parent", "kill_children", "kill_descendants_of"]
+__all__ = [
+    "adopt_orphans",
+    "children_of",
+    "die_with_parent",
+    "kill_all_before_exit",
+    "kill_children",
+    "kill_descendants_of",
+]
 
 PR_SET_PDEATHSIG = 1
 
@@ -109,6 +116,18 @@ def kill_children(keep: set[int], patience: float = 5.0) -> None:
     deadline = time.monotonic() + patience
     while (found := _stop_descendants(os.getpid(), keep, deadline)) and time.monotonic() < deadline:
         _kill(found, os.getpid(), deadline)
+
+
+def kill_all_before_exit() -> None:
+    """Kill all descendants of this process, which is about to exit, and leave no zombie to the process that adopts."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    adopt_orphans()
+    kill_children(keep=set())
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:  # children that had ended before SIGCHLD was ignored
+            pass
+    except ChildProcessError:
+        pass  # none is left
 
 
 def kill_descendants_of(pid: int, patience: float = 1.0) -> None:

@@ -14,6 +14,7 @@ The price:
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from collections.abc import Sequence
 
@@ -24,6 +25,9 @@ from pairpool.transport.channel import Channel
 from pairpool.transport.spawning import Body, Spawned, SpawnFailed, fork_worker
 
 __all__ = ["DirectZygote"]
+
+GROUPS_GONE_WITHIN_S = 0.1
+"""Seconds to wait for the ends of killed processes that workers left, because the process that adopts them is slow."""
 
 STILL_LISTED = 64
 """Workers that may have ended so recently that the kernel still lists them among the children."""
@@ -111,7 +115,8 @@ class DirectZygote:
             self._closed = True
             for serial in list(self._children):
                 self.reaped(serial)
+            deadline = time.monotonic() + GROUPS_GONE_WITHIN_S
             for pid in self._ended:
                 pidfds.wait_released(pid)
-                pidfds.wait_group_gone(pid)
+                pidfds.wait_group_gone(pid, deadline)
             sigchld.release()

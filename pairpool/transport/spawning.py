@@ -73,8 +73,7 @@ def fork_worker(body: Body, slot: int, serial: int, *, own_group: bool = False, 
             return body(far, slot, serial)
         finally:
             if own_group:  # the parent may be no subreaper, and then it finds descendants of other groups only now
-                process_tree.adopt_orphans()
-                process_tree.kill_children(keep=set())
+                process_tree.kill_all_before_exit()
 
     pid = 0
     try:

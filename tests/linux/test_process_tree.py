@@ -226,3 +226,17 @@ def test_descendants_of_another_process_are_killed_without_the_process() -> None
         return ended, lives
 
     assert in_child(kill) == ([True] * 3, True)
+
+
+def test_a_process_that_ends_kills_its_descendants_and_leaves_no_zombie() -> None:
+    def end() -> list[int]:
+        if os.fork() == 0:
+            os._exit(0)  # a zombie, perhaps already
+        if os.fork() == 0:
+            if os.fork() == 0:
+                os.setsid()
+            signal.pause()
+        process_tree.kill_all_before_exit()
+        return process_tree.children_of(os.getpid())
+
+    assert in_child(end) == []
