@@ -48,6 +48,9 @@ QUIET_SCANS = 2
 STOP_PATIENCE_S = 0.05
 """Seconds to wait for the stops of signalled processes. A process in a long system call stops at the call's end."""
 
+REAPED_WITHIN_S = 0.1
+"""Seconds to wait for the kernel to remove killed children. It takes longer only for those that cannot be killed."""
+
 HANDLES_AT_ONCE = 16
 """Pidfds that are open at once while processes are killed."""
 
@@ -123,9 +126,11 @@ def kill_all_before_exit() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     adopt_orphans()
     kill_children(keep=set())
+    deadline = time.monotonic() + REAPED_WITHIN_S
     try:
-        while os.waitpid(-1, os.WNOHANG)[0]:  # children that had ended before SIGCHLD was ignored
-            pass
+        while time.monotonic() < deadline:  # for children that had ended before SIGCHLD was ignored
+            if not os.waitpid(-1, os.WNOHANG)[0]:
+                time.sleep(50e-6)
     except ChildProcessError:
         pass  # none is left
 
