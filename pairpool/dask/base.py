@@ -25,13 +25,14 @@ from pairpool.dask.connection import Client, connect
 from pairpool.dask.messages import CallContent, CallHead, ItemMode, NodeSetup, versions
 from pairpool.dask.node_pools import close_pool
 from pairpool.dask.nodes import Nodes
-from pairpool.dask.options import NodeOptions, checked
-from pairpool.dask.packing import repeats
+from pairpool.dask.options import NodeOptions, checked, for_nodes
+from pairpool.dask.packing import dumps, repeats
 from pairpool.dask.results import ClusterResult
 from pairpool.dask.stats import ClusterCallStats, ClusterStats
 from pairpool.linux.interrupts import allow_signals, defer_signals, is_own
 from pairpool.master.jobs.intake import gather, length_of
-from pairpool.options import Limits, check_buffersize, check_chunksize, check_seconds
+from pairpool.options import Limits, RetryOn, check_buffersize, check_chunksize, check_seconds
+from pairpool.transport.items import PlainWriter
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -75,6 +76,7 @@ class ClusterPoolBase:
         if not isinstance(address, (str, Client)):
             raise TypeError(f"address must be that of a scheduler, as a text, or a distributed.Client, not {address!r}")
         check_seconds(timeout, "timeout")
+        self._retry_on: RetryOn = options.get("retry_on", ())
         self._setup = NodeSetup(uuid.uuid4().hex, versions(), cloudpickle.dumps(checked(options)))
         self._owns_client = not isinstance(address, Client)
         self._client = connect(address, timeout) if isinstance(address, str) else address
@@ -177,7 +179,7 @@ class ClusterPoolBase:
         with defer_signals():
             try:
                 with allow_signals():
-                    content = CallContent(*(cloudpickle.dumps(part) for part in (func, arguments, limits)))
+                    content = CallContent(*for_nodes(func, limits, self._retry_on), *dumps(arguments, PlainWriter()))
             except BaseException as error:
                 if not is_own(error):
                     raise
@@ -228,7 +230,8 @@ class ClusterPoolBase:
         )
 
     def _head(self, func: Callable[..., Any], mode: ItemMode, limits: Limits) -> CallHead:
-        return CallHead(self._setup, uuid.uuid4().hex, cloudpickle.dumps(func), mode, cloudpickle.dumps(limits))
+        function, node_limits = for_nodes(func, limits, self._retry_on)
+        return CallHead(self._setup, uuid.uuid4().hex, function, mode, node_limits)
 
     def _begin(self, batches: Batches, stats: ClusterCallStats, buffersize: int | None = None) -> ClusterCall:
         call = ClusterCall(self._client, batches, stats, self._stats, self._nodes, buffersize)

@@ -8,7 +8,6 @@ done, and the end.
 
 from __future__ import annotations
 
-import pickle
 import queue
 import threading
 import uuid
@@ -20,6 +19,7 @@ from pairpool.dask.batch_sizer import BatchSizer
 from pairpool.dask.in_flight import InFlight
 from pairpool.dask.messages import BatchOrder, CallContent, CallHead, ItemMode, NodeSetup
 from pairpool.dask.nodes import Nodes
+from pairpool.dask.packing import pack
 from pairpool.dask.stats import ClusterCallStats, ClusterStats
 from pairpool.transport.failures import error_for_each
 
@@ -170,10 +170,12 @@ class CallBatcher:
                 self._send(batch)
 
     def _send(self, batch: list[BatchedCall]) -> None:
-        content = pickle.dumps([call.content for call in batch])
-        head = CallHead(self._setup, uuid.uuid4().hex, b"", ItemMode.CALL, b"")
+        contents = [call.content for call in batch]
+        arguments = pack([one.kind for one in contents], [one.arguments for one in contents])
+        calls = tuple((one.function, one.limits) for one in contents)
+        head = CallHead(self._setup, uuid.uuid4().hex, calls[0][0], ItemMode.CALL, calls[0][1])
         self._batches[head.call] = batch
-        self._in_flight.submit(BatchOrder(head, 0, content, len(batch)))
+        self._in_flight.submit(BatchOrder(head, 0, arguments, len(batch), calls))
 
     def _watch(self, future: Any) -> None:
         future.add_done_callback(self._events.put)

@@ -1,16 +1,24 @@
 """The batches that are in flight on a cluster: send orders to Dask, receive reports, repeat lost batches.
 
-A batch is lost if its node goes away. Then:
+If a node goes away, Dask sends its batches to other nodes. Dask gives a batch up in two ways:
 
-1. Dask gives the task up with `KilledWorker`, `CancelledError` or an `OSError`.
-2. `receive` sends the same order again, up to `MAX_NODE_LOSSES` times.
-3. After that, each item of the batch fails with Dask's exception, because the items themselves may end the nodes.
+1. With `CancelledError` or an `OSError`, such as `CommClosedError`. The batch goes out again, up to `MAX_NODE_LOSSES`
+   times. After that, its items fail with `WorkerDied`.
+2. With `KilledWorker`, after several nodes have ended while they had the batch. It may be the batch that ends them, or
+   another batch on the same nodes. So the batch becomes a *suspect*:
+
+   a. While there are suspects, no new batch goes out. A suspect goes out when no other batch is in flight.
+   b. If Dask gives up a suspect that was alone, one of its items is guilty. Its two halves become suspects.
+   c. If this suspect is a single item, the item fails with `WorkerDied`.
+
+   So one guilty item among n costs at most 2 + 2 log2(n) suspects, and all other items have their right values.
 """
 
 from __future__ import annotations
 
 import threading
 import uuid
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import CancelledError
 from typing import Any, NamedTuple
@@ -18,7 +26,8 @@ from typing import Any, NamedTuple
 from pairpool.dask.messages import BatchOrder, BatchReport
 from pairpool.dask.node import run_batch
 from pairpool.dask.nodes import SCHEDULER_GONE, Nodes
-from pairpool.dask.packing import unpack
+from pairpool.dask.packing import part_of, unpack
+from pairpool.errors import WorkerDied
 from pairpool.transport.failures import error_for_each
 
 __all__ = ["FinishedBatch", "InFlight", "ItemOutcome"]
@@ -30,7 +39,7 @@ ITEMS_PER_THREAD = 2
 """Items in flight per thread, at least, even if a batch has few items."""
 
 MAX_NODE_LOSSES = 10
-"""Times that a batch is sent again after its node went away."""
+"""Times that a batch is sent again after Dask has lost it."""
 
 DASK_SETTINGS = {"distributed.admin.large-graph-warning-threshold": "1 PB"}
 """Dask warns of large batches, with advice that a user of a pool cannot follow."""
@@ -38,16 +47,44 @@ DASK_SETTINGS = {"distributed.admin.large-graph-warning-threshold": "1 PB"}
 _dask_settings_lock = threading.Lock()
 """Held while `DASK_SETTINGS` are in force: `dask.config.set` changes and restores the settings of the process."""
 
+CAUSE = "the item ends the process of the Dask worker, or takes its memory; or the nodes fail for another reason"
+ADVICE = "read the log of the Dask workers"
+
 ItemOutcome = tuple[bool, Any]
 """Whether an item has a value, and the value or the exception."""
 
 
+class DividedBatch:
+    """A suspect whose parts are sent one by one.
+
+    Args:
+        order: the batch that the caller has sent.
+    """
+
+    def __init__(self, order: BatchOrder) -> None:
+        self.order = order
+        self.outcomes: list[ItemOutcome | None] = [None] * order.length
+        self._left = order.length
+
+    def take(self, start: int, outcomes: list[ItemOutcome]) -> bool:
+        """Keep the outcomes of a part. Return whether all items have theirs."""
+        self.outcomes[start : start + len(outcomes)] = outcomes
+        self._left -= len(outcomes)
+        return self._left == 0
+
+
 class SentBatch(NamedTuple):
-    """A batch in flight."""
+    """A batch in flight, or a suspect that waits."""
 
     order: BatchOrder
-    losses: int
-    """How often the node of this batch has gone away."""
+    losses: int = 0
+    """How often Dask has lost the batch."""
+    whole: DividedBatch | None = None
+    """For a suspect: the batch of which this is a part."""
+    start: int = 0
+    """For a suspect: the place of its first item in `whole`."""
+    is_alone: bool = False
+    """Whether no other batch of this object was in flight when this one went out."""
 
 
 class FinishedBatch(NamedTuple):
@@ -85,34 +122,41 @@ class InFlight:
         self._is_wanted = is_wanted
         self._sent: dict[Any, SentBatch] = {}  # by Dask's future
         self._items = 0
+        self._suspects: deque[SentBatch] = deque()
 
     def __len__(self) -> int:
-        return len(self._sent)
+        return len(self._sent) + len(self._suspects)
 
     def __contains__(self, future: Any) -> bool:
         return future in self._sent
 
     def has_room(self, nodes: dict[str, int]) -> bool:
         """Return whether more batches are needed to keep these nodes busy."""
+        if self._suspects or any(sent.whole is not None for sent in self._sent.values()):
+            return False
         is_short_of_batches = len(self._sent) < BATCHES_PER_NODE * max(1, len(nodes))
         return is_short_of_batches or self._items < ITEMS_PER_THREAD * sum(nodes.values())
 
-    def submit(self, order: BatchOrder, losses: int = 0) -> None:
+    def submit(self, order: BatchOrder) -> None:
         """Send a batch."""
+        self._send(SentBatch(order))
+
+    def _send(self, batch: SentBatch) -> None:
         import dask
 
         allowed = self._nodes.allowed()
+        batch = batch._replace(is_alone=not self._sent)
         with _dask_settings_lock, dask.config.set(DASK_SETTINGS):
             future = self._client.submit(
                 run_batch,
-                order,
+                batch.order,
                 key=f"pairpool-{uuid.uuid4().hex}",
                 pure=False,
                 workers=allowed,
                 allow_other_workers=False,
             )
-        self._sent[future] = SentBatch(order, losses)
-        self._items += order.length
+        self._sent[future] = batch
+        self._items += batch.order.length
         self._watch(future)
 
     def receive(self, future: Any) -> FinishedBatch:
@@ -120,36 +164,71 @@ class InFlight:
 
         Raises `ConnectionError` if the scheduler has gone away.
         """
-        order, losses = self._sent.pop(future)
-        self._items -= order.length
+        batch = self._sent.pop(future)
+        self._items -= batch.order.length
         try:
             report: BatchReport = future.result()
         except Exception as error:
-            return self._on_lost(order, losses, error)
+            finished = self._on_lost(batch, error)
+        else:
+            finished = self._on_report(batch, report)
         finally:
             future.release()
-        if report.refusal:
-            self._nodes.refuse(report.node, report.refusal)
-            self.submit(order, losses)
-            return FinishedBatch(order, None, True)
-        loaded = unpack(report.outcomes)
-        outcomes: list[ItemOutcome] = [
-            (is_loaded and bool(is_value), outcome)
-            for (is_loaded, outcome), is_value in zip(loaded, report.successes, strict=True)
-        ]
-        return FinishedBatch(order, outcomes, False, report)
+        if self._suspects and not self._sent:
+            self._send(self._suspects.popleft())
+        return finished
 
-    def _on_lost(self, order: BatchOrder, losses: int, error: Exception) -> FinishedBatch:
-        """Send a batch again that Dask gave up, or make Dask's exception the outcome of its items."""
+    def _on_report(self, batch: SentBatch, report: BatchReport) -> FinishedBatch:
+        if not report.refusal:
+            return self._finish(batch, unpack(report.outcomes), report)
+        self._nodes.refuse(report.node, report.refusal)
+        self._send(batch)
+        return FinishedBatch(batch.order, None, True)
+
+    def _finish(
+        self, batch: SentBatch, outcomes: list[ItemOutcome], report: BatchReport | None = None
+    ) -> FinishedBatch:
+        """Return the outcomes of a batch. Keep those of a part until all parts have theirs."""
+        if report is not None:
+            for is_value, outcome in outcomes:
+                if not is_value and not isinstance(outcome, WorkerDied):
+                    outcome.add_note(f"on node {report.node}")
+        if batch.whole is None:
+            return FinishedBatch(batch.order, outcomes, False, report)
+        if not batch.whole.take(batch.start, outcomes):
+            return FinishedBatch(batch.order, None, True)
+        return FinishedBatch(batch.whole.order, batch.whole.outcomes, False)  # type: ignore[arg-type]
+
+    def _on_lost(self, batch: SentBatch, error: Exception) -> FinishedBatch:
+        """Send a batch again that Dask gave up, or its parts, or end its items with `WorkerDied`."""
+        order = batch.order
         if not self._is_wanted(order):
-            return FinishedBatch(order, None, False)
+            self._suspects = deque(one for one in self._suspects if one.whole is not batch.whole)
+            return FinishedBatch(order if batch.whole is None else batch.whole.order, None, False)
         self.require_scheduler(error)
         from distributed.scheduler import KilledWorker
 
-        if isinstance(error, (KilledWorker, CancelledError, OSError)) and losses < MAX_NODE_LOSSES:
-            self.submit(order, losses + 1)
+        if isinstance(error, KilledWorker):
+            if batch.is_alone and order.length == 1:
+                return self._finish(batch, _all_died(order, error))
+            self._suspect(batch)
             return FinishedBatch(order, None, True)
-        return FinishedBatch(order, [(False, one) for one in error_for_each(error, order.length)], False)
+        if not isinstance(error, (CancelledError, OSError)):
+            return self._finish(batch, [(False, one) for one in error_for_each(error, order.length)])
+        if batch.losses >= MAX_NODE_LOSSES:
+            return self._finish(batch, _all_died(order, error))
+        self._send(batch._replace(losses=batch.losses + 1))
+        return FinishedBatch(order, None, True)
+
+    def _suspect(self, batch: SentBatch) -> None:
+        """Send a batch again when no other batch is in flight: the whole, or its halves if it was alone before."""
+        order, start = batch.order, batch.start
+        whole = batch.whole or DividedBatch(order)
+        middle = order.length // 2 if batch.is_alone else 0
+        for first, stop in ((middle, order.length), (0, middle)):
+            if first < stop:
+                part = part_of_order(order, first, stop) if middle else order
+                self._suspects.appendleft(SentBatch(part, batch.losses, whole, start + first))
 
     def require_scheduler(self, error: BaseException | None = None) -> None:
         """Raise `ConnectionError`, caused by `error`, if the scheduler has gone away."""
@@ -165,4 +244,25 @@ class InFlight:
     def clear(self) -> None:
         """Forget all batches."""
         self._sent.clear()
+        self._suspects.clear()
         self._items = 0
+
+
+def part_of_order(order: BatchOrder, start: int, stop: int) -> BatchOrder:
+    """Return a batch of some of the items of another batch."""
+    return order._replace(
+        first=order.first + start,
+        items=part_of(order.items, start, stop),
+        length=stop - start,
+        calls=order.calls[start:stop],
+    )
+
+
+def _all_died(order: BatchOrder, error: Exception) -> list[ItemOutcome]:
+    """Return a `WorkerDied` for each item of a batch that Dask gave up for good."""
+    reason = f"Dask gave it up, because each Dask worker that had it ended ({type(error).__name__}: {error})"
+    named = [function.name for function, _limits in order.calls] or [order.head.function.name] * order.length
+    return [
+        (False, WorkerDied(name, 0 if order.calls else order.first + offset, reason=reason, cause=CAUSE, advice=ADVICE))
+        for offset, name in enumerate(named)
+    ]

@@ -1,5 +1,8 @@
 """The messages between a program and the nodes of its cluster. Dask carries them as pickles.
 
+The fields are plain data, or pickles as bytes. So Dask and its workers never load an object of the user, which could
+end the process that loads it.
+
 program ── BatchOrder ──► run_batch on a node
 program ◄─ BatchReport ── run_batch on a node
 """
@@ -8,9 +11,19 @@ from __future__ import annotations
 
 import sys
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-__all__ = ["BatchOrder", "BatchReport", "CallContent", "CallHead", "ItemMode", "NodeSetup", "versions"]
+__all__ = [
+    "BatchOrder",
+    "BatchReport",
+    "CallContent",
+    "CallHead",
+    "ItemMode",
+    "NodeFunction",
+    "NodeLimits",
+    "NodeSetup",
+    "versions",
+]
 
 
 class ItemMode(IntEnum):
@@ -21,7 +34,7 @@ class ItemMode(IntEnum):
     STAR = 1
     """`function(*item)`."""
     CALL = 2
-    """Each item is a call of its own, a `CallContent`."""
+    """Each item is a call of its own: the item is `(args, kwds)`."""
 
 
 class NodeSetup(NamedTuple):
@@ -32,7 +45,26 @@ class NodeSetup(NamedTuple):
     versions: str
     """The result of `versions` in the program."""
     options: bytes
-    """Options of `Pool`, pickled."""
+    """Options of `Pool`, pickled. They are plain data, and the initializer is a pickle inside."""
+
+
+class NodeLimits(NamedTuple):
+    """The limits of a call that override those of the pools on the nodes. None keeps the pool's."""
+
+    task_timeout: float | None = None
+    retries: int | None = None
+    repeats_timeouts: bool = False
+    """Whether an item that exceeds its time limit runs again. The function's pickle has the other exceptions."""
+
+
+class NodeFunction(NamedTuple):
+    """A function that only the workers of the pools load."""
+
+    name: str
+    pickled: bytes
+    """The function, and the tuple of the exceptions after which an item runs again, pickled."""
+    has_state: bool
+    """Whether the function contains objects that a task can change."""
 
 
 class CallHead(NamedTuple):
@@ -40,22 +72,23 @@ class CallHead(NamedTuple):
 
     setup: NodeSetup
     call: str
-    """Identifies the call. A node unpickles the function once per call."""
-    function: bytes
+    """Identifies the call."""
+    function: NodeFunction
+    """For single calls a placeholder, because each of them has its own function."""
     mode: ItemMode
-    limits: bytes
-    """The limits of the call, pickled. Empty for single calls, because each of them has its own limits."""
+    limits: NodeLimits
+    """Of no use for single calls, because each of them has its own limits."""
 
 
 class CallContent(NamedTuple):
-    """A single call, as an item of a batch."""
+    """A single call, pickled."""
 
-    function: bytes
-    """The function, pickled. Calls with the same bytes have the same function."""
-    arguments: bytes
-    """`(args, kwds)`, pickled."""
-    limits: bytes
-    """The limits of this call, pickled."""
+    function: NodeFunction
+    limits: NodeLimits
+    kind: int
+    """How the arguments travel (`packing`)."""
+    arguments: Any
+    """`(args, kwds)`, as their kind says."""
 
 
 class BatchOrder(NamedTuple):
@@ -65,8 +98,10 @@ class BatchOrder(NamedTuple):
     first: int
     """Index of the first item in its call."""
     items: bytes
-    """The items, packed (`packing`). For single calls: a list of `CallContent`, pickled."""
+    """The items, packed (`packing`). For single calls: the arguments."""
     length: int
+    calls: tuple[tuple[NodeFunction, NodeLimits], ...] = ()
+    """For single calls: the function and the limits of each."""
 
 
 class BatchReport(NamedTuple):
@@ -77,8 +112,6 @@ class BatchReport(NamedTuple):
     """The sum of the run times of the items. If every item failed: how long the node had the batch."""
     outcomes: bytes = b""
     """For each item its value or its exception, packed (`packing`)."""
-    successes: bytes = b""
-    """For each item 1 if the outcome is a value, 0 if it is an exception."""
     refusal: str = ""
     """Why this node runs nothing for this client."""
 

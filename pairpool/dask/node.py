@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import pickle
 import time
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pairpool.dask.messages import BatchOrder, BatchReport, CallContent, ItemMode, versions
+from pairpool.dask.messages import BatchOrder, BatchReport, ItemMode, NodeFunction, NodeLimits, versions
+from pairpool.dask.node_functions import GuardedFunction, RetryableFailure, StatelessFunction
 from pairpool.dask.node_pools import NodePool, node_address, pools
-from pairpool.dask.packing import Packer, unpack
-from pairpool.errors import DeathDetails, TaskTimeout, WorkerDied, encoding_error, with_cause
-from pairpool.transport.failures import error_for_each, safe
+from pairpool.dask.opaque import display, for_workers, serializer
+from pairpool.dask.packing import DATA, FAILED, MISSING, opened, pack
+from pairpool.errors import DeathDetails, TaskTimeout, TimeoutDetails, WorkerDied
+from pairpool.transport.failures import Fault, describe_failure, short_call
 
 if TYPE_CHECKING:
     from pairpool.options import Limits
@@ -36,67 +37,69 @@ def run_batch(order: BatchOrder) -> BatchReport:
     if setup.versions != versions():
         refusal = f"the node {node} has {versions()}, and this program {setup.versions}"
         return BatchReport(node, 0.0, refusal=refusal)
+    kinds, values, large = opened(order.items)
     with pools.use(setup, node) as node_pool:
         began = time.monotonic()
-        found = _run(node_pool, order)
-    outcomes = [
-        (True, one[0]) if type(one) is tuple else (False, _on_node(one, node, _index(order, offset)))
-        for offset, one in enumerate(found)
-    ]
-    packed, successes = _packed(outcomes)
-    seconds = [one[1] for one in found if type(one) is tuple]
+        found = _run(node_pool, order, kinds, *for_workers(kinds, values, large))
+    outcomes = []
+    seconds = []
+    for offset, one in enumerate(found):
+        if type(one) is tuple:
+            kind, value, took = one
+            outcomes.append((kind, (value, ()) if kind == FAILED else value))
+            seconds.append(took)
+        else:
+            outcomes.append(_failure(order, offset, kinds[offset], values[offset], one, node))
     total = sum(seconds) / len(seconds) * len(found) if seconds else time.monotonic() - began
-    return BatchReport(node, total, packed, successes)
-
-
-def _index(order: BatchOrder, offset: int) -> int:
-    """Return the index of an item in its call."""
-    return 0 if order.head.mode == ItemMode.CALL else order.first + offset
+    packed = pack((kind for kind, _value in outcomes), [value for _kind, value in outcomes])
+    return BatchReport(node, total, packed)
 
 
 # --- run the items ------------------------------------------------------------------------------------
 
 
-def _run(node_pool: NodePool, order: BatchOrder) -> list[Any]:
-    """Return for each item a tuple of its value and its seconds, or its exception."""
-    head = order.head
-    if head.mode == ItemMode.CALL:
-        return _run_calls(node_pool, pickle.loads(order.items))
-    try:
-        function = node_pool.function(head.call, head.function, head.mode)
-        limits: Limits = pickle.loads(head.limits)
-    except BaseException as error:
-        return list(error_for_each(error, order.length))
-    loaded = unpack(order.items)
-    items = [item for is_loaded, item in loaded if is_loaded]
+def _run(node_pool: NodePool, order: BatchOrder, kinds: bytes, are_pairs: bool, items: list[Any]) -> list[Any]:
+    """Return for each item the tuple of a `GuardedFunction`, or the exception of the pool; None if it is missing."""
+    if order.head.mode == ItemMode.CALL:
+        return _run_calls(node_pool, order, are_pairs, items)
     chunksize = max(1, order.length // (PARTS_PER_WORKER * node_pool.threads))
-    result = node_pool.pool.map_async(function, items, chunksize, return_exceptions=True, **limits)
+    function = _guarded(order.head.function, order.head.mode, are_pairs)
+    result = node_pool.pool.map_async(function, items, chunksize, return_exceptions=True, **_limits(order.head.limits))
     with node_pool.running(result.cancel):
         found = iter(result.get())
-    return [next(found) if is_loaded else error for is_loaded, error in loaded]
+    return [None if kind == MISSING else next(found) for kind in kinds]
 
 
-def _run_calls(node_pool: NodePool, calls: list[CallContent]) -> list[Any]:
+def _run_calls(node_pool: NodePool, order: BatchOrder, are_pairs: bool, items: list[Any]) -> list[Any]:
     """Do the same as `_run` for single calls."""
-    results: list[AsyncResult[Any] | BaseException] = [_begin_call(node_pool, call) for call in calls]
-    begun = [one for one in results if not isinstance(one, BaseException)]
+    results = [
+        node_pool.pool.apply_async(_guarded(function, ItemMode.CALL, are_pairs), (item,), **_limits(limits))
+        for (function, limits), item in zip(order.calls, items, strict=True)
+    ]
 
     def cancel(*, kill: bool) -> None:
-        for one in begun:
+        for one in results:
             one.cancel(kill=kill)
 
     with node_pool.running(cancel):
-        return [one if isinstance(one, BaseException) else _outcome_of(one) for one in results]
+        return [_outcome_of(one) for one in results]
 
 
-def _begin_call(node_pool: NodePool, call: CallContent) -> AsyncResult[Any] | BaseException:
-    try:
-        function = node_pool.function(call.function, call.function, ItemMode.CALL)
-        args, kwds = pickle.loads(call.arguments)
-        limits: Limits = pickle.loads(call.limits)
-    except BaseException as error:
-        return error
-    return node_pool.pool.apply_async(function, args, kwds, **limits)
+def _guarded(function: NodeFunction, mode: ItemMode, are_pairs: bool) -> GuardedFunction:
+    kind = GuardedFunction if function.has_state else StatelessFunction
+    return kind(function.name, function.pickled, mode, are_pairs=are_pairs)
+
+
+def _limits(limits: NodeLimits) -> Limits:
+    """Return the limits of a call as `Pool` takes them."""
+    found: Limits = {
+        "retry_on": (RetryableFailure, TaskTimeout) if limits.repeats_timeouts else RetryableFailure,
+    }
+    if limits.task_timeout is not None:
+        found["task_timeout"] = limits.task_timeout
+    if limits.retries is not None:
+        found["retries"] = limits.retries
+    return found
 
 
 def _outcome_of(result: AsyncResult[Any]) -> Any:
@@ -106,43 +109,40 @@ def _outcome_of(result: AsyncResult[Any]) -> Any:
         return error
 
 
-# --- report the outcomes ------------------------------------------------------------------------------
+# --- failures -----------------------------------------------------------------------------------------
 
 
-def _on_node(error: Any, node: str, index: int) -> BaseException:
-    """Return an exception that names the node, and the index of the item in the whole call."""
+def _failure(order: BatchOrder, offset: int, kind: int, value: Any, error: Any, node: str) -> tuple[int, Any]:
+    """Return the outcome of an item that has no value, and how the outcome travels.
+
+    Args:
+        kind: how the item travelled.
+        value: the item, as its kind says.
+        error: the exception of the pool; None if the item was missing.
+    """
+    if error is None:
+        return MISSING, None
+    notes = tuple(getattr(error, "__notes__", ()))
+    if isinstance(error, RetryableFailure):
+        return FAILED, (error.args, notes)
+    function = order.calls[offset][0] if order.calls else order.head.function
+    index = 0 if order.calls else order.first + offset
     if isinstance(error, WorkerDied):
-        function, _index, worker, pid, *rest = error.args
+        _function, _index, worker, pid, *rest = error.args
         details = DeathDetails(*rest)
-        named = WorkerDied(function, index, worker, pid, *details._replace(reason=f"{details.reason} on node {node}"))
-        return with_cause(named, error.__cause__)
-    if not isinstance(error, BaseException):
-        raise AssertionError(f"neither a result nor an exception: {error!r}")
-    other = _as_of_the_call(error, index)
-    other.add_note(f"on node {node}")
-    return other
-
-
-def _as_of_the_call(error: Any, index: int) -> BaseException:
-    """Return an exception as it would be if the node had been given the item itself, and the whole call."""
+        details = details._replace(reason=f"{details.reason} on node {node}", arguments=_shown(order, kind, value))
+        error = WorkerDied(function.name, index, worker, pid, *details)
+        return FAILED, (pickle.dumps(error, 5), notes)
     if isinstance(error, TaskTimeout):
-        function, _index, *rest = error.args
-        return TaskTimeout(function, index, *rest)
-    if type(error).__name__ == "MaybeEncodingError" and error.value.startswith("("):
-        value, _, _seconds = error.value[1:].rpartition(", ")  # results travel in a tuple with their seconds
-        return encoding_error(error.exc, value, error.original)
-    return error  # type: ignore[no-any-return]
+        _function, _index, limit, worker, pid, *texts = error.args
+        times = TimeoutDetails(*texts)._replace(arguments=_shown(order, kind, value))
+        error = TaskTimeout(function.name, index, limit, worker, pid, *times)
+        return FAILED, (pickle.dumps(error, 5), notes)
+    return FAILED, (tuple(describe_failure(serializer, 0, Fault.RAISED, error)), notes)
 
 
-def _packed(outcomes: list[tuple[bool, Any]]) -> tuple[bytes, bytes]:
-    """Return `BatchReport.outcomes` and `.successes`. An outcome that cannot be pickled becomes an exception."""
-    packer = Packer()
-    successes = bytearray()
-    for is_value, outcome in outcomes:
-        try:
-            packer.add(outcome)
-        except BaseException as error:
-            is_value = False
-            packer.add(pickle.PicklingError(f"the outcome cannot be pickled: {safe(partial(repr, error))}"))
-        successes.append(is_value)
-    return packer.packed(), bytes(successes)
+def _shown(order: BatchOrder, kind: int, value: Any) -> str:
+    """Return a short repr of an item, or of the arguments of a single call, without code of its class."""
+    if order.calls and kind == DATA:
+        return short_call(*pickle.loads(value))
+    return display(kind, value)

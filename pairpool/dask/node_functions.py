@@ -11,38 +11,95 @@ from __future__ import annotations
 
 import pickle
 import time
-from collections.abc import Callable
 from functools import partial
+from multiprocessing.pool import MaybeEncodingError  # type: ignore[attr-defined]
 from typing import Any
 
 from pairpool.dask.messages import ItemMode
-from pairpool.master.functions import Wrapper
+from pairpool.dask.opaque import loaded, serializer
+from pairpool.dask.packing import FAILED, PLAIN, dumps
+from pairpool.master.functions import Stateless
+from pairpool.transport.failures import Failure, Fault, describe_failure, describe_result
+from pairpool.transport.items import PlainWriter, is_immutable
 
-__all__ = ["GuardedFunction", "initialize"]
+__all__ = ["GuardedFunction", "RetryableFailure", "StatelessFunction", "initialize"]
+
+_writer = PlainWriter()
+"""Pickles plain results in a worker."""
 
 _initialized: dict[str, Any] = {}
 """In a worker: the global variables of the program's main module that the initializer has set."""
 
 
-class GuardedFunction(Wrapper):
-    """A function that returns `(value, seconds)`, so that a value which is an exception differs from a failure."""
+class RetryableFailure(Exception):
+    """The failure of an item that is to run again, as a description. `args` are those of `Failure`."""
 
-    def __init__(self, function: Callable[..., Any], mode: ItemMode) -> None:
-        self.function = function
+
+class GuardedFunction:
+    """A function that is loaded in the workers only. It returns how the result travels, the result, and the seconds.
+
+    An exception becomes a description, because the Dask worker must not load an exception either.
+
+    Args:
+        name: the name of the function.
+        pickled: the pickle of the function, and of the exceptions after which an item runs again.
+        mode: how the function is applied to an item.
+        are_pairs: whether items are pairs, which `opaque.loaded` understands.
+    """
+
+    def __init__(self, name: str, pickled: bytes, mode: ItemMode, *, are_pairs: bool) -> None:
+        self.__qualname__ = name
+        self.pickled = pickled
         self.mode = int(mode)
-        self.__qualname__ = getattr(function, "__qualname__", type(function).__qualname__)
+        self.are_pairs = are_pairs
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # runs in a worker, when the worker loads the function
         self.__dict__.update(state)
+        self.broken: Any = None
+        try:
+            self.function, self.retry_on = pickle.loads(self.pickled)
+        except BaseException as error:
+            self.broken = tuple(describe_failure(serializer, 0, Fault.FUNCTION, error))
+            return
         variables = _variables_of(self.function)
         if variables.get("__name__") == "__main__":
             variables.update(_initialized)
 
-    def __call__(self, *args: Any, **kwds: Any) -> tuple[Any, float]:
+    def __call__(self, item: Any) -> tuple[int, Any, float]:
         began = time.perf_counter()
-        value = self.function(*args[0]) if self.mode == ItemMode.STAR else self.function(*args, **kwds)
-        return value, time.perf_counter() - began
+        kind, item = loaded(item) if self.are_pairs else (PLAIN, item)
+        if kind != PLAIN or self.broken is not None:
+            return FAILED, self.broken or item, 0.0
+        try:
+            value = self._apply(item)
+        except BaseException as error:
+            failure = describe_failure(serializer, 0, Fault.RAISED, error)
+            return self._failed(failure, type(error))
+        seconds = time.perf_counter() - began
+        if is_immutable(value):
+            return PLAIN, value, seconds
+        try:
+            return *dumps(value, _writer), seconds
+        except BaseException as error:
+            return self._failed(describe_result(serializer, 0, error, value), MaybeEncodingError)
+
+    def _apply(self, item: Any) -> Any:
+        if self.mode == ItemMode.MAP:
+            return self.function(item)
+        if self.mode == ItemMode.STAR:
+            return self.function(*item)
+        args, kwds = item
+        return self.function(*args, **kwds)
+
+    def _failed(self, failure: Failure, kind: type[BaseException]) -> tuple[int, Any, float]:
+        if issubclass(kind, self.retry_on):
+            raise RetryableFailure(*failure)
+        return FAILED, tuple(failure), 0.0
+
+
+class StatelessFunction(GuardedFunction, Stateless):
+    """A `GuardedFunction` whose function contains no object that a task can change."""
 
 
 def initialize(pickled: bytes) -> None:

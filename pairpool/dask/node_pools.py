@@ -22,8 +22,7 @@ from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from typing import Any
 
-from pairpool.dask.messages import ItemMode, NodeSetup
-from pairpool.dask.node_functions import GuardedFunction
+from pairpool.dask.messages import NodeSetup
 from pairpool.pool import Pool
 
 __all__ = ["NodePool", "close_pool", "node_address", "node_threads", "pools"]
@@ -33,9 +32,6 @@ JANITOR_INTERVAL_S = 1.0
 
 IDLE_LIMIT_S = 60.0
 """Seconds without a batch after which the janitor ends a pool."""
-
-FUNCTIONS_KEPT = 8
-"""Unpickled functions that a pool on a node keeps: those of the latest calls."""
 
 CLOSED_KEYS_KEPT = 64
 """Clients whose end a node remembers, because a batch of such a client may still be on its way into a thread."""
@@ -72,21 +68,8 @@ class NodePool:
         self._users = 0
         self._idle_since_s = time.monotonic()
         self._lock = threading.Lock()
-        self._functions: dict[str | bytes, GuardedFunction] = {}
         self._dask_worker = get_worker()
         self._running: dict[str, Callable[..., object]] = {}  # by the key of Dask's task: cancels its batch
-
-    def function(self, name: str | bytes, pickled: bytes, mode: ItemMode) -> GuardedFunction:
-        """Return the function of this name. It is unpickled once for all of its batches."""
-        with self._lock:
-            known = self._functions.get(name)
-        if known is None:
-            known = GuardedFunction(pickle.loads(pickled), mode)
-            with self._lock:
-                known = self._functions.setdefault(name, known)
-                while len(self._functions) > FUNCTIONS_KEPT:
-                    del self._functions[next(iter(self._functions))]
-        return known
 
     @contextmanager
     def running(self, cancel: Callable[..., object]) -> Iterator[None]:

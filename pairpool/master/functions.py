@@ -14,7 +14,6 @@ import sys
 import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable
 from types import (
     BuiltinFunctionType,
     BuiltinMethodType,
@@ -57,10 +56,10 @@ def name_of(function: Any) -> str:
     return name if inner is function else f"partial({name})"
 
 
-class Wrapper:
-    """A callable whose only state is that of the callable in `function`."""
+class Stateless:
+    """A callable that no task can change, whatever its attributes are."""
 
-    function: Callable[..., Any]
+    __slots__ = ()
 
 
 _STATELESS = (
@@ -81,8 +80,8 @@ def has_state(function: Any) -> bool:
     multiprocessing pickles the callable with each item, too. The objects of a function are the variables that it
     captures and its default values. Its global variables belong to the worker.
     """
-    while isinstance(function, Wrapper):
-        function = function.function
+    if isinstance(function, Stateless):
+        return False
     if isinstance(function, FunctionType):
         return not all(is_constant(value) for value in own_values(function))
     if type(function) is functools.partial:

@@ -17,6 +17,7 @@ __all__ = [
     "Failure",
     "Fault",
     "describe_failure",
+    "describe_result",
     "error_for_each",
     "missing_module",
     "pack_failures",
@@ -202,6 +203,13 @@ def describe_failure(
             pickled = None  # the exception cannot be pickled this way: try the next way, or send the texts alone
     cls = type(error)
     return Failure(offset, fault, pickled, cls.__qualname__, safe(lambda: str(error)), remote, missing)
+
+
+def describe_result(serializer: Serializer, offset: int, error: BaseException, value: Any) -> Failure:
+    """Describe the exception that was raised while a result was pickled."""
+    described = describe_failure(serializer, offset, Fault.RESULT, error)
+    remote = safe(lambda: "".join(traceback.format_exception(error)))
+    return described._replace(kind=safe(lambda: repr(error)), text=safe(lambda: repr(value)), remote=remote)
 
 
 def _dump_exception(serializer: Serializer, error: BaseException) -> bytes:

@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from operator import length_hint
 from typing import Any
 
 from pairpool.scoreboard.board import NOTHING, State, Word
 from pairpool.transport import segments
-from pairpool.transport.failures import Failure, Fault, describe_failure, safe
+from pairpool.transport.failures import Failure, Fault, describe_failure, describe_result
 from pairpool.transport.payload import Encoded
 from pairpool.transport.protocol import BatchPacket, Flag, Mode
 from pairpool.transport.serializer import Serializer
@@ -280,7 +279,7 @@ class BatchRunner:
             return None
 
         def fail(offset: int, error: BaseException) -> None:
-            failures.append(self._describe_result(offset, error, values[offset]))
+            failures.append(describe_result(self._serializer, offset, error, values[offset]))
 
         def mark(offset: int) -> None:
             self._words[Word.ITEM] = first + offset
@@ -291,12 +290,7 @@ class BatchRunner:
 
     def _fail_result(self, offset: int, error: BaseException, value: Any) -> None:
         """Note that a value could not be pickled directly after its item had run."""
-        self._failures.append(self._describe_result(offset, error, value))
-
-    def _describe_result(self, offset: int, error: BaseException, value: Any) -> Failure:
-        described = describe_failure(self._serializer, offset, Fault.RESULT, error)
-        remote = safe(lambda: "".join(traceback.format_exception(error)))
-        return described._replace(kind=safe(lambda: repr(error)), text=safe(lambda: repr(value)), remote=remote)
+        self._failures.append(describe_result(self._serializer, offset, error, value))
 
     def _take_stamps(self, packet: BatchPacket, count: int, began: int, ended: int) -> Stamps | None:
         """Return the starts of the first `count` items that were not reported, if they are worth sending.

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pairpool.dask.batch_sizer import BatchSizer
 from pairpool.dask.cluster_call import FILL_LIMIT_S, Batches, CallItems
-from pairpool.dask.messages import BatchOrder, CallHead, ItemMode, NodeSetup
+from pairpool.dask.messages import BatchOrder, CallHead, ItemMode, NodeFunction, NodeLimits, NodeSetup
 from pairpool.dask.packing import Packer, repeats, unpack
 from pairpool.transport.failures import error_for_each
 from pairpool.transport.repeats import LARGE_OBJECT_BYTES, Repeats
@@ -276,7 +276,9 @@ NODES = {"tcp://one:1": 2}
 
 
 def batches(items: Iterator[Any], chunksize: int | None = None, shared: Repeats | None = None) -> Batches:
-    head = CallHead(NodeSetup("key", "versions", b""), "call", b"function", ItemMode.MAP, b"limits")
+    head = CallHead(
+        NodeSetup("key", "versions", b""), "call", NodeFunction("f", b"function", False), ItemMode.MAP, NodeLimits()
+    )
     sizer = BatchSizer(0.1, chunksize)
     sizer.learn(1, 1e-5)
     sizer.learn(5000, 0.05)
