@@ -21,6 +21,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import CancelledError
+from functools import partial
 from typing import Any, NamedTuple
 
 from pairpool.dask.messages import BatchOrder, BatchReport
@@ -28,7 +29,7 @@ from pairpool.dask.node import run_batch
 from pairpool.dask.nodes import SCHEDULER_GONE, Nodes
 from pairpool.dask.packing import part_of, unpack
 from pairpool.errors import WorkerDied
-from pairpool.transport.failures import error_for_each
+from pairpool.transport.failures import error_for_each, safe
 
 __all__ = ["FinishedBatch", "InFlight", "ItemOutcome"]
 
@@ -83,8 +84,6 @@ class SentBatch(NamedTuple):
     """For a suspect: the batch of which this is a part."""
     start: int = 0
     """For a suspect: the place of its first item in `whole`."""
-    is_alone: bool = False
-    """Whether no other batch of this object was in flight when this one went out."""
 
 
 class FinishedBatch(NamedTuple):
@@ -145,7 +144,6 @@ class InFlight:
         import dask
 
         allowed = self._nodes.allowed()
-        batch = batch._replace(is_alone=not self._sent)
         with _dask_settings_lock, dask.config.set(DASK_SETTINGS):
             future = self._client.submit(
                 run_batch,
@@ -209,7 +207,7 @@ class InFlight:
         from distributed.scheduler import KilledWorker
 
         if isinstance(error, KilledWorker):
-            if batch.is_alone and order.length == 1:
+            if batch.whole is not None and order.length == 1:
                 return self._finish(batch, _all_died(order, error))
             self._suspect(batch)
             return FinishedBatch(order, None, True)
@@ -221,10 +219,10 @@ class InFlight:
         return FinishedBatch(order, None, True)
 
     def _suspect(self, batch: SentBatch) -> None:
-        """Send a batch again when no other batch is in flight: the whole, or its halves if it was alone before."""
+        """Send a batch again when no other batch is in flight: the whole, or its halves if it was a suspect."""
         order, start = batch.order, batch.start
         whole = batch.whole or DividedBatch(order)
-        middle = order.length // 2 if batch.is_alone else 0
+        middle = 0 if batch.whole is None else order.length // 2
         for first, stop in ((middle, order.length), (0, middle)):
             if first < stop:
                 part = part_of_order(order, first, stop) if middle else order
@@ -260,7 +258,8 @@ def part_of_order(order: BatchOrder, start: int, stop: int) -> BatchOrder:
 
 def _all_died(order: BatchOrder, error: Exception) -> list[ItemOutcome]:
     """Return a `WorkerDied` for each item of a batch that Dask gave up for good."""
-    reason = f"Dask gave it up, because each Dask worker that had it ended ({type(error).__name__}: {error})"
+    text = f"{type(error).__name__}: {safe(partial(str, error))}"
+    reason = f"Dask gave it up, because each Dask worker that had it ended ({text})"
     named = [function.name for function, _limits in order.calls] or [order.head.function.name] * order.length
     return [
         (False, WorkerDied(name, 0 if order.calls else order.first + offset, reason=reason, cause=CAUSE, advice=ADVICE))

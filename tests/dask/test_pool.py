@@ -254,9 +254,9 @@ def test_a_large_object_in_many_items_travels_once_per_batch(cluster: str, tmp_p
         sizes = []
 
         class InFlight(cluster_call.InFlight):
-            def submit(self, order, losses=0):
+            def submit(self, order):
                 sizes.append(len(order.items))
-                super().submit(order, losses)
+                super().submit(order)
 
         cluster_call.InFlight = InFlight
         text = "x" * 1_000_000
