@@ -80,6 +80,7 @@ USED_BY_FACES = {
     "jobs.call_options": "the options of calls",
     "jobs.intake": "reads inputs, which `Engine` takes",
     "jobs.stream": "a type that `Engine` takes and returns",
+    "outcome": "rebuilds the exception of a task on a cluster",
     "output": "the sinks of captured output",
     "output_sinks": "the sinks of captured output",
     "statistics": "the counts behind a report",

@@ -18,12 +18,10 @@ from typing import Any, SupportsIndex
 
 from pairpool.dask.packing import DATA, FAILED, MISSING, PICKLED, PLAIN, SHARING, ItemUnpickler
 from pairpool.transport.failures import Fault, describe_failure, short_repr
+from pairpool.transport.picklers import OUT_OF_BAND_FROM_BYTES
 from pairpool.transport.serializer import Serializer
 
 __all__ = ["Opaque", "display", "for_workers", "loaded", "serializer"]
-
-OUT_OF_BAND_FROM_BYTES = 64 * 1024
-"""Pickles of this size travel through shared memory as buffers."""
 
 serializer = Serializer()
 """The serializer of a worker, for exceptions."""
