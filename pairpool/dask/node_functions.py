@@ -20,9 +20,11 @@ from pairpool.dask.opaque import loaded, serializer
 from pairpool.dask.packing import FAILED, PLAIN, dumps
 from pairpool.master.functions import Stateless
 from pairpool.transport.failures import Failure, Fault, describe_failure, describe_result
-from pairpool.transport.items import PlainWriter, is_immutable
+from pairpool.transport.items import ATOMS, PlainWriter, is_immutable
 
 __all__ = ["GuardedFunction", "RetryableFailure", "StatelessFunction", "initialize"]
+
+MAP = int(ItemMode.MAP)
 
 _writer = PlainWriter()
 """Pickles plain results in a worker."""
@@ -68,16 +70,19 @@ class GuardedFunction:
 
     def __call__(self, item: Any) -> tuple[int, Any, float]:
         began = time.perf_counter()
-        kind, item = loaded(item) if self.are_pairs else (PLAIN, item)
-        if kind != PLAIN or self.broken is not None:
-            return FAILED, self.broken or item, 0.0
+        if self.are_pairs:
+            kind, item = loaded(item)
+            if kind != PLAIN:
+                return FAILED, item, 0.0
+        if self.broken is not None:
+            return FAILED, self.broken, 0.0
         try:
-            value = self._apply(item)
+            value = self.function(item) if self.mode == MAP else self._apply(item)
         except BaseException as error:
             failure = describe_failure(serializer, 0, Fault.RAISED, error)
             return self._failed(failure, type(error))
         seconds = time.perf_counter() - began
-        if is_immutable(value):
+        if type(value) in ATOMS or is_immutable(value):
             return PLAIN, value, seconds
         try:
             return *dumps(value, _writer), seconds
@@ -85,8 +90,6 @@ class GuardedFunction:
             return self._failed(describe_result(serializer, 0, error, value), MaybeEncodingError)
 
     def _apply(self, item: Any) -> Any:
-        if self.mode == ItemMode.MAP:
-            return self.function(item)
         if self.mode == ItemMode.STAR:
             return self.function(*item)
         args, kwds = item
