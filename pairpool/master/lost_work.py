@@ -9,8 +9,8 @@ A worker that is idle reads its next packet at once. If it does not, one of thes
 
 1. After `RECALL_AFTER_S` the master takes back what the worker has not read. It sends a packet without meaning
    (`StartPacket`), and sends the worker no batches until the worker has read that packet.
-2. After `KILL_AFTER_S` the master kills a worker that has not begun what it holds, and a worker that has not read. The
-   batches of a dead worker go out again. A worker that a debugger has stopped is left alone if it has not read.
+2. After `KILL_AFTER_S` the master kills a worker that has not begun what it holds, and a worker that has not read, if
+   it is idle or stopped. The batches of a dead worker go out again. A worker that a debugger has stopped is left alone.
 
 A worker that waits for a core looks the same. What it has not read runs elsewhere then, and it loses nothing.
 """
@@ -34,7 +34,7 @@ RECALL_AFTER_S = 1.0
 KILL_AFTER_S = 5.0
 """Seconds after which an idle worker that has not begun its batch, or does not read, is killed."""
 
-_NOT_BEGUN = (State.EMPTY, State.IDLE)
+_IDLE_STATES = (State.EMPTY, State.IDLE)
 """States of a worker that has no batch, or has not read the one that it was sent. A new worker is EMPTY."""
 
 
@@ -55,17 +55,17 @@ class LostWork:
         for worker in list(self._aside_since):
             self._look_at_aside(worker, now)
         for worker in list(self._workers.members.values()):
-            if worker.held and worker.kill_reason is None and worker.slot.words[Word.STATE] in _NOT_BEGUN:
-                self._look_at_idle(worker, now)
+            if worker.held and worker.kill_reason is None and _has_not_begun(worker):
+                self._look_at_owing(worker, now)
 
-    def _look_at_idle(self, worker: WorkerHandle, now: float) -> None:
+    def _look_at_owing(self, worker: WorkerHandle, now: float) -> None:
         batch = worker.held[0]
         waited = now - batch.running_since
         if waited < RECALL_AFTER_S or worker.has_packet():
             return
         if self._checked.get(worker) != batch.number:
             self._recall(worker, now)
-        elif waited >= KILL_AFTER_S:
+        elif waited >= KILL_AFTER_S and _may_be_killed(worker):
             self._checked.pop(worker)
             self._workers.kill_for(worker, work_not_begun(KILL_AFTER_S))
 
@@ -93,6 +93,19 @@ class LostWork:
             del self._aside_since[worker]
             worker.set_aside(False)
             self._workers.place(worker)
-        elif now - since >= KILL_AFTER_S - RECALL_AFTER_S and pidfds.state_of(worker.pid) != "t":
+        elif now - since >= KILL_AFTER_S - RECALL_AFTER_S and _may_be_killed(worker):
             del self._aside_since[worker]
             self._workers.kill_for(worker, work_not_begun(KILL_AFTER_S))
+
+
+def _has_not_begun(worker: WorkerHandle) -> bool:
+    """Return whether a worker is not at the first batch that it holds, and has nothing else to do."""
+    words = worker.slot.words
+    state = words[Word.STATE]
+    return state in _IDLE_STATES or (state != State.FUNCTION and words[Word.BATCH] != worker.held[0].number)
+
+
+def _may_be_killed(worker: WorkerHandle) -> bool:
+    """Return whether a worker does nothing. One that has sent a report may still run the finalizers of its items."""
+    state = pidfds.state_of(worker.pid)
+    return state == "T" or (state != "t" and worker.slot.words[Word.STATE] in _IDLE_STATES)

@@ -26,7 +26,7 @@ __all__ = ["WorkReturned", "check_ahead", "check_report"]
 MAX_RETURNS = 20
 """How often a batch may come back without an item that was run. Functions and segments are sent again each time."""
 
-_AT_WORK = (State.RUNNING, State.KEEPING, State.SAVING)
+_BUSY = (State.RUNNING, State.KEEPING, State.SAVING)
 """States of a worker that has more to do in its batch. It stores SENDING before the last report of the batch, and the
 number of the next batch before it is at work again. So a reader that takes the state first sees no mix of both."""
 
@@ -54,7 +54,7 @@ def check_report(handle: WorkerHandle, packet: ResultPacket) -> Batch:
     if packet.flags & Flag.PARTIAL:
         if packet.item_count < 1 or end >= batch.sent_until or end > batch.first + batch.count:
             raise ProtocolError("a partial report covers no item, or all of them")
-    elif words[Word.STATE] in _AT_WORK and words[Word.BATCH] == batch.number:
+    elif words[Word.STATE] in _BUSY and words[Word.BATCH] == batch.number:
         raise ProtocolError("it reported a whole batch while it ran an item of the batch")
     elif packet.item_count == known and batch.returns >= MAX_RETURNS:
         raise WorkReturned

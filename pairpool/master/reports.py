@@ -129,6 +129,8 @@ class ReportReader:
         if type(packet) is ResultPacket:
             if handle.inconsistent and (not handle.held or handle.held[0].number != packet.batch):
                 return False  # an exception interrupted the engine after an earlier report had been received
+            if handle.held and handle.held[0].number != packet.batch:
+                self._put_back_lost(handle, packet.batch)
             batch = check_report(handle, packet)
             self._on_result(handle, batch, packet, self._read(handle, packet, payload, fds))
         elif isinstance(packet, DescriptorsPacket):
@@ -148,6 +150,17 @@ class ReportReader:
         else:
             raise ProtocolError(f"it sent {packet}")
         return True
+
+    def _put_back_lost(self, handle: WorkerHandle, number: int) -> None:
+        """Put batches back whose packets were lost, which a report on a later batch shows.
+
+        A child of a task can have read them. The task that the worker runs can also have lied. Then the worker has not
+        read the later batch, so the recall takes that back, and the report is refused.
+        """
+        if handle.slot.words[Word.BATCH] != handle.held[0].number and handle.holds(number):
+            self._queue.put_back(handle.recall())
+            if handle.holds(number):
+                self._queue.put_back(handle.drop_before(number))
 
     def _on_cut(self, handle: WorkerHandle, packet: Packet) -> None:
         """Process a packet whose descriptors are lost because this process has no room for them."""

@@ -18,7 +18,7 @@ from pairpool.linux import pidfds
 from pairpool.linux.cgroup import OomCounter
 from pairpool.linux.memory import format_size
 from pairpool.master.jobs.base import Batch
-from pairpool.master.kill_reason import Blame, KillReason
+from pairpool.master.kill_reason import KillReason
 from pairpool.master.workers import WorkerHandle
 from pairpool.scoreboard.board import State, Word
 from pairpool.scoreboard.fault_stacks import read_fault_stack, task_frames
@@ -100,14 +100,15 @@ class WorkerDeath:
     @property
     def function_being_loaded(self) -> int | None:
         """The number of the function that the worker was unpickling; None if it was not unpickling a function."""
-        return self._function if self._state == State.FUNCTION and self.blame is Blame.POSITION else None
+        return self._function if self._state == State.FUNCTION and self.kill_reason is None else None
 
     @property
-    def blame(self) -> Blame:
-        """The item that is to blame for the death."""
-        if self.kill_reason is not None:
-            return self.kill_reason.blame
-        return Blame.BATCH if self._state == State.CHANNEL_LOST else Blame.POSITION
+    def blamed_batch(self) -> int:
+        """The number of the batch that is to blame if it is not known which of its items; 0 if the item is known."""
+        reason = self.kill_reason
+        if reason is not None:
+            return reason.batch if reason.blames_batch else 0
+        return self._batch if self._state == State.CHANNEL_LOST else 0
 
     def _explain(self, oom: OomCounter) -> tuple[str, str]:
         """Return the likely cause, and the advice."""
@@ -140,7 +141,7 @@ class WorkerDeath:
         Args:
             unfinished: all batches that the worker had read and not reported, in order.
         """
-        if self.blame is not Blame.POSITION:
+        if self.blamed_batch:
             return 0 if self.is_in_doubt(batch) and batch.count == 1 else None
         if batch.number != self._batch:
             is_earlier = self._batch in [one.number for one in unfinished[unfinished.index(batch) + 1 :]]
@@ -152,9 +153,8 @@ class WorkerDeath:
 
     def is_in_doubt(self, batch: Batch) -> bool:
         """Whether the worker was at the batch as a whole, so that any of its items may have ended the worker."""
-        if self.blame is not Blame.POSITION:
-            number = self._batch if self.kill_reason is None else self.kill_reason.batch
-            return self.blame is Blame.BATCH and batch.number == number
+        if self.blamed_batch:
+            return batch.number == self.blamed_batch
         return batch.number == self._batch and self._state in (State.LOADING, State.SAVING, State.SENDING)
 
     def error(self, function: str, index: int, arguments: str) -> BaseException:

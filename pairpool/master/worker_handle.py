@@ -147,6 +147,17 @@ class WorkerHandle(WorkerChannel):
         if not self.frees_payload_of(self.held.popleft().number):
             self.retire()
 
+    def holds(self, number: int) -> bool:
+        """Return whether the worker holds the batch with this number."""
+        return any(batch.number == number for batch in self.held)
+
+    def drop_before(self, number: int) -> list[Batch]:
+        """Return the batches before the one with this number. The handle holds them no more."""
+        dropped = []
+        while self.held[0].number != number:
+            dropped.append(self.held.popleft())
+        return dropped
+
     def take_held(self) -> list[Batch]:
         """Return all batches that the worker held. The handle holds none from now on."""
         held = list(self.held)

@@ -8,6 +8,7 @@ import signal
 import socket
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +176,8 @@ def test_a_stopped_idle_worker_loses_no_item(start_method: str, make_pool: MakeP
     os.kill(stopped, signal.SIGSTOP)
     for _ in range(2):
         assert pool.map_async(square_slowly, range(60), chunksize=1).get(PATIENCE) == SQUARES
-    os.kill(stopped, signal.SIGCONT)
+    with suppress(ProcessLookupError):  # it is killed if it read its packet just before it stopped
+        os.kill(stopped, signal.SIGCONT)
     pool.close()
     pool.join()
 
@@ -212,3 +214,19 @@ def test_a_stopped_worker_does_not_keep_a_pool_from_closing(start_method: str, m
     pool.close()
     pool.join()
     assert not set(pids) & set(process_tree.children_of(os.getpid()))
+
+
+def test_a_stolen_packet_makes_no_item_run_twice(make_pool: MakePool, tmp_path: Path) -> None:
+    pool = make_pool(2)
+    path = str(tmp_path / "runs")
+    pool.apply(steal_packets, (5,))
+    found = pool.map_async(append_line, [(path, x) for x in range(200)], chunksize=1).get(PATIENCE)
+    assert found == list(range(200))
+    assert sorted(map(int, Path(path).read_text().split())) == list(range(200))
+
+
+def append_line(where: tuple[str, int]) -> int:
+    path, x = where
+    with open(path, "a") as file:
+        file.write(f"{x}\n")
+    return x
