@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +15,25 @@ from pairpool.errors import WorkerDied
 from pairpool.stress.hostile.innocents import Verdicts
 from pairpool.stress.hostile.record import Record
 from pairpool.stress.hostile.reports import RoundOrder, RoundReport, SiegeReport
+from tests.support.scripts import python
+
+
+def besiege(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return python("-W", "default", "-m", "pairpool", "stress", "--hostile", "--workers", 3, "--hang", 20, *arguments)
+
+
+def test_attacks_harm_nothing_but_the_attackers(start_method: str, tmp_path: Path) -> None:
+    file = tmp_path / "report.json"
+    options = ["--start-method", start_method, "--packets", 400, "--boards", 200, "--seed", 5]
+    done = besiege(*options, "--json", file)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(file.read_text())
+    assert (found["breaches"], found["masters_died"]) == ([], 0)
+    assert found["packets"] >= 400
+    assert found["boards"] >= 200
+    assert found["calls"] > 0
+    assert found["misused"] > 0
+    assert done.stdout.splitlines()[-1].endswith("harmed nothing else, seed 5")
 
 
 def test_bad_usage_ends_with_status_2(capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,6 +23,9 @@ __all__ = ["Innocents", "Verdicts"]
 
 LARGE_BYTES = 300_000
 
+PAUSE_S = 0.003
+"""Seconds between two calls of one thread. They leave most of the time to the attacks."""
+
 BREACHES_NOTED = 40
 
 LIKENESS = 200
@@ -160,6 +163,7 @@ class Innocents:
     def _work(self, dice: Dice) -> None:
         while not self._is_over.is_set():
             self.call(dice)
+            time.sleep(PAUSE_S)
 
     def call(self, dice: Dice) -> None:
         """Make one call, and check its results."""

@@ -258,6 +258,11 @@ def _wrong_time(dice: Dice, facts: Facts) -> Shot:
     return Shot("wrong time", header, _some_fds(dice, 1) if dice.one_in(8) else ())
 
 
+def _idle(dice: Dice, facts: Facts) -> Shot:
+    """A packet that changes nothing: the worker has sent no descriptors ahead of this batch."""
+    return Shot("idle", encode(DiscardDescriptorsPacket(dice.below(1 << 32), facts.batch + 1 + dice.below(1 << 40))))
+
+
 SHAPES: tuple[Shape, ...] = (
     _noise, _any_kind, _any_kind, _any_kind, _wrong_batch, _wrong_place, _wrong_values, _broken_pickle, _broken_table,
     _wrong_failures, _wrong_header, _stamps, _announced, _early, _shared_memory, _wrong_time, _wrong_time, _nothing,
@@ -266,7 +271,7 @@ SHAPES: tuple[Shape, ...] = (
 
 
 def shots(dice: Dice, facts: Facts, count: int, *, may_forge: bool) -> Iterator[Shot]:
-    """Yield up to `count` packets for one attack.
+    """Yield up to `count` packets for one attack, and perhaps some before them that change nothing.
 
     At most the last of them may be a report that the master accepts. After such a report, the master expects the next
     batch of this worker, and a second report could be an answer to that. A process that answers for its own worker can
@@ -275,6 +280,8 @@ def shots(dice: Dice, facts: Facts, count: int, *, may_forge: bool) -> Iterator[
     Args:
         may_forge: whether the master may accept a report. All items of the batch then have wrong values.
     """
+    for _ in range(dice.pick((0, 0, 1, 5, 20))):
+        yield _idle(dice, facts)
     for _ in range(count):
         shot = dice.pick(SHAPES)(dice, facts)
         if not shot.forges:

@@ -20,7 +20,13 @@ from pairpool.stress.hostile.reports import RoundOrder, RoundReport, SiegeReport
 __all__ = ["HostileOptions", "besiege"]
 
 ROUND_ATTACKS = {"packets": 1200, "own board": 600, "any board": 600}
-"""Attacks of one round, by front."""
+"""Attacks of one round, by front, at most."""
+
+LEAST_ATTACKS = 20
+"""Attacks of one round, at least."""
+
+DEEDS_PER_ATTACK = 3
+"""About how many packets an attack sends, and how often it scribbles on a scoreboard."""
 
 BREACHES_ALLOWED = 20
 """Breaches after which no further round begins."""
@@ -64,8 +70,9 @@ class _Siege:
         """Run rounds until there were enough packets and boards."""
         first = 0
         for front in self._fronts():
-            self._run_round(self._order(first, front))
-            first += ROUND_ATTACKS[front]
+            order = self._order(first, front)
+            self._run_round(order)
+            first += order.attacks
         self.report.end(time.monotonic() - self._began_s)
 
     def _fronts(self) -> Iterator[str]:
@@ -86,7 +93,9 @@ class _Siege:
 
     def _order(self, first: int, front: str) -> RoundOrder:
         options = self._options
-        attacks = ROUND_ATTACKS[front]
+        report = self.report
+        left = options.packets - report.packets if front == "packets" else options.boards - report.boards
+        attacks = min(ROUND_ATTACKS[front], LEAST_ATTACKS + left // DEEDS_PER_ATTACK)
         return RoundOrder(
             options.seed, first, attacks, front, options.start_method, options.workers, options.hang, -1, self._tag
         )
