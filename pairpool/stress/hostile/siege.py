@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from pairpool.stress import environment
 from pairpool.stress.hostile import tables
 from pairpool.stress.hostile.record import HOSTILE_MARK, Record
 from pairpool.stress.hostile.reports import RoundOrder, RoundReport, SiegeReport
+from pairpool.stress.report import progress
 
 __all__ = ["HostileOptions", "besiege"]
 
@@ -33,6 +34,9 @@ BREACHES_ALLOWED = 20
 
 ROUND_LIMIT_FACTOR = 20
 """How many times the limit of a call a round may take, before its master counts as hung."""
+
+LOOK_S = 0.05
+"""Seconds between two looks at the progress of a round."""
 
 LAST_WORDS = 1500
 """Characters of a master's error output that are shown if it dies."""
@@ -58,10 +62,15 @@ class HostileOptions:
 
 
 class _Siege:
-    """A campaign in progress."""
+    """A campaign in progress.
 
-    def __init__(self, options: HostileOptions) -> None:
+    Args:
+        show: called several times per second with the number of packets and boards so far, and with their final number.
+    """
+
+    def __init__(self, options: HostileOptions, show: Callable[[int, int], object]) -> None:
         self._options = options
+        self._show = show
         self._tag = f"hostile-{os.getpid()}-{time.monotonic_ns()}"
         self._began_s = time.monotonic()
         self.report = SiegeReport(order=asdict(options))
@@ -124,7 +133,7 @@ class _Siege:
                 env=environ,
                 pass_fds=[report_fd],
             )
-            death = self._await_end(process, order)
+            death = self._await_end(process, order, record)
             text = _content(report_fd).decode()
             found = RoundReport(**json.loads(text)) if text else RoundReport()
             death = death or ("" if text else "the master left no report")
@@ -135,15 +144,17 @@ class _Siege:
             os.close(report_fd)
             os.close(words_fd)
 
-    def _await_end(self, process: subprocess.Popen[bytes], order: RoundOrder) -> str:
+    def _await_end(self, process: subprocess.Popen[bytes], order: RoundOrder, record: Record) -> str:
         """Wait for the end of a master. Return how it died; empty if it ended as it should."""
         limit_s = ROUND_LIMIT_FACTOR * order.limit_s
+        deadline = time.monotonic() + limit_s
         try:
-            status = process.wait(limit_s)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGABRT)  # shows its stacks
-            process.wait()
-            return f"the master had not ended after {limit_s:g} s"
+            while (status := self._await_step(process)) is None:
+                self._show_progress(order, record)
+                if time.monotonic() > deadline:
+                    process.send_signal(signal.SIGABRT)  # shows its stacks
+                    process.wait()
+                    return f"the master had not ended after {limit_s:g} s"
         except BaseException:
             process.kill()
             process.wait()
@@ -153,6 +164,20 @@ class _Siege:
         reason = signal.Signals(-status).name if status < 0 else f"exit status {status}"
         return f"the master died: {reason}"
 
+    def _await_step(self, process: subprocess.Popen[bytes]) -> int | None:
+        """Wait for a moment. Return the exit status of a process if it has ended, else None."""
+        try:
+            return process.wait(LOOK_S)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def _show_progress(self, order: RoundOrder, record: Record) -> None:
+        rows = [record.row(number) for number in range(order.first, order.first + order.attacks)]
+        options, report = self._options, self.report
+        packets = min(options.packets, report.packets + sum(row.packets for row in rows))
+        boards = min(options.boards, report.boards + sum(row.boards for row in rows))
+        self._show(packets + boards, options.packets + options.boards)
+
 
 def _content(fd: int) -> bytes:
     return os.pread(fd, os.fstat(fd).st_size, 0)
@@ -160,8 +185,9 @@ def _content(fd: int) -> bytes:
 
 def besiege(options: HostileOptions, json_file: str | None = None) -> int:
     """Run a campaign and print its report. Return the exit status: 0 passed, 1 failed."""
-    siege = _Siege(options)
-    siege.run()
+    with progress(options.packets + options.boards, is_wanted=True) as show:
+        siege = _Siege(options, show)
+        siege.run()
     if json_file is not None:
         Path(json_file).write_text(json.dumps(asdict(siege.report), indent=2) + "\n")
     tables.show_siege(siege.report)
