@@ -93,7 +93,7 @@ class Metrics:
     def call_began(self, job: Job, others: int) -> None:
         """Count a call that was made while `others` other calls had not ended."""
         job.register(next(self._call_numbers), time.monotonic_ns())
-        self._store(PoolWord.CALLS, others + 1)
+        self._own[PoolWord.CALLS] = self._shown[PoolWord.CALLS] = others + 1
         if not others:
             self.statistics.work_began(job.began_ns)
         if self.trace is not None:
@@ -142,10 +142,11 @@ class Metrics:
 
     def call_ended(self, job: Job, others: int) -> None:
         """Note that a call has ended while `others` other calls have not."""
-        self._store(PoolWord.CALLS, others)
+        own, shown = self._own, self._shown
+        own[PoolWord.CALLS] = shown[PoolWord.CALLS] = others
         if not others:
-            self._store(PoolWord.LISTED, 0)
-            self._store(PoolWord.PENDING, 0)
+            own[PoolWord.LISTED] = shown[PoolWord.LISTED] = 0
+            own[PoolWord.PENDING] = shown[PoolWord.PENDING] = 0
             self.statistics.work_ended(time.monotonic_ns())
         if self.trace is not None:
             self.trace.call_ended(job.number, time.monotonic_ns(), job.items_ended, job.items_failed)

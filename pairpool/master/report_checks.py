@@ -21,12 +21,12 @@ from pairpool.scoreboard.board import State, Word
 from pairpool.transport.protocol import DescriptorsPacket, Flag, ReceivedPacket, ResultPacket
 from pairpool.transport.wire import ProtocolError
 
-__all__ = ["WorkReturned", "check_ahead", "check_report"]
+__all__ = ["WorkReturned", "check_ahead", "check_report", "first_held"]
 
 MAX_RETURNS = 20
 """How often a batch may come back without an item that was run. Functions and segments are sent again each time."""
 
-_BUSY = (State.RUNNING, State.KEEPING, State.SAVING)
+_NOT_REPORTING = (State.RUNNING, State.KEEPING, State.SAVING)
 """States of a worker that has more to do in its batch. It stores SENDING before the last report of the batch, and the
 number of the next batch before it is at work again. So a reader that takes the state first sees no mix of both."""
 
@@ -35,16 +35,25 @@ class WorkReturned(Exception):
     """A worker returns a batch again and again without running an item."""
 
 
-def check_report(handle: WorkerHandle, packet: ResultPacket) -> Batch:
-    """Return the batch that a report is about.
+def check_report(batch: Batch, packet: ResultPacket, words: memoryview) -> None:
+    """Check a report on the batch that a worker runs.
+
+    Args:
+        words: the worker's slot of the scoreboard.
 
     Raises:
         ProtocolError: the worker cannot have sent such a report.
         WorkReturned: the batch has come back too often.
     """
-    batch = _first_held(handle, packet.batch)
-    words = handle.slot.words
-    known = batch.first - packet.first
+    is_partial = packet.flags & Flag.PARTIAL
+    if is_partial or packet.first != batch.first or packet.item_count != len(batch.items):
+        _check_part(batch, packet)
+    if not is_partial and words[Word.STATE] in _NOT_REPORTING and words[Word.BATCH] == batch.number:
+        raise ProtocolError("it reported a whole batch while it ran an item of the batch")
+
+
+def _check_part(batch: Batch, packet: ResultPacket) -> None:
+    """Check a report on other items than all of the batch; see `check_report`."""
     end = packet.first + packet.item_count
     if not batch.sent_from <= packet.first <= batch.first <= end <= batch.sent_until:
         raise ProtocolError(
@@ -54,16 +63,13 @@ def check_report(handle: WorkerHandle, packet: ResultPacket) -> Batch:
     if packet.flags & Flag.PARTIAL:
         if packet.item_count < 1 or end >= batch.sent_until or end > batch.first + batch.count:
             raise ProtocolError("a partial report covers no item, or all of them")
-    elif words[Word.STATE] in _BUSY and words[Word.BATCH] == batch.number:
-        raise ProtocolError("it reported a whole batch while it ran an item of the batch")
-    elif packet.item_count == known and batch.returns >= MAX_RETURNS:
+    elif end == batch.first and batch.returns >= MAX_RETURNS:
         raise WorkReturned
-    return batch
 
 
 def check_ahead(handle: WorkerHandle, packet: DescriptorsPacket | ReceivedPacket) -> Batch:
     """Return the batch that a packet ahead of a report is about. Raise `ProtocolError` if the worker cannot send it."""
-    batch = _first_held(handle, packet.batch)
+    batch = first_held(handle, packet.batch)
     if isinstance(packet, DescriptorsPacket):
         if packet.function:
             raise ProtocolError("descriptors came for a function")
@@ -72,7 +78,8 @@ def check_ahead(handle: WorkerHandle, packet: DescriptorsPacket | ReceivedPacket
     return batch
 
 
-def _first_held(handle: WorkerHandle, number: int) -> Batch:
+def first_held(handle: WorkerHandle, number: int) -> Batch:
+    """Return the first batch that a worker holds. Raise `ProtocolError` if that is not the one with this number."""
     if not handle.held or handle.held[0].number != number:
         raise ProtocolError(f"it reported batch {number}, which it does not run")
     return handle.held[0]

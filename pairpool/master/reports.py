@@ -19,7 +19,7 @@ from pairpool.master.jobs.base import Batch, Job
 from pairpool.master.kill_reason import KillReason, channel_misused, work_returned
 from pairpool.master.outcome import BatchOutcome, read_outcome, truncated_outcome, without_first
 from pairpool.master.parts import EngineParts
-from pairpool.master.report_checks import WorkReturned, check_ahead, check_report
+from pairpool.master.report_checks import WorkReturned, check_ahead, check_report, first_held
 from pairpool.master.workers import WorkerHandle
 from pairpool.scoreboard.board import Word
 from pairpool.transport.channel import Cut, Lost
@@ -81,13 +81,10 @@ class ReportReader:
             if handle.eof_sent or handle.is_misused or self._loop.ended:  # another thread may change them
                 break
             workers.begin_update(handle)
-            fds: list[int] = []
+            received = None
             try:
                 received = handle.receive()
-                if received is None:
-                    break
-                packet, payload, fds = received
-                if not self._on_packet(handle, packet, payload, fds):
+                if received is None or not self._on_packet(handle, *received):
                     break
             except Cut as cut:
                 self._on_cut(handle, cut.packet)
@@ -95,7 +92,7 @@ class ReportReader:
             except Lost:
                 self._on_misuse(handle, "it was shut down")
             except ProtocolError as error:
-                for fd in fds:
+                for fd in () if received is None else received[2]:
                     os.close(fd)
                 self._on_misuse(handle, str(error))
             except WorkReturned:
@@ -127,11 +124,14 @@ class ReportReader:
     def _on_packet(self, handle: WorkerHandle, packet: Packet, payload: memoryview, fds: list[int]) -> bool:
         """Process one packet. Return whether the packets behind it may be read."""
         if type(packet) is ResultPacket:
-            if handle.inconsistent and (not handle.held or handle.held[0].number != packet.batch):
-                return False  # an exception interrupted the engine after an earlier report had been received
-            if handle.held and handle.held[0].number != packet.batch:
+            held = handle.held
+            if not held or held[0].number != packet.batch:
+                if handle.inconsistent:
+                    return False  # an exception interrupted the engine after an earlier report had been received
                 self._put_back_lost(handle, packet.batch)
-            batch = check_report(handle, packet)
+                first_held(handle, packet.batch)
+            batch = held[0]
+            check_report(batch, packet, handle.slot.words)
             self._on_result(handle, batch, packet, self._read(handle, packet, payload, fds))
         elif isinstance(packet, DescriptorsPacket):
             check_ahead(handle, packet)
@@ -157,7 +157,7 @@ class ReportReader:
         A child of a task can have read them. The task that the worker runs can also have lied. Then the worker has not
         read the later batch, so the recall takes that back, and the report is refused.
         """
-        if handle.slot.words[Word.BATCH] != handle.held[0].number and handle.holds(number):
+        if handle.holds(number) and handle.slot.words[Word.BATCH] != handle.held[0].number:
             self._queue.put_back(handle.recall())
             if handle.holds(number):
                 self._queue.put_back(handle.drop_before(number))
@@ -168,7 +168,9 @@ class ReportReader:
             handle.fd_inbox.lose(packet)
         elif isinstance(packet, ResultPacket):
             handle.retire()  # the worker assumes that the master has a shared memory whose descriptor may be lost
-            self._on_result(handle, check_report(handle, packet), packet, truncated_outcome(packet))
+            batch = first_held(handle, packet.batch)
+            check_report(batch, packet, handle.slot.words)
+            self._on_result(handle, batch, packet, truncated_outcome(packet))
 
     def _read(self, handle: WorkerHandle, packet: ResultPacket, payload: memoryview, fds: list[int]) -> BatchOutcome:
         outcome = BatchOutcome([], {}, [], None)
@@ -251,7 +253,8 @@ class ReportReader:
         self.reports_handled += 1
         if self._queue.functions.crash_counts:
             self._queue.functions.clear_crash_counts(batch.function_numbers())
-        handle.fd_inbox.close()
+        if handle.fd_inbox.early:
+            handle.fd_inbox.close()
         handle.clear_limit()
         self._workers.unwatch(handle)
         if self._watchdog.is_too_large(handle):

@@ -158,6 +158,10 @@ class Watchdog:
 
     def _look_at_time(self, worker: WorkerHandle, now: float) -> None:
         position = _position_of(worker)
+        if now > _latest_end(worker.held[0]) and position.state != State.FUNCTION:
+            limit = worker.held[0].job.options.task_timeout or 0.0
+            self._abort(worker, KillReason(worker.held[0].number, 0, limit, "", "", blames_batch=True))
+            return
         batch = next((one for one in worker.held if one.number == position.batch), None)
         limits = [one.job.options.task_timeout for one in worker.held]
         if batch is None or position.state not in _AT_WORK or batch.job.options.task_timeout is None:
@@ -261,6 +265,18 @@ class Watchdog:
         if was_running:
             pidfds.send_signal(worker.pidfd.fileno(), signal.SIGCONT)
         return False
+
+
+def _latest_end(batch: Batch) -> float:
+    """Return when a batch with a time limit has ended at the latest (monotonic seconds), whatever the scoreboard shows.
+
+    The limit counts for each item while it runs. It also counts, or `PICKLING_AT_LEAST_S`, while the item is unpickled
+    and while its result is pickled. A task can store a later start again and again, but it cannot exceed this sum.
+    """
+    limit = batch.job.options.task_timeout
+    if limit is None:
+        return math.inf
+    return batch.running_since + (batch.sent_until - batch.sent_from) * (limit + 2 * max(limit, PICKLING_AT_LEAST_S))
 
 
 def _position_of(worker: WorkerHandle) -> _Position:

@@ -188,10 +188,10 @@ class WorkerHandle(WorkerChannel):
     def set_limit(self, batch: Batch, index: int, now: float) -> None:
         """Tell the worker not to begin the item at `index` nor any later item of the batch that it runs."""
         batch.set_limit(index, now)
-        self.slot.store(Word.LIMIT, index)
+        self.slot.words[Word.LIMIT] = index
 
     def clear_limit(self) -> None:
-        self.slot.store(Word.LIMIT, NOTHING)
+        self.slot.words[Word.LIMIT] = NOTHING
 
     def request_partial_report(self, batch: Batch, now: float) -> None:
         """Ask the worker to report the finished items of the batch that it runs."""

@@ -30,15 +30,18 @@ class FdInbox:
 
     Args:
         at_most: number of descriptors to keep for one packet. If more come, all are closed, as if they were lost.
+
+    Attributes:
+        early: the descriptors, by the function and the batch of the packet; None if some of them were lost.
     """
 
     def __init__(self, at_most: int = sys.maxsize) -> None:
         self._at_most = at_most
-        self._early: dict[tuple[int, int], list[int] | None] = {}  # None if some of them were lost
+        self.early: dict[tuple[int, int], list[int] | None] = {}
 
     def keep(self, packet: DescriptorsPacket, fds: list[int]) -> None:
         """Store what a packet has brought, until the packet that needs it arrives."""
-        early = self._early.setdefault((packet.function, packet.batch), [])
+        early = self.early.setdefault((packet.function, packet.batch), [])
         if early is None or len(early) + len(fds) > self._at_most:
             _close(fds)
             self.lose(packet)
@@ -47,17 +50,17 @@ class FdInbox:
 
     def discard(self, packet: DiscardDescriptorsPacket) -> None:
         """Close what came ahead of a packet that will not arrive."""
-        _close(self._early.pop((packet.function, packet.batch), None) or ())
+        _close(self.early.pop((packet.function, packet.batch), None) or ())
 
     def lose(self, packet: DescriptorsPacket) -> None:
         """Note that the descriptors of a packet were lost because the table is full."""
         key = packet.function, packet.batch
-        _close(self._early.get(key) or ())
-        self._early[key] = None
+        _close(self.early.get(key) or ())
+        self.early[key] = None
 
     def gather(self, packet: Carrier, fds: list[int]) -> ReceivedFds:
         """Return all descriptors of a packet. Take its own out of `fds`, and leave the memfd of its payload there."""
-        early = self._early.pop(owner_of(packet), [])
+        early = self.early.pop(owner_of(packet), [])
         own = fds[: attached_count(packet.descriptors)]
         del fds[: len(own)]
         if early is None:
@@ -70,9 +73,9 @@ class FdInbox:
 
     def close(self) -> None:
         """Close everything."""
-        for early in self._early.values():
+        for early in self.early.values():
             _close(early or ())
-        self._early.clear()
+        self.early.clear()
 
 
 class ReceivedFds:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from pairpool import Pool, WorkerDied
+from pairpool import Pool, TaskTimeout, WorkerDied
 from pairpool.linux import process_tree
 from tests.support.misuse import (
     BREACHES,
@@ -25,6 +25,7 @@ from tests.support.misuse import (
     fork_and_return,
     fork_natively_and_raise,
     large_result,
+    renew_start_for_ever,
     scribble_limit,
     square_slowly,
     steal_packets,
@@ -230,3 +231,14 @@ def append_line(where: tuple[str, int]) -> int:
     with open(path, "a") as file:
         file.write(f"{x}\n")
     return x
+
+
+def test_a_task_that_hides_from_its_time_limit_ends_all_the_same(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stores a later start again and again. Only the sum of all limits of its batch is left then."""
+    monkeypatch.setattr("pairpool.master.watchdog.PICKLING_AT_LEAST_S", 0.5)
+    pool = make_pool(2)
+    with pytest.raises(TaskTimeout):
+        pool.apply_async(renew_start_for_ever, task_timeout=0.5).get(PATIENCE)
+    assert pool.map(square_slowly, range(60)) == SQUARES

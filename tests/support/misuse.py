@@ -35,6 +35,7 @@ __all__ = [
     "fork_and_return",
     "fork_natively_and_raise",
     "large_result",
+    "renew_start_for_ever",
     "scribble_limit",
     "square_slowly",
     "steal_packets",
@@ -217,6 +218,13 @@ def steal_packets(x: int) -> int:
             except BlockingIOError:
                 pass
     return x
+
+
+def renew_start_for_ever() -> None:
+    """Store a new start of this item again and again."""
+    words = _words()
+    while True:
+        words[Word.STARTED] = time.monotonic_ns()
 
 
 def scribble_limit(x: int) -> int:
