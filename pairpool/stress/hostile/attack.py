@@ -11,6 +11,7 @@ import termios
 import time
 from typing import Any, NamedTuple
 
+from pairpool.scoreboard.board import NOTHING, State, Word
 from pairpool.stress.hostile.acts import ACTS
 from pairpool.stress.hostile.boards import OTHERS, SCRIBBLES
 from pairpool.stress.hostile.dice import Dice
@@ -26,7 +27,7 @@ MAX_SHOTS = 12
 """Packets of one attack, at most."""
 
 FLOOD_SHOTS = 400
-"""Packets of a flood."""
+"""Packets of a flood, which does not wait until the master has read them. They count as one."""
 
 READ_LIMIT_S = 0.05
 """Seconds that an attack waits until the master has read its packet."""
@@ -97,7 +98,7 @@ def attack(number: int, orders: Orders, *, may_forge: bool = True) -> str:
         else:
             _scribble(record, number, dice, found, only_own=orders.front == "own board")
     finally:
-        record.go_on()
+        record.end(number)
     return f"attack {number} returned"
 
 
@@ -173,11 +174,22 @@ def _send_packets(record: Record, number: int, dice: Dice, found: Reach, *, may_
 
 def _shoot(record: Record, number: int, dice: Dice, found: Reach, *, may_forge: bool) -> None:
     facts = Facts(found.batch, found.first, min(found.items, 5000))
-    count = FLOOD_SHOTS if dice.one_in(64) else 1 + dice.below(MAX_SHOTS)
-    for shot in shots(dice, facts, count, may_forge=may_forge):
-        record.note(number, shot.shape, packets=1)
-        if not _send(found.channel, shot) or not _is_read(found.channel):
+    is_flood = dice.one_in(64)
+    count = FLOOD_SHOTS if is_flood else 1 + dice.below(MAX_SHOTS)
+    for sent, shot in enumerate(shots(dice, facts, count, may_forge=may_forge)):
+        record.note(number, shot.shape, packets=not is_flood or not sent)
+        if shot.forges and dice.below(3):
+            _claim_to_report(found)
+        if not _send(found.channel, shot) or not (is_flood or _is_read(found.channel)):
             return
+    if is_flood:
+        _is_read(found.channel)
+
+
+def _claim_to_report(found: Reach) -> None:
+    """Show on the scoreboard what a worker shows when it sends a report. Otherwise the master refuses the report."""
+    found.words[Word.ITEM] = NOTHING
+    found.words[Word.STATE] = State.SENDING
 
 
 def _send(channel: socket.socket, shot: Shot) -> bool:

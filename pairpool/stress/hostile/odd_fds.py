@@ -6,7 +6,8 @@ import os
 import select
 import socket
 
-from pairpool.stress.hostile.packets import FIT_MEMFD, LONG_MEMFD, SHORT_MEMFD
+from pairpool.linux import descriptors
+from pairpool.stress.hostile.packets import LONG_MEMFD, SEALED_MEMFD, SHORT_MEMFD
 from pairpool.transport.payload_shm import DATA_OFFSET
 
 __all__ = ["OddFds"]
@@ -56,9 +57,12 @@ class OddFds:
         return self._make_memfd(kind)
 
     def _make_memfd(self, kind: str) -> int:
-        fd = os.memfd_create("hostile")
-        size = {SHORT_MEMFD: 100, FIT_MEMFD: DATA_OFFSET + FIT_BYTES, LONG_MEMFD: LONG_BYTES}[kind]
-        os.ftruncate(fd, size)
+        size = {SHORT_MEMFD: 100, LONG_MEMFD: LONG_BYTES}.get(kind, DATA_OFFSET + FIT_BYTES)
+        if kind == SEALED_MEMFD:
+            fd = descriptors.fixed_memfd("hostile", size)
+        else:
+            fd = os.memfd_create("hostile")
+            os.ftruncate(fd, size)
         if kind != SHORT_MEMFD:
             os.pwrite(fd, self._content, DATA_OFFSET)
         return fd

@@ -36,6 +36,8 @@ EDGES = (0, 1, 2, 3, 252, 253, 255, 256, 65535, 1 << 31, (1 << 32) - 1, 1 << 32,
 _WIDTHS = (0xFFFF_FFFF_FFFF_FFFF, 0xFFFF_FFFF, 0xFF)
 _REFERENCE_LAYOUT = struct.Struct("<IIQ")
 SHORT_MEMFD, FIT_MEMFD, LONG_MEMFD = "short memfd", "fitting memfd", "sparse memfd"
+SEALED_MEMFD = "sealed memfd"
+"""The only kind that a worker sends: its size is sealed."""
 
 
 class Facts(NamedTuple):
@@ -227,11 +229,15 @@ def _early(dice: Dice, facts: Facts) -> Shot:
 def _shared_memory(dice: Dice, facts: Facts) -> Shot:
     """A report in shared memory that is too short, unsealed, missing, or no memory at all."""
     values = values_of(facts.items)
-    size = dice.pick((len(values), len(values), 100_000, 1 << 30, 1 << 40, (1 << 64) - 1))
-    capacity = dice.pick((size, 1 << 20, 1 << 20, 0, 4096, 1 << 40, (1 << 64) - 1))
-    reference = _REFERENCE_LAYOUT.pack(dice.pick((0, 0, 1, 77, (1 << 32) - 1)), dice.pick((0, 0, 1, 9)), capacity)
-    kind = dice.pick((FIT_MEMFD, FIT_MEMFD, SHORT_MEMFD, LONG_MEMFD, dice.pick(ODD_FDS)))
-    fds = dice.pick(((kind,), (kind,), (), (kind, kind)))
+
+    def mostly(right: int, *wrong: int) -> int:
+        return right if dice.below(5) else dice.pick(wrong)
+
+    size = mostly(len(values), 100_000, 1 << 30, 1 << 40, (1 << 64) - 1)
+    capacity = mostly(1 << 20, size, 0, 4096, 1 << 40, (1 << 64) - 1)
+    reference = _REFERENCE_LAYOUT.pack(mostly(0, 1, 77, (1 << 32) - 1), mostly(0, 1, 9), capacity)
+    kind = dice.pick((SEALED_MEMFD,) * 6 + (FIT_MEMFD, SHORT_MEMFD, LONG_MEMFD, dice.pick(ODD_FDS)))
+    fds = dice.pick(((kind,), (kind,), (kind,), (), (kind, kind)))
     flags = Flag.IN_SHM | dice.pick((0, 0, Flag.PARTIAL))
     form = dice.pick((BULK, BULK, EACH))
     data = _result(facts, reference, flags=flags, format=form, size=size)
@@ -282,8 +288,9 @@ def shots(dice: Dice, facts: Facts, count: int, *, may_forge: bool) -> Iterator[
     """
     for _ in range(dice.pick((0, 0, 1, 5, 20))):
         yield _idle(dice, facts)
+    shapes = (dice.pick(SHAPES),) if dice.one_in(8) else SHAPES
     for _ in range(count):
-        shot = dice.pick(SHAPES)(dice, facts)
+        shot = dice.pick(shapes)(dice, facts)
         if not shot.forges:
             yield shot
         elif may_forge:

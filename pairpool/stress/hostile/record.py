@@ -17,8 +17,8 @@ HOSTILE_MARK = "PAIRPOOL_HOSTILE"
 MASTER = "PAIRPOOL_HOSTILE_MASTER"
 """Environment variable with the pid of the master."""
 
-_ROW = struct.Struct("<16sIII")
-"""Name of the last deed, packets, boards, pid of the worker."""
+_ROW = struct.Struct("<16sIIII")
+"""Name of the last deed, packets, boards, pid of the worker, whether the attack has returned."""
 
 
 class AttackRow(NamedTuple):
@@ -26,12 +26,14 @@ class AttackRow(NamedTuple):
 
     Attributes:
         pid: the worker that ran it last. An attack that forges an empty report runs again.
+        has_returned: whether the attack has returned, or raised.
     """
 
     deed: str
     packets: int
     boards: int
     pid: int
+    has_returned: bool
 
     @property
     def has_begun(self) -> bool:
@@ -74,17 +76,18 @@ class Record:
 
     def note(self, number: int, deed: str, *, packets: int = 0, boards: int = 0) -> None:
         """Add to the row of an attack."""
-        _deed, old_packets, old_boards, _pid = _ROW.unpack_from(self._map, self._at(number))
-        row = deed.encode()[:16], old_packets + packets, old_boards + boards, os.getpid()
+        _deed, old_packets, old_boards, *_rest = _ROW.unpack_from(self._map, self._at(number))
+        row = deed.encode()[:16], old_packets + packets, old_boards + boards, os.getpid(), 0
         _ROW.pack_into(self._map, self._at(number), *row)
 
     def row(self, number: int) -> AttackRow:
         """Return what an attack did."""
-        deed, packets, boards, pid = _ROW.unpack_from(self._map, self._at(number))
-        return AttackRow(deed.rstrip(b"\0").decode(), packets, boards, pid)
+        deed, packets, boards, pid, has_returned = _ROW.unpack_from(self._map, self._at(number))
+        return AttackRow(deed.rstrip(b"\0").decode(), packets, boards, pid, bool(has_returned))
 
-    def go_on(self) -> None:
+    def end(self, number: int) -> None:
         """Note that an attack is about to return, so that this process goes on to other items."""
+        _ROW.pack_into(self._map, self._at(number), *_ROW.unpack_from(self._map, self._at(number))[:4], 1)
         self._map[os.getpid()] = 1
 
     def has_gone_on(self, pid: int) -> bool:

@@ -155,7 +155,7 @@ class Round:
         is_open = [
             f"{number} ({row.deed}, pid {row.pid})"
             for number, row in rows
-            if row.has_begun and not self._record.has_gone_on(row.pid) and os.path.exists(f"/proc/{row.pid}")
+            if row.has_begun and not row.has_returned and os.path.exists(f"/proc/{row.pid}")
         ]
         begun = sum(row.has_begun for _number, row in rows)
         return f"{', '.join(is_open) or 'none'} have not returned; {len(rows) - begun} of {len(rows)} have not begun"
