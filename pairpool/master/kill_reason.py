@@ -42,7 +42,12 @@ def work_returned() -> KillReason:
     return KillReason(0, 0, 0.0, cause, "look for code that writes to memory that it has not allocated")
 
 
-def work_not_begun(seconds: float) -> KillReason:
-    """Return the reason for a worker that holds a batch and has not begun it."""
+def work_not_begun(seconds: float, batch: int) -> KillReason:
+    """Return the reason for a worker that holds a batch and has not begun it.
+
+    Args:
+        batch: number of the batch whose items are to blame, because one of them has changed the scoreboard; 0 for none.
+    """
     cause = f"it had been sent work and did not begin it within {seconds:g} s: it was stopped, or its packets were lost"
-    return KillReason(0, 0, 0.0, cause, "look for a child of a task that reads from the channel of its worker")
+    advice = "look for a child of a task that reads from the channel of its worker"
+    return KillReason(batch, 0, 0.0, cause, advice, blames_batch=batch > 0)

@@ -9,8 +9,9 @@ A worker that is idle reads its next packet at once. If it does not, one of thes
 
 1. After `RECALL_AFTER_S` the master takes back what the worker has not read. It sends a packet without meaning
    (`StartPacket`), and sends the worker no batches until the worker has read that packet.
-2. After `KILL_AFTER_S` the master kills a worker that has not begun what it holds, and a worker that has not read, if
-   it is idle or stopped. The batches of a dead worker go out again. A worker that a debugger has stopped is left alone.
+2. After `KILL_AFTER_S` the master kills a worker that has read its packet and has not begun the batch. It also kills a
+   worker that has not read, if it is idle or stopped. The batches of a dead worker go out again. A worker that a
+   debugger has stopped is left alone.
 
 A worker that waits for a core looks the same. What it has not read runs elsewhere then, and it loses nothing.
 """
@@ -65,9 +66,11 @@ class LostWork:
             return
         if self._checked.get(worker) != batch.number:
             self._recall(worker, now)
-        elif waited >= KILL_AFTER_S and _may_be_killed(worker):
+        elif waited >= KILL_AFTER_S and pidfds.state_of(worker.pid) != "t":
             self._checked.pop(worker)
-            self._workers.kill_for(worker, work_not_begun(KILL_AFTER_S))
+            # A worker that is idle has reported the batch of which it shows the number. So a task has stored the state.
+            is_forged = worker.slot.words[Word.BATCH] == batch.number
+            self._workers.kill_for(worker, work_not_begun(KILL_AFTER_S, batch.number if is_forged else 0))
 
     def _recall(self, worker: WorkerHandle, now: float) -> None:
         """Take back what a worker has not read."""
@@ -95,7 +98,7 @@ class LostWork:
             self._workers.place(worker)
         elif now - since >= KILL_AFTER_S - RECALL_AFTER_S and _may_be_killed(worker):
             del self._aside_since[worker]
-            self._workers.kill_for(worker, work_not_begun(KILL_AFTER_S))
+            self._workers.kill_for(worker, work_not_begun(KILL_AFTER_S, 0))
 
 
 def _has_not_begun(worker: WorkerHandle) -> bool:

@@ -52,6 +52,13 @@ RESUMED_WITHIN_S = 0.005
 
 _AT_WORK = (State.LOADING, State.RUNNING, State.KEEPING, State.SAVING)
 
+_PICKLING = (State.LOADING, State.KEEPING, State.SAVING, State.SENDING)
+"""States in which the time limit is at least `PICKLING_AT_LEAST_S`. In any other state, an item counts as running,
+because a task can store any number."""
+
+_WITHOUT_ITEM = (State.EMPTY, State.STARTING, State.IDLE)
+"""States of a worker that runs no item. `lost_work.py` ends a worker that owes a batch and stays in one of them."""
+
 
 class _Position(NamedTuple):
     """The position of a worker in its work, as the scoreboard shows it."""
@@ -158,18 +165,18 @@ class Watchdog:
 
     def _look_at_time(self, worker: WorkerHandle, now: float) -> None:
         position = _position_of(worker)
-        if now > _latest_end(worker.held[0]) and position.state != State.FUNCTION:
+        if now > _latest_end(worker.held[0]) and position.state != State.FUNCTION and not worker.has_packet():
             limit = worker.held[0].job.options.task_timeout or 0.0
             self._abort(worker, KillReason(worker.held[0].number, 0, limit, "", "", blames_batch=True))
             return
         batch = next((one for one in worker.held if one.number == position.batch), None)
         limits = [one.job.options.task_timeout for one in worker.held]
-        if batch is None or position.state not in _AT_WORK or batch.job.options.task_timeout is None:
+        if batch is None or position.state in _WITHOUT_ITEM or batch.job.options.task_timeout is None:
             shortest = min((limit for limit in limits if limit is not None), default=math.inf)
             self.at = min(self.at, now + shortest / 2)
             return
         limit = batch.job.options.task_timeout
-        allowed = limit if position.state == State.RUNNING else max(limit, PICKLING_AT_LEAST_S)
+        allowed = max(limit, PICKLING_AT_LEAST_S) if position.state in _PICKLING else limit
         started = position.started / 1e9
         due = (started if started <= now else batch.running_since) + allowed  # a task can have stored a later start
         half = due - limit / 2
@@ -182,6 +189,8 @@ class Watchdog:
             self.at = min(self.at, due, again)
         elif now < batch.first_report_request + (REPORT_WITHIN_S if owes_report else RESUMED_WITHIN_S):
             self.at = min(self.at, now + RESUMED_WITHIN_S)
+        elif worker.has_packet():
+            self.at = min(self.at, now + RESUMED_WITHIN_S)  # its report has arrived, and is read in this turn
         elif not self._abort_at(worker, position, KillReason(batch.number, position.item, limit, "", "")):
             self.at = min(self.at, now + limit)
 

@@ -22,6 +22,7 @@ from tests.support.misuse import (
     breach,
     close_channel_twice,
     close_payload_buffer_twice,
+    forge_and_sleep,
     fork_and_return,
     fork_natively_and_raise,
     large_result,
@@ -241,4 +242,19 @@ def test_a_task_that_hides_from_its_time_limit_ends_all_the_same(
     pool = make_pool(2)
     with pytest.raises(TaskTimeout):
         pool.apply_async(renew_start_for_ever, task_timeout=0.5).get(PATIENCE)
+    assert pool.map(square_slowly, range(60)) == SQUARES
+
+
+@pytest.mark.parametrize(
+    ("word", "value"), [("STATE", 0), ("STATE", 6), ("STATE", 7), ("STATE", 1 << 60), ("BATCH", 0)]
+)
+def test_a_task_that_forges_its_words_does_not_run_for_ever(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, word: str, value: int
+) -> None:
+    monkeypatch.setattr("pairpool.master.watchdog.PICKLING_AT_LEAST_S", 0.5)
+    monkeypatch.setattr("pairpool.master.lost_work.KILL_AFTER_S", 1.5)
+    pool = make_pool(2)
+    result = pool.apply_async(forge_and_sleep, (word, value), task_timeout=0.5)
+    with pytest.raises((TaskTimeout, WorkerDied)):
+        result.get(PATIENCE)
     assert pool.map(square_slowly, range(60)) == SQUARES

@@ -32,6 +32,7 @@ __all__ = [
     "breach",
     "close_channel_twice",
     "close_payload_buffer_twice",
+    "forge_and_sleep",
     "fork_and_return",
     "fork_natively_and_raise",
     "large_result",
@@ -218,6 +219,12 @@ def steal_packets(x: int) -> int:
             except BlockingIOError:
                 pass
     return x
+
+
+def forge_and_sleep(word: str, value: int) -> None:
+    """Store a value in a word of the worker's slot, and sleep."""
+    _words()[getattr(Word, word)] = value
+    time.sleep(60)
 
 
 def renew_start_for_ever() -> None:
