@@ -19,7 +19,7 @@ from tests.support.scripts import python
 
 
 def besiege(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return python("-W", "default", "-m", "pairpool", "stress", "--hostile", "--workers", 3, "--hang", 20, *arguments)
+    return python("-W", "default", "-m", "pairpool", "stress", "--hostile", "--workers", 3, "--hang", 30, *arguments)
 
 
 def test_attacks_harm_nothing_but_the_attackers(start_method: str, tmp_path: Path) -> None:
