@@ -133,7 +133,10 @@ class EngineCore:
             left = watchdog.at - time.monotonic()
             if left <= 0:
                 watchdog.look()
-                self.lost_work.look()
+                if self.queue.unfinished:
+                    watchdog.expect_work()  # also if no worker is busy: all can be set aside
+                if self.lost_work.look():
+                    return 0.0  # there is something to dispatch
                 self.write_board()
                 self.supervisor.zygote.want_spare()
                 left = watchdog.at - time.monotonic()

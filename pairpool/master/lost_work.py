@@ -46,11 +46,16 @@ class LostWork:
         self._queue = queue
         self._workers = workers
         self._aside_since: dict[WorkerHandle, float] = {}
+        self._has_changed = False
         self._checked: dict[WorkerHandle, int] = {}  # the number of the batch for which a recall brought nothing
 
-    def look(self) -> None:
-        """Look once. The engine calls this a few times per second while there is work."""
+    def look(self) -> bool:
+        """Look once. The engine calls this a few times per second while there is work.
+
+        Return whether work came back, or a worker that can take work.
+        """
         now = time.monotonic()
+        self._has_changed = False
         for worker in [one for one in self._checked if not self._workers.is_on_duty(one)]:
             del self._checked[worker]
         for worker in list(self._aside_since):
@@ -58,6 +63,7 @@ class LostWork:
         for worker in list(self._workers.members.values()):
             if worker.held and worker.kill_reason is None and _has_not_begun(worker):
                 self._look_at_owing(worker, now)
+        return self._has_changed
 
     def _look_at_owing(self, worker: WorkerHandle, now: float) -> None:
         batch = worker.held[0]
@@ -84,6 +90,7 @@ class LostWork:
         else:
             self._checked[worker] = first.number
         self._queue.put_back(recalled)
+        self._has_changed = self._has_changed or bool(recalled)
         self._workers.place(worker)
         self._workers.end_update()
 
@@ -96,6 +103,7 @@ class LostWork:
             del self._aside_since[worker]
             worker.set_aside(False)
             self._workers.place(worker)
+            self._has_changed = True
         elif now - since >= KILL_AFTER_S - RECALL_AFTER_S and _may_be_killed(worker):
             del self._aside_since[worker]
             self._workers.kill_for(worker, work_not_begun(KILL_AFTER_S, 0))

@@ -258,3 +258,25 @@ def test_a_task_that_forges_its_words_does_not_run_for_ever(
     with pytest.raises((TaskTimeout, WorkerDied)):
         result.get(PATIENCE)
     assert pool.map(square_slowly, range(60)) == SQUARES
+
+
+class FinishesLate:
+    """An argument whose finalizer takes longer in the worker than the pool waits for the worker to read."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.master = os.getpid()
+
+    def __del__(self) -> None:
+        time.sleep(0 if os.getpid() == self.master else self.seconds)
+
+
+def take(_thing: object) -> None:
+    """Return nothing, so that the argument ends after the report."""
+
+
+def test_workers_that_finish_late_get_the_work_that_waits(make_pool: MakePool) -> None:
+    pool = make_pool(2)
+    for result in [pool.apply_async(take, (FinishesLate(2.0),)) for _ in range(2)]:
+        result.get(PATIENCE)
+    assert pool.map_async(square_slowly, range(60)).get(PATIENCE) == SQUARES
