@@ -44,13 +44,12 @@ def reset_signals() -> None:
 
 
 def flush_output() -> None:
-    """Write what waits in the buffers of stdout and stderr."""
-    for stream in (sys.stdout, sys.stderr):
+    """Write what waits in the buffers of stdout and stderr. A program can have put any object in their places."""
+    for name in ("stdout", "stderr"):
         try:
-            if stream is not None:
-                stream.flush()
-        except (OSError, ValueError):
-            pass  # The stream is closed or full. Its owner notices that at the next write.
+            getattr(sys, name).flush()
+        except Exception:
+            pass  # The stream is closed, full, absent or no stream. Its owner notices that at the next write.
 
 
 def _close_stdin() -> None:

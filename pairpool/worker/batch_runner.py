@@ -16,6 +16,7 @@ from collections.abc import Callable
 from operator import length_hint
 from typing import Any
 
+from pairpool.linux import children
 from pairpool.scoreboard.board import NOTHING, State, Word
 from pairpool.transport import segments
 from pairpool.transport.failures import Failure, Fault, describe_failure, describe_result
@@ -262,9 +263,7 @@ class BatchRunner:
         encoded = self._save(packet, first, values, failures)
         _drop(values, encoded)
         self._count(count, len(failures))
-        for stream in (sys.stdout, sys.stderr):
-            if stream is not None:
-                _flush(stream)
+        children.flush_output()
         report = Report(packet.batch, first, count, took, self._sharing_took_ns // 1000)
         stamps = self._take_stamps(packet, count, began, ended)
         try:
@@ -314,10 +313,3 @@ def _drop(values: list[Any], encoded: Encoded | None) -> None:
     release(values)
     for _place, fd in encoded.fds.close_after_send:
         fd.close()
-
-
-def _flush(stream: Any) -> None:
-    try:
-        stream.flush()
-    except (OSError, ValueError):
-        pass  # the stream is closed or full; the result still counts

@@ -140,6 +140,7 @@ class Worker:
         else:
             self.runner.run(packet, loaded, began)
         del loaded  # after the results are pickled, because a finalizer of an item can change what they contain
+        self._own.check_process()  # a finalizer can have forked
         words[Word.STATE] = State.IDLE
         if not capture.mend():
             raise Lost("a task has shut down the socket of log records")

@@ -19,6 +19,7 @@ from pairpool.linux import process_tree
 from tests.support.misuse import (
     BREACHES,
     HARMLESS,
+    DeletedWithFork,
     breach,
     close_channel_twice,
     close_payload_buffer_twice,
@@ -27,6 +28,7 @@ from tests.support.misuse import (
     fork_natively_and_raise,
     large_result,
     renew_start_for_ever,
+    replace_stdout,
     scribble_limit,
     square_slowly,
     steal_packets,
@@ -285,3 +287,28 @@ def test_workers_that_finish_late_get_the_work_that_waits(make_pool: MakePool) -
     caller.start()
     caller.join(PATIENCE)
     assert found == [SQUARES]
+
+
+def test_a_child_that_a_finalizer_forks_ends(make_pool: MakePool, capfd: pytest.CaptureFixture[str]) -> None:
+    pool = make_pool(1)
+    assert pool.apply(type, (DeletedWithFork(),)) is DeletedWithFork
+    assert pool.map(square_slowly, range(60)) == SQUARES
+    text, deadline = "", time.monotonic() + PATIENCE
+    while "left the task" not in text and "Traceback" not in text and time.monotonic() < deadline:
+        text += capfd.readouterr().err
+    assert "left the task" in text
+
+
+def test_a_stream_without_flush_in_place_of_stdout_harms_no_item(start_method: str, make_pool: MakePool) -> None:
+    pool = make_pool(1)
+    pids = pids_of(pool)
+    assert pool.apply(replace_stdout, (5,)) == 5
+    assert pool.map(square_slowly, range(60)) == SQUARES
+    assert pids_of(pool) == pids
+
+
+def test_a_program_may_have_a_stdout_without_flush(
+    start_method: str, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdout", object())
+    assert make_pool(1).map(square_slowly, range(60)) == SQUARES

@@ -28,6 +28,8 @@ from pairpool.transport.stamps import Stamps
 from pairpool.worker.worker import Worker
 
 __all__ = [
+    "DeletedWithFork",
+    "replace_stdout",
     "BREACHES",
     "breach",
     "close_channel_twice",
@@ -238,3 +240,21 @@ def scribble_limit(x: int) -> int:
     """Tell the worker to begin no item any more."""
     _words()[Word.LIMIT] = 0
     return x * x
+
+
+class DeletedWithFork:
+    """An item whose finalizer forks in a worker. The child returns."""
+
+    def __init__(self) -> None:
+        self._masters = [os.getpid()]
+
+    def __del__(self) -> None:
+        if os.getpid() not in self._masters:
+            self._masters.append(os.getpid())
+            os.fork()
+
+
+def replace_stdout(x: int) -> int:
+    """Put an object that is no stream in the place of `sys.stdout`."""
+    sys.stdout = object()
+    return x
