@@ -42,6 +42,9 @@ __all__ = ["ReportReader"]
 PACKETS_PER_TURN = 256
 """Packets of one worker that a turn of the event loop handles at most, so that no worker can keep the master busy."""
 
+PACKETS_AT_DEATH = 100_000
+"""The same for a worker that has ended. A child of a task can still send, so the number is not unlimited."""
+
 
 class ReportReader:
     """Receives the packets of the workers.
@@ -77,7 +80,7 @@ class ReportReader:
     def drain(self, handle: WorkerHandle, *, everything: bool) -> None:
         """Process the packets of one worker: as many as it owes, or all that have arrived."""
         workers = self._workers
-        for _ in range(PACKETS_PER_TURN):
+        for _ in range(PACKETS_AT_DEATH if everything else PACKETS_PER_TURN):
             if handle.eof_sent or handle.is_misused or self._loop.ended:  # another thread may change them
                 break
             workers.begin_update(handle)
