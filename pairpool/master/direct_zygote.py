@@ -106,6 +106,9 @@ class DirectZygote:
     def take_spare(self) -> Zygote | None:
         return None
 
+    def wake(self) -> None:
+        """Do nothing: the zygote is this process."""
+
     def watched(self) -> list[int]:
         return []
 

@@ -139,6 +139,8 @@ class EngineCore:
                     return 0.0  # there is something to dispatch
                 self.write_board()
                 self.supervisor.zygote.want_spare()
+                if self.supervisor.awaited:
+                    self.supervisor.zygote.wake()
                 left = watchdog.at - time.monotonic()
         else:
             left = math.inf

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import signal
 import time
 from collections import OrderedDict
@@ -15,6 +16,9 @@ from pairpool.master.worker_channel import ChannelTroubles
 from pairpool.master.worker_handle import WorkerHandle
 
 __all__ = ["SOON_DONE_WITHIN_S", "WorkerHandle", "WorkerSet"]
+
+CONTINUE_STOPPED_EVERY_S = 0.1
+"""Seconds after which a worker that has not exited is continued, in case another process has stopped it."""
 
 MAX_WORKERS_COMPARED = 64
 """Workers among which the least loaded one is chosen, at most."""
@@ -219,15 +223,12 @@ class WorkerSet:
         workers = list(self)
         self.kill(is_busy)
         for handle in workers:
-            if is_busy(handle):
-                continue
-            if not handle.eof_sent:
+            if not (is_busy(handle) or handle.eof_sent):
                 handle.send_eof()
-            pidfds.send_signal(handle.pidfd.fileno(), signal.SIGCONT)  # a stopped worker could not exit
         deadline = None if grace is None else time.monotonic() + grace
         for handle in workers:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            if not pidfds.wait_ended(handle.pidfd.fileno(), left):
+            if not _wait_for_exit(handle, left):
                 handle.kill()
                 pidfds.wait_ended(handle.pidfd.fileno(), None)
             handle.take_held()
@@ -236,3 +237,16 @@ class WorkerSet:
         self.leaving.clear()
         for place in (self.watched, self.empty, self._with_one_batch, self._recent):
             place.clear()
+
+
+def _wait_for_exit(handle: WorkerHandle, timeout: float | None) -> bool:
+    """Wait until a worker has exited, and continue it if another process has stopped it. Return False if time is up."""
+    deadline = math.inf if timeout is None else time.monotonic() + timeout
+    while True:
+        left = max(0.0, deadline - time.monotonic())
+        if pidfds.wait_ended(handle.pidfd.fileno(), min(left, CONTINUE_STOPPED_EVERY_S)):
+            return True
+        if left <= CONTINUE_STOPPED_EVERY_S:
+            return False
+        if pidfds.state_of(handle.pid) == "T":
+            pidfds.send_signal(handle.pidfd.fileno(), signal.SIGCONT)

@@ -85,6 +85,9 @@ class Zygote(Protocol):
     def take_spare(self) -> Zygote | None:
         """Return the spare, which the caller then owns; None if there is none."""
 
+    def wake(self) -> None:
+        """Continue the zygote if another process has stopped it."""
+
     def watched(self) -> list[int]:
         """Return the descriptors that become readable when an answer has come or the zygote has ended."""
 
@@ -135,6 +138,10 @@ class ZygoteProcess:
 
     def request(self, slot: int) -> None:
         self._post(SpawnPacket(next(serials), slot))
+
+    def wake(self) -> None:
+        if pidfds.state_of(self.pid) == "T":
+            pidfds.send_signal(self.pidfd.fileno(), signal.SIGCONT)
 
     def end_descendants(self, serial: int) -> None:
         """Do nothing: the zygote adopts them when the worker has ended."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -312,3 +313,33 @@ def test_a_program_may_have_a_stdout_without_flush(
 ) -> None:
     monkeypatch.setattr("sys.stdout", object())
     assert make_pool(1).map(square_slowly, range(60)) == SQUARES
+
+
+# --- the zygote and tracing -----------------------------------------------------------------------------
+
+
+def stop_zygote_and_die(_x: int) -> None:
+    os.kill(os.getppid(), signal.SIGSTOP)
+    os._exit(3)
+
+
+@pytest.mark.parametrize("start_method", ["fork", "forkserver"])
+def test_a_zygote_that_a_task_stops_goes_on(start_method: str, make_pool: MakePool) -> None:
+    pool = make_pool(2, start_method=start_method)
+    found = pool.map_async(stop_zygote_and_die, range(4), chunksize=1, return_exceptions=True).get(PATIENCE)
+    assert [type(one) for one in found] == [WorkerDied] * 4
+    assert pool.map_async(square_slowly, range(60)).get(PATIENCE) == SQUARES
+    pool.close()
+    pool.join()
+
+
+def ask_to_be_traced() -> int:
+    """Ask the kernel to stop this process at each signal (PTRACE_TRACEME of ptrace(2))."""
+    return int(ctypes.CDLL(None).ptrace(0, 0, None, None))
+
+
+def test_a_worker_that_asks_to_be_traced_ends_with_its_pool(make_pool: MakePool) -> None:
+    pool = make_pool(1)
+    assert pool.apply(ask_to_be_traced) == 0
+    pool.close()
+    pool.join()
