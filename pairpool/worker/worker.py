@@ -134,6 +134,7 @@ class Worker:
         words[Word.BATCH] = packet.batch
         self._source.allow_spinning(packet.flags & Flag.SPIN != 0)
         loaded = load_items(packet, payload, fds, words, self._serializer, self._payloads)
+        self._own.check_process()  # an item can fork while it is unpickled
         if loaded is None:
             segments.take_missing()
             self._serve_cut(packet)

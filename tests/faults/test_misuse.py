@@ -21,6 +21,7 @@ from tests.support.misuse import (
     BREACHES,
     HARMLESS,
     DeletedWithFork,
+    ForksWhenLoaded,
     breach,
     close_channel_twice,
     close_payload_buffer_twice,
@@ -230,7 +231,7 @@ def test_a_stolen_packet_makes_no_item_run_twice(make_pool: MakePool, tmp_path: 
     assert sorted(map(int, Path(path).read_text().split())) == list(range(200))
 
 
-def append_line(where: tuple[str, int]) -> int:
+def append_line(where: tuple[str, Any]) -> Any:
     path, x = where
     with open(path, "a") as file:
         file.write(f"{x}\n")
@@ -298,6 +299,13 @@ def test_a_child_that_a_finalizer_forks_ends(make_pool: MakePool, capfd: pytest.
     while "left the task" not in text and "Traceback" not in text and time.monotonic() < deadline:
         text += capfd.readouterr().err
     assert "left the task" in text
+
+
+def test_a_child_that_an_argument_forks_runs_no_item(make_pool: MakePool, tmp_path: Path) -> None:
+    pool = make_pool(1)
+    path = str(tmp_path / "runs")
+    assert pool.map(append_line, [(path, ForksWhenLoaded())], chunksize=1) == [5]
+    assert Path(path).read_text() == "5\n"
 
 
 def test_a_stream_without_flush_in_place_of_stdout_harms_no_item(start_method: str, make_pool: MakePool) -> None:

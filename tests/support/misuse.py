@@ -29,6 +29,7 @@ from pairpool.worker.worker import Worker
 
 __all__ = [
     "DeletedWithFork",
+    "ForksWhenLoaded",
     "replace_stdout",
     "BREACHES",
     "breach",
@@ -258,3 +259,17 @@ def replace_stdout(x: int) -> int:
     """Put an object that is no stream in the place of `sys.stdout`."""
     sys.stdout = object()
     return x
+
+
+class ForksWhenLoaded:
+    """An item that forks while it is unpickled, and waits for the end of the child."""
+
+    def __reduce__(self) -> Any:
+        return _fork_and_wait, ()
+
+
+def _fork_and_wait() -> int:
+    pid = os.fork()
+    if pid:
+        os.waitpid(pid, 0)
+    return 5
