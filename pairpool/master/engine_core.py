@@ -125,7 +125,7 @@ class EngineCore:
         lacking = self.supervisor.request_missing()
         self.dispatcher.dispatch(stays)
         if self.workers.troubles.shut_down:
-            self._reports.end_shut_down()
+            self._reports.retire_shut_down()
         watchdog = self.watchdog
         if self.queue.unfinished:
             watchdog.expect_work()

@@ -105,11 +105,18 @@ class ReportReader:
                 break
         workers.end_update()
 
-    def end_shut_down(self) -> None:
-        """End the workers whose channels a task has shut down, so that nothing can be sent to them."""
+    def retire_shut_down(self) -> None:
+        """Retire the workers whose channels a task has shut down, so that nothing can be sent to them.
+
+        Such a worker still reports the batch that it runs, which need not be the one to blame.
+        """
         shut_down = self._workers.troubles.shut_down
         for handle in [one for one in self._workers if one in shut_down]:
-            self._on_misuse(handle, "it was shut down")
+            handle.retire()
+            self._queue.put_back(handle.recall())
+            self._workers.place(handle)
+            if not handle.held:
+                self._workers.finish(handle)
         shut_down.clear()
 
     def _on_misuse(self, handle: WorkerHandle, what: str) -> None:

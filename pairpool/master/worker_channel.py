@@ -112,6 +112,7 @@ class WorkerChannel:
         known_functions: the numbers of the functions that the worker has.
         known_segments: the shared segments that the worker has, each with the numbers of the functions that need it.
         captures_sent: capture files sent to the worker. No later packet may overtake them, not even after a recall.
+        is_shut_down: whether a task has shut the worker's end down, so that nothing can be sent.
         eof_sent: whether the ends are closed, so that the worker exits.
     """
 
@@ -126,6 +127,7 @@ class WorkerChannel:
         self.fd_inbox = FdInbox(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
         self.captures_sent = 0
         self.eof_sent = False
+        self.is_shut_down = False
         self._outbox: deque[_Outgoing] = deque()
         self._fd_blocked = troubles.fd_blocked
         self._shut_down = troubles.shut_down
@@ -135,7 +137,7 @@ class WorkerChannel:
     @property
     def wants_room(self) -> bool:
         """Whether packets wait for the socket to have room."""
-        return bool(self._outbox) and self not in self._fd_blocked
+        return bool(self._outbox) and self not in self._fd_blocked and not self.is_shut_down
 
     # --- sending --------------------------------------------------------------------------------
 
@@ -201,6 +203,8 @@ class WorkerChannel:
             self._outbox.append(outgoing)
 
     def _send(self, outgoing: _Outgoing) -> bool:
+        if self.is_shut_down:
+            return False
         _packet, pieces, source, fds, _owner = outgoing
         if source is not None and not source.known:
             fds = (*fds, source.fd.fileno())
@@ -208,6 +212,7 @@ class WorkerChannel:
             if not self.channel.send_packet(pieces, fds, wait=False):
                 return False
         except Lost:  # a task has shut the worker's end down: a closed end could not be the reason, see 2. above
+            self.is_shut_down = True
             self._shut_down[self] = None
             return False
         except OSError as error:

@@ -72,6 +72,7 @@ class Worker:
         sender = ReportSender(channel, self._words, self._payloads, self._own)
         self.runner = BatchRunner(self._words, self._serializer, self._functions, sender, self._own)
         self._streams = sys.stdout, sys.stderr
+        segments.take_missing()  # what the master has noted for itself before the fork says nothing about this process
 
     def run(self) -> int:
         """Serve until the master closes its end; return the exit status."""

@@ -17,6 +17,7 @@ import pytest
 
 from pairpool import Pool, TaskTimeout, WorkerDied
 from pairpool.linux import process_tree
+from pairpool.transport import segments
 from tests.support.misuse import (
     BREACHES,
     HARMLESS,
@@ -351,3 +352,13 @@ def test_a_worker_that_asks_to_be_traced_ends_with_its_pool(make_pool: MakePool)
     assert pool.apply(ask_to_be_traced) == 0
     pool.close()
     pool.join()
+
+
+def test_what_the_master_missed_does_not_reach_new_workers(start_method: str, make_pool: MakePool) -> None:
+    """A report that names a descriptor which did not come leaves a note in the master, which workers inherit."""
+    segments.missing_error()
+    try:
+        pool = make_pool(2)
+        assert list(pool.imap(square_slowly, range(60))) == SQUARES
+    finally:
+        segments.take_missing()
