@@ -41,8 +41,12 @@ class LargeObject:
     def get(self) -> Any:
         """Return the object. Raise the exception of its loading."""
         if not self._loaded:
-            self._loaded.append(pickle.loads(self.data))
+            self._loaded.append(self.load_copy())
         return self._loaded[0]
+
+    def load_copy(self) -> Any:
+        """Return the object, loaded for one item alone. Raise the exception of its loading."""
+        return pickle.loads(self.data)
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
         return LargeObject, (_outgoing(self.data, protocol),)
@@ -88,7 +92,10 @@ def load(data: Any, places: tuple[int, ...] = (), large: tuple[LargeObject, ...]
     try:
         if not places:
             return PLAIN, pickle.loads(data)
-        return PLAIN, ItemUnpickler(data, _LargeObjects(zip(places, large, strict=True))).load()
+        item = ItemUnpickler(data, _LargeObjects(zip(places, large, strict=True))).load()
+        if len(large) == 1 and item is large[0].get():
+            item = large[0].load_copy()  # an item that is itself the large object is not shared
+        return PLAIN, item
     except BaseException as error:
         return FAILED, tuple(describe_failure(serializer, 0, Fault.ARGUMENT, error))
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import select
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -124,7 +123,7 @@ class WorkerChannel:
         self._payload_buffers = PayloadBuffers()
         self._payload_reader = PayloadReader()
         self._batch_buffers: dict[int, tuple[PayloadBuffer, int]] = {}
-        self.fd_inbox = FdInbox(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+        self.fd_inbox = FdInbox(is_bounded=True)
         self.captures_sent = 0
         self.eof_sent = False
         self.is_shut_down = False

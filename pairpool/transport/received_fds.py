@@ -10,7 +10,7 @@ item fails to load, `undo` closes the objects that were made for it.
 from __future__ import annotations
 
 import os
-import sys
+import resource
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from typing import Any, Self, TypeVar
@@ -29,20 +29,21 @@ class FdInbox:
     """Descriptors that came ahead of the packets that need them.
 
     Args:
-        at_most: number of descriptors to keep for one packet. If more come, all are closed, as if they were lost.
+        is_bounded: whether the descriptors for one packet may take at most half of the table of this process. If more
+            come, all of them are closed, as if they were lost.
 
     Attributes:
         early: the descriptors, by the function and the batch of the packet; None if some of them were lost.
     """
 
-    def __init__(self, at_most: int = sys.maxsize) -> None:
-        self._at_most = at_most
+    def __init__(self, *, is_bounded: bool = False) -> None:
+        self._is_bounded = is_bounded
         self.early: dict[tuple[int, int], list[int] | None] = {}
 
     def keep(self, packet: DescriptorsPacket, fds: list[int]) -> None:
         """Store what a packet has brought, until the packet that needs it arrives."""
         early = self.early.setdefault((packet.function, packet.batch), [])
-        if early is None or len(early) + len(fds) > self._at_most:
+        if early is None or (self._is_bounded and len(early) + len(fds) > _table_size() // 2):
             _close(fds)
             self.lose(packet)
         else:
@@ -169,6 +170,11 @@ def undo() -> None:
     received = _current.get()
     if received is not None:
         received.undo()
+
+
+def _table_size() -> int:
+    """Return how many descriptors this process may have."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def _close(fds: Iterable[int]) -> None:
