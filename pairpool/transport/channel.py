@@ -70,6 +70,8 @@ class Channel:
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
+        if sock.gettimeout() is not None:  # the program has set a timeout for all new sockets (setdefaulttimeout)
+            sock.settimeout(None)
         self._buffer: mmap.mmap | None = None
         self._pieces: list[memoryview] = []
 
@@ -159,6 +161,10 @@ class Channel:
         except ConnectionResetError:
             # The kernel reports this once if the other side closed with packets unread. Its packets are still here.
             size, ancillary, flags, _address = self.sock.recvmsg_into(self._pieces, _FDS_SPACE, how)
+        except BlockingIOError:
+            if not wait:
+                raise
+            return self._receive_later()
         view = self._pieces[0]
         if not ancillary and not flags & _CUT_OFF:
             if not size:
@@ -175,6 +181,17 @@ class Channel:
             for fd in fds:
                 os.close(fd)
             raise
+
+    def _receive_later(self) -> tuple[Packet, memoryview, list[int]]:
+        """Receive once there is a packet: a task has made the socket non-blocking, or has given it a timeout."""
+        poller = select.poll()
+        poller.register(self.sock.fileno(), select.POLLIN)
+        while True:
+            poller.poll()
+            try:
+                return self.receive(wait=False)
+            except BlockingIOError:
+                time.sleep(RESEND_AFTER_S)
 
 
 def _descriptors_in(ancillary: list[tuple[int, int, bytes]]) -> list[int]:

@@ -362,3 +362,15 @@ def test_what_the_master_missed_does_not_reach_new_workers(start_method: str, ma
         assert list(pool.imap(square_slowly, range(60))) == SQUARES
     finally:
         segments.take_missing()
+
+
+def test_a_program_may_have_a_default_timeout_for_sockets(start_method: str, make_pool: MakePool) -> None:
+    socket.setdefaulttimeout(0.05)
+    try:
+        pool = make_pool(2)
+        pids = pids_of(pool)
+        pool.apply(time.sleep, (0.2,))  # meanwhile the other worker and the master wait for longer than the timeout
+        assert pool.map(square_slowly, range(60)) == SQUARES
+        assert pids_of(pool) == pids
+    finally:
+        socket.setdefaulttimeout(None)

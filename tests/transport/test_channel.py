@@ -9,6 +9,7 @@ import os
 import resource
 import select
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -374,3 +375,27 @@ def test_each_packet_reaches_exactly_one_of_two_processes() -> None:
     assert sorted(mine + theirs) == list(range(rounds * packets))
     assert mine == sorted(mine)
     assert theirs == sorted(theirs)
+
+
+def test_a_default_timeout_of_the_program_does_not_reach_channels() -> None:
+    socket.setdefaulttimeout(0.01)
+    try:
+        ends = [*Channel.pair(), *(Channel.from_fd(end.detach()) for end in socket.socketpair())]
+    finally:
+        socket.setdefaulttimeout(None)
+    for end in ends:
+        assert end.sock.gettimeout() is None
+        assert os.get_blocking(end.fileno())
+        end.close()
+
+
+def test_a_channel_that_a_task_has_made_non_blocking_waits_for_a_packet(pair: Pair) -> None:
+    near, far = pair
+    os.set_blocking(far.fileno(), False)
+    sender = threading.Timer(0.05, near.send, (numbered(7),))
+    sender.start()
+    assert number_of(far.receive()[0]) == 7
+    sender.join()
+    near.close()
+    with pytest.raises(Lost):
+        far.receive()
